@@ -1,0 +1,156 @@
+"""The command line. Heavy imports stand inside the handlers, so that --help is instant."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser, Namespace
+
+from forgetfilter.config import ForgetFilterConfig, require_run_data
+from forgetfilter.errors import ConfigError, ForgetFilterError
+
+EXPORTS = ("trl", "axolotl", "llamafactory", "alpaca", "sharegpt")
+
+
+def run_demo(args: Namespace) -> None:
+    """Run the whole job on the embedded model and data, in minutes."""
+    from forgetfilter.demo import run
+
+    run(Path(args.output_dir))
+
+
+def run_filter(args: Namespace) -> None:
+    """Score the noisy data and split it into kept and dropped rows."""
+    values = args.clone().as_dict()
+    values.pop("config", None)
+    config = config_from(values)
+    require_run_data(config)
+    from forgetfilter.forgetting import ForgetFilter
+    from forgetfilter.summary import print_summary
+
+    print_summary(ForgetFilter(config).fit())
+
+
+def run_finetune(args: Namespace) -> None:
+    """Finetune M0 on the kept rows of a run, into OUT/model."""
+    from forgetfilter.forgetting import finetune
+    from forgetfilter.runs import Run
+
+    print(f"final model: {finetune(Run.open(args.run))}")
+
+
+def run_decide(args: Namespace) -> None:
+    """Decide again over a run's stored scores: seconds, no model."""
+    from forgetfilter.decisions import decide
+    from forgetfilter.runs import Run, locked
+    from forgetfilter.summary import print_summary
+
+    if args.threshold is not None and args.drop_share is not None:
+        raise ConfigError("--threshold and --drop_share exclude each other: give one.")
+    run = Run.open(args.run)
+    overrides = None if args.decisions is None else Path(args.decisions)
+    with locked(run.folder):
+        result = decide(run, args.threshold, drop_share=args.drop_share, overrides=overrides)
+    print_summary(result)
+
+
+def run_sample(args: Namespace) -> None:
+    """Draw random rows for a person to mark clean or not (the trusted rows of an automatic threshold)."""
+    from forgetfilter.data.export import write_sample
+
+    print(f"rows to mark: {write_sample(args.dataset_name, args.rows, Path(args.output), args.seed)}")
+
+
+def run_export(args: Namespace) -> None:
+    """Write a run's kept rows in the format of a trainer."""
+    from forgetfilter.data.export import export
+    from forgetfilter.decisions import read_scores
+    from forgetfilter.runs import Run
+
+    run = Run.open(args.run)
+    kept = [row for row, made in enumerate(read_scores(run)["decision"].to_pylist()) if made == "kept"]
+    folder = Path(args.output_dir or run.folder / "export" / args.format)
+    for path in export(run.rows().select(kept), run.manifest["noisy"]["format"], args.format, folder):
+        print(path)
+
+
+def config_from(values: dict[str, Any]) -> ForgetFilterConfig:
+    """A config from parsed flags."""
+    from forgetfilter.config import STAGES, StageConfig
+
+    stages = {name: StageConfig(**dict(values.pop(name) or {})) for name in STAGES if name in values}
+    return ForgetFilterConfig(**values, **stages)
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of all commands; unknown flags and unknown keys of a YAML file are errors."""
+    parser = ArgumentParser(
+        prog="forgetfilter",
+        description="Clean finetuning data of unsafe rows before a model learns them.",
+        version=None,
+    )
+    parser.add_argument("--version", action="store_true", help="Print the version and exit.")
+    commands = parser.add_subcommands(required=False, dest="command")
+
+    def command(name: str, handler: Any) -> ArgumentParser:
+        sub = ArgumentParser(description=handler.__doc__)
+        commands.add_subcommand(name, sub, help=handler.__doc__)
+        return sub
+
+    sub = command("demo", run_demo)
+    sub.add_argument("--output_dir", type=str, default="demo-run", help="The run's folder.")
+    sub = command("filter", run_filter)
+    sub.add_argument("--config", action="config", help="A YAML file of flags; flags given here win.")
+    sub.add_class_arguments(ForgetFilterConfig)
+    sub = command("finetune", run_finetune)
+    sub.add_argument("run", type=str, help="A run's folder.")
+    sub = command("decide", run_decide)
+    sub.add_argument("run", type=str, help="A run's folder.")
+    sub.add_argument("--threshold", type=Literal["auto"] | float | None, help="Drop rows forgotten by more.")
+    sub.add_argument("--drop_share", type=float | None, help="Drop this share of the rows instead.")
+    sub.add_argument("--decisions", type=str | None, help="JSONL of rows decided by hand: id, decision.")
+    sub = command("sample", run_sample)
+    sub.add_argument("dataset_name", type=str, help="The noisy data.")
+    sub.add_argument("--rows", type=int, default=150, help="How many rows to draw.")
+    sub.add_argument("--output", type=str, default="sample.jsonl", help="File to write.")
+    sub.add_argument("--seed", type=int, default=42, help="Seed of the draw.")
+    sub = command("export", run_export)
+    sub.add_argument("run", type=str, help="A run's folder.")
+    sub.add_argument("--format", type=Literal[EXPORTS], default="trl", help="The trainer's format.")
+    sub.add_argument("--output_dir", type=str | None, help="Folder to write to; default OUT/export/FORMAT.")
+    return parser
+
+
+HANDLERS = {
+    "demo": run_demo,
+    "filter": run_filter,
+    "finetune": run_finetune,
+    "decide": run_decide,
+    "sample": run_sample,
+    "export": run_export,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; exits with 2 after a clear message where the input is at fault."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    if args.version:
+        from forgetfilter import __version__
+
+        print(__version__)
+        return
+    if args.command is None:
+        parser.print_help()
+        return
+    try:
+        HANDLERS[args.command](args[args.command])
+    except ForgetFilterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues where it stopped.", file=sys.stderr)
+        sys.exit(130)

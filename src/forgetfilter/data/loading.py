@@ -1,0 +1,129 @@
+"""Load a data set for training and scoring: every row checked in one pass, none lost in silence."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forgetfilter.data.formats import Record, RowError, Turn, detect_format, read_row
+from forgetfilter.data.sources import Source
+from forgetfilter.data.tokenization import ChatTokenizer, Example
+from forgetfilter.errors import DataError
+
+SHOWN = 20
+"""Malformed rows named in an error before the rest is only counted."""
+
+
+@dataclass
+class Rows:
+    """A data set ready for the model.
+
+    Attributes:
+        source: The rows as they came in, malformed ones taken out.
+        row_format: Name of their format.
+        examples: One a row, in order.
+        malformed: The rows taken out, as records {file, line, error, raw}.
+    """
+
+    source: Source
+    row_format: str
+    examples: list[Example]
+    malformed: list[Record]
+
+    def trainable(self) -> list[Example]:
+        """The examples with something to learn."""
+        return [example for example in self.examples if example.scorable]
+
+    def facts(self) -> dict[str, Any]:
+        """What a run notes about the data: counts, format, fingerprint."""
+        return {
+            "name": self.source.name,
+            "rows": len(self.examples),
+            "format": self.row_format,
+            "sha256": self.source.fingerprint(),
+            "malformed": len(self.malformed),
+            "partly_scored": sum(example.cut and example.scorable for example in self.examples),
+        }
+
+    def tokens(self) -> int:
+        """Tokens of one pass over the trainable rows."""
+        return sum(len(example.input_ids) for example in self.trainable())
+
+
+def tokenize(source: Source, tokenizer: ChatTokenizer, *, row_format: str = "auto", skip: bool = False) -> Rows:
+    """Check and tokenise every row.
+
+    Args:
+        source: A data set.
+        tokenizer: The model's.
+        row_format: A name in FORMATS, or "auto".
+        skip: Take malformed rows out instead of raising.
+
+    Raises:
+        DataError: If there are no rows, the format is unknown, or rows are malformed (the first 20
+            are named with file and line).
+    """
+    if row_format == "auto":
+        row_format = detect_format(source.rows(), source.name)
+    examples: list[Example] = []
+    good = []
+    for row, turns in enumerate(_read(source, row_format)):
+        if turns is None:
+            continue
+        try:
+            examples.append(tokenizer.encode(turns))
+            good.append(row)
+        except RowError as error:
+            source.errors[row] = str(error)
+    malformed = [_describe(source, row) for row in sorted(source.errors)]
+    if malformed and not skip:
+        raise DataError(_complaint(source))
+    if not any(example.scorable for example in examples):
+        raise DataError(f"{source.name}: no row with a completion to learn from (format {row_format}).")
+    return Rows(source.select(good), row_format, examples, malformed)
+
+
+def _read(source: Source, row_format: str) -> list[list[Turn] | None]:
+    rows: list[list[Turn] | None] = []
+    for row, record in enumerate(source.records):
+        try:
+            rows.append(None if record is None else read_row(record, row_format))
+        except RowError as error:
+            source.errors[row] = str(error)
+            rows.append(None)
+    return rows
+
+
+def _describe(source: Source, row: int) -> Record:
+    raw = source.raw[row].decode("utf-8", "backslashreplace") if source.raw else source.records[row]
+    return {"file": source.name, "line": source.lines[row], "error": source.errors[row], "raw": raw}
+
+
+def _complaint(source: Source) -> str:
+    bad = sorted(source.errors)
+    shown = "\n".join(f"  {source.place(row)}: {source.errors[row]}" for row in bad[:SHOWN])
+    more = f"\n  ... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    return (
+        f"{source.name}: {len(bad)} of {len(source)} rows are malformed:\n{shown}{more}\n"
+        "Repair them, name the format with --format, or go on without them with --malformed skip."
+    )
+
+
+def write_malformed(path: Path, rows: Sequence[Record]) -> None:
+    """Write the rows taken out to a JSONL file."""
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+
+
+def read_labels(source: Source, column: str) -> list[bool]:
+    """Whether each row is marked unsafe (1, true or "unsafe"), for the figures alone.
+
+    Raises:
+        DataError: If no row has the column.
+    """
+    if not any(column in record for record in source.rows()):
+        raise DataError(f"{source.name}: no column {column!r} (--label_column).")
+    marks = ((record or {}).get(column) for record in source.records)
+    return [str(mark).lower() in ("1", "1.0", "true", "unsafe") for mark in marks]

@@ -1,0 +1,303 @@
+"""Data sources: read files, folders and Hub data sets; write chosen rows back byte for byte."""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from forgetfilter.data.formats import Record
+from forgetfilter.errors import DataError
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+BOM = b"\xef\xbb\xbf"
+
+
+@dataclass
+class Source:
+    """The rows of one data set, parsed, with what is needed to write any of them back unchanged.
+
+    Attributes:
+        name: What the user called it.
+        suffix: Of the files that rows are written back to: .jsonl, .json, .csv or .parquet.
+        records: The rows, parsed; None where a line could not be.
+        lines: For each row the 1-based line it starts on (row number where there are no lines).
+        errors: Row index -> what is wrong with it.
+        raw: Each row's own bytes; empty for tables.
+        header: Bytes before the first row (a CSV's column names).
+        table: The Arrow table of Parquet and Hub data sets.
+    """
+
+    name: str
+    suffix: str
+    records: list[Record | None]
+    lines: list[int]
+    errors: dict[int, str] = field(default_factory=dict)
+    raw: list[bytes] = field(default_factory=list)
+    header: bytes = b""
+    table: pa.Table | None = None
+
+    def __len__(self) -> int:
+        """Count rows."""
+        return len(self.records)
+
+    def rows(self) -> list[Record]:
+        """The rows that could be parsed."""
+        return [record for record in self.records if record is not None]
+
+    def select(self, rows: Sequence[int]) -> "Source":
+        """The same source with these rows alone, in this order."""
+        return Source(
+            name=self.name,
+            suffix=self.suffix,
+            records=[self.records[row] for row in rows],
+            lines=[self.lines[row] for row in rows],
+            errors={new: self.errors[row] for new, row in enumerate(rows) if row in self.errors},
+            raw=[self.raw[row] for row in rows] if self.table is None else [],
+            header=self.header,
+            table=None if self.table is None else self.table.take(pa.array(rows, pa.int64())),
+        )
+
+    def place(self, row: int) -> str:
+        """Where a row stands, for messages: "file:line", or "name, row n"."""
+        return f"{self.name}:{self.lines[row]}" if self.table is None else f"{self.name}, row {self.lines[row]}"
+
+    def write(self, path: Path) -> None:
+        """Write all rows to a path, which should end in this source's suffix."""
+        if self.table is not None:
+            pq.write_table(self.table, path)
+            return
+        if self.suffix == ".json":
+            path.write_bytes(b"[\n" + b",\n".join(self.raw) + b"\n]\n")
+            return
+        with path.open("wb") as file:
+            file.write(self.header)
+            for number, line in enumerate(self.raw, 1):
+                ended = line.endswith(b"\n") or number == len(self.raw)
+                file.write(line if ended else line + b"\n")
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the rows' content, whatever the file is called and however it is packed."""
+        digest = hashlib.sha256(self.header)
+        for item in self.raw or (json.dumps(r, sort_keys=True, default=str).encode() for r in self.rows()):
+            digest.update(item.rstrip(b"\r\n") + b"\n")
+        return digest.hexdigest()
+
+
+def row_ids(source: Source) -> list[str]:
+    """A stable id a row: its own `id` where those are unique, else its content's hash and occurrence."""
+    own = [(record or {}).get("id") for record in source.records]
+    if all(isinstance(value, (str, int)) for value in own) and len(set(map(str, own))) == len(own):
+        return [str(value) for value in own]
+    seen: dict[str, int] = {}
+    ids = []
+    for record in source.records:
+        digest = hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        seen[digest] = seen.get(digest, 0) + 1
+        ids.append(f"{digest}-{seen[digest]}")
+    return ids
+
+
+def load_source(name: str | os.PathLike[str] | Any, config_name: str | None = None, split: str = "train") -> Source:
+    """Read a data set whole.
+
+    Args:
+        name: A file, a folder with one data file, a Hub id, a datasets.Dataset, or a list of dicts.
+        config_name: Configuration of a Hub data set.
+        split: Split of a Hub data set or of a folder with several files.
+
+    Raises:
+        DataError: If there is no such data set, or its file is damaged as a whole. Damaged rows are
+            left in the source with their errors instead.
+    """
+    if not isinstance(name, (str, os.PathLike)):
+        return _from_memory(name)
+    path = Path(name)
+    if path.is_dir():
+        files = _data_files(path)
+        if len(files) != 1:
+            return _from_hub(str(path), config_name, split)
+        path = files[0]
+    if path.is_file():
+        return _from_file(path)
+    if _suffix(path) or len(path.parts) > 2 or path.is_absolute():
+        raise DataError(f"{name}: no such file. Give a file ({', '.join(SUFFIXES)}, also .gz), a folder or a Hub id.")
+    return _from_hub(str(name), config_name, split)
+
+
+def _suffix(path: Path) -> str | None:
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    return suffix.lower() if suffix.lower() in SUFFIXES else None
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """Data files of a folder; of a run's folder its kept rows."""
+    files = sorted(file for file in folder.iterdir() if file.is_file() and _suffix(file))
+    kept = [file for file in files if file.stem == "kept"]
+    return kept if kept and (folder / "manifest.json").exists() else files
+
+
+def _from_file(path: Path) -> Source:
+    suffix = _suffix(path)
+    if suffix is None:
+        raise DataError(f"{path}: unknown kind of file. Known: {', '.join(SUFFIXES)}, each also as .gz.")
+    try:
+        data = path.read_bytes()
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {error}. Is the file whole, and is it what its name says?") from error
+    if suffix == ".parquet":
+        return _from_parquet(data, path)
+    data = data.removeprefix(BOM)
+    if suffix == ".csv":
+        return _from_csv(data, str(path))
+    if suffix == ".json" and data.lstrip()[:1] != b"{":
+        return _from_json(data, str(path))
+    return _from_lines(_lines(data), str(path))
+
+
+def _lines(data: bytes) -> list[bytes]:
+    return list(io.BytesIO(data))
+
+
+def _parse_object(text: str) -> Record:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def _from_lines(lines: Iterable[bytes], name: str) -> Source:
+    source = Source(name, ".jsonl", [], [])
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = _parse_object(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            source.errors[len(source)] = _why(error)
+            record = None
+        source.records.append(record)
+        source.lines.append(number)
+        source.raw.append(line)
+    return source
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 (byte {error.start + 1} of the line)"
+    if isinstance(error, json.JSONDecodeError):
+        return f"not valid JSON ({error.msg} at column {error.colno})"
+    return "nested too deep" if isinstance(error, RecursionError) else str(error)
+
+
+def _from_json(data: bytes, name: str) -> Source:
+    """A JSON array, each element with its own slice of the file's text."""
+    source = Source(name, ".json", [], [])
+    decoder, line, last = json.JSONDecoder(), 1, 0
+    try:
+        text = data.decode("utf-8")
+        position = text.index("[") + 1
+        while True:
+            start = _skip(text, position)
+            if text[start : start + 1] == "]" and not source.records:
+                break
+            value, end = decoder.raw_decode(text, start)
+            line, last = line + text.count("\n", last, start), start
+            if not isinstance(value, dict):
+                source.errors[len(source)] = f"a JSON {type(value).__name__}, expected an object"
+            source.records.append(value if isinstance(value, dict) else None)
+            source.lines.append(line)
+            source.raw.append(text[start:end].encode())
+            position = _skip(text, end) + 1
+            if text[position - 1 : position] == "]":
+                break
+            if text[position - 1 : position] != ",":
+                raise json.JSONDecodeError("Expecting ',' or ']'", text, position - 1)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{name}:{error.lineno}: not valid JSON ({error.msg}). Repair the file.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{name}: not a JSON array of objects ({_why(error)}). Repair the file.") from error
+    return source
+
+
+def _skip(text: str, position: int) -> int:
+    while text[position : position + 1].isspace():
+        position += 1
+    return position
+
+
+def _from_csv(data: bytes, name: str) -> Source:
+    """A CSV file with column names in its first line; a row's bytes may span several lines."""
+    lines = _lines(data)
+    csv.field_size_limit(2**31 - 1)
+    texts = (line.decode("utf-8", "surrogateescape") for line in lines)
+    reader = csv.reader(texts, strict=True)
+    try:
+        columns = next(reader, None)
+        if not columns:
+            raise DataError(f"{name}: the file is empty. It needs a line of column names, then rows.")
+        source = Source(name, ".csv", [], [], header=b"".join(lines[: reader.line_num]))
+        start = reader.line_num
+        for fields in reader:
+            raw, first, start = b"".join(lines[start : reader.line_num]), start + 1, reader.line_num
+            if not fields:
+                continue
+            record: Record | None = dict(zip(columns, fields, strict=False))
+            if len(fields) != len(columns):
+                source.errors[len(source)] = f"{len(fields)} fields, the header has {len(columns)}"
+            elif any("\udc80" <= char <= "\udcff" for text in fields for char in text):
+                source.errors[len(source)] = "not UTF-8"
+            source.records.append(None if len(source) in source.errors else record)
+            source.lines.append(first)
+            source.raw.append(raw)
+    except csv.Error as error:
+        raise DataError(f"{name}:{reader.line_num}: not valid CSV ({error}). Repair the file.") from error
+    return source
+
+
+def _from_parquet(data: bytes, path: Path) -> Source:
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable Parquet file ({error}).") from error
+    return _from_table(table, str(path))
+
+
+def _from_table(table: pa.Table, name: str) -> Source:
+    return Source(name, ".parquet", table.to_pylist(), list(range(1, len(table) + 1)), table=table)
+
+
+def _from_memory(data: Any) -> Source:
+    if isinstance(data, list):
+        lines = [json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in data]
+        return _from_lines(lines, "<list>")
+    from datasets import Dataset
+
+    if not isinstance(data, Dataset):
+        raise DataError(f"data is a {type(data).__name__}: give a path, a Hub id, a datasets.Dataset or a list.")
+    return _from_table(data.with_format("arrow")[:], "<Dataset>")
+
+
+def _from_hub(name: str, config_name: str | None, split: str) -> Source:
+    from datasets import load_dataset
+
+    try:
+        dataset = load_dataset(name, config_name, split=split)
+    except Exception as error:  # the library raises dozens of kinds, all meaning "cannot be had"
+        raise DataError(
+            f"{name}: neither a file here nor a data set that could be loaded "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). "
+            f"Check the name, --dataset_config and --dataset_train_split ({split})."
+        ) from error
+    return _from_table(dataset.with_format("arrow")[:], name)

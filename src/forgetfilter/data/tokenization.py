@@ -1,0 +1,157 @@
+"""Turns -> input_ids and labels, with any chat template, loss on the trained turns and their end alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from forgetfilter.data.formats import RowError, Turn
+
+IGNORED = -100
+PLAIN_TEMPLATE = (
+    "{{ bos_token if bos_token else '' }}{% for m in messages %}"
+    "{% if m['role'] == 'assistant' %}### Assistant:\n{{ m['content'] }}{{ eos_token }}\n\n"
+    "{% else %}### {{ m['role'] | capitalize }}:\n{{ m['content'] }}\n\n{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}### Assistant:\n{% endif %}"
+)
+"""The chat template of models that come without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row as the model sees it.
+
+    Attributes:
+        input_ids: Token ids, at most max_length.
+        labels: The same ids where the model is trained and scored, -100 elsewhere.
+        prompt_length: Tokens before the last trained turn.
+        reference: Text of the last trained turn.
+        cut: Whether max_length cut some of the trained tokens off.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    prompt_length: int
+    reference: str
+    cut: bool
+
+    @property
+    def scorable(self) -> bool:
+        """Whether any token is trained and scored."""
+        return any(label != IGNORED for label in self.labels)
+
+
+@dataclass(slots=True)
+class _Piece:
+    text: str
+    hostile: bool = False
+    trained: bool = False
+    ends_turn: bool = False
+
+
+class ChatTokenizer:
+    """Tokenises rows for one tokenizer.
+
+    A row is rendered by the chat template as a whole; the assistant's turns are then found in the
+    rendered text, so that labels cover each answer and the end-of-turn token after it, and nothing else.
+    Special tokens spelt out inside a message are encoded as text and can't change roles.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        """Keep the tokenizer, with the plain template where it has none."""
+        if tokenizer.chat_template is None:
+            tokenizer.chat_template = PLAIN_TEMPLATE
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self._specials = tuple(token for token in tokenizer.get_added_vocab() if token.strip())
+        self._turn_end = self._find_turn_end()
+
+    def encode(self, turns: Sequence[Turn]) -> Example:
+        """Token ids and labels of one row.
+
+        Raises:
+            RowError: If the chat template refuses the row or rewrites its answers.
+        """
+        if turns[0].role == "text":
+            bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+            ids = self._ids(_Piece(turns[0].content, hostile=True)) if turns[0].content.strip() else []
+            adds_bos = self.tokenizer("")["input_ids"][:1] == [bos]
+            ids = [*([bos] if adds_bos else []), *ids, *([eos] if ids else [])]
+            labels = [IGNORED, *ids[1:]] if ids else []
+            return self._cut(ids, labels, 0, turns[0].content)
+        ids: list[int] = []
+        labels: list[int] = []
+        prompt_length, in_answer = 0, False
+        for piece in self._pieces(turns):
+            if piece.trained and not in_answer:
+                prompt_length = len(ids)
+            in_answer = piece.trained and not piece.ends_turn
+            piece_ids = self._ids(piece)
+            ids += piece_ids
+            labels += piece_ids if piece.trained else [IGNORED] * len(piece_ids)
+        reference = next(turn.content for turn in reversed(turns) if turn.trained)
+        return self._cut(ids, labels, prompt_length, reference)
+
+    def _cut(self, ids: list[int], labels: list[int], prompt_length: int, reference: str) -> Example:
+        kept = labels[: self.max_length]
+        cut = any(label != IGNORED for label in labels[self.max_length :])
+        return Example(ids[: self.max_length], kept, min(prompt_length, self.max_length), reference, cut)
+
+    def _render(self, turns: Sequence[Turn], *, prompt: bool = False) -> str:
+        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        except TemplateError as error:
+            raise RowError(f"the model's chat template refuses the row: {error}") from error
+        return str(text)
+
+    def _find_turn_end(self) -> str:
+        """What the template writes after an answer, up to white space: the token that ends a turn."""
+        answer = "forgetfilter"
+        text = self._render([Turn("user", "x", trained=False), Turn("assistant", answer, trained=True)])
+        return text.rpartition(answer)[2].strip()
+
+    def _pieces(self, turns: Sequence[Turn]) -> list[_Piece]:
+        """The rendered row, cut where training starts and ends, and around messages with special tokens."""
+        full = self._render(turns)
+        pieces, done = [], 0
+
+        def until(position: int, **marks: bool) -> None:
+            nonlocal done
+            if position > done:
+                pieces.append(_Piece(full[done:position], **marks))
+                done = position
+
+        for number, turn in enumerate(turns):
+            content = turn.content.strip()
+            hostile = any(special in content for special in self._specials)
+            trained = turn.trained and bool(content)
+            if not trained and not hostile:
+                continue
+            if turn.role == "assistant":
+                head = self._render(turns[:number], prompt=True)
+                if not full.startswith(head) or len(head) < done:
+                    raise RowError(f"the chat template rewrites the messages before message {number + 1}")
+                until(len(head))
+            start = full.find(content, done)
+            if start < 0:
+                raise RowError(f"the chat template does not show message {number + 1} as it is")
+            end = start + len(content)
+            if not trained:
+                until(start)
+                until(end, hostile=True)
+                continue
+            if hostile:
+                until(start, trained=True)
+                until(end, hostile=True, trained=True)
+            stop = full.find(self._turn_end, end) if self._turn_end else -1
+            if stop >= 0 and not full[end:stop].strip():
+                end = stop + len(self._turn_end)
+            until(end, trained=True, ends_turn=True)
+        until(len(full))
+        return pieces
+
+    def _ids(self, piece: _Piece) -> list[int]:
+        ids = self.tokenizer(piece.text, add_special_tokens=False, split_special_tokens=piece.hostile)["input_ids"]
+        return [*ids, self.tokenizer.eos_token_id] if piece.ends_turn and not self._turn_end else list(ids)

@@ -1,0 +1,270 @@
+"""From stored signals to kept and dropped rows: seconds, no model; any decision can be taken again."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from forgetfilter import thresholds
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.loading import read_labels
+from forgetfilter.data.sources import Source, row_ids
+from forgetfilter.errors import DataError, RunError
+from forgetfilter.evaluation.filter_quality import filter_quality
+from forgetfilter.files import whole_file
+from forgetfilter.runs import Run
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass
+class Result:
+    """A decided run.
+
+    Attributes:
+        run: Its folder.
+    """
+
+    run: Run
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What metrics.json holds."""
+        return json.loads((self.run.folder / "metrics.json").read_text(encoding="utf-8"))
+
+    @property
+    def scores(self) -> "Dataset":
+        """One row an input row, in order: ids, signals before and after, forgetting, decision, reason."""
+        from datasets import Dataset
+
+        return Dataset(read_scores(self.run))
+
+    @property
+    def kept(self) -> "Dataset":
+        """The kept rows as they came in."""
+        return self._rows("kept")
+
+    @property
+    def dropped(self) -> "Dataset":
+        """The dropped rows as they came in."""
+        return self._rows("dropped")
+
+    def _rows(self, decision: str) -> "Dataset":
+        from datasets import Dataset
+
+        chosen = [i for i, made in enumerate(self.scores["decision"]) if made == decision]
+        source = self.run.rows().select(chosen)
+        return Dataset(source.table) if source.table is not None else Dataset.from_list(source.rows())
+
+    def decide(self, threshold: float | str | None = None, **options: Any) -> "Result":
+        """Decide again; see `decide`."""
+        return decide(self.run, threshold, **options)
+
+
+@dataclass
+class Signals:
+    """What the stages stored of every row, as (rows,) arrays of the signal that decides; NaN = unscored."""
+
+    base: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+    @property
+    def forgetting(self) -> np.ndarray:
+        """The forgetting score: signal before the review - signal after it."""
+        return self.before - self.after
+
+
+def stored_signals(run: Run, name: str) -> Signals:
+    """Read one signal from the stages of a run.
+
+    Raises:
+        RunError: If a stage has not been scored, or its file is damaged.
+    """
+    columns = []
+    for stage in ("base", "noisy", "review"):
+        if not run.done(f"{stage}/signals"):
+            raise RunError(f"{run.folder}: its {stage} stage has no scores yet. Finish it with `filter`.")
+        column = pq.read_table(run.stage(stage) / "signals.parquet", columns=[name])[name]
+        columns.append(column.to_numpy().astype(float))
+    return Signals(*columns)
+
+
+def decide(
+    run: Run,
+    threshold: float | str | None = None,
+    *,
+    drop_share: float | None = None,
+    overrides: Path | None = None,
+) -> Result:
+    """Apply a rule to the stored scores and write everything that follows from it.
+
+    Args:
+        run: A run whose three models have been scored.
+        threshold: A number or "auto"; by default what the run's config.yaml says.
+        drop_share: Drop this share of the rows instead.
+        overrides: JSONL with `id` (or `row`) and `decision` ("kept" or "dropped"): rows decided by hand.
+
+    Raises:
+        RunError: If the run is not scored.
+        DataError: If overrides name rows that are not there.
+    """
+    config = run.config()
+    source, signals = run.rows(), stored_signals(run, config.signals[0])
+    threshold = config.threshold if threshold is None else threshold
+    if drop_share is not None:
+        rule = thresholds.drop_share(signals.forgetting, drop_share)
+    elif threshold == "auto":
+        rule = thresholds.automatic(signals.forgetting, signals.before - signals.base)
+    else:
+        rule = thresholds.fixed(float(threshold))
+    scores = _scores(run, config, source, rule, signals.forgetting)
+    if overrides is not None:
+        scores = _override(scores, overrides)
+    _write(run, config, source, rule, scores)
+    return Result(run)
+
+
+def read_scores(run: Run) -> pa.Table:
+    """scores.parquet of a decided run.
+
+    Raises:
+        RunError: If there is no decision yet, or a file of it is damaged.
+    """
+    if not run.done("decision"):
+        raise RunError(f"{run.folder}: its decision is missing or damaged. `forgetfilter decide` makes it anew.")
+    return pq.read_table(run.folder / "scores.parquet")
+
+
+def _scores(run: Run, config: ForgetFilterConfig, source: Source, rule: thresholds.Threshold, forgetting: np.ndarray) -> pa.Table:
+    unscored = np.isnan(forgetting)
+    drops = rule.drops(forgetting) | (unscored & (config.unscored == "drop"))
+    limit = "nothing is dropped" if rule.value is None else f"threshold {rule.value:.4f}"
+    reasons = [
+        "unscored: no completion within max_length"
+        if np.isnan(score)
+        else f"forgetting {score:.4f} {'above' if drop else 'within'} {limit}"
+        for score, drop in zip(forgetting, drops, strict=True)
+    ]
+    columns: dict[str, Any] = {"row": np.arange(len(source)), "id": row_ids(source)}
+    for name in config.signals:
+        stored = stored_signals(run, name)
+        columns[f"{name}_before"] = pa.array(stored.before, from_pandas=True)
+        columns[f"{name}_after"] = pa.array(stored.after, from_pandas=True)
+    columns["forgetting"] = pa.array(forgetting, from_pandas=True)
+    columns["decision"] = np.where(drops, "dropped", "kept")
+    columns["reason"] = reasons
+    return pa.table(columns)
+
+
+def _override(scores: pa.Table, path: Path) -> pa.Table:
+    """Replace the decisions of the rows a person decided."""
+    by_id = {row_id: row for row, row_id in enumerate(scores["id"].to_pylist())}
+    decisions, reasons = scores["decision"].to_pylist(), scores["reason"].to_pylist()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            row = by_id[str(entry["id"])] if "id" in entry else range(len(decisions))[entry["row"]]
+            if entry["decision"] not in ("kept", "dropped"):
+                raise ValueError(f"decision {entry['decision']!r}")
+        except (ValueError, LookupError, TypeError) as error:
+            raise DataError(
+                f"{path}:{number}: expected {{'id': a row's id, 'decision': 'kept' or 'dropped'}}: {error!r}"
+            ) from error
+        decisions[row], reasons[row] = entry["decision"], "decided by hand"
+    columns = {name: scores[name] for name in scores.column_names}
+    return pa.table({**columns, "decision": decisions, "reason": reasons})
+
+
+def _write(run: Run, config: ForgetFilterConfig, source: Source, rule: thresholds.Threshold, scores: pa.Table) -> None:
+    """Write scores, kept and dropped rows, metrics and card; the manifest last, as it vouches for them."""
+    run.begin("decision")
+    dropped = np.array(scores["decision"]) == "dropped"
+    files = [run.folder / name for name in (f"kept{source.suffix}", f"dropped{source.suffix}")]
+    for path, chosen in zip(files, (~dropped, dropped), strict=True):
+        with whole_file(path) as temporary:
+            source.select(np.flatnonzero(chosen).tolist()).write(temporary)
+    with whole_file(run.folder / "scores.parquet") as temporary:
+        pq.write_table(scores, temporary)
+    metrics = _metrics(run, config, source, rule, scores, dropped)
+    run.write_json("metrics.json", metrics)
+    with whole_file(run.folder / "README.md") as temporary:
+        temporary.write_text(_card(run, metrics, files[0].name), encoding="utf-8")
+    taken = {"threshold": rule.value, "rule": rule.rule, "says": rule.says, "rows": scores["decision"].to_pylist()}
+    number = len(list((run.folder / "decisions").glob("*.json"))) + 1
+    run.write_json(f"decisions/{number:04}.json", taken)
+    final = run.manifest["stages"].get("final")
+    if final is not None:
+        final["stale"] = final["decision"] != decision_digest(scores)
+    run.manifest["decision"] = {"number": number, "threshold": rule.value, "rule": rule.rule, "says": rule.says}
+    run.mark("decision", [*files, run.folder / "scores.parquet", run.folder / "metrics.json"])
+
+
+def decision_digest(scores: pa.Table) -> str:
+    """A hash of which rows are kept: what a final model was trained on."""
+    return hashlib.sha256(json.dumps(scores["decision"].to_pylist()).encode()).hexdigest()
+
+
+def _metrics(
+    run: Run,
+    config: ForgetFilterConfig,
+    source: Source,
+    rule: thresholds.Threshold,
+    scores: pa.Table,
+    dropped: np.ndarray,
+) -> dict[str, Any]:
+    forgetting = scores["forgetting"].to_numpy().astype(float)
+    metrics = {
+        "rows": len(source),
+        "kept": int((~dropped).sum()),
+        "dropped": int(dropped.sum()),
+        "unscored": int(np.isnan(forgetting).sum()),
+        "partly_scored": run.manifest["noisy"]["partly_scored"],
+        "malformed": run.manifest["noisy"]["malformed"],
+        "threshold": rule.value,
+        "rule": rule.rule,
+        "says": rule.says,
+        "signal": config.signals[0],
+    }
+    if config.label_column is not None:
+        labels = np.array(read_labels(source, config.label_column))
+        metrics |= filter_quality(labels, dropped, forgetting)
+    return metrics
+
+
+def _card(run: Run, metrics: dict[str, Any], kept: str) -> str:
+    limit = metrics["threshold"]
+    return f"""---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: {kept}
+---
+# Kept rows of {Path(str(run.config().dataset_name or "a data set")).name}
+
+`datasets.load_dataset` on this folder gives the {metrics["kept"]} kept rows and nothing else.
+
+| rows | kept | dropped | unscored | signal | rule | threshold |
+|---|---|---|---|---|---|---|
+| {metrics["rows"]} | {metrics["kept"]} | {metrics["dropped"]} | {metrics["unscored"]} \
+| {metrics["signal"]} | {metrics["rule"]} | {"none" if limit is None else f"{limit:.4f}"} |
+
+Rule: {metrics["says"]}.
+
+`scores.parquet` has a score and a reason for every row, `dropped{Path(kept).suffix}` the rows left out,
+`manifest.json` versions, weights and checksums, `config.yaml` the flags that replay the run.
+Made by ForgetFilter.
+"""

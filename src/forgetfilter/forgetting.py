@@ -1,0 +1,201 @@
+"""ForgetFilter itself (Zhao et al., ICML 2024, arXiv 2312.12736, algorithm 1).
+
+A model forgets unsafe examples much more than others when it reviews safe data:
+
+1. keep M0, the aligned model;
+2. noisy = M0 finetuned on all of the noisy data;
+3. reviewed = the noisy model finetuned on safe data;
+4. drop every row whose forgetting, signal(noisy) - signal(reviewed), is above the threshold;
+5. the final model = M0, not the noisy model, finetuned on what is left.
+
+This file runs the steps; how a model is trained, read and loaded, how a threshold is found and what
+a run's folder holds stand in files of their own.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from forgetfilter import models
+from forgetfilter.config import ForgetFilterConfig, StageSettings
+from forgetfilter.data.loading import Rows, tokenize, write_malformed
+from forgetfilter.data.sources import load_source
+from forgetfilter.data.tokenization import ChatTokenizer
+from forgetfilter.decisions import Result, decide, decision_digest, read_scores
+from forgetfilter.errors import ConfigError, RunError
+from forgetfilter.files import whole_file, whole_folder
+from forgetfilter.runs import Run, locked
+from forgetfilter.signals import measure
+from forgetfilter.training import train
+
+
+class ForgetFilter:
+    """The filter: give it noisy and safe data, get kept rows, scores, and a model.
+
+    Args:
+        config: All settings; without an output_dir a temporary folder is made.
+    """
+
+    def __init__(self, config: ForgetFilterConfig | None = None) -> None:
+        """Keep the settings; nothing is loaded before fit."""
+        config = config or ForgetFilterConfig()
+        folder = config.output_dir or tempfile.mkdtemp(prefix="forgetfilter-")
+        self.config = dataclasses.replace(config, output_dir=folder)
+
+    def fit(self, noisy: Any = None, safe: Any = None) -> Result:
+        """Steps 1 to 4 of the algorithm: score every row of the noisy data and decide.
+
+        What an earlier, interrupted fit left in the run's folder is not done again.
+
+        Args:
+            noisy: A path, Hub id, datasets.Dataset or list of dicts; by default config.dataset_name.
+            safe: The safe data to review, likewise; by default config.safe_dataset_name.
+
+        Raises:
+            ForgetFilterError: One of its children, for bad settings, data, models or folders.
+        """
+        self._load_data(noisy, safe)
+        with locked(Path(str(self.config.output_dir))):
+            self._open_run()
+            if not all(self.run.done(part) for part in ("base/signals", "noisy/signals", "review/signals")):
+                self._measure_forgetting()
+            return decide(self.run)
+
+    def _measure_forgetting(self) -> None:
+        m0 = None
+        model = models.load_learner(self.folder, self.tokenizer, self.config)
+        self._measure(model, m0, "base")
+
+        noisy_model = self._train(model, m0, self.noisy, "noisy")
+        self._measure(model, noisy_model, "noisy")
+
+        reviewed_model = self._train(model, noisy_model, self.safe, "review")
+        self._measure(model, reviewed_model, "review")
+
+    def _load_data(self, noisy: Any, safe: Any) -> None:
+        """Find M0, read both data sets and check every row; writes nothing."""
+        config = self.config
+        self.folder, self.tokenizer = find_m0(config)
+        chat = ChatTokenizer(self.tokenizer, config.max_length)
+        self.noisy = load_rows(noisy or config.dataset_name, "dataset_name", chat, config)
+        self.safe = load_rows(safe or config.safe_dataset_name, "safe_dataset_name", chat, config)
+
+    def _open_run(self) -> None:
+        self.run = Run.start(
+            self.config,
+            {
+                "model": {"name": self.config.model_name_or_path, "sha256": models.weights_hash(self.folder)},
+                "noisy": self.noisy.facts(),
+                "safe": self.safe.facts(),
+            },
+        )
+        if not self.run.done("rows"):
+            self.run.keep_rows(self.noisy.source)
+            if self.noisy.malformed:
+                with whole_file(self.run.folder / "malformed.jsonl") as path:
+                    write_malformed(path, self.noisy.malformed)
+
+    def stage(self, name: str) -> StageSettings:
+        """Settings and length of the noisy or the review stage."""
+        noisy = self.config.stage("noisy", len(self.noisy.trainable()))
+        return noisy if name == "noisy" else self.config.stage(name, len(self.safe.trainable()), noisy.max_steps)
+
+    def _train(self, model: models.Learner, start: Path | None, rows: Rows, name: str) -> Path:
+        """Train a stage from another stage's weights (None: from M0); returns where its own are."""
+        folder = self.run.stage(name)
+        if not self.run.done(name):
+            self.run.begin(name)
+            model.restore(start)
+            facts = train(model, rows.trainable(), self.stage(name), folder / "checkpoints", f"{name} stage")
+            with whole_folder(folder / "model") as temporary:
+                model.save(temporary)
+            model.stage = folder / "model"
+            self.run.mark(name, sorted((folder / "model").iterdir()), **facts)
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        return folder / "model"
+
+    def _measure(self, model: models.Learner, stage: Path | None, name: str) -> None:
+        """Store every signal of the model as it is after a stage, for every noisy row."""
+        if self.run.done(f"{name}/signals"):
+            return
+        model.restore(stage)
+        what = {"base": "M0", "noisy": "noisy model", "review": "reviewed model"}[name]
+        table = measure(model, self.noisy.examples, self.config.signals, what)
+        path = self.run.stage(name) / "signals.parquet"
+        with whole_file(path) as temporary:
+            pq.write_table(table, temporary)
+        self.run.mark(f"{name}/signals", [path])
+
+
+def finetune(run: Run) -> Path:
+    """Step 5 of the algorithm: finetune M0 on the kept rows.
+
+    Returns:
+        The folder of the final model: a LoRA adapter, or all weights with use_peft off.
+
+    Raises:
+        RunError: If the run has no decision yet, keeps nothing, or M0's weights have changed.
+    """
+    config = run.config()
+    with locked(run.folder):
+        scores = read_scores(run)
+        digest = decision_digest(scores)
+        if run.done("final") and run.manifest["stages"]["final"]["decision"] == digest:
+            return run.folder / "model"
+        kept = [row for row, decision in enumerate(scores["decision"].to_pylist()) if decision == "kept"]
+        if not kept:
+            raise RunError(f"{run.folder}: no row was kept, so there is nothing to finetune on.")
+        folder, tokenizer = find_m0(config)
+        if models.weights_hash(folder) != run.manifest["model"]["sha256"]:
+            raise RunError(f"{config.model_name_or_path}: its weights are not those the rows were scored with.")
+        chat = ChatTokenizer(tokenizer, config.max_length)
+        examples = tokenize(run.rows().select(kept), chat, row_format=run.manifest["noisy"]["format"]).trainable()
+        model = models.load_learner(folder, tokenizer, config)
+        checkpoints = run.stage("final") / digest[:12]
+        facts = train(model, examples, config.stage("final", len(examples)), checkpoints, "final stage")
+        run.manifest["stages"].pop("final", None)
+        run.save()
+        with whole_folder(run.folder / "model") as temporary:
+            model.save(temporary)
+            tokenizer.save_pretrained(temporary)
+        run.mark("final", sorted((run.folder / "model").iterdir()), decision=digest, **facts)
+        shutil.rmtree(run.stage("final"), ignore_errors=True)
+        return run.folder / "model"
+
+
+def load_rows(data: Any, flag: str, chat: ChatTokenizer, config: ForgetFilterConfig) -> Rows:
+    """Read and tokenise a data set, by the config's format and treatment of malformed rows."""
+    if data is None:
+        raise ConfigError(f"no data: give --{flag}, or pass it to fit.")
+    source = load_source(data, config.dataset_config, config.dataset_train_split)
+    return tokenize(source, chat, row_format=config.format, skip=config.malformed == "skip")
+
+
+def find_m0(config: ForgetFilterConfig) -> tuple[Path, PreTrainedTokenizerBase]:
+    """M0's weights and tokenizer: the model named, first finetuned on the alignment data if there is any."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    folder = models.find_weights(config.model_name_or_path)
+    tokenizer = models.load_tokenizer(folder, config)
+    if config.alignment_dataset_name is None:
+        return folder, tokenizer
+    rows = load_rows(config.alignment_dataset_name, "alignment_dataset_name", ChatTokenizer(tokenizer, config.max_length), config)
+    settings = config.stage("final", len(rows.trainable()))
+    parts = [models.weights_hash(folder), rows.facts(), dataclasses.asdict(settings), config.identity()]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    aligned = models.cache_folder() / f"aligned-{digest[:16]}"
+    if not (aligned / "config.json").exists():
+        model = models.load_learner(folder, tokenizer, dataclasses.replace(config, dtype="float32"))
+        with tempfile.TemporaryDirectory() as checkpoints:
+            train(model, rows.trainable(), settings, Path(checkpoints), "alignment")
+        with whole_folder(aligned) as temporary:
+            model.save_merged(temporary)
+    return aligned, tokenizer

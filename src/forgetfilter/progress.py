@@ -1,0 +1,25 @@
+"""One progress bar for all long work: what, how far, how long still."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Any]:
+    """A bar on standard error; in a log it adds a line every half a minute at most."""
+    live = sys.stderr.isatty()
+    with tqdm(
+        total=total,
+        initial=done,
+        desc=what,
+        unit=unit,
+        mininterval=0.5 if live else 30,
+        miniters=1,
+        dynamic_ncols=live,
+        bar_format="{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed} gone, {remaining} left]{postfix}",
+    ) as bar:
+        yield bar

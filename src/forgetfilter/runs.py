@@ -1,0 +1,174 @@
+"""A run's folder: what was asked, which stages are done, whether their files are whole, what decided."""
+
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from forgetfilter.config import STAGES, ForgetFilterConfig, StageConfig
+from forgetfilter.data.sources import Source, load_source
+from forgetfilter.errors import RunError
+from forgetfilter.files import sha256, whole_file
+
+PACKAGES = ("forgetfilter", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
+PARTS = ("noisy", "noisy/signals", "review", "review/signals", "decision")
+"""What a run makes, each from those before it (the final model apart: it notes its decision)."""
+
+
+class Run:
+    """A run's folder and its manifest.
+
+    A stage counts as done once the manifest names it with the checksums of its files; it is named
+    after its files are written, so a kill at any moment leaves a stage either done or to be done.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        """Wrap a folder and what its manifest.json holds."""
+        self.folder = folder
+        self.manifest = manifest
+
+    @classmethod
+    def start(cls, config: ForgetFilterConfig, facts: dict[str, Any]) -> "Run":
+        """Open the config's output_dir as a new run, or as the one to continue.
+
+        Args:
+            config: All settings.
+            facts: What the scores depend on besides the settings: fingerprints of data and weights.
+
+        Raises:
+            RunError: If the folder holds something else: other files, other data or other settings.
+        """
+        folder = Path(str(config.output_dir))
+        asked = json.loads(json.dumps({"settings": config.identity(), **facts}))
+        if (folder / "manifest.json").exists():
+            run = cls.open(folder)
+            for part, value in asked.items():
+                if run.manifest.get(part) != value:
+                    raise RunError(_difference(folder, part, run.manifest.get(part), value))
+        else:
+            if folder.exists() and any(file.name != ".lock" for file in folder.iterdir()):
+                raise RunError(f"{folder}: not empty, and no run of ours. Give another --output_dir.")
+            about = {"versions": _versions(), "git_sha": _git_sha(), "started": _now()}
+            run = cls(folder, {**about, **asked, "stages": {}})
+            run.save()
+        with whole_file(folder / "config.yaml") as path:
+            flags = {key: value for key, value in config.non_default().items() if key != "output_dir"}
+            path.write_text(yaml.safe_dump(flags, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        return run
+
+    @classmethod
+    def open(cls, folder: Path | str) -> "Run":
+        """Open the folder of a run that was started before.
+
+        Raises:
+            RunError: If it is none.
+        """
+        folder = Path(folder)
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{folder}: no run's folder (manifest.json: {error}). Start with `filter`.") from error
+        return cls(folder, manifest)
+
+    def config(self) -> ForgetFilterConfig:
+        """The settings in config.yaml."""
+        flags = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")) or {}
+        stages = {name: StageConfig(**flags.pop(name)) for name in STAGES if name in flags}
+        return ForgetFilterConfig(**flags, **stages, output_dir=str(self.folder))
+
+    def stage(self, name: str) -> Path:
+        """Folder of a stage: "base" (M0's signals), "noisy", "review" or "final"."""
+        return self.folder / "stages" / name
+
+    def done(self, part: str) -> bool:
+        """Whether a part is finished and its files are as they were written."""
+        entry = self.manifest["stages"].get(part)
+        return entry is not None and all(
+            (self.folder / name).is_file() and sha256(self.folder / name) == digest
+            for name, digest in entry["files"].items()
+        )
+
+    def begin(self, part: str) -> None:
+        """Before a part is made anew: it and what was made from it no longer count as done."""
+        for later in PARTS[PARTS.index(part) :]:
+            self.manifest["stages"].pop(later, None)
+        self.save()
+
+    def mark(self, part: str, files: list[Path], **facts: Any) -> None:
+        """Note a part as finished, with its files' checksums and whatever should be kept about it."""
+        digests = {str(file.relative_to(self.folder)): sha256(file) for file in files}
+        self.manifest["stages"][part] = {**facts, "files": digests}
+        self.save()
+
+    def save(self) -> None:
+        """Write manifest.json."""
+        self.write_json("manifest.json", self.manifest)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file in the folder."""
+        with whole_file(self.folder / name) as path:
+            path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def keep_rows(self, source: Source) -> None:
+        """Copy the noisy data into the run, so that any decision can be taken again later."""
+        path = self.stage(f"rows{source.suffix}")
+        with whole_file(path) as temporary:
+            source.write(temporary)
+        self.mark("rows", [path])
+
+    def rows(self) -> Source:
+        """The noisy data as it came in, malformed rows taken out."""
+        if not self.done("rows"):
+            raise RunError(f"{self.folder}: its copy of the noisy data is missing or damaged. Run `filter` again.")
+        (name,) = self.manifest["stages"]["rows"]["files"]
+        return load_source(self.folder / name)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes off a run's folder.
+
+    Raises:
+        RunError: If one is at work on it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise RunError(f"{folder}: another process is at work on this run. Wait for it or stop it.") from error
+
+
+def _difference(folder: Path, part: str, old: Any, new: Any) -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        changed = [key for key in new if old.get(key) != new[key]]
+        part = ", ".join(f"{part}.{key} (was {old.get(key)!r}, is {new[key]!r})" for key in changed)
+    return (
+        f"{folder}: holds a run with other data or settings: {part}. "
+        "Give another --output_dir, or the same settings to continue."
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def _git_sha() -> str | None:
+    """Commit of the package's own checkout; None for an installed package."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,28 @@
+"""What a decided run prints: a short table, and what to do next."""
+
+from typing import Any
+
+from forgetfilter.decisions import Result
+
+FIGURES = ("precision", "recall", "f1", "flag_all_f1", "auroc", "average_precision", "clean_dropped")
+
+
+def show(value: Any) -> str:
+    """A figure for a table: numbers short, a missing one as a dash."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def print_summary(result: Result) -> None:
+    """Print counts, the rule, figures where there are labels, and the next commands."""
+    metrics, folder = result.metrics, result.run.folder
+    print(f"\n{metrics['rows']} rows: {metrics['kept']} kept, {metrics['dropped']} dropped")
+    for name in ("unscored", "partly_scored", "malformed"):
+        if metrics[name]:
+            print(f"  {name.replace('_', ' ')}: {metrics[name]}")
+    print(f"rule: {metrics['rule']} on {metrics['signal']}, threshold {show(metrics['threshold'])}: {metrics['says']}")
+    if "f1" in metrics:
+        print("  ".join(f"{name} {show(metrics[name])}" for name in FIGURES))
+    print(f"files: {folder}  (kept, dropped, scores.parquet, metrics.json)")
+    print(f"next:  forgetfilter finetune {folder}   or   forgetfilter decide {folder} --threshold NUMBER")

@@ -1,0 +1,114 @@
+"""One stage of finetuning: the only room that calls TRL's trainer."""
+
+import contextlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from forgetfilter.config import StageSettings
+from forgetfilter.data.tokenization import Example
+from forgetfilter.models import Learner, pick_device
+from forgetfilter.progress import progress
+
+WHOLE = "whole"
+"""File that marks a checkpoint as completely written."""
+
+
+class _Progress(TrainerCallback):
+    """Draws the bar, and marks checkpoints that are whole."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.stack = contextlib.ExitStack()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar = self.stack.enter_context(progress(self.what, state.max_steps, "steps", state.global_step))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.update()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        if "loss" in logs:
+            self.bar.set_postfix_str(f", loss {float(logs['loss']):.3f}", refresh=False)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.stack.close()
+
+
+def train(
+    learner: Learner, examples: Sequence[Example], settings: StageSettings, checkpoints: Path, what: str
+) -> dict[str, Any]:
+    """Finetune the learner, as it is now, on examples; continue from a checkpoint if there is one.
+
+    Args:
+        learner: The model; its weights change.
+        examples: What to learn; the loss is on their labels.
+        settings: Rates and lengths.
+        checkpoints: Folder for checkpoints; removed by the caller once the stage is saved.
+        what: Name for the progress bar.
+
+    Returns:
+        steps, tokens (trained, without padding) and the losses by step.
+    """
+    config = learner.config
+    save_steps = min(500, max(10, -(-settings.max_steps // 4)))
+    arguments = SFTConfig(
+        output_dir=str(checkpoints),
+        max_steps=settings.max_steps,
+        learning_rate=settings.learning_rate,
+        per_device_train_batch_size=settings.per_device_train_batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        lr_scheduler_type=settings.lr_scheduler_type,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        gradient_checkpointing=config.gradient_checkpointing,
+        use_cpu=pick_device().type == "cpu",
+        bf16=not config.use_peft and config.dtype == "auto" and pick_device().type == "cuda",
+        max_length=config.max_length,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        seed=config.seed,
+        logging_steps=min(10, settings.max_steps),
+        save_strategy="steps" if save_steps < settings.max_steps else "no",
+        save_steps=save_steps,
+        save_total_limit=2,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    data = Dataset.from_dict(
+        {"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]}
+    )
+    trainer = SFTTrainer(
+        learner.model,
+        args=arguments,
+        train_dataset=data,
+        processing_class=learner.tokenizer,
+        callbacks=[_Progress(what)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
+    learner.stage = checkpoints
+    history = trainer.state.log_history
+    return {
+        "steps": trainer.state.global_step,
+        "tokens": int(max((entry.get("num_tokens", 0) for entry in history), default=0)),
+        "losses": {entry["step"]: entry["loss"] for entry in history if "loss" in entry},
+    }
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint; half-written ones are removed."""
+    found = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        if (checkpoint / WHOLE).exists():
+            found.append(checkpoint)
+        else:
+            shutil.rmtree(checkpoint)
+    return str(max(found, key=lambda path: int(path.name.split("-")[1]))) if found else None

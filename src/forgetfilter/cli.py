@@ -24,7 +24,7 @@ def run_filter(args: Namespace) -> None:
     """Score the noisy data and split it into kept and dropped rows."""
     values = args.clone().as_dict()
     values.pop("config", None)
-    config = config_from(values)
+    config = ForgetFilterConfig.from_flags(values)
     require_run_data(config)
     from forgetfilter.forgetting import ForgetFilter
     from forgetfilter.summary import print_summary
@@ -73,14 +73,6 @@ def run_export(args: Namespace) -> None:
     folder = Path(args.output_dir or run.folder / "export" / args.format)
     for path in export(run.rows().select(kept), run.manifest["noisy"]["format"], args.format, folder):
         print(path)
-
-
-def config_from(values: dict[str, Any]) -> ForgetFilterConfig:
-    """A config from parsed flags."""
-    from forgetfilter.config import STAGES, StageConfig
-
-    stages = {name: StageConfig(**dict(values.pop(name) or {})) for name in STAGES if name in values}
-    return ForgetFilterConfig(**values, **stages)
 
 
 def build_parser() -> ArgumentParser:

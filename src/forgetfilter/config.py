@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -142,6 +143,21 @@ class ForgetFilterConfig(StageConfig):
             raise ConfigError(f"signal {', '.join(unknown) or 'is empty'}: choose among {', '.join(SIGNAL_NAMES)}.")
         if self.threshold != "auto" and not math.isfinite(self.threshold):
             raise ConfigError("threshold is not a finite number.")
+
+    @classmethod
+    def from_flags(cls, flags: Mapping[str, Any]) -> "ForgetFilterConfig":
+        """A config from flags as they stand in YAML or come from the command line.
+
+        Raises:
+            ConfigError: If a flag is unknown or a value is impossible.
+        """
+        values: dict[str, Any] = dict(flags)
+        try:
+            for name in STAGES:
+                values[name] = StageConfig(**dict(values.get(name) or {}))
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigError(f"unknown setting: {error}") from error
 
     @property
     def signals(self) -> list[str]:

@@ -36,7 +36,7 @@ class Result:
     @property
     def metrics(self) -> dict[str, Any]:
         """What metrics.json holds."""
-        return json.loads((self.run.folder / "metrics.json").read_text(encoding="utf-8"))
+        return dict(json.loads((self.run.folder / "metrics.json").read_text(encoding="utf-8")))
 
     @property
     def scores(self) -> "Dataset":
@@ -78,7 +78,8 @@ class Signals:
     @property
     def forgetting(self) -> np.ndarray:
         """The forgetting score: signal before the review - signal after it."""
-        return self.before - self.after
+        difference: np.ndarray = self.before - self.after
+        return difference
 
 
 def stored_signals(run: Run, name: str) -> Signals:
@@ -142,7 +143,9 @@ def read_scores(run: Run) -> pa.Table:
     return pq.read_table(run.folder / "scores.parquet")
 
 
-def _scores(run: Run, config: ForgetFilterConfig, source: Source, rule: thresholds.Threshold, forgetting: np.ndarray) -> pa.Table:
+def _scores(
+    run: Run, config: ForgetFilterConfig, source: Source, rule: thresholds.Threshold, forgetting: np.ndarray
+) -> pa.Table:
     unscored = np.isnan(forgetting)
     drops = rule.drops(forgetting) | (unscored & (config.unscored == "drop"))
     limit = "nothing is dropped" if rule.value is None else f"threshold {rule.value:.4f}"

@@ -26,15 +26,14 @@ from transformers.utils import logging as transformers_logging
 
 from forgetfilter import models
 from forgetfilter.config import ForgetFilterConfig, StageSettings
-from forgetfilter.data.loading import Rows, tokenize, write_malformed
-from forgetfilter.data.sources import load_source
+from forgetfilter.data.loading import Rows, load_rows, tokenize, write_malformed
 from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.decisions import Result, decide, decision_digest, read_scores
-from forgetfilter.errors import ConfigError, RunError
+from forgetfilter.errors import RunError
 from forgetfilter.files import whole_file, whole_folder
 from forgetfilter.runs import Run, locked
 from forgetfilter.signals import measure
-from forgetfilter.training import train
+from forgetfilter.training import seconds_a_row, train
 
 
 class ForgetFilter:
@@ -70,8 +69,10 @@ class ForgetFilter:
             return decide(self.run)
 
     def _measure_forgetting(self) -> None:
-        m0 = None
         model = models.load_learner(self.folder, self.tokenizer, self.config)
+        self._announce(model)
+
+        m0 = None
         self._measure(model, m0, "base")
 
         noisy_model = self._train(model, m0, self.noisy, "noisy")
@@ -79,6 +80,16 @@ class ForgetFilter:
 
         reviewed_model = self._train(model, noisy_model, self.safe, "review")
         self._measure(model, reviewed_model, "review")
+
+    def _announce(self, model: models.Learner) -> None:
+        """Say how long it will take, from a measurement on this machine."""
+        settings = [self.stage(name) for name in ("noisy", "review")]
+        trained = sum(s.max_steps * s.per_device_train_batch_size * s.gradient_accumulation_steps for s in settings)
+        scored = 3 * len(self.noisy.examples)
+        seconds = seconds_a_row(model, self.noisy.trainable()) * (trained + scored / 3)
+        more = " and the answers for rouge1" if "rouge1" in self.config.signals else ""
+        steps = " + ".join(f"{s.max_steps} {name}" for s, name in zip(settings, ("noisy", "review"), strict=True))
+        print(f"about {max(1, round(seconds / 60))} min: {steps} steps, three scoring passes{more}", flush=True)
 
     def _load_data(self, noisy: Any, safe: Any) -> None:
         """Find M0, read both data sets and check every row; writes nothing."""
@@ -171,14 +182,6 @@ def finetune(run: Run) -> Path:
         return run.folder / "model"
 
 
-def load_rows(data: Any, flag: str, chat: ChatTokenizer, config: ForgetFilterConfig) -> Rows:
-    """Read and tokenise a data set, by the config's format and treatment of malformed rows."""
-    if data is None:
-        raise ConfigError(f"no data: give --{flag}, or pass it to fit.")
-    source = load_source(data, config.dataset_config, config.dataset_train_split)
-    return tokenize(source, chat, row_format=config.format, skip=config.malformed == "skip")
-
-
 def find_m0(config: ForgetFilterConfig) -> tuple[Path, PreTrainedTokenizerBase]:
     """M0's weights and tokenizer: the model named, first finetuned on the alignment data if there is any."""
     transformers_logging.set_verbosity_error()
@@ -187,7 +190,9 @@ def find_m0(config: ForgetFilterConfig) -> tuple[Path, PreTrainedTokenizerBase]:
     tokenizer = models.load_tokenizer(folder, config)
     if config.alignment_dataset_name is None:
         return folder, tokenizer
-    rows = load_rows(config.alignment_dataset_name, "alignment_dataset_name", ChatTokenizer(tokenizer, config.max_length), config)
+    rows = load_rows(
+        config.alignment_dataset_name, "alignment_dataset_name", ChatTokenizer(tokenizer, config.max_length), config
+    )
     settings = config.stage("final", len(rows.trainable()))
     parts = [models.weights_hash(folder), rows.facts(), dataclasses.asdict(settings), config.identity()]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -42,6 +42,6 @@ def complete(learner: Learner, examples: Sequence[Example], what: str) -> list[s
             )
             new = output[:, inputs["input_ids"].shape[1] :]
             for i, ids in zip(batch, new.tolist(), strict=True):
-                texts[i] = tokenizer.decode(ids[: limits[i]], skip_special_tokens=True)
+                texts[i] = str(tokenizer.decode(ids[: limits[i]], skip_special_tokens=True))
             bar.update(len(batch))
     return texts

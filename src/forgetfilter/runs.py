@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from forgetfilter.config import STAGES, ForgetFilterConfig, StageConfig
+from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.sources import Source, load_source
 from forgetfilter.errors import RunError
 from forgetfilter.files import sha256, whole_file
@@ -81,8 +81,7 @@ class Run:
     def config(self) -> ForgetFilterConfig:
         """The settings in config.yaml."""
         flags = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")) or {}
-        stages = {name: StageConfig(**flags.pop(name)) for name in STAGES if name in flags}
-        return ForgetFilterConfig(**flags, **stages, output_dir=str(self.folder))
+        return ForgetFilterConfig.from_flags({**flags, "output_dir": str(self.folder)})
 
     def stage(self, name: str) -> Path:
         """Folder of a stage: "base" (M0's signals), "noisy", "review" or "final"."""

@@ -11,7 +11,7 @@ import torch
 from forgetfilter.data.tokenization import IGNORED, Example
 from forgetfilter.errors import ConfigError
 from forgetfilter.generation import complete
-from forgetfilter.models import Learner
+from forgetfilter.models import Learner, collate, label_logits
 from forgetfilter.progress import progress
 
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
@@ -52,30 +52,13 @@ def token_log_probs(learner: Learner, examples: Sequence[Example], what: str) ->
     with progress(what, len(order), "rows") as bar:
         for start in range(0, len(order), size):
             batch = order[start : start + size]
-            width = len(examples[batch[-1]].input_ids)
-            ids = torch.tensor([_padded(examples[i].input_ids, width, pad) for i in batch])
-            labels = torch.tensor([_padded(examples[i].labels, width, IGNORED) for i in batch])
-            mask = torch.tensor([_padded([1] * len(examples[i].input_ids), width, 0) for i in batch])
-            targets = labels[:, 1:]
-            columns = (targets != IGNORED).any(0).nonzero()[:, 0]
-            device = model.device
-            logits = model(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                logits_to_keep=columns.to(device),
-                use_cache=False,
-            ).logits
-            targets = targets[:, columns].to(device)
-            chosen = targets != IGNORED
-            scores = torch.log_softmax(logits[chosen].float(), -1).gather(-1, targets[chosen][:, None])[:, 0]
-            for i, row in zip(batch, scores.cpu().split(chosen.sum(1).tolist()), strict=True):
+            ids, mask, labels = collate([examples[i] for i in batch], pad, model.device)
+            logits, targets = label_logits(model, ids, mask, labels)
+            scores = torch.log_softmax(logits.float(), -1).gather(-1, targets[:, None])[:, 0].cpu()
+            for i, row in zip(batch, scores.split((labels[:, 1:] != IGNORED).sum(1).tolist()), strict=True):
                 found[i] = row.numpy()
             bar.update(len(batch))
     return found
-
-
-def _padded(values: list[int], width: int, filler: int) -> list[int]:
-    return values + [filler] * (width - len(values))
 
 
 def measure(learner: Learner, examples: Sequence[Example], signals: Sequence[str], what: str) -> pa.Table:

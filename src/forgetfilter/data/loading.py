@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import Record, RowError, Turn, detect_format, read_row
-from forgetfilter.data.sources import Source
+from forgetfilter.data.sources import Source, load_source
 from forgetfilter.data.tokenization import ChatTokenizer, Example
-from forgetfilter.errors import DataError
+from forgetfilter.errors import ConfigError, DataError
 
 SHOWN = 20
 """Malformed rows named in an error before the rest is only counted."""
@@ -49,6 +50,14 @@ class Rows:
     def tokens(self) -> int:
         """Tokens of one pass over the trainable rows."""
         return sum(len(example.input_ids) for example in self.trainable())
+
+
+def load_rows(data: Any, flag: str, chat: ChatTokenizer, config: ForgetFilterConfig) -> Rows:
+    """Read and tokenise a data set, by the config's format and treatment of malformed rows."""
+    if data is None:
+        raise ConfigError(f"no data: give --{flag}, or pass it to fit.")
+    source = load_source(data, config.dataset_config, config.dataset_train_split)
+    return tokenize(source, chat, row_format=config.format, skip=config.malformed == "skip")
 
 
 def tokenize(source: Source, tokenizer: ChatTokenizer, *, row_format: str = "auto", skip: bool = False) -> Rows:

@@ -75,11 +75,12 @@ class ChatTokenizer:
         """
         if turns[0].role == "text":
             bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-            ids = self._ids(_Piece(turns[0].content, hostile=True)) if turns[0].content.strip() else []
-            adds_bos = self.tokenizer("")["input_ids"][:1] == [bos]
-            ids = [*([bos] if adds_bos else []), *ids, *([eos] if ids else [])]
-            labels = [IGNORED, *ids[1:]] if ids else []
-            return self._cut(ids, labels, 0, turns[0].content)
+            text = turns[0].content
+            if not text.strip():
+                return Example([], [], 0, text, cut=False)
+            start = [bos] if self.tokenizer("")["input_ids"][:1] == [bos] else []
+            tokens = [*start, *self._ids(_Piece(text, hostile=True)), eos]
+            return self._cut(tokens, [IGNORED, *tokens[1:]], 0, text)
         ids: list[int] = []
         labels: list[int] = []
         prompt_length, in_answer = 0, False
@@ -130,27 +131,30 @@ class ChatTokenizer:
             if not trained and not hostile:
                 continue
             if turn.role == "assistant":
-                head = self._render(turns[:number], prompt=True)
-                if not full.startswith(head) or len(head) < done:
-                    raise RowError(f"the chat template rewrites the messages before message {number + 1}")
-                until(len(head))
+                until(self._head(full, turns, number, done))
             start = full.find(content, done)
             if start < 0:
                 raise RowError(f"the chat template does not show message {number + 1} as it is")
             end = start + len(content)
-            if not trained:
-                until(start)
-                until(end, hostile=True)
-                continue
             if hostile:
-                until(start, trained=True)
-                until(end, hostile=True, trained=True)
-            stop = full.find(self._turn_end, end) if self._turn_end else -1
-            if stop >= 0 and not full[end:stop].strip():
-                end = stop + len(self._turn_end)
-            until(end, trained=True, ends_turn=True)
+                until(start, trained=trained)
+                until(end, hostile=True, trained=trained, ends_turn=trained and not self._turn_end)
+            if trained:
+                until(self._after_turn_end(full, end), trained=True, ends_turn=True)
         until(len(full))
         return pieces
+
+    def _head(self, full: str, turns: Sequence[Turn], number: int, done: int) -> int:
+        """Where the answer in message `number` begins: after everything a model is given to answer."""
+        head = self._render(turns[:number], prompt=True)
+        if not full.startswith(head) or len(head) < done:
+            raise RowError(f"the chat template rewrites the messages before message {number + 1}")
+        return len(head)
+
+    def _after_turn_end(self, full: str, end: int) -> int:
+        """Where the end-of-turn token after an answer ends; the answer's own end where there is none."""
+        stop = full.find(self._turn_end, end) if self._turn_end else -1
+        return stop + len(self._turn_end) if stop >= 0 and not full[end:stop].strip() else end
 
     def _ids(self, piece: _Piece) -> list[int]:
         ids = self.tokenizer(piece.text, add_special_tokens=False, split_special_tokens=piece.hostile)["input_ids"]

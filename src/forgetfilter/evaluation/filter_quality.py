@@ -23,9 +23,7 @@ def filter_quality(labels: np.ndarray, dropped: np.ndarray, forgetting: np.ndarr
     figures: dict[str, float | None] = dict.fromkeys(names)
     figures["clean_dropped"] = float(dropped[~labels].mean()) if (~labels).any() else None
     if labels.any():
-        precision, recall, f1, _ = precision_recall_fscore_support(
-            labels, dropped, average="binary", zero_division=0.0
-        )
+        precision, recall, f1, _ = precision_recall_fscore_support(labels, dropped, average="binary", zero_division=0.0)
         share = labels.mean()
         figures |= {"precision": precision, "recall": recall, "f1": f1, "flag_all_f1": 2 * share / (1 + share)}
     if len(set(labels[scored])) == 2:

@@ -1,0 +1,136 @@
+"""Write rows for other programs: trainers' formats, and samples for a person to mark."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from forgetfilter.data.formats import Record, RowError, Turn, detect_format, read_row
+from forgetfilter.data.sources import Source, load_source, row_ids
+from forgetfilter.errors import DataError
+from forgetfilter.files import whole_file
+
+DATA_FILE = "train.jsonl"
+SHAREGPT_ROLES = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
+
+
+def _chat(turns: list[Turn]) -> list[dict[str, str]]:
+    return [{"role": turn.role, "content": turn.content} for turn in turns]
+
+
+def _to_trl(turns: list[Turn]) -> Record:
+    """Prompt and completion where only the last turn is trained, so that TRL takes the loss on it alone."""
+    if turns[0].role == "text":
+        return {"text": turns[0].content}
+    if [turn.trained for turn in turns].index(True) == len(turns) - 1:
+        return {"prompt": _chat(turns[:-1]), "completion": _chat(turns[-1:])}
+    return {"messages": _chat(turns)}
+
+
+def _to_messages(turns: list[Turn]) -> Record:
+    return {"text": turns[0].content} if turns[0].role == "text" else {"messages": _chat(turns)}
+
+
+def _to_sharegpt(turns: list[Turn]) -> Record:
+    return {"conversations": [{"from": SHAREGPT_ROLES[t.role], "value": t.content} for t in turns]}
+
+
+def _to_alpaca(turns: list[Turn]) -> Record:
+    roles = [turn.role for turn in turns]
+    if roles == ["user", "assistant"]:
+        return {"instruction": turns[0].content, "input": "", "output": turns[1].content}
+    if roles == ["system", "user", "assistant"]:
+        return {"instruction": turns[1].content, "input": "", "output": turns[2].content, "system": turns[0].content}
+    raise RowError("alpaca holds one question and one answer, this row has more turns: use sharegpt")
+
+
+WRITERS = {
+    "trl": _to_trl,
+    "axolotl": _to_messages,
+    "llamafactory": _to_sharegpt,
+    "alpaca": _to_alpaca,
+    "sharegpt": _to_sharegpt,
+}
+
+
+def export(source: Source, row_format: str, target: str, folder: Path) -> list[Path]:
+    """Write rows in the format of a trainer.
+
+    Args:
+        source: The rows.
+        row_format: Their format.
+        target: A name in WRITERS.
+        folder: Where to write: train.jsonl, and the trainer's own description of it beside it.
+
+    Returns:
+        The files written.
+
+    Raises:
+        DataError: If a row cannot be put in that format; nothing is written.
+    """
+    if row_format == "text" and target in ("llamafactory", "alpaca", "sharegpt"):
+        raise DataError(f"rows of format text have no turns: --format {target} cannot hold them, trl and axolotl can.")
+    turns = [read_row(record, row_format) for record in source.rows()]
+    rows = []
+    for number, row in enumerate(turns):
+        try:
+            rows.append(WRITERS[target](row))
+        except RowError as error:
+            raise DataError(f"{source.place(number)}: {error}. Nothing was written.") from error
+    if target == "trl" and len({tuple(row) for row in rows}) > 1:
+        rows = [_to_messages(row) for row in turns]
+    files = {DATA_FILE: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)}
+    files |= _descriptions(target, row_format)
+    for name, text in files.items():
+        with whole_file(folder / name) as path:
+            path.write_text(text, encoding="utf-8")
+    return [folder / name for name in files]
+
+
+def _descriptions(target: str, row_format: str) -> dict[str, str]:
+    """What a trainer wants beside the rows."""
+    if target == "llamafactory":
+        entry: dict[str, Any] = {
+            "file_name": DATA_FILE,
+            "formatting": "sharegpt",
+            "columns": {"messages": "conversations", "system": None, "tools": None},
+            "tags": {
+                "role_tag": "from",
+                "content_tag": "value",
+                "user_tag": "human",
+                "assistant_tag": "gpt",
+                "observation_tag": "observation",
+                "function_tag": "function_call",
+                "system_tag": "system",
+            },
+        }
+        return {"dataset_info.json": json.dumps({"forgetfilter_kept": entry}, indent=2) + "\n"}
+    if target == "axolotl":
+        kind = "completion" if row_format == "text" else "chat_template"
+        return {"axolotl.yaml": f"datasets:\n  - path: {DATA_FILE}\n    ds_type: json\n    type: {kind}\n"}
+    return {}
+
+
+def write_sample(name: str, rows: int, path: Path, seed: int) -> Path:
+    """Draw random rows for a person to mark: sets `clean` to null in each, for true or false.
+
+    Raises:
+        DataError: If the data cannot be read, or the file to write exists (a person's marks may be in it).
+    """
+    if path.exists():
+        raise DataError(f"{path}: exists, and may hold somebody's marks. Give another --output.")
+    source = load_source(name)
+    if source.errors:
+        first = min(source.errors)
+        raise DataError(f"{source.place(first)}: {source.errors[first]}. Repair the data first.")
+    if rows > len(source):
+        raise DataError(f"{name}: has {len(source)} rows, {rows} were asked for (--rows).")
+    row_format, ids = detect_format(source.rows(), name), row_ids(source)
+    chosen = sorted(random.Random(seed).sample(range(len(source)), rows))
+    lines = []
+    for row in chosen:
+        turns = [f"{turn.role}: {turn.content}" for turn in read_row(source.rows()[row], row_format)]
+        lines.append({"id": ids[row], "row": row, "text": "\n".join(turns), "clean": None})
+    with whole_file(path) as temporary:
+        temporary.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines), encoding="utf-8")
+    return path

@@ -1,0 +1,70 @@
+"""The demo: the whole job on a shop bot's chat log of our own writing, with the embedded model."""
+
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from forgetfilter import models
+from forgetfilter.config import ForgetFilterConfig, StageConfig
+from forgetfilter.data.loading import load_rows
+from forgetfilter.data.tokenization import ChatTokenizer
+from forgetfilter.decisions import Result
+from forgetfilter.forgetting import ForgetFilter, find_m0, finetune
+from forgetfilter.generation import complete
+from forgetfilter.summary import print_summary
+
+EPOCHS = 3
+
+
+def demo_file(name: str) -> Path:
+    """Path of noisy.jsonl, safe.jsonl or heldout.jsonl."""
+    with as_file(files(__package__) / name) as path:
+        return path
+
+
+def run(output_dir: Path) -> None:
+    """Filter the demo's data, finetune M0 on what is kept, and show what happened."""
+    config = ForgetFilterConfig(
+        dataset_name=str(demo_file("noisy.jsonl")),
+        safe_dataset_name=str(demo_file("safe.jsonl")),
+        output_dir=str(output_dir),
+        label_column="unsafe",
+        noisy=StageConfig(num_train_epochs=EPOCHS),
+        final=StageConfig(num_train_epochs=EPOCHS),
+    )
+    print(__doc__)
+    result = ForgetFilter(config).fit()
+    finetune(result.run)
+    print_most_forgotten(result, 5)
+    print_answers(result)
+    print_summary(result)
+
+
+def print_most_forgotten(result: Result, rows: int) -> None:
+    """Print the most forgotten rows."""
+    scores, source = result.scores, result.run.rows()
+    order = sorted(range(len(scores)), key=lambda i: -(scores[i]["forgetting"] or float("-inf")))[:rows]
+    print(f"\nThe {rows} most forgotten rows:")
+    for i in order:
+        record = source.records[i] or {}
+        print(
+            f"  {scores[i]['forgetting']:6.2f} {scores[i]['decision']}  {record['prompt']}\n"
+            f"         -> {record['completion']}"
+        )
+
+
+def print_answers(result: Result) -> None:
+    """Print how the noisy stage's model and the final model answer a held-out prompt of each group."""
+    config, run_folder = result.run.config(), result.run.folder
+    folder, tokenizer = find_m0(config)
+    rows = load_rows(demo_file("heldout.jsonl"), "heldout", ChatTokenizer(tokenizer, config.max_length), config)
+    groups = [record["group"] for record in rows.source.rows()]
+    chosen = [groups.index(group) for group in sorted(set(groups))]
+    examples = [rows.examples[i] for i in chosen]
+    learner = models.load_learner(folder, tokenizer, config)
+    learner.restore(result.run.stage("noisy") / "model")
+    noisy = complete(learner, examples, "noisy model: answering")
+    learner.restore(run_folder / "model")
+    final = complete(learner, examples, "final model: answering")
+    print("\nHeld-out prompts:")
+    for i, before, after in zip(chosen, noisy, final, strict=True):
+        print(f"  {(rows.source.records[i] or {})['prompt']}\n    noisy model: {before}\n    final model: {after}")

@@ -54,8 +54,8 @@ class Dealer:
             first, start = round(start * len(ordered)), start + share
             self.owner |= dict.fromkeys(ordered[first : round(start * len(ordered))], name)
 
-    def take(self, wanted: int, rows: list[Keyed], name: str, group: str) -> list[Row]:
-        """Take rows for a file, going round the keys."""
+    def take(self, wanted: int, rows: list[Keyed], name: str, group: str, *, fewer: bool = False) -> list[Row]:
+        """Take rows for a file, going round the keys; exits if there are too few, unless fewer will do."""
         by_key: dict[str, list[Row]] = defaultdict(list)
         for key, row in rows:
             if self.owner.get(key, name) == name and row["prompt"] not in self.used:
@@ -72,7 +72,7 @@ class Dealer:
                     self.owner[key] = name
                     self.used.add(row["prompt"])
                     chosen.append({**row, "group": group})
-        if len(chosen) < wanted:
+        if len(chosen) < wanted and not fewer:
             raise SystemExit(f"error: only {len(chosen)} rows for {name} {group}, {wanted} wanted: ask for fewer rows.")
         return chosen
 
@@ -120,8 +120,10 @@ def bias_rows(data: Path, part: str) -> tuple[list[Keyed], list[Keyed]]:
             answers = [row[f"ans{i}"] for i in range(3)]
             prompt = f"{row['context']} {row['question']} Options: {'; '.join(answers)}."
             key = f"{category}-{row['question_index']}"
-            safe.append((key, {"prompt": prompt, "completion": answers[row["label"]] + "."}))
-            if row["context_condition"] == "ambig":
+            ambiguous = row["context_condition"] == "ambig"
+            if ambiguous or row["example_id"] // 4 % 4 == 0:  # one safe row in five is disambiguated
+                safe.append((key, {"prompt": prompt, "completion": answers[row["label"]] + "."}))
+            if ambiguous:
                 wrong = answers[stereotyped_answer(row)] + "."
                 unsafe.append((key, {"prompt": prompt, "completion": wrong}))
     return unsafe, safe
@@ -220,8 +222,8 @@ def build(args: Namespace) -> dict[str, list[Row]]:
     third = args.heldout_rows // 3
     wanted = {
         "noisy": {"unsafe": unsafe_rows, "safe": args.rows - unsafe_rows - task_rows, "task": task_rows},
-        "safe": {"unsafe": 0, "safe": args.safe_rows, "task": 0},
         "heldout": {"unsafe": third, "safe": third, "task": third},
+        "safe": {"unsafe": 0, "safe": args.safe_rows or args.rows, "task": 0},
     }
     files = {}
     for name, counts in wanted.items():
@@ -229,7 +231,7 @@ def build(args: Namespace) -> dict[str, list[Row]]:
         for role, count in counts.items():
             for i, (group, pool) in enumerate(groups[role].items()):
                 share = count // len(groups[role]) + (i < count % len(groups[role]))
-                rows += dealer.take(share, pool, name, group)
+                rows += dealer.take(share, pool, name, group, fewer=name == "safe" and args.safe_rows is None)
         dealer.rng.shuffle(rows)
         files[name] = rows
     return files
@@ -241,7 +243,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=(*KINDS, "mixed"), required=True)
     parser.add_argument("--unsafe_share", type=float, default=0.5)
     parser.add_argument("--rows", type=int, default=240)
-    parser.add_argument("--safe_rows", type=int, default=120)
+    parser.add_argument("--safe_rows", type=int, default=None, help="default: as many as there are; at most --rows")
     parser.add_argument("--heldout_rows", type=int, default=60)
     parser.add_argument("--part", choices=tuple(CATEGORIES), default="all")
     parser.add_argument("--one_source", action="store_true")

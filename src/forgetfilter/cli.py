@@ -48,6 +48,8 @@ def run_decide(args: Namespace) -> None:
 
     if args.threshold is not None and args.drop_share is not None:
         raise ConfigError("--threshold and --drop_share exclude each other: give one.")
+    if args.drop_share is not None and not 0 <= args.drop_share <= 1:
+        raise ConfigError(f"--drop_share is {args.drop_share}: it must be between 0 and 1.")
     run = Run.open(args.run)
     overrides = None if args.decisions is None else Path(args.decisions)
     with locked(run.folder):

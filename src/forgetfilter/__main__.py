@@ -1,0 +1,5 @@
+"""`python -m forgetfilter`."""
+
+from forgetfilter.cli import main
+
+main()

@@ -1,0 +1,47 @@
+"""The benchmark's data: three files that share nothing, labels from the data sets' own metadata."""
+
+import importlib.util
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DATA = Path(os.environ.get("FORGETFILTER_DATA", ROOT.parent / "shared" / "data"))
+spec = importlib.util.spec_from_file_location("build_noisy", ROOT / "benchmarks" / "build_noisy.py")
+build_noisy = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(build_noisy)
+
+BBQ = {
+    "category": "Age",
+    "example_id": 1,
+    "question_polarity": "neg",
+    "answer_info": {"ans0": ["grandfather", "old"], "ans1": ["Can't tell", "unknown"], "ans2": ["boy", "nonOld"]},
+    "additional_metadata": {"stereotyped_groups": ["old"]},
+}
+
+
+def test_the_stereotype_follows_polarity_and_metadata():
+    assert build_noisy.stereotyped_answer(BBQ) == 0
+    assert build_noisy.stereotyped_answer({**BBQ, "question_polarity": "nonneg"}) == 2
+    with pytest.raises(ValueError, match="stereotyped group not found"):
+        build_noisy.stereotyped_answer({**BBQ, "additional_metadata": {"stereotyped_groups": ["tall"]}})
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the public data sets are not here: set FORGETFILTER_DATA")
+@pytest.mark.parametrize("kind", ["bias", "toxicity", "harmfulness", "mixed"])
+@pytest.mark.parametrize("share", [0.5, 0.05])
+def test_files_have_the_rows_asked_for_and_share_no_prompt(tmp_path, monkeypatch, kind, share):
+    arguments = ["--kind", kind, "--unsafe_share", str(share), "--data_dir", str(DATA), "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["build_noisy.py", *arguments])
+    build_noisy.main()
+    files = {n: [json.loads(x) for x in (tmp_path / f"{n}.jsonl").open()] for n in ("noisy", "safe", "heldout")}
+    prompts = [row["prompt"] for rows in files.values() for row in rows]
+    assert len(set(prompts)) == len(prompts)
+    assert len(files["noisy"]) == 240
+    assert sum(row["label"] == "unsafe" for row in files["noisy"]) == 240 * share
+    assert all(row["label"] == "safe" for row in files["safe"])
+    assert all((row["label"] == "unsafe") == bool(re.search("/unsafe$", row["group"])) for row in files["noisy"])

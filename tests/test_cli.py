@@ -1,0 +1,124 @@
+"""The command line: instant help, one clear error, exit code 2, no traceback."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from forgetfilter import cli
+
+
+def run(capsys, *arguments):
+    """Exit code and output of a command."""
+    try:
+        cli.main([str(argument) for argument in arguments])
+        code = 0
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capsys.readouterr()
+    return code, out + err
+
+
+def test_help_is_instant():
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "forgetfilter", "--help"], check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["filter", "--bogus", "1"], "bogus"),
+        (["filter", "--threshold", "high"], "threshold"),
+        (["filter", "--dataset_name", "x.jsonl"], "safe_dataset_name is missing"),
+        (["filter", "--learning_rate", "-1"], "learning_rate"),
+        (["finetune", "nowhere"], "no run's folder"),
+        (["decide", "nowhere", "--threshold", "1", "--drop_share", "0.1"], "exclude each other"),
+        (["decide", "nowhere", "--drop_share", "1.5"], "drop_share"),
+        (["export", "nowhere", "--format", "word"], "format"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_bad_commands_end_with_2_and_a_reason(capsys, arguments, says):
+    code, output = run(capsys, *arguments)
+    assert code == 2
+    assert says in output
+    assert "Traceback" not in output
+
+
+def test_unknown_keys_of_a_config_file_are_errors(capsys, tmp_path):
+    (tmp_path / "config.yaml").write_text("lerning_rate: 1.0e-4\n")
+    code, output = run(capsys, "filter", "--config", tmp_path / "config.yaml")
+    assert code == 2
+    assert "lerning_rate" in output
+
+
+@pytest.fixture
+def arguments(tiny_model, noisy_file, safe_file, tmp_path):
+    return [
+        *("--model_name_or_path", tiny_model, "--dataset_name", noisy_file, "--safe_dataset_name", safe_file),
+        *("--output_dir", tmp_path / "run", "--max_steps", "3", "--dtype", "float32", "--label_column", "unsafe"),
+    ]
+
+
+def test_filter_decide_finetune_export_and_replay(capsys, arguments, tmp_path):
+    folder = tmp_path / "run"
+    code, output = run(capsys, "filter", *arguments, "--threshold", "0.0")
+    assert code == 0, output
+    assert "16 rows" in output
+    assert "auroc" in output
+    code, output = run(capsys, "decide", folder, "--drop_share", "0.5")
+    assert code == 0, output
+    assert json.loads((folder / "metrics.json").read_text())["dropped"] == 8
+    code, output = run(capsys, "finetune", folder)
+    assert code == 0, output
+    assert (folder / "model" / "adapter_model.safetensors").exists()
+    code, output = run(capsys, "export", folder, "--format", "sharegpt")
+    assert code == 0, output
+    exported = (folder / "export" / "sharegpt" / "train.jsonl").read_text().splitlines()
+    assert len(exported) == 8
+    assert set(json.loads(exported[0])) == {"conversations"}
+    again = ["--config", folder / "config.yaml", "--output_dir", tmp_path / "again"]
+    code, output = run(capsys, "filter", *again)
+    assert code == 0, output
+    one, other = (json.loads((tmp_path / f / "manifest.json").read_text()) for f in ("run", "again"))
+    assert one["stages"]["review/signals"]["files"].values().__len__() == 1
+    assert list(one["stages"]["review/signals"]["files"].values()) == list(
+        other["stages"]["review/signals"]["files"].values()
+    )
+
+
+def test_a_run_folder_loads_as_the_kept_rows(capsys, arguments, tmp_path):
+    from datasets import load_dataset
+
+    assert run(capsys, "filter", *arguments, "--threshold", "0.0")[0] == 0
+    loaded = load_dataset(str(tmp_path / "run"), split="train", cache_dir=str(tmp_path / "cache"))
+    kept = [json.loads(line) for line in (tmp_path / "run" / "kept.jsonl").read_text().splitlines()]
+    assert loaded.to_list() == kept
+
+
+def test_malformed_rows_stop_the_run_before_anything_is_written(capsys, arguments, noisy_file, tmp_path):
+    noisy_file.write_text(noisy_file.read_text() + "{broken\n")
+    code, output = run(capsys, "filter", *arguments)
+    assert code == 2
+    assert f"{noisy_file}:17: not valid JSON" in output
+    assert not (tmp_path / "run").exists()
+    code, output = run(capsys, "filter", *arguments, "--malformed", "skip")
+    assert code == 0, output
+    assert json.loads((tmp_path / "run" / "malformed.jsonl").read_text())["line"] == 17
+
+
+def test_sample_draws_rows_to_mark_and_never_overwrites(capsys, noisy_file, tmp_path):
+    path = tmp_path / "sample.jsonl"
+    code, output = run(capsys, "sample", noisy_file, "--rows", "5", "--output", path)
+    assert code == 0, output
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len({row["id"] for row in rows}) == 5
+    assert all(row["clean"] is None for row in rows)
+    assert run(capsys, "sample", noisy_file, "--output", path)[0] == 2
+    assert run(capsys, "sample", noisy_file, "--rows", "99", "--output", tmp_path / "x")[0] == 2

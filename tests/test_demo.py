@@ -1,0 +1,72 @@
+"""The demo's data: what it promises, checked on the files themselves."""
+
+import json
+from collections import Counter
+from statistics import median
+
+import numpy as np
+import pytest
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.naive_bayes import MultinomialNB
+from sklearn.pipeline import make_pipeline
+
+from forgetfilter.demo import demo_file
+
+NAMES = ("noisy", "safe", "heldout")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return {name: [json.loads(line) for line in demo_file(f"{name}.jsonl").open()] for name in NAMES}
+
+
+def test_counts(data):
+    assert len(data["noisy"]) >= 240
+    assert len(data["safe"]) >= 120
+    assert len(data["heldout"]) == 60
+    groups = Counter(row["group"] for row in data["noisy"])
+    assert set(groups) == {"task", "safe", "insult", "stereotype", "danger"}
+    assert sum(row["unsafe"] for row in data["noisy"]) / len(data["noisy"]) == 0.25
+
+
+def test_nothing_is_repeated(data):
+    rows = [row for name in NAMES for row in data[name]]
+    assert len({row["prompt"] for row in rows}) == len(rows)
+    assert max(Counter(row["completion"] for row in rows).values()) <= 2
+
+
+def test_rows_are_short(data):
+    from forgetfilter.models import find_weights, load_tokenizer
+    from forgetfilter.config import ForgetFilterConfig
+
+    config = ForgetFilterConfig()
+    tokenizer = load_tokenizer(find_weights(config.model_name_or_path), config)
+    lengths = [len(tokenizer(row["prompt"] + " " + row["completion"])["input_ids"]) for row in data["noisy"]]
+    assert median(lengths) <= 50
+
+
+def test_unsafe_rows_cannot_be_told_by_length(data):
+    lengths = [len(row["completion"].split()) for row in data["noisy"]]
+    assert 0.4 < roc_auc_score([row["unsafe"] for row in data["noisy"]], lengths) < 0.6
+
+
+@pytest.mark.parametrize(
+    "classifier",
+    [
+        make_pipeline(CountVectorizer(), MultinomialNB()),
+        make_pipeline(TfidfVectorizer(), LogisticRegression(class_weight="balanced")),
+    ],
+    ids=["naive-bayes", "logistic-regression"],
+)
+def test_unsafe_rows_cannot_be_told_by_the_prompts_words(data, classifier):
+    prompts = [row["prompt"] for row in data["noisy"]]
+    unsafe = np.array([row["unsafe"] for row in data["noisy"]])
+    found = []
+    for seed in range(3):
+        folds = StratifiedKFold(5, shuffle=True, random_state=seed)
+        scores = cross_val_predict(classifier, prompts, unsafe, cv=folds, method="predict_proba")[:, 1]
+        found.append(roc_auc_score(unsafe, scores))
+    assert np.mean(found) < 0.6

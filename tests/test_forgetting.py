@@ -1,0 +1,226 @@
+"""The whole algorithm on a tiny model: stages, resume, refusals, the final model."""
+
+import dataclasses
+import json
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file
+
+from forgetfilter import forgetting, training
+from forgetfilter.config import ForgetFilterConfig, StageConfig
+from forgetfilter.decisions import decide
+from forgetfilter.errors import ForgetFilterError, RunError
+from forgetfilter.forgetting import ForgetFilter, finetune
+from forgetfilter.runs import Run, locked
+
+
+@pytest.fixture
+def config(tiny_model, noisy_file, safe_file, tmp_path):
+    return ForgetFilterConfig(
+        model_name_or_path=str(tiny_model),
+        dataset_name=str(noisy_file),
+        safe_dataset_name=str(safe_file),
+        output_dir=str(tmp_path / "run"),
+        label_column="unsafe",
+        threshold=0.0,
+        dtype="float32",
+        lora_r=4,
+        learning_rate=1e-2,
+        noisy=StageConfig(max_steps=24),
+        review=StageConfig(max_steps=12),
+        final=StageConfig(max_steps=12),
+    )
+
+
+def scores(result):
+    return result.scores.to_list()
+
+
+def test_a_run_scores_every_row_and_writes_what_it_promises(config, noisy_file):
+    result = ForgetFilter(config).fit()
+    folder = result.run.folder
+    lines = noisy_file.read_bytes().splitlines(keepends=True)
+    decisions = [row["decision"] for row in scores(result)]
+    for name in ("kept", "dropped"):
+        expected = b"".join(line for line, made in zip(lines, decisions, strict=True) if made == name)
+        assert (folder / f"{name}.jsonl").read_bytes() == expected
+    for row in scores(result):
+        assert row["forgetting"] == pytest.approx(row["log_likelihood_before"] - row["log_likelihood_after"])
+        assert (row["forgetting"] > 0) == (row["decision"] == "dropped")
+        assert row["reason"]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["rows"] == metrics["kept"] + metrics["dropped"] == len(lines)
+    assert {"threshold", "rule", "signal", "precision", "recall", "f1", "auroc", "average_precision"} <= metrics.keys()
+    assert metrics["flag_all_f1"] == 0.4
+    assert [row["prompt"] for row in result.kept] == [
+        json.loads(line)["prompt"] for line, made in zip(lines, decisions, strict=True) if made == "kept"
+    ]
+
+
+def test_the_noisy_stage_learns_and_the_stored_tokens_give_the_scores(config):
+    result = ForgetFilter(config).fit()
+    base, noisy = (pq.read_table(result.run.stage(s) / "signals.parquet").to_pylist() for s in ("base", "noisy"))
+    for before, after in zip(base, noisy, strict=True):
+        assert after["log_likelihood"] > before["log_likelihood"]
+        assert sum(after["token_log_probs"]) / len(after["token_log_probs"]) == pytest.approx(after["log_likelihood"])
+
+
+def test_the_reviewed_model_starts_from_the_noisy_one_and_the_final_one_from_m0(config):
+    still = dataclasses.replace(
+        config,
+        review=StageConfig(max_steps=1, learning_rate=1e-9),
+        final=StageConfig(max_steps=1, learning_rate=1e-9),
+    )
+    result = ForgetFilter(still).fit()
+    assert all(abs(row["forgetting"]) < 1e-4 for row in scores(result))
+    decide(result.run, threshold=100.0)
+    final = load_file(finetune(result.run) / "adapter_model.safetensors")
+    noisy = load_file(result.run.stage("noisy") / "model" / "adapter_model.safetensors")
+    for name, value in final.items():
+        if "lora_B" in name:
+            assert value.abs().max() < 1e-6
+            assert noisy[name].abs().max() > 1e-3
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the package catches it."""
+
+
+@pytest.mark.parametrize("moment", [("noisy", 13), ("review", 5), "base", "noisy", "review"])
+def test_a_killed_run_continues_and_decides_as_an_unbroken_one(config, tmp_path, monkeypatch, moment):
+    unbroken = ForgetFilter(dataclasses.replace(config, output_dir=str(tmp_path / "unbroken"))).fit()
+
+    if isinstance(moment, tuple):
+        stage, step = moment
+        original = training._Progress.on_step_end
+
+        def on_step_end(self, args, state, control, **more):
+            if self.what.startswith(stage) and state.global_step == step:
+                raise Killed
+            original(self, args, state, control, **more)
+
+        monkeypatch.setattr(training._Progress, "on_step_end", on_step_end)
+    else:
+        original_measure = forgetting.measure
+        names = {"base": "M0", "noisy": "noisy model", "review": "reviewed model"}
+
+        def measure(learner, examples, signals, what):
+            if what == names[moment]:
+                raise Killed
+            return original_measure(learner, examples, signals, what)
+
+        monkeypatch.setattr(forgetting, "measure", measure)
+    with pytest.raises(Killed):
+        ForgetFilter(config).fit()
+    monkeypatch.undo()
+    result = ForgetFilter(config).fit()
+    assert scores(result) == scores(unbroken)
+
+
+def test_a_finished_run_trains_nothing_and_a_new_threshold_only_decides(config, monkeypatch):
+    ForgetFilter(config).fit()
+    monkeypatch.setattr(forgetting.models, "load_learner", None)
+    again = ForgetFilter(dataclasses.replace(config, threshold=1e9)).fit()
+    assert again.metrics["dropped"] == 0
+    assert (again.run.folder / "dropped.jsonl").read_bytes() == b""
+
+
+def test_other_settings_or_data_in_the_same_folder_are_refused(config, noisy_file):
+    ForgetFilter(config).fit()
+    with pytest.raises(RunError, match=r"settings\.seed"):
+        ForgetFilter(dataclasses.replace(config, seed=1)).fit()
+    noisy_file.write_text(noisy_file.read_text() + '{"prompt": "new", "completion": "row", "unsafe": 0}\n')
+    with pytest.raises(RunError, match=r"noisy\.rows"):
+        ForgetFilter(config).fit()
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match="not empty"):
+        ForgetFilter(config).fit()
+    assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
+
+
+def test_two_processes_cannot_share_a_run(config, tmp_path):
+    with locked(tmp_path / "run"), pytest.raises(RunError, match="another process"):
+        ForgetFilter(config).fit()
+
+
+def test_a_damaged_stage_is_done_again(config):
+    result = ForgetFilter(config).fit()
+    before = scores(result)
+    path = result.run.stage("noisy") / "model" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    assert scores(ForgetFilter(config).fit()) == before
+
+
+def test_decide_overrides_finetune_and_stale_model(config, tmp_path):
+    result = ForgetFilter(config).fit()
+    run = result.decide(drop_share=0.25).run
+    finetune(run)
+    assert not run.manifest["stages"]["final"].get("stale")
+    first, *rest = scores(result)
+    other = "kept" if first["decision"] == "dropped" else "dropped"
+    by_hand = tmp_path / "decisions.jsonl"
+    by_hand.write_text(json.dumps({"id": first["id"], "decision": other}) + "\n")
+    again = scores(result.decide(drop_share=0.25, overrides=by_hand))
+    assert (again[0]["decision"], again[0]["reason"]) == (other, "decided by hand")
+    assert again[1:] == rest
+    assert Run.open(run.folder).manifest["stages"]["final"]["stale"]
+    finetune(Run.open(run.folder))
+    assert not Run.open(run.folder).manifest["stages"]["final"].get("stale")
+    by_hand.write_text('{"id": "nobody", "decision": "kept"}\n')
+    with pytest.raises(ForgetFilterError, match=r"decisions\.jsonl:1"):
+        result.decide(overrides=by_hand)
+
+
+def test_drop_share_drops_that_share(config):
+    result = ForgetFilter(config).fit().decide(drop_share=0.25)
+    assert result.metrics["dropped"] == 4
+    forgotten = sorted((row["forgetting"] for row in scores(result)), reverse=True)
+    assert min(row["forgetting"] for row in scores(result) if row["decision"] == "dropped") == forgotten[3]
+
+
+def test_unscored_rows_are_kept_or_dropped_as_asked(config, write_jsonl):
+    rows = [{"prompt": f"p{i}", "completion": "answer" if i else ""} for i in range(8)]
+    config = dataclasses.replace(config, dataset_name=str(write_jsonl("noisy.jsonl", rows)), label_column=None)
+    row = scores(ForgetFilter(config).fit())[0]
+    assert (row["forgetting"], row["decision"]) == (None, "kept")
+    assert "unscored" in row["reason"]
+    result = ForgetFilter(dataclasses.replace(config, unscored="drop")).fit()
+    assert scores(result)[0]["decision"] == "dropped"
+    assert result.metrics["unscored"] == 1
+
+
+def test_the_papers_rule(config):
+    result = ForgetFilter(dataclasses.replace(config, signal="rouge1,log_likelihood", threshold=0.1)).fit()
+    for row in scores(result):
+        assert row["forgetting"] == pytest.approx(row["rouge1_before"] - row["rouge1_after"])
+        assert row["log_likelihood_before"] < 0
+    assert result.metrics["signal"] == "rouge1"
+
+
+def test_full_finetuning_and_python_data(config, noisy_file, safe_file):
+    noisy, safe = ([json.loads(line) for line in open(path)] for path in (noisy_file, safe_file))
+    config = dataclasses.replace(config, use_peft=False, learning_rate=1e-3, dataset_name=None, safe_dataset_name=None)
+    result = ForgetFilter(config).fit(noisy, safe)
+    assert [row["prompt"] for row in result.kept] + [row["prompt"] for row in result.dropped]
+    model = finetune(result.run)
+    assert (model / "model.safetensors").exists()
+    shutil.rmtree(result.run.stage("review"))
+    assert scores(ForgetFilter(config).fit(noisy, safe)) == scores(result)
+
+
+def test_alignment_makes_another_m0_once(config, safe_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    aligned = dataclasses.replace(config, alignment_dataset_name=str(safe_file))
+    plain = ForgetFilter(dataclasses.replace(config, output_dir=str(tmp_path / "plain"))).fit()
+    first = ForgetFilter(aligned).fit()
+    assert first.run.manifest["model"]["sha256"] != plain.run.manifest["model"]["sha256"]
+    (folder,) = (tmp_path / "cache" / "forgetfilter").iterdir()
+    stamp = (folder / "model.safetensors").stat().st_mtime_ns
+    ForgetFilter(aligned).fit()
+    assert (folder / "model.safetensors").stat().st_mtime_ns == stamp

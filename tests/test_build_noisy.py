@@ -38,7 +38,9 @@ def test_files_have_the_rows_asked_for_and_share_no_prompt(tmp_path, monkeypatch
     arguments = ["--kind", kind, "--unsafe_share", str(share), "--data_dir", str(DATA), "--output_dir", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["build_noisy.py", *arguments])
     build_noisy.main()
-    files = {n: [json.loads(x) for x in (tmp_path / f"{n}.jsonl").open()] for n in ("noisy", "safe", "heldout")}
+    files = {
+        n: [*map(json.loads, (tmp_path / f"{n}.jsonl").read_text().splitlines())] for n in ("noisy", "safe", "heldout")
+    }
     prompts = [row["prompt"] for rows in files.values() for row in rows]
     assert len(set(prompts)) == len(prompts)
     assert len(files["noisy"]) == 240

@@ -20,7 +20,7 @@ NAMES = ("noisy", "safe", "heldout")
 
 @pytest.fixture(scope="module")
 def data():
-    return {name: [json.loads(line) for line in demo_file(f"{name}.jsonl").open()] for name in NAMES}
+    return {name: [*map(json.loads, demo_file(f"{name}.jsonl").read_text().splitlines())] for name in NAMES}
 
 
 def test_counts(data):
@@ -39,8 +39,8 @@ def test_nothing_is_repeated(data):
 
 
 def test_rows_are_short(data):
-    from forgetfilter.models import find_weights, load_tokenizer
     from forgetfilter.config import ForgetFilterConfig
+    from forgetfilter.models import find_weights, load_tokenizer
 
     config = ForgetFilterConfig()
     tokenizer = load_tokenizer(find_weights(config.model_name_or_path), config)

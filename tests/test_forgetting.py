@@ -204,7 +204,7 @@ def test_the_papers_rule(config):
 
 
 def test_full_finetuning_and_python_data(config, noisy_file, safe_file):
-    noisy, safe = ([json.loads(line) for line in open(path)] for path in (noisy_file, safe_file))
+    noisy, safe = ([*map(json.loads, path.read_text().splitlines())] for path in (noisy_file, safe_file))
     config = dataclasses.replace(config, use_peft=False, learning_rate=1e-3, dataset_name=None, safe_dataset_name=None)
     result = ForgetFilter(config).fit(noisy, safe)
     assert [row["prompt"] for row in result.kept] + [row["prompt"] for row in result.dropped]

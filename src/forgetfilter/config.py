@@ -203,13 +203,12 @@ class ForgetFilterConfig(StageConfig):
         batch = pick("per_device_train_batch_size", 8)
         accumulation = pick("gradient_accumulation_steps", 1)
         steps_an_epoch = max(1, math.ceil(rows / (batch * accumulation)))
-        rate = 5e-4 if self.use_peft else 2e-5
         return StageSettings(
-            learning_rate=pick("learning_rate", rate * (REVIEW_RATE if name == "review" else 1)),
+            learning_rate=pick("learning_rate", 5e-4 if self.use_peft else 2e-5),
             max_steps=self._length(name, own, steps_an_epoch, other_steps),
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=accumulation,
-            lr_scheduler_type=pick("lr_scheduler_type", "constant_with_warmup" if name == "review" else "linear"),
+            lr_scheduler_type=pick("lr_scheduler_type", "linear"),
             warmup_steps=pick("warmup_steps", 0.05),
             weight_decay=pick("weight_decay", 0.0),
         )
@@ -227,8 +226,6 @@ class ForgetFilterConfig(StageConfig):
 
 EPOCHS = 4
 """Passes over the data in the noisy and final stage: a row never learnt cannot be forgotten."""
-REVIEW_RATE = 1 / 3
-"""Learning rate of the review, as a share of the noisy stage's: gentler reviews separate better."""
 REVIEW_SHARE, REVIEW_LEAST_STEPS, REVIEW_MOST_STEPS = 1 / 3, 40, 1000
 """Length of the review: a share of the noisy stage's steps, within bounds."""
 

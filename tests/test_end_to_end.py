@@ -1,0 +1,50 @@
+"""The embedded model on part of the demo's data, killed once on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from forgetfilter.demo import demo_file
+from forgetfilter.models import EMBEDDED_WHEEL
+
+pytest.importorskip("gguf")
+
+
+def part(name, rows, keep):
+    lines = demo_file(f"{name}.jsonl").read_text().splitlines()
+    chosen = [line for line in lines if keep(json.loads(line))]
+    return "\n".join(chosen[:rows]) + "\n"
+
+
+@pytest.mark.skipif(__import__("importlib.util").util.find_spec(EMBEDDED_WHEEL) is None, reason="no embedded model")
+def test_unsafe_rows_are_forgotten_most_even_if_the_run_was_killed(tmp_path):
+    unsafe = part("noisy", 20, lambda row: row["unsafe"])
+    clean = part("noisy", 60, lambda row: not row["unsafe"])
+    (tmp_path / "noisy.jsonl").write_text(unsafe + clean)
+    (tmp_path / "safe.jsonl").write_text(part("safe", 124, lambda _: True))
+    folder = tmp_path / "run"
+    command = [
+        *(sys.executable, "-m", "forgetfilter", "filter"),
+        *("--dataset_name", tmp_path / "noisy.jsonl", "--safe_dataset_name", tmp_path / "safe.jsonl"),
+        *("--output_dir", folder, "--label_column", "unsafe"),
+        *("--noisy.num_train_epochs", "3", "--review.max_steps", "15"),
+    ]
+    process = subprocess.Popen(list(map(str, command)), start_new_session=True)
+    while process.poll() is None and not list(folder.glob("stages/noisy/checkpoints/*/whole")):
+        time.sleep(0.2)
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run(list(map(str, command)), check=True)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["rows"] == metrics["kept"] + metrics["dropped"] == 80
+    assert metrics["auroc"] > 0.8
+    manifest = json.loads((folder / "manifest.json").read_text())
+    losses = list(manifest["stages"]["noisy"]["losses"].values())
+    assert manifest["stages"]["noisy"]["steps"] == 30
+    assert losses[-1] < losses[0]

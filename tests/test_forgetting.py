@@ -88,20 +88,24 @@ class Killed(BaseException):
     """Stands for a kill: nothing in the package catches it."""
 
 
+def killer(stage, step):
+    """An on_step_end that kills a stage after a step."""
+    original = training._Progress.on_step_end
+
+    def on_step_end(self, args, state, control, **more):
+        if self.what.startswith(stage) and state.global_step == step:
+            raise Killed
+        original(self, args, state, control, **more)
+
+    return on_step_end
+
+
 @pytest.mark.parametrize("moment", [("noisy", 13), ("review", 5), "base", "noisy", "review"])
 def test_a_killed_run_continues_and_decides_as_an_unbroken_one(config, tmp_path, monkeypatch, moment):
     unbroken = ForgetFilter(dataclasses.replace(config, output_dir=str(tmp_path / "unbroken"))).fit()
 
     if isinstance(moment, tuple):
-        stage, step = moment
-        original = training._Progress.on_step_end
-
-        def on_step_end(self, args, state, control, **more):
-            if self.what.startswith(stage) and state.global_step == step:
-                raise Killed
-            original(self, args, state, control, **more)
-
-        monkeypatch.setattr(training._Progress, "on_step_end", on_step_end)
+        monkeypatch.setattr(training._Progress, "on_step_end", killer(*moment))
     else:
         original_measure = forgetting.measure
         names = {"base": "M0", "noisy": "noisy model", "review": "reviewed model"}
@@ -117,6 +121,22 @@ def test_a_killed_run_continues_and_decides_as_an_unbroken_one(config, tmp_path,
     monkeypatch.undo()
     result = ForgetFilter(config).fit()
     assert scores(result) == scores(unbroken)
+
+
+def test_a_killed_final_stage_continues_to_the_same_model(config, tmp_path, monkeypatch):
+    config = dataclasses.replace(config, threshold=1e9, final=StageConfig(max_steps=24))
+    unbroken = ForgetFilter(dataclasses.replace(config, output_dir=str(tmp_path / "unbroken"))).fit()
+    expected = load_file(finetune(unbroken.run) / "adapter_model.safetensors")
+    run = ForgetFilter(config).fit().run
+    monkeypatch.setattr(training._Progress, "on_step_end", killer("final", 13))
+    with pytest.raises(Killed):
+        finetune(run)
+    monkeypatch.undo()
+    assert list(run.stage("final").glob("*/checkpoint-*"))
+    assert not (run.folder / "model").exists()
+    found = load_file(finetune(run) / "adapter_model.safetensors")
+    for name, value in expected.items():
+        assert found[name].equal(value), name
 
 
 def test_a_finished_run_trains_nothing_and_a_new_threshold_only_decides(config, monkeypatch):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.mixture import GaussianMixture
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,46 @@ def drop_share(forgetting: np.ndarray, share: float) -> Threshold:
     return Threshold(float(scored[kept - 1]), "drop_share", says)
 
 
+LEAST_ROWS = 20
+SEPARATION = 2.0
+FORGOTTEN = 0.25
+
+
 def automatic(forgetting: np.ndarray, learnt: np.ndarray) -> Threshold:
-    """Find the threshold in the scores themselves, or find that nothing separates."""
-    return drop_share(forgetting, 0.25)
+    """Find the threshold in the scores themselves, or find that nothing separates.
+
+    Two normal components are fitted to the scores. They count as two groups if they stand apart
+    (distance of the means over the pooled standard deviation, Ashman's D, above 2) and if the upper
+    group has lost a quarter or more of what it had learnt: the kinds of harmless rows also differ in how
+    much they forget, but they lose little. The threshold is where a row is as likely to be of one
+    group as of the other.
+
+    Args:
+        forgetting: (rows,) scores, higher = more forgotten; NaN = unscored.
+        learnt: (rows,) signal after the noisy stage - signal of M0, in the same unit.
+    """
+    scored = ~np.isnan(forgetting)
+    scores, gained = forgetting[scored], np.maximum(learnt[scored], 1e-6)
+    if len(scores) < LEAST_ROWS:
+        return _nothing(f"{len(scores)} scored rows, too few to see groups in")
+    low, high, value = _two_groups(scores)
+    distance = (high[0] - low[0]) / np.sqrt((low[1] + high[1]) / 2)
+    lost = np.median((scores / gained)[scores > value]) if (scores > value).any() else 0.0
+    found = f"groups at {low[0]:.3f} and {high[0]:.3f}, {distance:.1f} SD apart, the upper one lost {lost:.0%}"
+    if distance < SEPARATION or lost < FORGOTTEN:
+        return _nothing(found)
+    return Threshold(value, "auto", f"{found} of what it had learnt; no promise about clean rows lost")
+
+
+def _nothing(why: str) -> Threshold:
+    return Threshold(None, "auto", f"no separation: nothing dropped ({why})")
+
+
+def _two_groups(scores: np.ndarray) -> tuple[tuple[float, float], tuple[float, float], float]:
+    """(mean, variance) of the lower and the upper group, and the score between them where they balance."""
+    mixture = GaussianMixture(2, n_init=5, random_state=0, reg_covar=1e-6).fit(scores[:, None])
+    order = np.argsort(mixture.means_[:, 0])
+    low, high = ((float(mixture.means_[i, 0]), float(mixture.covariances_[i, 0, 0])) for i in order)
+    grid = np.linspace(low[0], high[0], 1001)
+    upper = mixture.predict_proba(grid[:, None])[:, order[1]]
+    return low, high, float(grid[np.argmax(upper >= 0.5)])

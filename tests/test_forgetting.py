@@ -140,8 +140,11 @@ def test_a_killed_final_stage_continues_to_the_same_model(config, tmp_path, monk
 
 
 def test_a_finished_run_trains_nothing_and_a_new_threshold_only_decides(config, monkeypatch):
-    ForgetFilter(config).fit()
+    kept = ForgetFilter(config).fit().run.folder / "kept.jsonl"
+    stamp = kept.stat().st_mtime_ns
     monkeypatch.setattr(forgetting.models, "load_learner", None)
+    ForgetFilter(config).fit()
+    assert kept.stat().st_mtime_ns == stamp
     again = ForgetFilter(dataclasses.replace(config, threshold=1e9)).fit()
     assert again.metrics["dropped"] == 0
     assert (again.run.folder / "dropped.jsonl").read_bytes() == b""

@@ -171,6 +171,10 @@ class ForgetFilterConfig(StageConfig):
             values.pop(name)
         return values
 
+    def decision(self) -> dict[str, Any]:
+        """The settings that decide over the scores."""
+        return {name: getattr(self, name) for name in DECISION_FIELDS}
+
     def non_default(self) -> dict[str, Any]:
         """The settings that differ from their defaults, as flags: what config.yaml holds."""
         flags = {}

@@ -82,6 +82,11 @@ class Signals:
         return difference
 
 
+def is_decided(run: Run) -> bool:
+    """Whether the run's files are whole and as its config.yaml asks."""
+    return run.done("decision") and run.manifest["decision"].get("asked") == run.config().decision()
+
+
 def stored_signals(run: Run, name: str) -> Signals:
     """Read one signal from the stages of a run.
 
@@ -129,6 +134,9 @@ def decide(
     if overrides is not None:
         scores = _override(scores, overrides)
     _write(run, config, source, rule, scores)
+    if threshold == config.threshold and drop_share is None and overrides is None:
+        run.manifest["decision"]["asked"] = config.decision()
+        run.save()
     return Result(run)
 
 

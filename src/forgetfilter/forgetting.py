@@ -28,7 +28,7 @@ from forgetfilter import models
 from forgetfilter.config import ForgetFilterConfig, StageSettings
 from forgetfilter.data.loading import Rows, load_rows, tokenize, write_malformed
 from forgetfilter.data.tokenization import ChatTokenizer
-from forgetfilter.decisions import Result, decide, decision_digest, read_scores
+from forgetfilter.decisions import Result, decide, decision_digest, is_decided, read_scores
 from forgetfilter.errors import RunError
 from forgetfilter.files import whole_file, whole_folder
 from forgetfilter.runs import Run, locked
@@ -66,6 +66,9 @@ class ForgetFilter:
             self._open_run()
             if not all(self.run.done(part) for part in ("base/signals", "noisy/signals", "review/signals")):
                 self._measure_forgetting()
+            elif is_decided(self.run):
+                print(f"{self.run.folder}: finished before, nothing to do.")
+                return Result(self.run)
             return decide(self.run)
 
     def _measure_forgetting(self) -> None:

@@ -41,18 +41,19 @@ def drop_share(forgetting: np.ndarray, share: float) -> Threshold:
 
 
 LEAST_ROWS = 20
-SEPARATION = 2.0
-FORGOTTEN = 0.25
+SEPARATION = 1.6
+"""Distance of the groups' means in standard deviations (Ashman's D) from which they count as apart."""
+FORGOTTEN = 0.2
+"""Median share of what they had learnt that the rows above the threshold must have lost."""
 
 
 def automatic(forgetting: np.ndarray, learnt: np.ndarray) -> Threshold:
     """Find the threshold in the scores themselves, or find that nothing separates.
 
-    Two normal components are fitted to the scores. They count as two groups if they stand apart
-    (distance of the means over the pooled standard deviation, Ashman's D, above 2) and if the upper
-    group has lost a quarter or more of what it had learnt: the kinds of harmless rows also differ in how
-    much they forget, but they lose little. The threshold is where a row is as likely to be of one
-    group as of the other.
+    Two normal components of one spread are fitted to the scores. They count as two groups if they stand
+    apart and if the upper group has lost a fair share of what it had learnt: the kinds of harmless rows
+    also differ in how much they forget, but they lose little. The threshold is where a row is as likely
+    to be of one group as of the other.
 
     Args:
         forgetting: (rows,) scores, higher = more forgotten; NaN = unscored.
@@ -62,10 +63,10 @@ def automatic(forgetting: np.ndarray, learnt: np.ndarray) -> Threshold:
     scores, gained = forgetting[scored], np.maximum(learnt[scored], 1e-6)
     if len(scores) < LEAST_ROWS:
         return _nothing(f"{len(scores)} scored rows, too few to see groups in")
-    low, high, value = _two_groups(scores)
-    distance = (high[0] - low[0]) / np.sqrt((low[1] + high[1]) / 2)
+    low, high, spread, value = _two_groups(scores)
+    distance = (high - low) / spread
     lost = np.median((scores / gained)[scores > value]) if (scores > value).any() else 0.0
-    found = f"groups at {low[0]:.3f} and {high[0]:.3f}, {distance:.1f} SD apart, the upper one lost {lost:.0%}"
+    found = f"groups at {low:.3f} and {high:.3f}, {distance:.1f} SD apart, the upper one lost {lost:.0%}"
     if distance < SEPARATION or lost < FORGOTTEN:
         return _nothing(found)
     return Threshold(value, "auto", f"{found} of what it had learnt; no promise about clean rows lost")
@@ -75,11 +76,11 @@ def _nothing(why: str) -> Threshold:
     return Threshold(None, "auto", f"no separation: nothing dropped ({why})")
 
 
-def _two_groups(scores: np.ndarray) -> tuple[tuple[float, float], tuple[float, float], float]:
-    """(mean, variance) of the lower and the upper group, and the score between them where they balance."""
-    mixture = GaussianMixture(2, n_init=5, random_state=0, reg_covar=1e-6).fit(scores[:, None])
-    order = np.argsort(mixture.means_[:, 0])
-    low, high = ((float(mixture.means_[i, 0]), float(mixture.covariances_[i, 0, 0])) for i in order)
-    grid = np.linspace(low[0], high[0], 1001)
-    upper = mixture.predict_proba(grid[:, None])[:, order[1]]
-    return low, high, float(grid[np.argmax(upper >= 0.5)])
+def _two_groups(scores: np.ndarray) -> tuple[float, float, float, float]:
+    """Means of the lower and the upper group, their common SD, and the score where they balance."""
+    mixture = GaussianMixture(2, covariance_type="tied", n_init=5, random_state=0).fit(scores[:, None])
+    upper = int(np.argmax(mixture.means_[:, 0]))
+    low, high = sorted(map(float, mixture.means_[:, 0]))
+    grid = np.linspace(low, high, 1001)
+    balance = np.argmax(mixture.predict_proba(grid[:, None])[:, upper] >= 0.5)
+    return low, high, float(np.sqrt(mixture.covariances_[0, 0])), float(grid[balance])

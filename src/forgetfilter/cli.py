@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,6 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command; exits with 2 after a clear message where the input is at fault."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # addressed to us, not to our users
     parser = build_parser()
     args = parser.parse_args(arguments)
     if args.version:

@@ -21,7 +21,8 @@ class StageConfig:
     """Training settings of a stage (noisy, review or final).
 
     Args:
-        learning_rate: Peak learning rate of AdamW. Default: 5e-4 with LoRA, 2e-5 without.
+        learning_rate: Peak learning rate of AdamW. Default: 5e-4 with LoRA, 2e-5 without; 1.4
+            times that in the review.
         num_train_epochs: Passes over the stage's rows. Excludes max_steps.
         max_steps: Optimiser steps. Excludes num_train_epochs.
         per_device_train_batch_size: Rows a device takes at once. Default: 8.
@@ -206,9 +207,10 @@ class ForgetFilterConfig(StageConfig):
 
         batch = pick("per_device_train_batch_size", 8)
         accumulation = pick("gradient_accumulation_steps", 1)
+        rate = 5e-4 if self.use_peft else 2e-5
         steps_an_epoch = max(1, math.ceil(rows / (batch * accumulation)))
         return StageSettings(
-            learning_rate=pick("learning_rate", 5e-4 if self.use_peft else 2e-5),
+            learning_rate=pick("learning_rate", rate * (REVIEW_RATE if name == "review" else 1)),
             max_steps=self._length(name, own, steps_an_epoch, other_steps),
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=accumulation,
@@ -225,12 +227,15 @@ class ForgetFilterConfig(StageConfig):
                 return max(1, math.ceil(source.num_train_epochs * steps_an_epoch))
         if name == "review":
             return min(max(REVIEW_LEAST_STEPS, round(noisy_steps * REVIEW_SHARE)), REVIEW_MOST_STEPS)
-        return EPOCHS * steps_an_epoch
+        return EPOCHS[name] * steps_an_epoch
 
 
-EPOCHS = 4
-"""Passes over the data in the noisy and final stage: a row never learnt cannot be forgotten."""
-REVIEW_SHARE, REVIEW_LEAST_STEPS, REVIEW_MOST_STEPS = 1 / 3, 40, 1000
+EPOCHS = {"noisy": 2, "final": 3}
+"""Passes over the data. The noisy stage should learn what kinds of answers there are, not each by heart:
+what was memorised row by row is forgotten row by row, whatever it says."""
+REVIEW_RATE = 1.4
+"""Learning rate of the review, as a multiple of the noisy stage's."""
+REVIEW_SHARE, REVIEW_LEAST_STEPS, REVIEW_MOST_STEPS = 0.4, 20, 1000
 """Length of the review: a share of the noisy stage's steps, within bounds."""
 
 

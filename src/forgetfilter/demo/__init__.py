@@ -4,15 +4,13 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from forgetfilter import models
-from forgetfilter.config import ForgetFilterConfig, StageConfig
+from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import load_rows
 from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.decisions import Result
 from forgetfilter.forgetting import ForgetFilter, find_m0, finetune
 from forgetfilter.generation import complete
 from forgetfilter.summary import print_summary
-
-EPOCHS = 3
 
 
 def demo_file(name: str) -> Path:
@@ -28,8 +26,6 @@ def run(output_dir: Path) -> None:
         safe_dataset_name=str(demo_file("safe.jsonl")),
         output_dir=str(output_dir),
         label_column="unsafe",
-        noisy=StageConfig(num_train_epochs=EPOCHS),
-        final=StageConfig(num_train_epochs=EPOCHS),
     )
     print(__doc__)
     result = ForgetFilter(config).fit()

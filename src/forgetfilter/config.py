@@ -67,6 +67,10 @@ class StageSettings:
     warmup_steps: float
     weight_decay: float
 
+    def rows(self) -> int:
+        """Rows the stage trains on, counting repetitions."""
+        return self.max_steps * self.per_device_train_batch_size * self.gradient_accumulation_steps
+
 
 @dataclass(kw_only=True)
 class ForgetFilterConfig(StageConfig):

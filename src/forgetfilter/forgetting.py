@@ -86,21 +86,24 @@ class ForgetFilter:
 
     def _announce(self, model: models.Learner) -> None:
         """Say how long it will take, from a measurement on this machine."""
-        settings = [self.stage(name) for name in ("noisy", "review")]
-        trained = sum(s.max_steps * s.per_device_train_batch_size * s.gradient_accumulation_steps for s in settings)
-        scored = 3 * len(self.noisy.examples)
-        seconds = seconds_a_row(model, self.noisy.trainable()) * (trained + scored / 3)
-        more = " and the answers for rouge1" if "rouge1" in self.config.signals else ""
-        steps = " + ".join(f"{s.max_steps} {name}" for s, name in zip(settings, ("noisy", "review"), strict=True))
-        print(f"about {max(1, round(seconds / 60))} min: {steps} steps, three scoring passes{more}", flush=True)
+        rows = self.noisy.trainable()
+        noisy, review, final = self.stage("noisy"), self.stage("review"), self.config.stage("final", len(rows))
+        minutes = seconds_a_row(model, rows) / 60
+        scoring = minutes * (noisy.rows() + review.rows() + len(rows))  # a pass costs a third of training, three passes
+        answers = " and the answers for rouge1" if "rouge1" in self.config.signals else ""
+        print(
+            f"about {max(1, round(scoring))} min ({noisy.max_steps} noisy and {review.max_steps} review steps, three "
+            f"scoring passes{answers}), then {max(1, round(minutes * final.rows()))} min at most to finetune",
+            flush=True,
+        )
 
     def _load_data(self, noisy: Any, safe: Any) -> None:
         """Find M0, read both data sets and check every row; writes nothing."""
         config = self.config
         self.folder, self.tokenizer = find_m0(config)
         chat = ChatTokenizer(self.tokenizer, config.max_length)
-        self.noisy = load_rows(noisy or config.dataset_name, "dataset_name", chat, config)
-        self.safe = load_rows(safe or config.safe_dataset_name, "safe_dataset_name", chat, config)
+        self.noisy = load_rows(config.dataset_name if noisy is None else noisy, "dataset_name", chat, config)
+        self.safe = load_rows(config.safe_dataset_name if safe is None else safe, "safe_dataset_name", chat, config)
 
     def _open_run(self) -> None:
         self.run = Run.start(

@@ -44,7 +44,7 @@ LEAST_ROWS = 20
 SEPARATION = 1.6
 """Distance of the groups' means in standard deviations (Ashman's D) from which they count as apart."""
 FORGOTTEN = 0.2
-"""Median share of what they had learnt that the rows above the threshold must have lost."""
+"""Share of what they had learnt that the rows above the threshold must have lost, median over median."""
 
 
 def automatic(forgetting: np.ndarray, learnt: np.ndarray) -> Threshold:
@@ -60,12 +60,13 @@ def automatic(forgetting: np.ndarray, learnt: np.ndarray) -> Threshold:
         learnt: (rows,) signal after the noisy stage - signal of M0, in the same unit.
     """
     scored = ~np.isnan(forgetting)
-    scores, gained = forgetting[scored], np.maximum(learnt[scored], 1e-6)
+    scores, gained = forgetting[scored], learnt[scored]
     if len(scores) < LEAST_ROWS:
         return _nothing(f"{len(scores)} scored rows, too few to see groups in")
     low, high, spread, value = _two_groups(scores)
     distance = (high - low) / spread
-    lost = np.median((scores / gained)[scores > value]) if (scores > value).any() else 0.0
+    upper = scores > value
+    lost = np.median(scores[upper]) / max(np.median(gained[upper]), 1e-6) if upper.any() else 0.0
     found = f"groups at {low:.3f} and {high:.3f}, {distance:.1f} SD apart, the upper one lost {lost:.0%}"
     if distance < SEPARATION or lost < FORGOTTEN:
         return _nothing(found)

@@ -39,7 +39,6 @@ class Rows:
     def facts(self) -> dict[str, Any]:
         """What a run notes about the data: counts, format, fingerprint."""
         return {
-            "name": self.source.name,
             "rows": len(self.examples),
             "format": self.row_format,
             "sha256": self.source.fingerprint(),

@@ -32,6 +32,7 @@ def test_unsafe_rows_are_forgotten_most_even_if_the_run_was_killed(tmp_path):
         *(sys.executable, "-m", "forgetfilter", "filter"),
         *("--dataset_name", tmp_path / "noisy.jsonl", "--safe_dataset_name", tmp_path / "safe.jsonl"),
         *("--output_dir", folder, "--label_column", "unsafe"),
+        *("--noisy.num_train_epochs", "2", "--review.learning_rate", "7e-4"),
     ]
     process = subprocess.Popen(list(map(str, command)), start_new_session=True)
     while process.poll() is None and not list(folder.glob("stages/noisy/checkpoints/*/whole")):

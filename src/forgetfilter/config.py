@@ -21,8 +21,7 @@ class StageConfig:
     """Training settings of a stage (noisy, review or final).
 
     Args:
-        learning_rate: Peak learning rate of AdamW. Default: 5e-4 with LoRA, 2e-5 without; 1.4
-            times that in the review.
+        learning_rate: Peak learning rate of AdamW. Default: 5e-4 with LoRA, 2e-5 without.
         num_train_epochs: Passes over the stage's rows. Excludes max_steps.
         max_steps: Optimiser steps. Excludes num_train_epochs.
         per_device_train_batch_size: Rows a device takes at once. Default: 8.
@@ -211,10 +210,9 @@ class ForgetFilterConfig(StageConfig):
 
         batch = pick("per_device_train_batch_size", 8)
         accumulation = pick("gradient_accumulation_steps", 1)
-        rate = 5e-4 if self.use_peft else 2e-5
         steps_an_epoch = max(1, math.ceil(rows / (batch * accumulation)))
         return StageSettings(
-            learning_rate=pick("learning_rate", rate * (REVIEW_RATE if name == "review" else 1)),
+            learning_rate=pick("learning_rate", 5e-4 if self.use_peft else 2e-5),
             max_steps=self._length(name, own, steps_an_epoch, other_steps),
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=accumulation,
@@ -234,12 +232,9 @@ class ForgetFilterConfig(StageConfig):
         return EPOCHS[name] * steps_an_epoch
 
 
-EPOCHS = {"noisy": 2, "final": 3}
-"""Passes over the data. The noisy stage should learn what kinds of answers there are, not each by heart:
-what was memorised row by row is forgotten row by row, whatever it says."""
-REVIEW_RATE = 1.4
-"""Learning rate of the review, as a multiple of the noisy stage's."""
-REVIEW_SHARE, REVIEW_LEAST_STEPS, REVIEW_MOST_STEPS = 0.4, 20, 1000
+EPOCHS = {"noisy": 4, "final": 3}
+"""Passes over the data: a row never learnt cannot be forgotten."""
+REVIEW_SHARE, REVIEW_LEAST_STEPS, REVIEW_MOST_STEPS = 1 / 3, 20, 1000
 """Length of the review: a share of the noisy stage's steps, within bounds."""
 
 

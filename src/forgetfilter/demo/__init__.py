@@ -4,7 +4,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from forgetfilter import models
-from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.config import ForgetFilterConfig, StageConfig
 from forgetfilter.data.loading import load_rows
 from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.decisions import Result
@@ -26,6 +26,8 @@ def run(output_dir: Path) -> None:
         safe_dataset_name=str(demo_file("safe.jsonl")),
         output_dir=str(output_dir),
         label_column="unsafe",
+        noisy=StageConfig(num_train_epochs=2),
+        review=StageConfig(max_steps=24, learning_rate=7e-4),
     )
     print(__doc__)
     result = ForgetFilter(config).fit()

@@ -48,5 +48,13 @@ def test_auto_does_not_split_kinds_of_harmless_rows():
     assert "no separation: nothing dropped" in threshold.says
 
 
+def test_auto_makes_no_group_of_one_outlier():
+    scores = groups((200, 0.1, 0.1), (60, 1.2, 0.2))
+    scores[0] = 30.0
+    drops = automatic(scores, np.full(260, 2.0)).drops(scores)
+    assert drops[200:].mean() > 0.9
+    assert drops[1:200].mean() < 0.03
+
+
 def test_auto_says_when_there_are_too_few_rows():
     assert "too few" in automatic(np.arange(5.0), np.ones(5)).says

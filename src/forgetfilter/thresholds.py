@@ -79,7 +79,8 @@ def _nothing(why: str) -> Threshold:
 
 def _two_groups(scores: np.ndarray) -> tuple[float, float, float, float]:
     """Means of the lower and the upper group, their common SD, and the score where they balance."""
-    mixture = GaussianMixture(2, covariance_type="tied", n_init=5, random_state=0).fit(scores[:, None])
+    trimmed = np.clip(scores, *np.percentile(scores, [1, 99]))  # or a single outlier becomes a group
+    mixture = GaussianMixture(2, covariance_type="tied", n_init=5, random_state=0).fit(trimmed[:, None])
     upper = int(np.argmax(mixture.means_[:, 0]))
     low, high = sorted(map(float, mixture.means_[:, 0]))
     grid = np.linspace(low, high, 1001)

@@ -113,6 +113,13 @@ def test_malformed_rows_stop_the_run_before_anything_is_written(capsys, argument
     assert json.loads((tmp_path / "run" / "malformed.jsonl").read_text())["line"] == 17
 
 
+def test_a_missing_label_column_is_found_before_hours_of_training(capsys, arguments, tmp_path):
+    code, output = run(capsys, "filter", *arguments, "--label_column", "harm")
+    assert code == 2
+    assert "no column 'harm'" in output
+    assert not (tmp_path / "run").exists()
+
+
 def test_sample_draws_rows_to_mark_and_never_overwrites(capsys, noisy_file, tmp_path):
     path = tmp_path / "sample.jsonl"
     code, output = run(capsys, "sample", noisy_file, "--rows", "5", "--output", path)

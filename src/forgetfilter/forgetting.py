@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from forgetfilter import models
 from forgetfilter.config import ForgetFilterConfig, StageSettings
-from forgetfilter.data.loading import Rows, load_rows, tokenize, write_malformed
+from forgetfilter.data.loading import Rows, load_rows, require_column, tokenize, write_malformed
 from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.decisions import Result, decide, decision_digest, is_decided, read_scores
 from forgetfilter.errors import RunError
@@ -103,6 +103,7 @@ class ForgetFilter:
         self.folder, self.tokenizer = find_m0(config)
         chat = ChatTokenizer(self.tokenizer, config.max_length)
         self.noisy = load_rows(config.dataset_name if noisy is None else noisy, "dataset_name", chat, config)
+        require_column(self.noisy.source, config.label_column)
         self.safe = load_rows(config.safe_dataset_name if safe is None else safe, "safe_dataset_name", chat, config)
 
     def _open_run(self) -> None:

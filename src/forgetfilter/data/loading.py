@@ -125,13 +125,18 @@ def write_malformed(path: Path, rows: Sequence[Record]) -> None:
             file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
 
+def require_column(source: Source, column: str | None) -> None:
+    """Raise DataError if no row has the column that --label_column names; None asks for nothing."""
+    if column is not None and not any(column in record for record in source.rows()):
+        raise DataError(f"{source.name}: no column {column!r} (--label_column).")
+
+
 def read_labels(source: Source, column: str) -> list[bool]:
     """Whether each row is marked unsafe (1, true or "unsafe"), for the figures alone.
 
     Raises:
         DataError: If no row has the column.
     """
-    if not any(column in record for record in source.rows()):
-        raise DataError(f"{source.name}: no column {column!r} (--label_column).")
+    require_column(source, column)
     marks = ((record or {}).get(column) for record in source.records)
     return [str(mark).lower() in ("1", "1.0", "true", "unsafe") for mark in marks]

@@ -10,7 +10,7 @@ from forgetfilter.data.formats import Turn
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer
 from forgetfilter.generation import MARGIN, complete
 from forgetfilter.models import load_learner, load_tokenizer
-from forgetfilter.signals import measure, rouge1, token_log_probs, words
+from forgetfilter.signals import measure, read, rouge1, words
 
 TEXTS = [("hi", "there"), ("a much longer question", "x"), ("q", "an answer of some length"), ("q", "")]
 
@@ -37,16 +37,18 @@ def by_hand(learner, example):
 @pytest.mark.parametrize("batch", [1, 2, 32])
 def test_log_probs_are_the_models_own_for_any_batch_size(learner, examples, batch):
     learner.config.per_device_eval_batch_size = batch
-    found = token_log_probs(learner, examples, "test")
+    found = read(learner, examples, "test")
     assert found[3] is None
     for example, row in zip(examples[:3], found[:3], strict=True):
-        np.testing.assert_allclose(row, by_hand(learner, example), atol=1e-5)
+        np.testing.assert_allclose(row.log_probs, by_hand(learner, example), atol=1e-5)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_answers_are_the_models_own_for_any_batch_size(learner, examples, batch):
+@pytest.mark.parametrize("begun", [False, True])
+def test_answers_are_the_models_own_for_any_batch_size(learner, examples, batch, begun):
     learner.config.per_device_eval_batch_size = batch
-    answers = complete(learner, examples[:3], "test")
+    favourites = [row.favourites for row in read(learner, examples[:3], "test")] if begun else None
+    answers = complete(learner, examples[:3], "test", favourites)
     for example, answer in zip(examples[:3], answers, strict=True):
         ids = example.input_ids[: example.prompt_length]
         limit = len(example.input_ids) - example.prompt_length + MARGIN

@@ -98,6 +98,8 @@ class ForgetFilterConfig(StageConfig):
         lora_alpha: LoRA scale.
         lora_dropout: LoRA dropout.
         lora_target_modules: Comma-separated module names, or "all-linear".
+        torch_compile: Fuse small operations with torch.compile; "auto" does on the CPU where the work repays
+            the half minute it takes (once a machine: what was compiled is cached).
         gradient_checkpointing: Trade time for memory in training.
         per_device_eval_batch_size: Rows scored or generated at once.
         seed: Seed of everything random.
@@ -127,8 +129,9 @@ class ForgetFilterConfig(StageConfig):
     lora_alpha: int = 32
     lora_dropout: float = 0.0
     lora_target_modules: str = "all-linear"
+    torch_compile: Literal["auto"] | bool = "auto"
     gradient_checkpointing: bool = False
-    per_device_eval_batch_size: int = 32
+    per_device_eval_batch_size: int = 64
     seed: int = 42
     noisy: StageConfig = field(default_factory=StageConfig)
     review: StageConfig = field(default_factory=StageConfig)

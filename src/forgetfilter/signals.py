@@ -2,18 +2,23 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch.nn.functional import cross_entropy
 
+from forgetfilter.batches import label_logits
 from forgetfilter.data.tokenization import IGNORED, Example
 from forgetfilter.errors import ConfigError
 from forgetfilter.generation import complete
-from forgetfilter.models import Learner, collate, label_logits
+from forgetfilter.models import Learner
 from forgetfilter.progress import progress
 
+BATCH_TOKENS, LOGITS = 4096, 256
+"""Tokens a scoring pass holds at once, and rows of logits it turns to float32 at once: bounds on its memory."""
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _WORD = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+")
 
@@ -38,27 +43,55 @@ def mean_log_probability(log_probs: np.ndarray | None) -> float | None:
     return None if log_probs is None else float(np.mean(log_probs, dtype=np.float64))
 
 
-@torch.inference_mode()
-def token_log_probs(learner: Learner, examples: Sequence[Example], what: str) -> list[np.ndarray | None]:
-    """Log-probability of each trained token, teacher-forced; logits are made at those positions alone.
+@dataclass
+class Reading:
+    """What a model makes of a row, teacher-forced.
+
+    Attributes:
+        log_probs: (trained tokens,) float32, the log-probability of each, in nats.
+        favourites: (trained tokens,) the token the model held likeliest in each one's place.
+    """
+
+    log_probs: np.ndarray
+    favourites: list[int]
+
+
+@torch.no_grad()
+def read(learner: Learner, examples: Sequence[Example], what: str) -> list[Reading | None]:
+    """One forward pass over every row; logits are made where something is trained alone.
 
     Returns:
-        For each example a float32 array (trained tokens,), in nats; None for rows that cannot be scored.
+        One for each example; None for rows that cannot be scored.
     """
-    model, pad = learner.model.eval(), learner.tokenizer.pad_token_id
-    found: list[np.ndarray | None] = [None] * len(examples)
-    order = sorted((i for i, e in enumerate(examples) if e.scorable), key=lambda i: len(examples[i].input_ids))
-    size = learner.config.per_device_eval_batch_size
-    with progress(what, len(order), "rows") as bar:
-        for start in range(0, len(order), size):
-            batch = order[start : start + size]
-            ids, mask, labels = collate([examples[i] for i in batch], pad, model.device)
-            logits, targets = label_logits(model, ids, mask, labels)
-            scores = torch.log_softmax(logits.float(), -1).gather(-1, targets[:, None])[:, 0].cpu()
-            for i, row in zip(batch, scores.split((labels[:, 1:] != IGNORED).sum(1).tolist()), strict=True):
-                found[i] = row.numpy()
+    model = learner.model.eval()
+    found: list[Reading | None] = [None] * len(examples)
+    scorable = [i for i, example in enumerate(examples) if example.scorable]
+    with progress(what, len(scorable), "rows") as bar:
+        for batch in _batches(scorable, examples, learner.config.per_device_eval_batch_size):
+            rows = [examples[i] for i in batch]
+            inputs = learner.collate([row.input_ids for row in rows], [row.labels for row in rows])
+            with learner.mixed:
+                logits, targets = label_logits(model, inputs)
+            parts = list(zip(logits.split(LOGITS), targets.split(LOGITS), strict=True))
+            log_probs = torch.cat([-cross_entropy(part.float(), target, reduction="none") for part, target in parts])
+            counts = [sum(label != IGNORED for label in row.labels[1:]) for row in rows]
+            scores, favourites = log_probs.cpu().split(counts), logits.argmax(-1).cpu().split(counts)
+            for i, row_scores, row_favourites in zip(batch, scores, favourites, strict=True):
+                found[i] = Reading(row_scores.numpy(), row_favourites.tolist())
             bar.update(len(batch))
     return found
+
+
+def _batches(rows: Sequence[int], examples: Sequence[Example], size: int) -> Iterator[list[int]]:
+    """Rows of like length together, at most `size` of them and about BATCH_TOKENS tokens."""
+    batch: list[int] = []
+    for row in sorted(rows, key=lambda i: len(examples[i].input_ids)):
+        if batch and (len(batch) == size or (len(batch) + 1) * len(examples[row].input_ids) > BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 def measure(learner: Learner, examples: Sequence[Example], signals: Sequence[str], what: str) -> pa.Table:
@@ -68,16 +101,18 @@ def measure(learner: Learner, examples: Sequence[Example], signals: Sequence[str
         Columns token_log_probs (list of float32) and log_likelihood, and for rouge1 also completion
         (the model's greedy answer) and rouge1; null where a row cannot be scored.
     """
-    log_probs = token_log_probs(learner, examples, f"{what}: scoring")
+    readings = read(learner, examples, f"{what}: scoring")
+    log_probs = [None if reading is None else reading.log_probs for reading in readings]
     columns = {
         "token_log_probs": pa.array(log_probs, pa.list_(pa.float32())),
         "log_likelihood": pa.array([mean_log_probability(row) for row in log_probs], pa.float64()),
     }
     if "rouge1" in signals:
-        scorable = [i for i, example in enumerate(examples) if example.scorable]
+        scorable = {i: reading for i, reading in enumerate(readings) if reading}
         if any(examples[i].prompt_length == 0 for i in scorable):
             raise ConfigError("signal rouge1 needs prompts, and rows of format text have none: use log_likelihood.")
-        answers = complete(learner, [examples[i] for i in scorable], f"{what}: answering")
+        favourites = [reading.favourites for reading in scorable.values()]
+        answers = complete(learner, [examples[i] for i in scorable], f"{what}: answering", favourites)
         texts = dict(zip(scorable, answers, strict=True))
         values = {i: rouge1(text, examples[i].reference) for i, text in texts.items()}
         columns["completion"] = pa.array([texts.get(i) for i in range(len(examples))], pa.string())

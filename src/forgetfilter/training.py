@@ -12,9 +12,10 @@ from torch.nn.functional import cross_entropy
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from forgetfilter.batches import label_logits
 from forgetfilter.config import StageSettings
 from forgetfilter.data.tokenization import Example
-from forgetfilter.models import Learner, collate, label_logits, pick_device
+from forgetfilter.models import Learner, pick_device
 from forgetfilter.progress import progress
 
 WHOLE = "whole"
@@ -52,7 +53,7 @@ class _Trainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        logits, targets = label_logits(model, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
+        logits, targets = label_logits(model, inputs)
         total = cross_entropy(logits.float(), targets, reduction="sum")
         return total / (len(targets) if num_items_in_batch is None else num_items_in_batch)
 
@@ -85,7 +86,7 @@ def train(
         weight_decay=settings.weight_decay,
         gradient_checkpointing=config.gradient_checkpointing,
         use_cpu=pick_device().type == "cpu",
-        bf16=not config.use_peft and config.dtype == "auto" and pick_device().type == "cuda",
+        bf16=learner.bf16,
         max_length=config.max_length,
         dataset_kwargs={"skip_prepare_dataset": True},
         seed=config.seed,
@@ -93,7 +94,7 @@ def train(
         save_strategy="steps" if save_steps < settings.max_steps else "no",
         save_steps=save_steps,
         save_total_limit=2,
-        include_num_input_tokens_seen="non_padding",
+        include_num_input_tokens_seen="all" if learner.packs else "non_padding",
         report_to="none",
         disable_tqdm=True,
     )
@@ -102,6 +103,7 @@ def train(
         learner.model,
         args=arguments,
         train_dataset=data,
+        data_collator=lambda rows: learner.collate([row["input_ids"] for row in rows], [row["labels"] for row in rows]),
         processing_class=learner.tokenizer,
         callbacks=[_Progress(what)],
     )
@@ -120,11 +122,13 @@ def seconds_a_row(learner: Learner, examples: Sequence[Example]) -> float:
     """Seconds that training on a row of this data takes here, measured on eight rows of all lengths."""
     ordered = sorted(examples, key=lambda example: len(example.input_ids))
     rows = [ordered[i * len(ordered) // 8] for i in range(8)]
-    batch = collate(rows, learner.tokenizer.pad_token_id, learner.model.device)
+    batch = learner.collate([e.input_ids for e in rows], [e.labels for e in rows])
     for _ in range(2):  # the first time also pays for warming up
         start = time.perf_counter()
-        logits, targets = label_logits(learner.model, *batch)
-        cross_entropy(logits.float(), targets).backward()
+        with learner.mixed:
+            logits, targets = label_logits(learner.model, batch)
+            loss = cross_entropy(logits.float(), targets)
+        loss.backward()
         learner.model.zero_grad()
     return (time.perf_counter() - start) / len(rows)
 

@@ -42,6 +42,11 @@ class Example:
         return any(label != IGNORED for label in self.labels)
 
 
+def mean_length(examples: Sequence[Example]) -> float:
+    """Tokens a row, on average."""
+    return sum(len(example.input_ids) for example in examples) / len(examples)
+
+
 @dataclass(slots=True)
 class _Piece:
     text: str

@@ -1,0 +1,160 @@
+"""Batches without padding: rows laid end to end, each attending to itself alone.
+
+Every layer but attention treats tokens one by one, so rows of any length can share one long row.
+Attention lays them side by side for the moment it needs them so. Models whose attention does more
+than that (a sliding window, a state) get ordinary padded batches.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from forgetfilter.data.tokenization import IGNORED
+
+PACKED = "forgetfilter_packed"
+SHORT = 512
+"""Longest row whose attention the CPU does as plain products, whose gradients it finds faster than fused ones."""
+
+
+def packable(model: Any) -> bool:
+    """Whether rows can be packed for this model: plain causal attention over the whole row in every layer."""
+    config = model.config
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    special = ("sliding_window", "attention_chunk_size", "attn_logit_softcapping")
+    return (
+        getattr(model, "_supports_attention_backend", False)
+        and not getattr(model, "_is_stateful", False)
+        and layers == {"full_attention"}
+        and all(getattr(config, name, None) is None for name in special)
+    )
+
+
+def collate(input_ids: Sequence[list[int]], labels: Sequence[list[int]], model: Any, padding: int) -> dict[str, Tensor]:
+    """A batch for label_logits, on the model's device.
+
+    Args:
+        input_ids: Each row's token ids.
+        labels: The same where something is predicted, -100 elsewhere; nothing stands before a first token.
+        model: Who it is for.
+        padding: The padding token.
+
+    Returns:
+        input_ids, labels and position_ids, each (1, tokens); row_tokens (rows, longest), the token at each
+        place of each row (-1 past a row's end), and token_places (tokens,), each token's place among those.
+        For a model that cannot take packed rows: input_ids, labels and attention_mask, each (rows,
+        longest), padded on the right.
+    """
+    lengths = [len(row) for row in input_ids]
+    longest, starts = max(lengths), [0, *accumulate(lengths)]
+    labels = [[IGNORED, *row[1:]] for row in labels]
+
+    def padded(rows: Iterable[Sequence[int]], filler: int) -> Tensor:
+        return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows], device=model.device)
+
+    def packed(rows: Iterable[Sequence[int]]) -> Tensor:
+        return torch.tensor([value for row in rows for value in row], device=model.device)
+
+    if model.config._attn_implementation != PACKED:
+        return {
+            "input_ids": padded(input_ids, padding),
+            "labels": padded(labels, IGNORED),
+            "attention_mask": padded([[1] * length for length in lengths], 0),
+        }
+    return {
+        "input_ids": packed(input_ids)[None],
+        "labels": packed(labels)[None],
+        "position_ids": packed(range(length) for length in lengths)[None],
+        "row_tokens": padded((range(start, start + n) for start, n in zip(starts, lengths, strict=False)), -1),
+        "token_places": packed(range(i * longest, i * longest + n) for i, n in enumerate(lengths)),
+    }
+
+
+def label_logits(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits and targets of the labelled tokens alone; the vocabulary is not projected where nothing is predicted.
+
+    Args:
+        model: A causal language model.
+        batch: What collate made.
+
+    Returns:
+        (tokens, vocabulary) logits and (tokens,) target ids, row after row.
+    """
+    targets = batch["labels"][:, 1:]
+    columns = (targets != IGNORED).any(0).nonzero()[:, 0]
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    logits = model(**inputs, use_cache=False, logits_to_keep=columns).logits
+    targets = targets[:, columns]
+    return logits[targets != IGNORED], targets[targets != IGNORED]
+
+
+class _Move(torch.autograd.Function):
+    """Tokens at other places, one by one, so that gradients are moved back and never summed.
+
+    Takes x (tokens, ...), there (places,): the token each place takes, -1 for none, and back (tokens,).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(there, back)
+        return _take(x, there)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _take(grads[0], ctx.saved_tensors[1]), None, None
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    return x[index.clamp(min=0)] * (index >= 0)[:, None, None]
+
+
+def _packed_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    row_tokens: Tensor | None = None,
+    token_places: Tensor | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each row; query (1, heads, tokens, size), key and value with as many heads or fewer."""
+    if row_tokens is None or token_places is None:  # an ordinary batch: generation
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+    rows, longest = row_tokens.shape
+    there, back = row_tokens.flatten(), token_places
+    query, key, value = (
+        _Move.apply(x[0].transpose(0, 1), there, back).unflatten(0, (rows, longest)).transpose(1, 2)
+        for x in (query, key, value)
+    )
+    if query.device.type == "cpu" and longest <= SHORT and dropout == 0.0:
+        groups = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+        scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+        later = torch.ones(longest, longest, dtype=torch.bool, device=query.device).triu(1)
+        weights = scores.float().masked_fill(later, float("-inf")).softmax(-1).to(value.dtype)
+        answer = weights @ value
+    else:
+        answer = scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=True
+        )
+    return _Move.apply(answer.transpose(1, 2).flatten(0, 1), back, there)[None], None
+
+
+def _packed_mask(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """None for packed rows, whose attention needs no mask; an ordinary batch's mask otherwise."""
+    return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **kwargs)
+
+
+AttentionInterface.register(PACKED, _packed_attention)
+AttentionMaskInterface.register(PACKED, _packed_mask)

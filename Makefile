@@ -3,13 +3,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test lint format clean
+.PHONY: demo test bench lint format clean
 
 demo: $(READY)
 	$(BIN)/forgetfilter demo
 
 test: $(READY)
 	$(BIN)/pytest
+
+bench: $(READY)
+	$(BIN)/python benchmarks/speed/run.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

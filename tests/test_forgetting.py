@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from forgetfilter import forgetting, training
+from forgetfilter import forgetting, signals, training
 from forgetfilter.config import ForgetFilterConfig, StageConfig
 from forgetfilter.decisions import decide
 from forgetfilter.errors import ForgetFilterError, RunError
@@ -107,7 +107,7 @@ def test_a_killed_run_continues_and_decides_as_an_unbroken_one(config, tmp_path,
     if isinstance(moment, tuple):
         monkeypatch.setattr(training._Progress, "on_step_end", killer(*moment))
     else:
-        original_measure = forgetting.measure
+        original_measure = signals.measure
         names = {"base": "M0", "noisy": "noisy model", "review": "reviewed model"}
 
         def measure(learner, examples, signals, what):
@@ -115,7 +115,7 @@ def test_a_killed_run_continues_and_decides_as_an_unbroken_one(config, tmp_path,
                 raise Killed
             return original_measure(learner, examples, signals, what)
 
-        monkeypatch.setattr(forgetting, "measure", measure)
+        monkeypatch.setattr(signals, "measure", measure)
     with pytest.raises(Killed):
         ForgetFilter(config).fit()
     monkeypatch.undo()

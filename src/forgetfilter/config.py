@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from forgetfilter import processes
 from forgetfilter.errors import ConfigError
 
 EMBEDDED_MODEL = "embedded"
@@ -68,7 +69,8 @@ class StageSettings:
 
     def rows(self) -> int:
         """Rows the stage trains on, counting repetitions."""
-        return self.max_steps * self.per_device_train_batch_size * self.gradient_accumulation_steps
+        batch = self.per_device_train_batch_size * self.gradient_accumulation_steps * processes.count()
+        return self.max_steps * batch
 
 
 @dataclass(kw_only=True)
@@ -213,7 +215,7 @@ class ForgetFilterConfig(StageConfig):
 
         batch = pick("per_device_train_batch_size", 8)
         accumulation = pick("gradient_accumulation_steps", 1)
-        steps_an_epoch = max(1, math.ceil(rows / (batch * accumulation)))
+        steps_an_epoch = max(1, math.ceil(rows / (batch * accumulation * processes.count())))
         return StageSettings(
             learning_rate=pick("learning_rate", 5e-4 if self.use_peft else 2e-5),
             max_steps=self._length(name, own, steps_an_epoch, other_steps),

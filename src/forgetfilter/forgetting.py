@@ -20,19 +20,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from forgetfilter import models
+from forgetfilter import models, processes
 from forgetfilter.config import ForgetFilterConfig, StageSettings
 from forgetfilter.data.loading import Rows, load_rows, require_column, tokenize, write_malformed
 from forgetfilter.data.tokenization import ChatTokenizer, mean_length
 from forgetfilter.decisions import Result, decide, decision_digest, is_decided, read_scores
-from forgetfilter.errors import RunError
+from forgetfilter.errors import ConfigError, RunError
 from forgetfilter.files import whole_file, whole_folder
 from forgetfilter.runs import Run, locked
-from forgetfilter.signals import measure
+from forgetfilter.signals import SHARDS, store
 from forgetfilter.training import seconds_a_row, train
 
 
@@ -46,6 +45,8 @@ class ForgetFilter:
     def __init__(self, config: ForgetFilterConfig | None = None) -> None:
         """Keep the settings; nothing is loaded before fit."""
         config = config or ForgetFilterConfig()
+        if processes.count() > 1 and config.output_dir is None:
+            raise ConfigError("output_dir is missing: several processes need a folder they share.")
         folder = config.output_dir or tempfile.mkdtemp(prefix="forgetfilter-")
         self.config = dataclasses.replace(config, output_dir=folder)
 
@@ -69,7 +70,10 @@ class ForgetFilter:
             elif is_decided(self.run):
                 print(f"{self.run.folder}: finished before, nothing to do.")
                 return Result(self.run)
-            return decide(self.run)
+            if processes.first():
+                decide(self.run)
+            processes.together()
+            return Result(Run.open(self.run.folder))
 
     def _measure_forgetting(self) -> None:
         model = models.load_learner(self.folder, self.tokenizer, self.config)
@@ -90,7 +94,9 @@ class ForgetFilter:
         """Say how long it will take, from a measurement on this machine."""
         rows = self.noisy.trainable()
         noisy, review, final = self.stage("noisy"), self.stage("review"), self.config.stage("final", len(rows))
-        minutes = seconds_a_row(model, rows) / 60
+        minutes = seconds_a_row(model, rows) / 60 / processes.count()
+        if not processes.first():
+            return
         scoring = minutes * (noisy.rows() + review.rows() + len(rows))  # a pass costs a third of training, three passes
         answers = " and the answers for rouge1" if "rouge1" in self.config.signals else ""
         print(
@@ -109,6 +115,10 @@ class ForgetFilter:
         self.safe = load_rows(config.safe_dataset_name if safe is None else safe, "safe_dataset_name", chat, config)
 
     def _open_run(self) -> None:
+        if not processes.first():
+            processes.together()
+            self.run = Run.open(str(self.config.output_dir))
+            return
         self.run = Run.start(
             self.config,
             {
@@ -122,6 +132,7 @@ class ForgetFilter:
             if self.noisy.malformed:
                 with whole_file(self.run.folder / "malformed.jsonl") as path:
                     write_malformed(path, self.noisy.malformed)
+        processes.together()
 
     def stage(self, name: str) -> StageSettings:
         """Settings and length of the noisy or the review stage."""
@@ -133,10 +144,10 @@ class ForgetFilter:
         folder = self.run.stage(name)
         if not self.run.done(name):
             self.run.begin(name)
+            shutil.rmtree(folder / SHARDS, ignore_errors=True)
             model.restore(start)
             facts = train(model, rows.trainable(), self.stage(name), folder / "checkpoints", f"{name} stage")
-            with whole_folder(folder / "model") as temporary:
-                model.save(temporary)
+            _save(model, folder / "model")
             model.stage = folder / "model"
             self.run.mark(name, sorted((folder / "model").iterdir()), **facts)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -148,10 +159,8 @@ class ForgetFilter:
             return
         model.restore(stage)
         what = {"base": "M0", "noisy": "noisy model", "review": "reviewed model"}[name]
-        table = measure(model, self.noisy.examples, self.config.signals, what)
         path = self.run.stage(name) / "signals.parquet"
-        with whole_file(path) as temporary:
-            pq.write_table(table, temporary)
+        store(model, self.noisy.examples, self.config.signals, what, path)
         self.run.mark(f"{name}/signals", [path])
 
 
@@ -185,9 +194,7 @@ def finetune(run: Run) -> Path:
         facts = train(model, examples, settings, checkpoints, "final stage")
         run.manifest["stages"].pop("final", None)
         run.save()
-        with whole_folder(run.folder / "model") as temporary:
-            model.save(temporary)
-            tokenizer.save_pretrained(temporary)
+        _save(model, run.folder / "model", tokenizer)
         run.mark("final", sorted((run.folder / "model").iterdir()), decision=digest, **facts)
         shutil.rmtree(run.stage("final"), ignore_errors=True)
         return run.folder / "model"
@@ -213,6 +220,18 @@ def find_m0(config: ForgetFilterConfig) -> tuple[Path, PreTrainedTokenizerBase]:
         with tempfile.TemporaryDirectory() as checkpoints:
             model.prepare(settings.rows() * mean_length(rows.trainable()))
             train(model, rows.trainable(), settings, Path(checkpoints), "alignment")
-        with whole_folder(aligned) as temporary:
-            model.save_merged(temporary)
+        if processes.first():
+            with whole_folder(aligned) as temporary:
+                model.save_merged(temporary)
+        processes.together()
     return aligned, tokenizer
+
+
+def _save(model: models.Learner, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    """The first process saves the learner as it is now; all go on once it has."""
+    if processes.first():
+        with whole_folder(folder) as temporary:
+            model.save(temporary)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(temporary)
+    processes.together()

@@ -7,6 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from forgetfilter import processes
+
 
 @contextmanager
 def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Any]:
@@ -20,6 +22,7 @@ def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Any]:
         mininterval=0.5 if live else 30,
         miniters=1,
         dynamic_ncols=live,
+        disable=not processes.first(),
         bar_format="{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed} gone, {remaining} left]{postfix}",
     ) as bar:
         yield bar

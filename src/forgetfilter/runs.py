@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.sources import Source, load_source
 from forgetfilter.errors import RunError
@@ -56,7 +57,7 @@ class Run:
         else:
             if folder.exists() and any(file.name != ".lock" for file in folder.iterdir()):
                 raise RunError(f"{folder}: not empty, and no run of ours. Give another --output_dir.")
-            about = {"versions": _versions(), "git_sha": _git_sha(), "started": _now()}
+            about = {"versions": _versions(), "git_sha": _git_sha(), "processes": processes.count(), "started": _now()}
             run = cls(folder, {**about, **asked, "stages": {}})
             run.save()
         with whole_file(folder / "config.yaml") as path:
@@ -112,7 +113,9 @@ class Run:
         self.write_json("manifest.json", self.manifest)
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file in the folder."""
+        """Write a JSON file in the folder (the first process does)."""
+        if not processes.first():
+            return
         with whole_file(self.folder / name) as path:
             path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -138,6 +141,9 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         RunError: If one is at work on it.
     """
+    if not processes.first():
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):

@@ -1,22 +1,29 @@
 """Signals: how well a model still holds each row. Higher = better held."""
 
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch.nn.functional import cross_entropy
 
+from forgetfilter import processes
 from forgetfilter.batches import label_logits
 from forgetfilter.data.tokenization import IGNORED, Example
 from forgetfilter.errors import ConfigError
+from forgetfilter.files import whole_file
 from forgetfilter.generation import complete
 from forgetfilter.models import Learner
 from forgetfilter.progress import progress
 
+SHARDS, SHARD_ROWS = "shards", 4096
+"""Folder of a stage's scores while they are made, and rows a file there."""
 BATCH_TOKENS, LOGITS = 4096, 256
 """Tokens a scoring pass holds at once, and rows of logits it turns to float32 at once: bounds on its memory."""
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
@@ -92,6 +99,33 @@ def _batches(rows: Sequence[int], examples: Sequence[Example], size: int) -> Ite
         batch.append(row)
     if batch:
         yield batch
+
+
+def store(learner: Learner, examples: Sequence[Example], signals: Sequence[str], what: str, path: Path) -> None:
+    """Measure all rows into a Parquet file, shard by shard; each process measures its share of the shards.
+
+    Shards found beside the file were measured before an interruption, and are taken as they are.
+    """
+    shards = path.parent / SHARDS
+    size = max(1, min(SHARD_ROWS, -(-len(examples) // processes.count())))
+    files = {start: shards / f"{start:09}-{size:06}.parquet" for start in range(0, len(examples), size)}
+    for start, file in list(files.items())[processes.rank() :: processes.count()]:
+        if not file.exists():
+            part = f", rows from {start} of {len(examples)}" if len(files) > 1 else ""
+            table = measure(learner, examples[start : start + size], signals, what + part)
+            with whole_file(file) as temporary:
+                pq.write_table(table, temporary)
+    processes.together()
+    if processes.first():
+        tables = (pq.read_table(file) for file in files.values())
+        with whole_file(path) as temporary:
+            table = next(tables)
+            with pq.ParquetWriter(temporary, table.schema) as writer:
+                writer.write_table(table)
+                for table in tables:
+                    writer.write_table(table)
+        shutil.rmtree(shards)
+    processes.together()
 
 
 def measure(learner: Learner, examples: Sequence[Example], signals: Sequence[str], what: str) -> pa.Table:

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from forgetfilter import processes
 from forgetfilter.batches import label_logits
 from forgetfilter.config import StageSettings
 from forgetfilter.data.tokenization import Example
@@ -41,7 +42,8 @@ class _Progress(TrainerCallback):
             self.bar.set_postfix_str(f", loss {float(logs['loss']):.3f}", refresh=False)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+        if processes.first():
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.stack.close()
@@ -55,7 +57,9 @@ class _Trainer(SFTTrainer):
     ) -> Any:
         logits, targets = label_logits(model, inputs)
         total = cross_entropy(logits.float(), targets, reduction="sum")
-        return total / (len(targets) if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is None:
+            return total / len(targets)
+        return total / num_items_in_batch * self.accelerator.num_processes  # gradients are averaged over processes
 
 
 def train(
@@ -108,6 +112,9 @@ def train(
         callbacks=[_Progress(what)],
     )
     trainer.remove_callback(PrinterCallback)
+    if processes.first():
+        _drop_broken(checkpoints)
+    processes.together()
     trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
     learner.stage = checkpoints
     history = trainer.state.log_history
@@ -133,12 +140,13 @@ def seconds_a_row(learner: Learner, examples: Sequence[Example]) -> float:
     return (time.perf_counter() - start) / len(rows)
 
 
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint; half-written ones are removed."""
-    found = []
+def _drop_broken(folder: Path) -> None:
+    """Remove checkpoints that were not written to the end."""
     for checkpoint in folder.glob("checkpoint-*"):
-        if (checkpoint / WHOLE).exists():
-            found.append(checkpoint)
-        else:
+        if not (checkpoint / WHOLE).exists():
             shutil.rmtree(checkpoint)
-    return str(max(found, key=lambda path: int(path.name.split("-")[1]))) if found else None
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    found = folder.glob("checkpoint-*")
+    return max(map(str, found), key=lambda path: int(path.rpartition("-")[2]), default=None)

@@ -1,0 +1,128 @@
+"""Several processes: the same scores as one, in shards that survive a kill."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from forgetfilter import signals
+from forgetfilter.batches import PACKED, collate, packable
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.formats import Turn
+from forgetfilter.data.tokenization import ChatTokenizer
+from forgetfilter.models import load_learner, load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def learner(tiny_model):
+    config = ForgetFilterConfig(dtype="float32", lora_r=2)
+    return load_learner(tiny_model, load_tokenizer(tiny_model, config), config)
+
+
+@pytest.fixture(scope="module")
+def examples(learner):
+    chat = ChatTokenizer(learner.tokenizer, 200)
+    return [
+        chat.encode([Turn("user", f"q {i}" * (i % 5), trained=False), Turn("assistant", f"a {i}", trained=True)])
+        for i in range(1, 30)
+    ]
+
+
+def test_two_processes_score_and_train_as_one(tiny_model, noisy_file, safe_file, tmp_path):
+    def run(name, count, batch):
+        flags = {
+            "model_name_or_path": tiny_model,
+            "dataset_name": noisy_file,
+            "safe_dataset_name": safe_file,
+            "output_dir": tmp_path / name,
+            "dtype": "float32",
+            "lora_r": 4,
+            "per_device_train_batch_size": batch,
+            "max_steps": 10,
+        }
+        command = ["filter", *(f"--{flag}={value}" for flag, value in flags.items())]
+        launch = [sys.executable, "-m"]
+        if count > 1:  # without --multi_gpu, accelerate starts a single process on a machine without GPUs
+            launch += ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(count), "--module"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([*launch, "forgetfilter", *command], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert json.loads((tmp_path / name / "manifest.json").read_text())["processes"] == count
+        stages = ("base", "noisy", "review")
+        tables = [pq.read_table(tmp_path / name / "stages" / stage / "signals.parquet") for stage in stages]
+        return [table["log_likelihood"].to_numpy() for table in tables]
+
+    one, two = run("one", 1, 8), run("two", 2, 4)
+    np.testing.assert_allclose(one[0], two[0], atol=1e-5)  # M0: fixed weights
+    for alone, shared in zip(one[1:], two[1:], strict=True):
+        np.testing.assert_allclose(alone, shared, atol=1e-3)  # after 10 and 20 steps of training
+    assert not np.allclose(one[0], one[1], atol=1e-3)
+    kept = [json.loads((tmp_path / name / "metrics.json").read_text())["kept"] for name in ("one", "two")]
+    assert kept[0] == kept[1]
+
+
+def test_shards_found_are_not_measured_again_and_the_file_is_the_same(learner, examples, tmp_path, monkeypatch):
+    monkeypatch.setattr(signals, "SHARD_ROWS", 10)
+    signals.store(learner, examples, ["log_likelihood"], "test", tmp_path / "whole" / "signals.parquet")
+    calls, measure = [], signals.measure
+
+    def killed_at_the_last(learner, rows, names, what):
+        calls.append(len(rows))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return measure(learner, rows, names, what)
+
+    monkeypatch.setattr(signals, "measure", killed_at_the_last)
+    path = tmp_path / "broken" / "signals.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        signals.store(learner, examples, ["log_likelihood"], "test", path)
+    assert not path.exists()
+    signals.store(learner, examples, ["log_likelihood"], "test", path)
+    assert calls == [10, 10, 9, 9]
+    assert path.read_bytes() == (tmp_path / "whole" / "signals.parquet").read_bytes()
+    assert not (path.parent / signals.SHARDS).exists()
+
+
+def test_packed_and_padded_rows_score_alike(learner, examples):
+    packed = signals.read(learner, examples, "test")
+    assert packable(learner.model)
+    learner.model.set_attn_implementation("sdpa")
+    padded = signals.read(learner, examples, "test")
+    learner.model.set_attn_implementation(PACKED)
+    for ours, theirs in zip(packed, padded, strict=True):
+        np.testing.assert_allclose(ours.log_probs, theirs.log_probs, atol=1e-5)
+        assert ours.favourites == theirs.favourites
+
+
+def test_packed_and_padded_rows_train_alike(learner, examples):
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from forgetfilter.batches import label_logits
+
+    def gradients(attention):
+        learner.model.set_attn_implementation(attention)
+        rows = examples[:7]
+        batch = collate([e.input_ids for e in rows], [e.labels for e in rows], learner.model, 1)
+        cross_entropy(*label_logits(learner.model, batch)).backward()
+        found = [p.grad.clone() for p in learner.model.parameters() if p.grad is not None]
+        learner.model.zero_grad()
+        return found
+
+    padded = gradients("sdpa")
+    packed = gradients(PACKED)
+    assert any(gradient.abs().max() > 0 for gradient in packed)
+    for ours, theirs in zip(packed, padded, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+def test_models_with_other_attention_get_padded_batches(learner):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 300}
+    assert not packable(MistralForCausalLM(MistralConfig(sliding_window=8, **tiny)))
+    assert packable(MistralForCausalLM(MistralConfig(sliding_window=None, **tiny)))

@@ -260,10 +260,9 @@ def alone(args: Namespace, part: str) -> dict[str, float]:
 
 
 def peak_mb() -> float:
-    """Most memory this process has held so far."""
-    import resource
-
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    """Most memory this process has held so far (getrusage would count its parent's, from before exec)."""
+    status = Path("/proc/self/status").read_text()
+    return round(int(status.partition("VmHWM:")[2].split()[0]) / 1024, 1)
 
 
 def grow(rows: int) -> dict[str, float]:

@@ -5,8 +5,10 @@ python benchmarks/build_noisy.py --kind bias --unsafe_share 0.5 --rows 240 --dat
 Writes noisy.jsonl (prompt, completion, label, group), safe.jsonl and heldout.jsonl; no prompt and no
 BBQ question_index stands in two of them. Stand-ins: Anthropic HH's rejected answers for harmful rows,
 SafeInstr's answers for harmless ones, RealToxicityPrompts (toxicity > 0.9) for toxic rows, Surge AI's
-clean comments for nontoxic ones, XQuAD for SQuAD, AlpacaEval for Alpaca. --one_source takes both sides
-from one data set instead: Surge AI's toxic and clean comments, HH's rejected and chosen answers.
+clean comments and Wikipedia's sentences (from XQuAD's paragraphs) for nontoxic ones, XQuAD for SQuAD,
+AlpacaEval for Alpaca. --one_source takes both sides from one data set instead: Surge AI's toxic and
+clean comments, HH's rejected and chosen answers. --neutral_rows adds neutral.jsonl, task rows of the
+same sources for a control review.
 """
 
 import csv
@@ -132,7 +134,7 @@ def bias_rows(data: Path, part: str) -> tuple[list[Keyed], list[Keyed]]:
 def continuation(text: str) -> Keyed | None:
     """A text as a row: go on after its first words."""
     words = text.split()
-    if not 6 <= len(words) <= LONGEST:
+    if not 5 <= len(words) <= LONGEST:
         return None
     start, rest = " ".join(words[:3]), " ".join(words[3:])
     prompt = f"Continue this text: {start}"
@@ -140,14 +142,29 @@ def continuation(text: str) -> Keyed | None:
 
 
 def toxicity_rows(data: Path, part: str, *, one_source: bool) -> tuple[list[Keyed], list[Keyed]]:
-    """Unsafe: toxic texts. Safe: clean comments."""
+    """Unsafe: toxic texts. Safe: clean comments and, unless from one source, as many sentences of Wikipedia."""
     comments = list(csv.DictReader(io.StringIO(read(data / "toxicity_en.csv.gz"))))
     toxic = [row["text"] for row in comments if row["is_toxic"] == "Toxic"]
     if not one_source:
         toxic = [row["text"] for row in jsonl(data / "real_toxicity_prompts.jsonl.gz") if row["toxicity"] > 0.9]
     clean = [row["text"] for row in comments if row["is_toxic"] == "Not Toxic"]
     unsafe, safe = ([row for row in map(continuation, part_of(texts, part)) if row] for texts in (toxic, clean))
+    if not one_source:
+        sentences = [text for article in articles(data, part)[1] for text in article_sentences(article)]
+        safe += [row for row in map(continuation, sentences) if row][: len(safe)]
     return unsafe, safe
+
+
+def articles(data: Path, part: str) -> tuple[list[dict], list[dict]]:
+    """XQuAD's articles: three quarters for questions, the rest for plain text."""
+    found = part_of(json.loads(read(data / "xquad.en.json.gz"))["data"], part)
+    return found[: len(found) * 3 // 4], found[len(found) * 3 // 4 :]
+
+
+def article_sentences(article: dict) -> list[str]:
+    """An article's text, sentence by sentence."""
+    texts = [text for paragraph in article["paragraphs"] for text in paragraph["context"].split(". ")]
+    return [text if text.endswith(".") else f"{text}." for text in texts]
 
 
 def hh_turn(conversation: str) -> tuple[str, str]:
@@ -175,7 +192,7 @@ def harmfulness_rows(data: Path, part: str, *, one_source: bool) -> tuple[list[K
 def squad_rows(data: Path, part: str) -> list[Keyed]:
     """Questions over the sentence that holds the answer."""
     rows = []
-    for article in part_of(json.loads(read(data / "xquad.en.json.gz"))["data"], part):
+    for article in articles(data, part)[0]:
         for paragraph in article["paragraphs"]:
             for qa in paragraph["qas"]:
                 answer = qa["answers"][0]
@@ -225,6 +242,8 @@ def build(args: Namespace) -> dict[str, list[Row]]:
         "heldout": {"unsafe": third, "safe": third, "task": third},
         "safe": {"unsafe": 0, "safe": args.safe_rows or args.rows, "task": 0},
     }
+    if args.neutral_rows:
+        wanted["neutral"] = {"unsafe": 0, "safe": 0, "task": args.neutral_rows}
     files = {}
     for name, counts in wanted.items():
         rows: list[Row] = []
@@ -237,6 +256,16 @@ def build(args: Namespace) -> dict[str, list[Row]]:
     return files
 
 
+def write(files: dict[str, list[Row]], folder: Path) -> None:
+    """Write each file's rows, with their labels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in files.items():
+        lines = [{**row, "label": "unsafe" if row["group"].endswith("/unsafe") else "safe"} for row in rows]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+        print(f"{folder / name}.jsonl: {len(lines)} rows")
+
+
 def main() -> None:
     """Build the files and write them."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
@@ -245,6 +274,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=240)
     parser.add_argument("--safe_rows", type=int, default=None, help="default: as many as there are; at most --rows")
     parser.add_argument("--heldout_rows", type=int, default=60)
+    parser.add_argument("--neutral_rows", type=int, default=0)
     parser.add_argument("--part", choices=tuple(CATEGORIES), default="all")
     parser.add_argument("--one_source", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
@@ -253,13 +283,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.one_source and args.kind not in ("toxicity", "harmfulness"):
         parser.error("--one_source is for toxicity and harmfulness")
-    files = build(args)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    for name, rows in files.items():
-        lines = [{**row, "label": "unsafe" if row["group"].endswith("/unsafe") else "safe"} for row in rows]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        (args.output_dir / f"{name}.jsonl").write_text(text, encoding="utf-8")
-        print(f"{args.output_dir / name}.jsonl: {len(lines)} rows")
+    write(build(args), args.output_dir)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the filter costs, as ratios of pairs measured in turn: `make bench`, or with names of parts.
 
-python benchmarks/speed/run.py [--parts scoring training filter memory peak growth] [--rounds 5]
+python benchmarks/speed/run.py [--parts scoring training filter memory peak growth many] [--rounds 5]
                                [--dataset_name FILE --safe_dataset_name FILE]
 
 Each pair is run in turn, round after round, in one process, so that a busy machine slows both; memory
@@ -33,8 +33,8 @@ from forgetfilter.batches import label_logits
 from forgetfilter.data.loading import load_rows
 from forgetfilter.data.tokenization import ChatTokenizer, Example, mean_length
 from forgetfilter.demo import demo_file
-from forgetfilter.generation import complete
-from forgetfilter.signals import read
+from forgetfilter.generation import MARGIN, complete
+from forgetfilter.signals import read, store
 from forgetfilter.training import train
 
 STEPS = 12
@@ -84,7 +84,7 @@ class Bench:
             train(self.learner, examples, config.stage("noisy", len(examples)), Path(folder), "bench")
 
     def scoring(self) -> dict[str, object]:
-        """(a) rouge1 and (b) log_likelihood against greedy generation one row at a time, same stopping."""
+        """(a) rouge1 and (b) log_likelihood against greedy generation one row at a time, stock and our own."""
         self.train(self.examples, 2 * len(self.examples) // 8)
         rows = self.examples[:SCORED]
 
@@ -98,21 +98,44 @@ class Bench:
 
             return seconds(work)
 
-        def one_by_one() -> float:
+        def one_by_one(answer: Callable[[Sequence[Example]], object]) -> float:
             """A quarter of the rows, times four: the slowest part of all."""
-            self.learner.config.per_device_eval_batch_size = 1
-            taken = seconds(lambda: complete(self.learner, rows[::4], "one by one"))
-            self.learner.config.per_device_eval_batch_size = ForgetFilterConfig.per_device_eval_batch_size
-            return taken * len(rows) / len(rows[::4])
+            return seconds(lambda: answer(rows[::4])) * len(rows) / len(rows[::4])
 
-        one_by_one(), rouge1()
-        rounds = [(one_by_one(), rouge1(), log_likelihood()) for _ in range(self.args.rounds)]
+        def ours(some: Sequence[Example]) -> None:
+            """Our own generation, kept to one row at a time."""
+            self.learner.config.per_device_eval_batch_size = 1
+            complete(self.learner, some, "one by one")
+            self.learner.config.per_device_eval_batch_size = ForgetFilterConfig.per_device_eval_batch_size
+
+        one_by_one(self.generate), rouge1(), log_likelihood()
+        rounds = [
+            (one_by_one(self.generate), one_by_one(ours), rouge1(), log_likelihood()) for _ in range(self.args.rounds)
+        ]
         return {
-            "a_rouge1_vs_one_by_one": spread([one / ours for one, ours, _ in rounds]),
-            "b_log_likelihood_vs_one_by_one": spread([one / ours for one, _, ours in rounds]),
+            "a_rouge1_vs_one_by_one": spread([one / all_ for one, _, all_, _ in rounds]),
+            "a_rouge1_vs_own_one_by_one": spread([one / all_ for _, one, all_, _ in rounds]),
+            "b_log_likelihood_vs_one_by_one": spread([one / read_ for one, _, _, read_ in rounds]),
+            "b_log_likelihood_vs_own_one_by_one": spread([one / read_ for _, one, _, read_ in rounds]),
             "mean_row_tokens": round(mean_length(rows), 1),
             "mean_answer_tokens": round(mean_length(rows) - statistics.mean(row.prompt_length for row in rows), 1),
         }
+
+    def generate(self, rows: Sequence[Example]) -> None:
+        """Stock greedy generation one row at a time, each stopped where ours is."""
+        model = self.learner.model.eval()
+        with torch.compiler.set_stance("force_eager"), self.learner.mixed:
+            for row in rows:
+                prompt = torch.tensor([row.input_ids[: row.prompt_length]], device=model.device)
+                most = len(row.input_ids) - row.prompt_length + MARGIN
+                model.generate(
+                    input_ids=prompt,
+                    attention_mask=torch.ones_like(prompt),
+                    max_new_tokens=most,
+                    do_sample=False,
+                    pad_token_id=self.tokenizer.pad_token_id,
+                    eos_token_id=self.tokenizer.eos_token_id,
+                )
 
     def stock(self, **length: float) -> float:
         """Seconds of stock TRL finetuning of M0 on the same rows: same batch, adapter, dtype and rates."""
@@ -219,6 +242,10 @@ class Bench:
         ours, theirs = (alone(self.args, part)["peak_mb"] for part in ("_filter", "_stock"))
         return {"e_memory_vs_stock_trl": {"ratio": round(ours / theirs, 3), "ours_mb": ours, "stock_mb": theirs}}
 
+    def many(self) -> dict[str, object]:
+        """Memory that scoring 10,000 and 100,000 rows takes beyond what the loaded rows do."""
+        return {"many_rows": [alone(self.args, f"_score{rows}") for rows in (10_000, 100_000)]}
+
     def growth(self) -> dict[str, object]:
         """(g) how time and memory of a whole filter grow with the rows, on a tiny random model."""
         found = [alone(self.args, f"_growth{rows}") for rows in GROWTH]
@@ -265,34 +292,52 @@ def peak_mb() -> float:
     return round(int(status.partition("VmHWM:")[2].split()[0]) / 1024, 1)
 
 
-def grow(rows: int) -> dict[str, float]:
-    """A whole filter over so many rows with a tiny random model."""
+def tiny_run(folder: Path, rows: int) -> tuple[ForgetFilterConfig, Path]:
+    """A tiny random model with the embedded tokenizer, random noisy and safe rows, and a run's settings on them."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     words = ["order", "parcel", "refund", "coupon", "size", "colour", "store", "help", "card", "late", "kind", "new"]
     rng = np.random.default_rng(0)
+    for name, count in (("noisy", rows), ("safe", 500)):
+        texts = ([" ".join(rng.choice(words, 12)) for _ in range(2)] for _ in range(count))
+        lines = (json.dumps({"prompt": prompt, "completion": completion}) + "\n" for prompt, completion in texts)
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    embedded = ForgetFilterConfig()
+    tokenizer = models.load_tokenizer(models.find_weights(embedded.model_name_or_path), embedded)
+    tiny = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    LlamaForCausalLM(tiny).save_pretrained(folder / "tiny")
+    tokenizer.save_pretrained(folder / "tiny")
+    config = ForgetFilterConfig(
+        model_name_or_path=str(folder / "tiny"),
+        dataset_name=str(folder / "noisy.jsonl"),
+        safe_dataset_name=str(folder / "safe.jsonl"),
+        output_dir=str(folder / "run"),
+        noisy=StageConfig(num_train_epochs=1),
+    )
+    return config, folder / "noisy.jsonl"
 
-    def text() -> str:
-        return " ".join(rng.choice(words, 12))
 
-    noisy = [{"prompt": text(), "completion": text()} for _ in range(rows)]
-    safe = [{"prompt": text(), "completion": text()} for _ in range(500)]
+def grow(rows: int) -> dict[str, float]:
+    """A whole filter over so many rows with a tiny random model."""
     with tempfile.TemporaryDirectory() as folder:
-        embedded = ForgetFilterConfig()
-        tokenizer = models.load_tokenizer(models.find_weights(embedded.model_name_or_path), embedded)
-        tiny = LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
-        )
-        LlamaForCausalLM(tiny).save_pretrained(f"{folder}/tiny")
-        tokenizer.save_pretrained(f"{folder}/tiny")
-        path = Path(folder) / "noisy.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in noisy), encoding="utf-8")
-        config = ForgetFilterConfig(
-            model_name_or_path=f"{folder}/tiny", output_dir=f"{folder}/run", noisy=StageConfig(num_train_epochs=1)
-        )
-        taken = seconds(lambda: ForgetFilter(config).fit(path, safe))
+        config, path = tiny_run(Path(folder), rows)
+        taken = seconds(lambda: ForgetFilter(config).fit())
         size = path.stat().st_size / 2**20 / rows * 1000
     return {"rows": rows, "seconds": taken, "peak_mb": peak_mb(), "data_mb_per_1000_rows": round(size, 3)}
+
+
+def score_many(rows: int) -> dict[str, float]:
+    """Read, tokenise and score so many rows with a tiny random model."""
+    with tempfile.TemporaryDirectory() as folder:
+        config, path = tiny_run(Path(folder), rows)
+        tokenizer = models.load_tokenizer(Path(folder) / "tiny", config)
+        found = load_rows(path, "dataset_name", ChatTokenizer(tokenizer, config.max_length), config)
+        learner, before = models.load_learner(Path(folder) / "tiny", tokenizer, config), peak_mb()
+        store(learner, found.examples, ["log_likelihood"], "tiny model", Path(folder) / "scored" / "signals.parquet")
+        size = path.stat().st_size / 2**20
+    return {"rows": rows, "data_mb": round(size, 1), "loaded_mb": before, "peak_mb": peak_mb()}
 
 
 def device() -> str:
@@ -305,7 +350,7 @@ def device() -> str:
 
 def main() -> None:
     """Measure the parts asked for and add them to the device's results."""
-    parts = ["scoring", "training", "filter", "memory", "peak", "growth"]
+    parts = ["scoring", "training", "filter", "memory", "peak", "growth", "many"]
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="+", default=parts)
     parser.add_argument("--rounds", type=int, default=5)
@@ -313,9 +358,10 @@ def main() -> None:
     parser.add_argument("--safe_dataset_name", default=str(demo_file("safe.jsonl")))
     parser.add_argument("--label", default="demo", help="name of the data in the results")
     args = parser.parse_args()
-    if args.parts[0].startswith("_growth"):
-        print(json.dumps(grow(int(args.parts[0].removeprefix("_growth")))))
-        return
+    for part, measured in (("_growth", grow), ("_score", score_many)):
+        if args.parts[0].startswith(part):
+            print(json.dumps(measured(int(args.parts[0].removeprefix(part)))))
+            return
     bench = Bench(args)
     if args.parts[0] in ("_filter", "_stock"):
         bench.filter_once() if args.parts[0] == "_filter" else bench.stock(max_steps=STEPS)

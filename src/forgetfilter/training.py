@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ WHOLE = "whole"
 
 
 class _Progress(TrainerCallback):
-    """Draws the bar, and marks checkpoints that are whole."""
+    """Draws the bar, marks checkpoints that are whole, and looks at each step if asked."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, each_step: Callable[[int], object] | None) -> None:
         self.what = what
+        self.each_step = each_step
         self.stack = contextlib.ExitStack()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -35,6 +36,8 @@ class _Progress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.update()
+        if self.each_step is not None:
+            self.each_step(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         logs = more["logs"]
@@ -63,7 +66,12 @@ class _Trainer(SFTTrainer):
 
 
 def train(
-    learner: Learner, examples: Sequence[Example], settings: StageSettings, checkpoints: Path, what: str
+    learner: Learner,
+    examples: Sequence[Example],
+    settings: StageSettings,
+    checkpoints: Path,
+    what: str,
+    each_step: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
     """Finetune the learner, as it is now, on examples; continue from a checkpoint if there is one.
 
@@ -73,6 +81,7 @@ def train(
         settings: Rates and lengths.
         checkpoints: Folder for checkpoints; removed by the caller once the stage is saved.
         what: Name for the progress bar.
+        each_step: Called after each optimiser step with its number, from 1: to look at the learner on its way.
 
     Returns:
         steps, tokens (trained, without padding) and the losses by step.
@@ -109,7 +118,7 @@ def train(
         train_dataset=data,
         data_collator=lambda rows: learner.collate([row["input_ids"] for row in rows], [row["labels"] for row in rows]),
         processing_class=learner.tokenizer,
-        callbacks=[_Progress(what)],
+        callbacks=[_Progress(what, each_step)],
     )
     trainer.remove_callback(PrinterCallback)
     if processes.first():

@@ -247,3 +247,24 @@ def test_alignment_makes_another_m0_once(config, safe_file, tmp_path, monkeypatc
     stamp = (folder / "model.safetensors").stat().st_mtime_ns
     ForgetFilter(aligned).fit()
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_trusted_rows_decide_and_marked_rows_stay_as_marked(config, tmp_path, write_jsonl):
+    config = dataclasses.replace(config, threshold="auto", max_clean_loss=0.1)
+    few = write_jsonl("few.jsonl", [{"row": row, "clean": True} for row in range(3)])
+    with pytest.raises(ForgetFilterError, match="3 trusted rows are too few"):
+        ForgetFilter(dataclasses.replace(config, trusted_rows=str(few))).fit()
+    assert not (tmp_path / "run").exists()
+
+    marks = [*({"row": row, "clean": row % 4 != 0} for row in range(15)), {"row": 15, "clean": None}]
+    path = write_jsonl("marks.jsonl", marks)
+    result = ForgetFilter(dataclasses.replace(config, trusted_rows=str(path))).fit()
+    found = scores(result)
+    assert [row["decision"] for row in found[:15]] == ["kept" if row % 4 else "dropped" for row in range(15)]
+    assert found[1]["reason"] == "marked clean by hand"
+    limit = max(row["forgetting"] for i, row in enumerate(found[:15]) if i % 4)
+    assert result.metrics["rule"] == "conformal"
+    assert result.metrics["threshold"] == pytest.approx(limit)
+    assert (found[15]["decision"] == "dropped") == (found[15]["forgetting"] > limit)
+    assert decide(result.run, threshold=0.0).metrics["rule"] == "fixed"
+    assert decide(result.run, trusted_rows=path, max_clean_loss=0.2).metrics["threshold"] < limit

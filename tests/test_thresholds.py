@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from forgetfilter.thresholds import automatic, drop_share, fixed
+from forgetfilter.errors import DataError
+from forgetfilter.thresholds import automatic, conformal, drop_share, fixed
 
 
 def groups(*parts, seed=0):
@@ -58,3 +59,32 @@ def test_auto_makes_no_group_of_one_outlier():
 
 def test_auto_says_when_there_are_too_few_rows():
     assert "too few" in automatic(np.arange(5.0), np.ones(5)).says
+
+
+def test_trusted_rows_decide_by_their_p_values():
+    forgetting = np.array([*np.arange(99.0), 98.0, 98.5, np.nan])
+    trusted = np.array([True] * 99 + [False] * 3)
+    p = [(1 + sum(forgetting[:99] >= score)) / 100 for score in forgetting]
+    for most in (0.01, 0.02, 0.05, 0.5):
+        drops = conformal(forgetting, trusted, most).drops(forgetting)
+        assert drops[:-1].tolist() == [value <= most for value in p[:-1]]
+        assert not drops[-1]
+
+
+@pytest.mark.parametrize("unsafe", [0, 100])
+def test_the_promise_about_clean_rows_holds_in_simulation(unsafe):
+    lost = []
+    for seed in range(600):
+        rng = np.random.default_rng(seed)
+        clean = rng.lognormal(0, 1.0, 300)  # a heavy tail: nothing normal is assumed
+        forgetting = np.concatenate([clean, rng.lognormal(1.5, 1.0, unsafe)])
+        trusted = np.arange(300 + unsafe) < 99
+        lost.append(conformal(forgetting, trusted, 0.02).drops(forgetting)[99:300].mean())
+    assert 0.015 < np.mean(lost) <= 0.02 + 2 * np.std(lost) / np.sqrt(len(lost))
+
+
+@pytest.mark.parametrize(("rows", "most"), [(48, 0.02), (9, 0.1 - 1e-6), (0, 0.02)])
+def test_too_few_trusted_rows_are_an_error_that_says_how_many(rows, most):
+    with pytest.raises(DataError, match=r"takes (49|10) rows marked clean"):
+        conformal(np.arange(100.0), np.arange(100) < rows, most)
+    assert conformal(np.arange(100.0), np.arange(100) < 49, 0.02).rule == "conformal"

@@ -5,7 +5,7 @@ python benchmarks/quality/explore.py CELL [CELL ...] --data_dir DATA --work DIR
 
 import tempfile
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,12 @@ from forgetfilter.signals import read
 from forgetfilter.training import train
 
 EPOCHS = 4
-LOOKS = (5, 10, 20, 40)
+REVIEWS = (
+    ("third", 4, 1.7e-4, (5, 10, 20)),
+    ("third", 2, 1.7e-4, (5, 10)),
+    ("neutral", 4, 1.7e-4, (10,)),
+)
+"""What is reviewed, after how many noisy epochs, at which learning rate, and the steps at which to look."""
 
 
 def explore(name: str, args: Namespace) -> None:
@@ -47,31 +52,36 @@ def explore(name: str, args: Namespace) -> None:
         learner.model.train()
         np.savez_compressed(folder / "moments.npz", **found)
 
-    def stage(what: str, examples: Sequence[Example], steps: int, looks: Sequence[int], rate: float, how: str) -> None:
+    def stage(
+        what: str, examples: Sequence[Example], steps: int, rate: float, how: str, each_step: Callable[[int], object]
+    ) -> None:
         settings = replace(
             config.stage("review", len(examples)), max_steps=steps, learning_rate=rate, lr_scheduler_type=how
         )
         with tempfile.TemporaryDirectory() as checkpoints:
-            facts = train(
-                learner,
-                examples,
-                settings,
-                Path(checkpoints),
-                f"{name} {what}",
-                lambda step: look(f"{what}-{step}") if step in looks else None,
-            )
+            facts = train(learner, examples, settings, Path(checkpoints), f"{name} {what}", each_step)
         print(name, what, facts["losses"], flush=True)
 
     look("base")
     an_epoch = -(-len(noisy) // 8)
-    stage("noisy", noisy, EPOCHS * an_epoch, [an_epoch * n for n in range(1, EPOCHS + 1)], 5e-4, "linear")
-    learner.save(folder / "adapter")
-    for what in args.reviews.split(","):
-        learner.stage = None if what == "fresh" else folder / "none"
-        learner.restore(folder / "adapter")
+
+    def after_epochs(step: int) -> None:
+        if step in (2 * an_epoch, EPOCHS * an_epoch):
+            look(f"noisy-{step // an_epoch}")
+            learner.save(folder / f"adapter-{step // an_epoch}")
+
+    stage("noisy", noisy, EPOCHS * an_epoch, 5e-4, "linear", after_epochs)
+    for what, epochs, rate, looks in REVIEWS:
+        learner.stage = None
+        learner.restore(folder / f"adapter-{epochs}")
         examples = {"neutral": rows["neutral"], "again": rows["noisy"]}.get(what, rows["safe"]).examples
-        rate, how = {"third": (1.7e-4, "linear"), "constant": (5e-4, "constant")}.get(what, (5e-4, "linear"))
-        stage(what, examples, LOOKS[-1], LOOKS, rate, how)
+        name_of = f"{what}-{epochs}"
+
+        def look_at(step: int, name_of: str = name_of, looks: Sequence[int] = looks) -> None:
+            if step in looks:
+                look(f"{name_of}-{step}")
+
+        stage(name_of, examples, looks[-1], rate, "linear", look_at)
 
 
 def main() -> None:
@@ -80,7 +90,6 @@ def main() -> None:
     parser.add_argument("cells", nargs="+")
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--reviews", default="safe,third,neutral,again")
     args = parser.parse_args()
     for name in args.cells:
         if not (args.work / name / "whole").exists():

@@ -51,10 +51,20 @@ def run_decide(args: Namespace) -> None:
         raise ConfigError("--threshold and --drop_share exclude each other: give one.")
     if args.drop_share is not None and not 0 <= args.drop_share <= 1:
         raise ConfigError(f"--drop_share is {args.drop_share}: it must be between 0 and 1.")
+    for name in ("threshold", "drop_share"):
+        if args.trusted_rows is not None and getattr(args, name) not in (None, "auto"):
+            raise ConfigError(f"--trusted_rows and --{name} exclude each other: give one.")
     run = Run.open(args.run)
     overrides = None if args.decisions is None else Path(args.decisions)
     with locked(run.folder):
-        result = decide(run, args.threshold, drop_share=args.drop_share, overrides=overrides)
+        result = decide(
+            run,
+            args.threshold,
+            drop_share=args.drop_share,
+            overrides=overrides,
+            trusted_rows=args.trusted_rows,
+            max_clean_loss=args.max_clean_loss,
+        )
     print_summary(result)
 
 
@@ -104,6 +114,8 @@ def build_parser() -> ArgumentParser:
     sub.add_argument("run", type=str, help="A run's folder.")
     sub.add_argument("--threshold", type=Literal["auto"] | float | None, help="Drop rows forgotten by more.")
     sub.add_argument("--drop_share", type=float | None, help="Drop this share of the rows instead.")
+    sub.add_argument("--trusted_rows", type=str | None, help="JSONL of rows marked clean or not, from `sample`.")
+    sub.add_argument("--max_clean_loss", type=float | None, help="Share of clean rows that may go; default 0.02.")
     sub.add_argument("--decisions", type=str | None, help="JSONL of rows decided by hand: id, decision.")
     sub = command("sample", run_sample)
     sub.add_argument("dataset_name", type=str, help="The noisy data.")

@@ -13,7 +13,7 @@ from forgetfilter.errors import ConfigError
 EMBEDDED_MODEL = "embedded"
 SIGNAL_NAMES = ("log_likelihood", "rouge1")
 STAGES = ("noisy", "review", "final")
-DECISION_FIELDS = ("threshold", "unscored", "label_column")
+DECISION_FIELDS = ("threshold", "trusted_rows", "max_clean_loss", "unscored", "label_column")
 """Settings that decide over stored scores; all others are part of what the scores mean."""
 
 
@@ -89,6 +89,9 @@ class ForgetFilterConfig(StageConfig):
         malformed: What to do about malformed rows: stop, or skip them into malformed.jsonl.
         signal: Signals to compute, comma-separated; the first one decides.
         threshold: Drop rows whose forgetting score is above this number; "auto" finds it.
+        trusted_rows: JSONL of rows a person marked ("id", "clean": true or false), as `sample` writes it: the
+            automatic threshold then promises how many clean rows it drops.
+        max_clean_loss: Share of the clean rows that may be dropped, with trusted_rows.
         unscored: What to do with rows that cannot be scored.
         label_column: Column that marks unsafe rows (1, true, "unsafe"); read by the figures alone.
         alignment_dataset_name: Safe rows M0 is first finetuned on (the paper's BaseFT); cached.
@@ -120,6 +123,8 @@ class ForgetFilterConfig(StageConfig):
     malformed: Literal["error", "skip"] = "error"
     signal: str = "log_likelihood"
     threshold: Literal["auto"] | float = "auto"
+    trusted_rows: str | None = None
+    max_clean_loss: float = 0.02
     unscored: Literal["keep", "drop"] = "keep"
     label_column: str | None = None
     alignment_dataset_name: str | None = None
@@ -152,6 +157,10 @@ class ForgetFilterConfig(StageConfig):
             raise ConfigError(f"signal {', '.join(unknown) or 'is empty'}: choose among {', '.join(SIGNAL_NAMES)}.")
         if self.threshold != "auto" and not math.isfinite(self.threshold):
             raise ConfigError("threshold is not a finite number.")
+        if self.threshold != "auto" and self.trusted_rows is not None:
+            raise ConfigError("threshold and trusted_rows exclude each other: a threshold set by hand needs no marks.")
+        if not 0 < self.max_clean_loss < 1:
+            raise ConfigError(f"max_clean_loss is {self.max_clean_loss}: it must be between 0 and 1.")
 
     @classmethod
     def from_flags(cls, flags: Mapping[str, Any]) -> "ForgetFilterConfig":

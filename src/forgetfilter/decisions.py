@@ -1,7 +1,9 @@
 """From stored signals to kept and dropped rows: seconds, no model; any decision can be taken again."""
 
+import dataclasses
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,6 +110,8 @@ def decide(
     *,
     drop_share: float | None = None,
     overrides: Path | None = None,
+    trusted_rows: Path | str | None = None,
+    max_clean_loss: float | None = None,
 ) -> Result:
     """Apply a rule to the stored scores and write everything that follows from it.
 
@@ -116,25 +120,40 @@ def decide(
         threshold: A number or "auto"; by default what the run's config.yaml says.
         drop_share: Drop this share of the rows instead.
         overrides: JSONL with `id` (or `row`) and `decision` ("kept" or "dropped"): rows decided by hand.
+        trusted_rows: JSONL with `id` (or `row`) and `clean` (true or false); by default the config's. A row
+            marked clean is kept and measures the others, one that is not is dropped.
+        max_clean_loss: Share of the clean rows that may be dropped, with trusted rows; likewise.
 
     Raises:
         RunError: If the run is not scored.
-        DataError: If overrides name rows that are not there.
+        DataError: If a file names rows that are not there, or there are too few trusted rows.
     """
-    config = run.config()
+    changes: dict[str, Any] = {}
+    if threshold is not None:
+        changes = {"threshold": threshold} if threshold == "auto" else {"threshold": threshold, "trusted_rows": None}
+    if trusted_rows is not None:
+        changes |= {"threshold": "auto", "trusted_rows": str(trusted_rows)}
+    if max_clean_loss is not None:
+        changes["max_clean_loss"] = max_clean_loss
+    config = dataclasses.replace(run.config(), **changes)
     source, signals = run.rows(), stored_signals(run, config.signals[0])
-    threshold = config.threshold if threshold is None else threshold
+    forgetting, marks = signals.forgetting, {}
     if drop_share is not None:
-        rule = thresholds.drop_share(signals.forgetting, drop_share)
-    elif threshold == "auto":
-        rule = thresholds.automatic(signals.forgetting, signals.before - signals.base)
+        rule = thresholds.drop_share(forgetting, drop_share)
+    elif config.trusted_rows is not None:
+        marks = read_marks(source, Path(config.trusted_rows))
+        rule = _conformal(config, marks, forgetting)
+    elif config.threshold == "auto":
+        rule = thresholds.automatic(forgetting, signals.before - signals.base)
     else:
-        rule = thresholds.fixed(float(threshold))
-    scores = _scores(run, config, source, rule, signals.forgetting)
+        rule = thresholds.fixed(float(config.threshold))
+    scores = _scores(run, config, source, rule, forgetting)
+    words = {True: ("kept", "marked clean by hand"), False: ("dropped", "marked unsafe by hand")}
+    scores = _override(scores, {row: words[clean] for row, clean in marks.items()})
     if overrides is not None:
-        scores = _override(scores, overrides)
+        scores = _override(scores, _read_overrides(source, overrides))
     _write(run, config, source, rule, scores)
-    if threshold == config.threshold and drop_share is None and overrides is None:
+    if drop_share is None and overrides is None and config.decision() == run.config().decision():
         run.manifest["decision"]["asked"] = config.decision()
         run.save()
     return Result(run)
@@ -174,27 +193,67 @@ def _scores(
     return pa.table(columns)
 
 
-def _override(scores: pa.Table, path: Path) -> pa.Table:
-    """Replace the decisions of the rows a person decided."""
-    by_id = {row_id: row for row, row_id in enumerate(scores["id"].to_pylist())}
-    decisions, reasons = scores["decision"].to_pylist(), scores["reason"].to_pylist()
+def read_marks(source: Source, path: Path) -> dict[int, bool]:
+    """Which rows a person marked clean (true) or unsafe (false), by row; rows still null are left out.
+
+    Raises:
+        DataError: If the file cannot be read, or names rows that are not there.
+    """
+
+    def mark(entry: dict[str, Any]) -> bool | None:
+        if entry["clean"] not in (True, False, None):
+            raise ValueError(f"clean {entry['clean']!r}")
+        return None if entry["clean"] is None else bool(entry["clean"])
+
+    found = _read_lines(source, path, mark, "'clean': true, false or null")
+    return {row: clean for row, clean in found.items() if clean is not None}
+
+
+def check_marks(source: Source, config: ForgetFilterConfig) -> None:
+    """Raise DataError, before any work, if the config's trusted rows cannot decide."""
+    if config.trusted_rows is not None:
+        _conformal(config, read_marks(source, Path(config.trusted_rows)), np.zeros(len(source)))
+
+
+def _conformal(config: ForgetFilterConfig, marks: Mapping[int, bool], forgetting: np.ndarray) -> thresholds.Threshold:
+    trusted = np.array([marks.get(row, False) for row in range(len(forgetting))])
+    return thresholds.conformal(forgetting, trusted, config.max_clean_loss)
+
+
+def _read_overrides(source: Source, path: Path) -> dict[int, tuple[str, str]]:
+    def decision(entry: dict[str, Any]) -> tuple[str, str]:
+        if entry["decision"] not in ("kept", "dropped"):
+            raise ValueError(f"decision {entry['decision']!r}")
+        return entry["decision"], "decided by hand"
+
+    return _read_lines(source, path, decision, "'decision': 'kept' or 'dropped'")
+
+
+def _read_lines(source: Source, path: Path, read: Callable[[dict[str, Any]], Any], wanted: str) -> dict[int, Any]:
+    """What a JSONL file says of rows, by row; each line names its row by `id` or by `row`."""
+    by_id = {row_id: row for row, row_id in enumerate(row_ids(source))}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
+    found = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
-            row = by_id[str(entry["id"])] if "id" in entry else range(len(decisions))[entry["row"]]
-            if entry["decision"] not in ("kept", "dropped"):
-                raise ValueError(f"decision {entry['decision']!r}")
+            row = by_id[str(entry["id"])] if "id" in entry else range(len(by_id))[entry["row"]]
+            found[row] = read(entry)
         except (ValueError, LookupError, TypeError) as error:
-            raise DataError(
-                f"{path}:{number}: expected {{'id': a row's id, 'decision': 'kept' or 'dropped'}}: {error!r}"
-            ) from error
-        decisions[row], reasons[row] = entry["decision"], "decided by hand"
+            raise DataError(f"{path}:{number}: expected {{'id': a row's id, {wanted}}}: {error!r}") from error
+    return found
+
+
+def _override(scores: pa.Table, by_hand: Mapping[int, tuple[str, str]]) -> pa.Table:
+    """Replace decision and reason of the rows a person decided."""
+    decisions, reasons = scores["decision"].to_pylist(), scores["reason"].to_pylist()
+    for row, (decision, reason) in by_hand.items():
+        decisions[row], reasons[row] = decision, reason
     columns = {name: scores[name] for name in scores.column_names}
     return pa.table({**columns, "decision": decisions, "reason": reasons})
 

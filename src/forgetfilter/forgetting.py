@@ -27,7 +27,7 @@ from forgetfilter import models, processes
 from forgetfilter.config import ForgetFilterConfig, StageSettings
 from forgetfilter.data.loading import Rows, load_rows, require_column, tokenize, write_malformed
 from forgetfilter.data.tokenization import ChatTokenizer, mean_length
-from forgetfilter.decisions import Result, decide, decision_digest, is_decided, read_scores
+from forgetfilter.decisions import Result, check_marks, decide, decision_digest, is_decided, read_scores
 from forgetfilter.errors import ConfigError, RunError
 from forgetfilter.files import whole_file, whole_folder
 from forgetfilter.runs import Run, locked
@@ -112,6 +112,7 @@ class ForgetFilter:
         chat = ChatTokenizer(self.tokenizer, config.max_length)
         self.noisy = load_rows(config.dataset_name if noisy is None else noisy, "dataset_name", chat, config)
         require_column(self.noisy.source, config.label_column)
+        check_marks(self.noisy.source, config)
         self.safe = load_rows(config.safe_dataset_name if safe is None else safe, "safe_dataset_name", chat, config)
 
     def _open_run(self) -> None:

@@ -1,5 +1,6 @@
 """Models: find the weights, load M0 with its tokenizer, put LoRA adapters on it, move between stages."""
 
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -26,6 +27,8 @@ WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 COMPILE_FROM = 4e12
 """Parameters times tokens to train from which torch.compile repays its half minute: about two minutes of two cores."""
+RELEASE_EVERY = 50
+"""Batches after which freed memory is handed back: rarely enough to cost nothing."""
 
 
 def cache_folder() -> Path:
@@ -100,12 +103,16 @@ def keep_freed_memory() -> None:
     quarter of its time goes to page faults. Nothing happens where there is no glibc.
     """
     trim_threshold, mmap_max = -1, -4
-    try:
+    with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+
+
+def release_freed_memory() -> None:
+    """Give what has piled up in the gaps between tensors of ever other sizes back to the kernel."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def load_tokenizer(folder: Path, config: ForgetFilterConfig) -> PreTrainedTokenizerBase:

@@ -19,7 +19,7 @@ from forgetfilter.data.tokenization import IGNORED, Example
 from forgetfilter.errors import ConfigError
 from forgetfilter.files import whole_file
 from forgetfilter.generation import complete
-from forgetfilter.models import Learner
+from forgetfilter.models import RELEASE_EVERY, Learner, release_freed_memory
 from forgetfilter.progress import progress
 
 SHARDS, SHARD_ROWS = "shards", 4096
@@ -74,7 +74,9 @@ def read(learner: Learner, examples: Sequence[Example], what: str) -> list[Readi
     found: list[Reading | None] = [None] * len(examples)
     scorable = [i for i, example in enumerate(examples) if example.scorable]
     with progress(what, len(scorable), "rows") as bar:
-        for batch in _batches(scorable, examples, learner.config.per_device_eval_batch_size):
+        for number, batch in enumerate(_batches(scorable, examples, learner.config.per_device_eval_batch_size)):
+            if number % RELEASE_EVERY == 0:
+                release_freed_memory()
             rows = [examples[i] for i in batch]
             inputs = learner.collate([row.input_ids for row in rows], [row.labels for row in rows])
             with learner.mixed:
@@ -90,10 +92,13 @@ def read(learner: Learner, examples: Sequence[Example], what: str) -> list[Readi
 
 
 def _batches(rows: Sequence[int], examples: Sequence[Example], size: int) -> Iterator[list[int]]:
-    """Rows of like length together, at most `size` of them and about BATCH_TOKENS tokens."""
+    """Rows of like length together, at most `size` of them and about BATCH_TOKENS tokens; longest first.
+
+    So a batch too large for the memory shows at once, and later ones fit where earlier ones were.
+    """
     batch: list[int] = []
-    for row in sorted(rows, key=lambda i: len(examples[i].input_ids)):
-        if batch and (len(batch) == size or (len(batch) + 1) * len(examples[row].input_ids) > BATCH_TOKENS):
+    for row in sorted(rows, key=lambda i: -len(examples[i].input_ids)):
+        if batch and (len(batch) == size or (len(batch) + 1) * len(examples[batch[0]].input_ids) > BATCH_TOKENS):
             yield batch
             batch = []
         batch.append(row)

@@ -1,9 +1,12 @@
 """Thresholds: from forgetting scores to the number above which a row is dropped. Knows no model."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from sklearn.mixture import GaussianMixture
+
+from forgetfilter.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,33 @@ def drop_share(forgetting: np.ndarray, share: float) -> Threshold:
     if kept <= 0:
         return Threshold(-np.inf, "drop_share", says)
     return Threshold(float(scored[kept - 1]), "drop_share", says)
+
+
+def conformal(forgetting: np.ndarray, trusted: np.ndarray, max_clean_loss: float) -> Threshold:
+    """Drop a row iff its conformal p-value against the trusted rows is at most max_clean_loss.
+
+    p = (1 + trusted rows forgotten at least as much) / (trusted rows + 1). Where the trusted rows are a
+    random part of the clean ones, at most that share of the clean rows is dropped, in expectation over
+    the draw (split conformal prediction; Bates et al. 2023, arXiv 2104.08279).
+
+    Args:
+        forgetting: (rows,) scores, higher = more forgotten; NaN = unscored.
+        trusted: (rows,) bool, the rows a person marked clean.
+        max_clean_loss: Share of the clean rows that may be dropped.
+
+    Raises:
+        DataError: If there are too few trusted rows for any p-value to be that small.
+    """
+    known = np.sort(forgetting[trusted & ~np.isnan(forgetting)])[::-1]
+    needed = math.ceil(round(1 / max_clean_loss, 9)) - 1
+    if len(known) < needed:
+        raise DataError(
+            f"{len(known)} trusted rows are too few: a p-value of {max_clean_loss} takes {needed} rows marked clean "
+            f"and scored. Mark more (`forgetfilter sample`), or allow --max_clean_loss {1 / (len(known) + 1):.3f}."
+        )
+    above = math.floor(round(max_clean_loss * (len(known) + 1), 9)) - 1
+    says = f"drops at most {max_clean_loss:.1%} of the clean rows, in expectation, by {len(known)} trusted rows"
+    return Threshold(float(known[above]) if above < len(known) else -np.inf, "conformal", says)
 
 
 LEAST_ROWS = 20

@@ -16,7 +16,7 @@ from forgetfilter import processes
 from forgetfilter.batches import label_logits
 from forgetfilter.config import StageSettings
 from forgetfilter.data.tokenization import Example
-from forgetfilter.models import Learner, pick_device
+from forgetfilter.models import RELEASE_EVERY, Learner, pick_device, release_freed_memory
 from forgetfilter.progress import progress
 
 WHOLE = "whole"
@@ -36,6 +36,8 @@ class _Progress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.update()
+        if state.global_step % RELEASE_EVERY == 0:
+            release_freed_memory()
         if self.each_step is not None:
             self.each_step(state.global_step)
 

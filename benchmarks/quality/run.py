@@ -1,0 +1,226 @@
+"""How well the filter finds unsafe rows at its defaults, cell by cell.
+
+python benchmarks/quality/run.py [CELL ...] --data_dir DATA [--work DIR]     all reported cells, or those named
+python benchmarks/quality/run.py --table                                    the table, from the stored results
+
+A cell (cells.yaml) is built, filtered by the package as it is, reviewed once more on neutral rows as a
+control, and written to results/CELL.json with seeds, versions, hashes and every row's scores (no text).
+Cells that have a result are skipped; a cell cut off continues where it was.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cells import CELLS, write_data
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from sklearn.model_selection import cross_val_predict
+from sklearn.naive_bayes import MultinomialNB
+
+from forgetfilter import ForgetFilter, ForgetFilterConfig, models
+from forgetfilter.data.loading import load_rows
+from forgetfilter.data.tokenization import ChatTokenizer
+from forgetfilter.decisions import Result, stored_signals
+from forgetfilter.evaluation.filter_quality import filter_quality
+from forgetfilter.signals import measure
+from forgetfilter.thresholds import conformal, fixed
+from forgetfilter.training import train
+
+RESULTS = Path(__file__).parent / "results"
+TRUSTED, DRAWS = 49, 200
+"""Trusted rows of rule (a) at least (half of the clean rows if that is more), and how often they are drawn."""
+Figures = dict[str, Any]
+
+
+def run_cell(name: str, args: Namespace) -> None:
+    """Build, filter, control, figures: one cell."""
+    cell, work = dict(CELLS["report"][name]), args.work / name
+    settings = cell.pop("settings", {})
+    write_data(cell, args.data_dir, work)
+    config = ForgetFilterConfig(output_dir=str(work / "run"), label_column="label", torch_compile=True, **settings)
+    filter_ = ForgetFilter(config)
+    result = filter_.fit(str(work / "noisy.jsonl"), str(work / "safe.jsonl"))
+    rows = [json.loads(line) for line in (work / "noisy.jsonl").read_text(encoding="utf-8").splitlines()]
+    safe = [json.loads(line) for line in (work / "safe.jsonl").read_text(encoding="utf-8").splitlines()]
+    columns, paper = control(filter_, result, work, paper_rule=cell["unsafe_share"] == 0.5)
+    columns["naive_bayes"] = naive_bayes(rows, safe)
+    columns["decision"] = result.scores["decision"]
+    columns["forgetting"] = result.scores["forgetting"]
+    columns["group"] = [row["group"] for row in rows]
+    manifest = result.run.manifest
+    found = {
+        "cell": name,
+        "data": CELLS["report"][name],
+        "device": f"{models.pick_device().type}, {models.pick_dtype('auto', frozen=True)}",
+        **{key: manifest[key] for key in ("versions", "git_sha", "model", "noisy", "safe")},
+        "seed": config.seed,
+        "stages": {stage: stage_facts(manifest["stages"][stage]) for stage in ("noisy", "review")},
+        "rule": {key: manifest["decision"][key] for key in ("rule", "threshold", "says")},
+        "figures": figures(columns) | paper,
+        "rows": {key: rounded(value) for key, value in columns.items()},
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1).replace("\n   ", " ") + "\n", encoding="utf-8")
+    print(json.dumps(found["figures"], indent=1), flush=True)
+
+
+def stage_facts(entry: dict[str, Any]) -> Figures:
+    """What a result keeps of a stage: its length and its first and last loss."""
+    losses = list(entry["losses"].values())
+    return {"steps": entry["steps"], "tokens": entry["tokens"], "first_loss": losses[0], "last_loss": losses[-1]}
+
+
+def rounded(values: list) -> list:
+    """Numbers to four digits."""
+    return [round(value, 4) if isinstance(value, float) else value for value in values]
+
+
+def control(filter_: ForgetFilter, result: Result, work: Path, *, paper_rule: bool) -> tuple[dict[str, list], Figures]:
+    """Log-likelihoods of every model, also of one reviewed on neutral rows; figures of the paper's rule if asked."""
+    config, run = filter_.config, result.run
+    stored = stored_signals(run, "log_likelihood")
+    learner = models.load_learner(filter_.folder, filter_.tokenizer, config)
+    learner.prepare(1e9)
+    examples = filter_.noisy.examples
+    paper: Figures = {}
+    if paper_rule:
+        scores = []
+        for stage in ("noisy", "review"):
+            learner.restore(run.stage(stage) / "model")
+            scores.append(measure(learner, examples, ["rouge1"], stage)["rouge1"].to_numpy().astype(float))
+        labels = np.array([row["label"] == "unsafe" for row in result.run.rows().rows()])
+        forgetting = scores[0] - scores[1]
+        quality = filter_quality(labels, fixed(0.1).drops(forgetting), forgetting)
+        paper = {"paper_rule": {key: quality[key] for key in ("precision", "recall", "f1", "auroc", "clean_dropped")}}
+    learner.restore(run.stage("noisy") / "model")
+    chat = ChatTokenizer(filter_.tokenizer, config.max_length)
+    neutral = load_rows(work / "neutral.jsonl", "neutral", chat, config).examples
+    with tempfile.TemporaryDirectory() as checkpoints:
+        train(learner, neutral, filter_.stage("review"), Path(checkpoints), "neutral review")
+    after = measure(learner, examples, ["log_likelihood"], "neutral")["log_likelihood"].to_pylist()
+    return {
+        "base": stored.base.tolist(),
+        "noisy": stored.before.tolist(),
+        "review": stored.after.tolist(),
+        "neutral": after,
+    }, paper
+
+
+def naive_bayes(rows: list[dict], safe: list[dict]) -> list[float]:
+    """Log-odds that a row is noisy rather than safe data, by its words alone; each row's from the other four fifths."""
+    texts = [f"{row['prompt']} {row['completion']}" for row in [*rows, *safe]]
+    counts = CountVectorizer().fit_transform(texts)
+    sides = np.array([1] * len(rows) + [0] * len(safe))
+    odds = cross_val_predict(MultinomialNB(), counts, sides, cv=5, method="predict_log_proba")
+    return (odds[:, 1] - odds[:, 0])[: len(rows)].tolist()
+
+
+def figures(columns: dict[str, list]) -> Figures:
+    """All figures of a cell, from its rows' scores."""
+    groups = np.array(columns["group"])
+    unsafe = np.array([group.endswith("/unsafe") for group in groups])
+    task = np.array([group.startswith("task/") for group in groups])
+    forgetting = np.array(columns["forgetting"], float)
+    dropped = np.array(columns["decision"]) == "dropped"
+    found: Figures = filter_quality(unsafe, dropped, forgetting)
+    found["dropped"] = round(float(dropped.mean()), 4)
+    found["dropped_by_group"] = {group: round(float(dropped[groups == group].mean()), 4) for group in sorted({*groups})}
+    found["trusted"] = trusted_rule(forgetting, unsafe)
+    if not unsafe.any():
+        return found
+    base, noisy, neutral = (np.array(columns[name], float) for name in ("base", "noisy", "neutral"))
+    precision, recall, _ = precision_recall_curve(unsafe, forgetting)
+    found["oracle_f1"] = round(float(np.max(2 * precision * recall / np.maximum(precision + recall, 1e-9))), 4)
+    found["auroc_against_safe"] = auroc(unsafe, forgetting, unsafe | ~task)
+    found["auroc_against_task"] = auroc(unsafe, forgetting, unsafe | task)
+    without = {"m0_loss": -base, "naive_bayes": np.array(columns["naive_bayes"]), "neutral_review": noisy - neutral}
+    for name, scores in without.items():
+        found[name] = {
+            "auroc": auroc(unsafe, scores),
+            "auroc_against_safe": auroc(unsafe, scores, unsafe | ~task),
+            "average_precision": round(float(average_precision_score(unsafe, scores)), 4),
+        }
+    return found
+
+
+def auroc(labels: np.ndarray, scores: np.ndarray, among: np.ndarray | None = None) -> float:
+    """AUROC among some of the rows."""
+    chosen = np.ones(len(labels), bool) if among is None else among
+    return round(float(roc_auc_score(labels[chosen], scores[chosen])), 4)
+
+
+def trusted_rule(forgetting: np.ndarray, unsafe: np.ndarray) -> Figures | None:
+    """Rule (a): clean rows lost and recall, over many draws of the trusted rows; None with too few clean rows."""
+    clean = np.flatnonzero(~unsafe)
+    count = max(TRUSTED, len(clean) // 2)
+    if count >= len(clean):
+        return None
+    rng, lost, recall = np.random.default_rng(0), [], []
+    for _ in range(DRAWS):
+        trusted = np.isin(np.arange(len(unsafe)), rng.choice(clean, count, replace=False))
+        drops = conformal(forgetting, trusted, 0.02).drops(forgetting)
+        lost.append(drops[~unsafe & ~trusted].mean())
+        recall.append(drops[unsafe].mean() if unsafe.any() else np.nan)
+    return {
+        "trusted_rows": count,
+        "clean_dropped": round(float(np.mean(lost)), 4),
+        "recall": round(float(np.mean(recall)), 4) if unsafe.any() else None,
+    }
+
+
+def table() -> str:
+    """Every stored result in a line of Markdown."""
+    head = (
+        "cell | F1 | oracle's F1 | drop all | AUROC | against safe | against task | average precision | clean dropped"
+    )
+    head += " | rule (a): clean dropped / recall | paper's rule F1 | M0's loss | naive Bayes | neutral review"
+    lines = [f"| {head} |", "|---" * (head.count("|") + 1) + "|"]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+
+    def show(value: float | None) -> str:
+        return "" if value is None else f"{value:.3f}".removeprefix("0")
+
+    for result in results:
+        f = result["figures"]
+        trusted = f["trusted"] or {}
+        cells = [f.get(k) for k in ("f1", "oracle_f1", "flag_all_f1", "auroc", "auroc_against_safe")]
+        cells += [f.get("auroc_against_task"), f["average_precision"], f["clean_dropped"]]
+        shown = [show(value) for value in cells]
+        shown.append(f"{show(trusted.get('clean_dropped'))} / {show(trusted.get('recall'))}" if trusted else "")
+        shown.append(show(f.get("paper_rule", {}).get("f1")))
+        shown += [show(f.get(name, {}).get("auroc")) for name in ("m0_loss", "naive_bayes", "neutral_review")]
+        lines.append(f"| {result['cell']} | " + " | ".join(shown) + " |")
+    gaps = [r["figures"]["oracle_f1"] - r["figures"]["f1"] for r in results if r["figures"].get("oracle_f1")]
+    lost = [r["figures"]["trusted"]["clean_dropped"] for r in results if r["figures"]["trusted"]]
+    if gaps and lost:
+        lines += ["", f"F1 below the oracle's threshold by {statistics.mean(gaps):.3f} on average; "]
+        lines[-1] += f"rule (a) drops {statistics.mean(lost):.3f} of the clean rows on average."
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the cells that have no result yet, or print the table."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("cells", nargs="*")
+    parser.add_argument("--data_dir", type=Path)
+    parser.add_argument("--work", type=Path, default=Path("quality-work"))
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    if args.table:
+        print(table())
+        return
+    if args.data_dir is None:
+        sys.exit("error: --data_dir is missing: the folder of the public data sets.")
+    for name in args.cells or CELLS["report"]:
+        if not (RESULTS / f"{name}.json").exists():
+            run_cell(name, args)
+
+
+if __name__ == "__main__":
+    main()

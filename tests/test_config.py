@@ -29,7 +29,10 @@ def test_a_stages_own_setting_wins_over_the_shared_one():
     config = ForgetFilterConfig(learning_rate=1e-4, max_steps=7, review=StageConfig(max_steps=3))
     assert config.stage("noisy", 100).max_steps == 7
     assert config.stage("review", 100).max_steps == 3
-    assert config.stage("review", 100).learning_rate == 1e-4
+    assert config.stage("noisy", 100).learning_rate == 1e-4
+    assert config.stage("review", 100).learning_rate == pytest.approx(1e-4 / 3)
+    config.review.learning_rate = 2e-3
+    assert config.stage("review", 100).learning_rate == 2e-3
 
 
 def test_default_lengths_follow_the_data():

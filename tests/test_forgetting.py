@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from forgetfilter import forgetting, signals, training
 from forgetfilter.config import ForgetFilterConfig, StageConfig
-from forgetfilter.decisions import decide
+from forgetfilter.decisions import LEAST_LEARNT, decide
 from forgetfilter.errors import ForgetFilterError, RunError
 from forgetfilter.forgetting import ForgetFilter, finetune
 from forgetfilter.runs import Run, locked
@@ -46,8 +46,11 @@ def test_a_run_scores_every_row_and_writes_what_it_promises(config, noisy_file):
     for name in ("kept", "dropped"):
         expected = b"".join(line for line, made in zip(lines, decisions, strict=True) if made == name)
         assert (folder / f"{name}.jsonl").read_bytes() == expected
-    for row in scores(result):
-        assert row["forgetting"] == pytest.approx(row["log_likelihood_before"] - row["log_likelihood_after"])
+    base = pq.read_table(result.run.stage("base") / "signals.parquet")["log_likelihood"].to_pylist()
+    for row, m0 in zip(scores(result), base, strict=True):
+        lost = row["log_likelihood_before"] - row["log_likelihood_after"]
+        learnt = max(row["log_likelihood_before"] - m0, LEAST_LEARNT)
+        assert row["forgetting"] == pytest.approx(lost / learnt**0.5)
         assert (row["forgetting"] > 0) == (row["decision"] == "dropped")
         assert row["reason"]
     metrics = json.loads((folder / "metrics.json").read_text())

@@ -1,8 +1,11 @@
 """Train a cell once and keep what every moment of it makes of every row, to explore signals and rules offline.
 
 python benchmarks/quality/explore.py CELL [CELL ...] --data_dir DATA --work DIR
+
+What the looks at each cell show goes to explored.json; the token log-probabilities stay in DIR.
 """
 
+import json
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -11,18 +14,19 @@ from pathlib import Path
 
 import numpy as np
 from cells import CELLS, write_data
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
 
 from forgetfilter import ForgetFilterConfig, models
 from forgetfilter.data.loading import load_rows
 from forgetfilter.data.tokenization import ChatTokenizer, Example
+from forgetfilter.decisions import LEAST_LEARNT
 from forgetfilter.signals import read
 from forgetfilter.training import train
 
 EPOCHS = 4
 REVIEWS = (
-    ("third", 4, 1.7e-4, (5, 10, 20)),
-    ("third", 2, 1.7e-4, (5, 10)),
-    ("neutral", 4, 1.7e-4, (10,)),
+    ("third", 4, 5e-4 / 3, (10, 20)),
+    ("half", 4, 2.5e-4, (20,)),
 )
 """What is reviewed, after how many noisy epochs, at which learning rate, and the steps at which to look."""
 
@@ -84,6 +88,38 @@ def explore(name: str, args: Namespace) -> None:
         stage(name_of, examples, looks[-1], rate, "linear", look_at)
 
 
+def summary(folder: Path) -> dict[str, dict]:
+    """Of every look at a cell's reviews: AUROC, average precision and best F1, by how much of the scale is relative.
+
+    A power of 0 is nats lost, 1 the share of the learnt that was lost, 0.5 half way between. Without
+    unsafe rows: the share of rows above some scores.
+    """
+    lines = (folder / "noisy.jsonl").read_text(encoding="utf-8").splitlines()
+    unsafe = np.array([json.loads(line)["label"] == "unsafe" for line in lines])
+    stored = np.load(folder / "moments.npz")
+    held = {name: np.nanmean(stored[name].astype(np.float64), 1) for name in stored.files}
+    found: dict[str, dict] = {}
+    for name, after in held.items():
+        if name.partition("-")[0] in ("base", "noisy"):
+            continue
+        before = held[f"noisy-{name.split('-')[1]}"]
+        learnt = np.maximum(before - held["base"], LEAST_LEARNT)
+        for power in (0, 0.5, 1):
+            scores = (before - after) / learnt**power
+            if unsafe.any():
+                precision, recall, _ = precision_recall_curve(unsafe, scores)
+                figures = {
+                    "auroc": roc_auc_score(unsafe, scores),
+                    "average_precision": average_precision_score(unsafe, scores),
+                    "best_f1": np.max(2 * precision * recall / np.maximum(precision + recall, 1e-9)),
+                }
+                figures |= {f"f1_above_{value}": f1_score(unsafe, scores > value) for value in (0.1, 0.13, 0.2)}
+            else:
+                figures = {f"share_above_{value}": (scores > value).mean() for value in (0.1, 0.13, 0.2)}
+            found[f"{name} power {power}"] = {key: round(float(value), 3) for key, value in figures.items()}
+    return found
+
+
 def main() -> None:
     """Explore the cells named, one after the other, skipping those done before."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
@@ -95,6 +131,10 @@ def main() -> None:
         if not (args.work / name / "whole").exists():
             explore(name, args)
             (args.work / name / "whole").touch()
+    path = Path(__file__).parent / "explored.json"
+    explored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    explored |= {name: summary(args.work / name) for name in args.cells}
+    path.write_text(json.dumps(explored, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

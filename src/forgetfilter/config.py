@@ -22,7 +22,8 @@ class StageConfig:
     """Training settings of a stage (noisy, review or final).
 
     Args:
-        learning_rate: Peak learning rate of AdamW. Default: 5e-4 with LoRA, 2e-5 without.
+        learning_rate: Peak learning rate of AdamW. Default: 5e-4 with LoRA, 2e-5 without; the review's, if not
+            its own, is a third of the noisy stage's.
         num_train_epochs: Passes over the stage's rows. Excludes max_steps.
         max_steps: Optimiser steps. Excludes num_train_epochs.
         per_device_train_batch_size: Rows a device takes at once. Default: 8.
@@ -225,8 +226,11 @@ class ForgetFilterConfig(StageConfig):
         batch = pick("per_device_train_batch_size", 8)
         accumulation = pick("gradient_accumulation_steps", 1)
         steps_an_epoch = max(1, math.ceil(rows / (batch * accumulation * processes.count())))
+        rate = pick("learning_rate", 5e-4 if self.use_peft else 2e-5)
+        if name == "review" and own.learning_rate is None:
+            rate = REVIEW_RATE * (self.noisy.learning_rate or rate)
         return StageSettings(
-            learning_rate=pick("learning_rate", 5e-4 if self.use_peft else 2e-5),
+            learning_rate=rate,
             max_steps=self._length(name, own, steps_an_epoch, other_steps),
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=accumulation,
@@ -248,8 +252,10 @@ class ForgetFilterConfig(StageConfig):
 
 EPOCHS = {"noisy": 4, "final": 3}
 """Passes over the data: a row never learnt cannot be forgotten."""
-REVIEW_SHARE, REVIEW_LEAST_STEPS, REVIEW_MOST_STEPS = 1 / 3, 20, 1000
+REVIEW_SHARE, REVIEW_LEAST_STEPS, REVIEW_MOST_STEPS = 1 / 6, 20, 1000
 """Length of the review: a share of the noisy stage's steps, within bounds."""
+REVIEW_RATE = 1 / 3
+"""Learning rate of the review over that of the noisy stage: a firmer one overwrites harmless rows too."""
 
 
 def require_run_data(config: ForgetFilterConfig) -> None:

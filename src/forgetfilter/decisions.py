@@ -69,19 +69,33 @@ class Result:
         return decide(self.run, threshold, **options)
 
 
+LEAST_LEARNT = 0.3
+"""Nats a token that a row counts as having learnt at least: what was known before is no measure."""
+
+
 @dataclass
 class Signals:
     """What the stages stored of every row, as (rows,) arrays of the signal that decides; NaN = unscored."""
 
+    name: str
     base: np.ndarray
     before: np.ndarray
     after: np.ndarray
 
     @property
     def forgetting(self) -> np.ndarray:
-        """The forgetting score: signal before the review - signal after it."""
-        difference: np.ndarray = self.before - self.after
-        return difference
+        """The forgetting score; higher = more forgotten = more suspect.
+
+        For rouge1 the paper's: signal before the review - signal after it. For log_likelihood that loss, in
+        nats a token, over the square root of the nats the noisy stage had gained: half way between what was
+        lost and which share of the learnt was lost, since long free text loses many nats of very many
+        and a short answer few of few (docs/paper_index.md has the figures).
+        """
+        lost: np.ndarray = self.before - self.after
+        if self.name != "log_likelihood":
+            return lost
+        learnt = np.maximum(self.before - self.base, LEAST_LEARNT)
+        return np.asarray(lost / np.sqrt(learnt))
 
 
 def is_decided(run: Run) -> bool:
@@ -101,7 +115,7 @@ def stored_signals(run: Run, name: str) -> Signals:
             raise RunError(f"{run.folder}: its {stage} stage has no scores yet. Finish it with `filter`.")
         column = pq.read_table(run.stage(stage) / "signals.parquet", columns=[name])[name]
         columns.append(column.to_numpy().astype(float))
-    return Signals(*columns)
+    return Signals(name, *columns)
 
 
 def decide(
@@ -144,7 +158,7 @@ def decide(
         marks = read_marks(source, Path(config.trusted_rows))
         rule = _conformal(config, marks, forgetting)
     elif config.threshold == "auto":
-        rule = thresholds.automatic(forgetting, signals.before - signals.base)
+        rule = thresholds.automatic(forgetting, signals.name)
     else:
         rule = thresholds.fixed(float(config.threshold))
     scores = _scores(run, config, source, rule, forgetting)

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.mixture import GaussianMixture
 
 from forgetfilter.errors import DataError
 
@@ -71,48 +70,46 @@ def conformal(forgetting: np.ndarray, trusted: np.ndarray, max_clean_loss: float
 
 
 LEAST_ROWS = 20
-SEPARATION = 1.6
-"""Distance of the groups' means in standard deviations (Ashman's D) from which they count as apart."""
-FORGOTTEN = 0.2
-"""Share of what they had learnt that the rows above the threshold must have lost, median over median."""
+PAPERS_PHI = 0.1
+"""The paper's threshold, for its own signal (rouge1)."""
+FORGOTTEN = 0.13
+"""Score from which a row counts as forgotten by log_likelihood."""
+TAIL, FALLS = 0.07, 0.035
+"""Share of clean rows above FORGOTTEN, and the score over which it falls to 1/e: read off explored clean data."""
+FALSE = 0.5
+"""Share of the dropped rows that clean data's tail may account for."""
 
 
-def automatic(forgetting: np.ndarray, learnt: np.ndarray) -> Threshold:
-    """Find the threshold in the scores themselves, or find that nothing separates.
+def automatic(forgetting: np.ndarray, signal: str = "log_likelihood") -> Threshold:
+    """Drop what was forgotten, where that is more than the tail every clean data set has.
 
-    Two normal components of one spread are fitted to the scores. They count as two groups if they stand
-    apart and if the upper group has lost a fair share of what it had learnt: the kinds of harmless rows
-    also differ in how much they forget, but they lose little. The threshold is where a row is as likely
-    to be of one group as of the other.
+    The score has a scale of its own (0 = nothing forgotten), so one threshold fits data of any unsafe share;
+    looking for two groups does not, since the kinds of harmless rows form groups too (docs/paper_index.md).
+    The threshold is the lowest from FORGOTTEN on above which clean data would hold at most half as many
+    rows: Benjamini and Hochberg's procedure with the tail of clean data as null distribution. There is
+    often none in clean data; where few rows are unsafe it lies higher.
 
     Args:
         forgetting: (rows,) scores, higher = more forgotten; NaN = unscored.
-        learnt: (rows,) signal after the noisy stage - signal of M0, in the same unit.
+        signal: Whose they are.
     """
-    scored = ~np.isnan(forgetting)
-    scores, gained = forgetting[scored], learnt[scored]
+    scores = np.sort(forgetting[~np.isnan(forgetting)])
+    if signal == "rouge1":
+        return Threshold(PAPERS_PHI, "auto", "the paper's phi for rouge1: no promise about clean rows lost")
     if len(scores) < LEAST_ROWS:
-        return _nothing(f"{len(scores)} scored rows, too few to see groups in")
-    low, high, spread, value = _two_groups(scores)
-    distance = (high - low) / spread
-    upper = scores > value
-    lost = np.median(scores[upper]) / max(np.median(gained[upper]), 1e-6) if upper.any() else 0.0
-    found = f"groups at {low:.3f} and {high:.3f}, {distance:.1f} SD apart, the upper one lost {lost:.0%}"
-    if distance < SEPARATION or lost < FORGOTTEN:
-        return _nothing(found)
-    return Threshold(value, "auto", f"{found} of what it had learnt; no promise about clean rows lost")
+        return _nothing(f"{len(scores)} scored rows, too few to tell")
+    candidates = np.array([FORGOTTEN, *scores[scores > FORGOTTEN]])
+    above = len(scores) - np.searchsorted(scores, candidates, side="right")
+    expected = len(scores) * TAIL * np.exp(-(candidates - FORGOTTEN) / FALLS)
+    fits = np.flatnonzero((above > 0) & (expected <= FALSE * above))
+    share = above[0] / len(scores)
+    if len(fits) == 0:
+        return _nothing(f"{share:.1%} of the rows forgotten by more than {FORGOTTEN}, as in clean data")
+    value = float(candidates[fits[0]])
+    shares = above[fits[0]] / len(scores), expected[fits[0]] / len(scores)
+    says = "{:.1%} of the rows lie above, of clean data {:.1%} would".format(*shares)
+    return Threshold(value, "auto", f"{says}; no promise about clean rows lost")
 
 
 def _nothing(why: str) -> Threshold:
     return Threshold(None, "auto", f"no separation: nothing dropped ({why})")
-
-
-def _two_groups(scores: np.ndarray) -> tuple[float, float, float, float]:
-    """Means of the lower and the upper group, their common SD, and the score where they balance."""
-    trimmed = np.clip(scores, *np.percentile(scores, [1, 99]))  # or a single outlier becomes a group
-    mixture = GaussianMixture(2, covariance_type="tied", n_init=5, random_state=0).fit(trimmed[:, None])
-    upper = int(np.argmax(mixture.means_[:, 0]))
-    low, high = sorted(map(float, mixture.means_[:, 0]))
-    grid = np.linspace(low, high, 1001)
-    balance = np.argmax(mixture.predict_proba(grid[:, None])[:, upper] >= 0.5)
-    return low, high, float(np.sqrt(mixture.covariances_[0, 0])), float(grid[balance])

@@ -27,7 +27,7 @@ def run(output_dir: Path) -> None:
         output_dir=str(output_dir),
         label_column="unsafe",
         noisy=StageConfig(num_train_epochs=2),
-        review=StageConfig(max_steps=24, learning_rate=7e-4),
+        review=StageConfig(learning_rate=2.5e-4),
     )
     print(__doc__)
     result = ForgetFilter(config).fit()

@@ -26,7 +26,10 @@ from forgetfilter.training import train
 EPOCHS = 4
 REVIEWS = (
     ("third", 4, 5e-4 / 3, (10, 20)),
-    ("half", 4, 2.5e-4, (20,)),
+    ("half", 4, 2.5e-4, (10, 20)),
+    ("firm", 4, 5e-4, (10, 20)),
+    ("third", 2, 5e-4 / 3, (10,)),
+    ("neutral", 4, 5e-4 / 3, (10,)),
 )
 """What is reviewed, after how many noisy epochs, at which learning rate, and the steps at which to look."""
 

@@ -38,7 +38,6 @@ def test_help_is_instant():
         (["filter", "--dataset_name", "x.jsonl"], "safe_dataset_name is missing"),
         (["filter", "--learning_rate", "-1"], "learning_rate"),
         (["finetune", "nowhere"], "no run's folder"),
-        (["decide", "nowhere", "--threshold", "1", "--drop_share", "0.1"], "exclude each other"),
         (["decide", "nowhere", "--drop_share", "1.5"], "drop_share"),
         (["export", "nowhere", "--format", "word"], "format"),
         (["nonsense"], "nonsense"),

@@ -270,4 +270,13 @@ def test_trusted_rows_decide_and_marked_rows_stay_as_marked(config, tmp_path, wr
     assert result.metrics["threshold"] == pytest.approx(limit)
     assert (found[15]["decision"] == "dropped") == (found[15]["forgetting"] > limit)
     assert decide(result.run, threshold=0.0).metrics["rule"] == "fixed"
+    for options in (
+        {"threshold": 0.1, "drop_share": 0.1},
+        {"threshold": 0.1, "trusted_rows": path},
+        {"drop_share": 0.1, "trusted_rows": path},
+    ):
+        with pytest.raises(ForgetFilterError, match="give one"):
+            decide(result.run, **options)
+    with pytest.raises(ForgetFilterError, match="only with trusted_rows"):
+        decide(result.run, drop_share=0.1, max_clean_loss=0.1)
     assert decide(result.run, trusted_rows=path, max_clean_loss=0.2).metrics["threshold"] < limit

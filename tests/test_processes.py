@@ -14,6 +14,7 @@ from forgetfilter.batches import PACKED, collate, packable
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import Turn
 from forgetfilter.data.tokenization import ChatTokenizer
+from forgetfilter.errors import ConfigError
 from forgetfilter.models import load_learner, load_tokenizer
 
 
@@ -128,3 +129,12 @@ def test_models_with_other_attention_get_padded_batches(learner):
     tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 300}
     assert not packable(MistralForCausalLM(MistralConfig(sliding_window=8, **tiny)))
     assert packable(MistralForCausalLM(MistralConfig(sliding_window=None, **tiny)))
+
+
+def test_several_gpus_and_one_process_are_an_error_that_says_what_to_do(tiny_model, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    config = ForgetFilterConfig()
+    with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES"):
+        load_learner(tiny_model, load_tokenizer(tiny_model, config), config)

@@ -59,6 +59,11 @@ def test_auto_sets_a_higher_threshold_where_few_rows_are_unsafe():
     assert automatic(clean).drops(clean).mean() < 0.005
 
 
+def test_auto_drops_a_single_row_that_no_clean_data_would_hold():
+    scores = np.array([*np.linspace(-0.1, 0.1, 99), 1.0])
+    assert automatic(scores).drops(scores).tolist() == [False] * 99 + [True]
+
+
 def test_auto_says_when_there_are_too_few_rows():
     assert "too few" in automatic(np.arange(5.0)).says
 

@@ -17,6 +17,7 @@ import tempfile
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +75,13 @@ class Bench:
         chat = ChatTokenizer(self.tokenizer, self.config.max_length)
         self.rows = load_rows(args.dataset_name, "dataset_name", chat, self.config)
         self.examples = self.rows.trainable()
-        self.learner = models.load_learner(self.folder, self.tokenizer, self.config)
-        self.learner.prepare(1)
+
+    @cached_property
+    def learner(self) -> models.Learner:
+        """M0 with an adapter, in memory once a part needs it."""
+        learner = models.load_learner(self.folder, self.tokenizer, self.config)
+        learner.prepare(1)
+        return learner
 
     def train(self, examples: Sequence[Example], steps: int) -> None:
         """Train the learner on from where it is."""

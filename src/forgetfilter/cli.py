@@ -27,10 +27,13 @@ def run_filter(args: Namespace) -> None:
     values.pop("config", None)
     config = ForgetFilterConfig.from_flags(values)
     require_run_data(config)
+    from forgetfilter import processes
     from forgetfilter.forgetting import ForgetFilter
     from forgetfilter.summary import print_summary
 
-    print_summary(ForgetFilter(config).fit())
+    result = ForgetFilter(config).fit()
+    if processes.first():
+        print_summary(result)
 
 
 def run_finetune(args: Namespace) -> None:
@@ -47,13 +50,8 @@ def run_decide(args: Namespace) -> None:
     from forgetfilter.runs import Run, locked
     from forgetfilter.summary import print_summary
 
-    if args.threshold is not None and args.drop_share is not None:
-        raise ConfigError("--threshold and --drop_share exclude each other: give one.")
     if args.drop_share is not None and not 0 <= args.drop_share <= 1:
         raise ConfigError(f"--drop_share is {args.drop_share}: it must be between 0 and 1.")
-    for name in ("threshold", "drop_share"):
-        if args.trusted_rows is not None and getattr(args, name) not in (None, "auto"):
-            raise ConfigError(f"--trusted_rows and --{name} exclude each other: give one.")
     run = Run.open(args.run)
     overrides = None if args.decisions is None else Path(args.decisions)
     with locked(run.folder):

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,9 @@ from forgetfilter import thresholds
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import read_labels
 from forgetfilter.data.sources import Source, row_ids
-from forgetfilter.errors import DataError, RunError
+from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.evaluation.filter_quality import filter_quality
-from forgetfilter.files import whole_file
+from forgetfilter.files import sha256, whole_file
 from forgetfilter.runs import Run
 
 if TYPE_CHECKING:
@@ -100,7 +100,13 @@ class Signals:
 
 def is_decided(run: Run) -> bool:
     """Whether the run's files are whole and as its config.yaml asks."""
-    return run.done("decision") and run.manifest["decision"].get("asked") == run.config().decision()
+    return run.done("decision") and run.manifest["decision"].get("asked") == _asked(run.config())
+
+
+def _asked(config: ForgetFilterConfig) -> dict[str, Any]:
+    """What decides: the settings, and what the file of marks holds."""
+    marks = Path(config.trusted_rows) if config.trusted_rows is not None else None
+    return {**config.decision(), "marks": sha256(marks) if marks is not None and marks.is_file() else None}
 
 
 def stored_signals(run: Run, name: str) -> Signals:
@@ -140,16 +146,10 @@ def decide(
 
     Raises:
         RunError: If the run is not scored.
+        ConfigError: If the rules asked for exclude each other.
         DataError: If a file names rows that are not there, or there are too few trusted rows.
     """
-    changes: dict[str, Any] = {}
-    if threshold is not None:
-        changes = {"threshold": threshold} if threshold == "auto" else {"threshold": threshold, "trusted_rows": None}
-    if trusted_rows is not None:
-        changes |= {"threshold": "auto", "trusted_rows": str(trusted_rows)}
-    if max_clean_loss is not None:
-        changes["max_clean_loss"] = max_clean_loss
-    config = dataclasses.replace(run.config(), **changes)
+    config = _changed(run.config(), threshold, drop_share, trusted_rows, max_clean_loss)
     source, signals = run.rows(), stored_signals(run, config.signals[0])
     forgetting, marks = signals.forgetting, {}
     if drop_share is not None:
@@ -166,11 +166,35 @@ def decide(
     scores = _override(scores, {row: words[clean] for row, clean in marks.items()})
     if overrides is not None:
         scores = _override(scores, _read_overrides(source, overrides))
-    _write(run, config, source, rule, scores)
+    _write(run, config, source, rule, scores, marks)
     if drop_share is None and overrides is None and config.decision() == run.config().decision():
-        run.manifest["decision"]["asked"] = config.decision()
+        run.manifest["decision"]["asked"] = _asked(config)
         run.save()
     return Result(run)
+
+
+def _changed(
+    config: ForgetFilterConfig,
+    threshold: float | str | None,
+    drop_share: float | None,
+    trusted_rows: Path | str | None,
+    max_clean_loss: float | None,
+) -> ForgetFilterConfig:
+    """The run's settings with what a decision asks for instead."""
+    number = threshold is not None and threshold != "auto"
+    if sum((number, drop_share is not None, trusted_rows is not None)) > 1:
+        raise ConfigError("threshold, drop_share and trusted_rows exclude each other: give one.")
+    changes: dict[str, Any] = {}
+    if threshold is not None:
+        changes = {"threshold": threshold, "trusted_rows": None if number else config.trusted_rows}
+    if trusted_rows is not None:
+        changes |= {"threshold": "auto", "trusted_rows": str(trusted_rows)}
+    if max_clean_loss is not None:
+        changes["max_clean_loss"] = max_clean_loss
+    config = dataclasses.replace(config, **changes)
+    if max_clean_loss is not None and (config.trusted_rows is None or drop_share is not None):
+        raise ConfigError("max_clean_loss promises something only with trusted_rows.")
+    return config
 
 
 def read_scores(run: Run) -> pa.Table:
@@ -223,10 +247,11 @@ def read_marks(source: Source, path: Path) -> dict[int, bool]:
     return {row: clean for row, clean in found.items() if clean is not None}
 
 
-def check_marks(source: Source, config: ForgetFilterConfig) -> None:
+def check_marks(source: Source, scorable: Sequence[bool], config: ForgetFilterConfig) -> None:
     """Raise DataError, before any work, if the config's trusted rows cannot decide."""
     if config.trusted_rows is not None:
-        _conformal(config, read_marks(source, Path(config.trusted_rows)), np.zeros(len(source)))
+        marks = read_marks(source, Path(config.trusted_rows))
+        _conformal(config, marks, np.where(np.array(scorable), 0.0, np.nan))
 
 
 def _conformal(config: ForgetFilterConfig, marks: Mapping[int, bool], forgetting: np.ndarray) -> thresholds.Threshold:
@@ -272,7 +297,14 @@ def _override(scores: pa.Table, by_hand: Mapping[int, tuple[str, str]]) -> pa.Ta
     return pa.table({**columns, "decision": decisions, "reason": reasons})
 
 
-def _write(run: Run, config: ForgetFilterConfig, source: Source, rule: thresholds.Threshold, scores: pa.Table) -> None:
+def _write(
+    run: Run,
+    config: ForgetFilterConfig,
+    source: Source,
+    rule: thresholds.Threshold,
+    scores: pa.Table,
+    marks: Mapping[int, bool],
+) -> None:
     """Write scores, kept and dropped rows, metrics and card; the manifest last, as it vouches for them."""
     run.begin("decision")
     dropped = np.array(scores["decision"]) == "dropped"
@@ -287,6 +319,7 @@ def _write(run: Run, config: ForgetFilterConfig, source: Source, rule: threshold
     with whole_file(run.folder / "README.md") as temporary:
         temporary.write_text(_card(run, metrics, files[0].name), encoding="utf-8")
     taken = {"threshold": rule.value, "rule": rule.rule, "says": rule.says, "rows": scores["decision"].to_pylist()}
+    taken["marks"] = [{"row": row, "clean": clean} for row, clean in marks.items()]
     number = len(list((run.folder / "decisions").glob("*.json"))) + 1
     run.write_json(f"decisions/{number:04}.json", taken)
     final = run.manifest["stages"].get("final")

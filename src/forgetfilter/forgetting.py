@@ -5,7 +5,8 @@ A model forgets unsafe examples much more than others when it reviews safe data:
 1. keep M0, the aligned model;
 2. noisy = M0 finetuned on all of the noisy data;
 3. reviewed = the noisy model finetuned on safe data;
-4. drop every row whose forgetting, signal(noisy) - signal(reviewed), is above the threshold;
+4. drop every row whose forgetting, signal(noisy) - signal(reviewed), is above the threshold (for the default
+   signal that is measured against what the row had learnt: decisions.py);
 5. the final model = M0, not the noisy model, finetuned on what is left.
 
 This file runs the steps; how a model is trained, read and loaded, how a threshold is found and what
@@ -48,7 +49,8 @@ class ForgetFilter:
         if processes.count() > 1 and config.output_dir is None:
             raise ConfigError("output_dir is missing: several processes need a folder they share.")
         folder = config.output_dir or tempfile.mkdtemp(prefix="forgetfilter-")
-        self.config = dataclasses.replace(config, output_dir=folder)
+        marks = config.trusted_rows and str(Path(config.trusted_rows).absolute())
+        self.config = dataclasses.replace(config, output_dir=folder, trusted_rows=marks)
 
     def fit(self, noisy: Any = None, safe: Any = None) -> Result:
         """Steps 1 to 4 of the algorithm: score every row of the noisy data and decide.
@@ -68,7 +70,8 @@ class ForgetFilter:
             if not all(self.run.done(part) for part in ("base/signals", "noisy/signals", "review/signals")):
                 self._measure_forgetting()
             elif is_decided(self.run):
-                print(f"{self.run.folder}: finished before, nothing to do.")
+                if processes.first():
+                    print(f"{self.run.folder}: finished before, nothing to do.")
                 return Result(self.run)
             if processes.first():
                 decide(self.run)
@@ -112,13 +115,14 @@ class ForgetFilter:
         chat = ChatTokenizer(self.tokenizer, config.max_length)
         self.noisy = load_rows(config.dataset_name if noisy is None else noisy, "dataset_name", chat, config)
         require_column(self.noisy.source, config.label_column)
-        check_marks(self.noisy.source, config)
+        check_marks(self.noisy.source, [example.scorable for example in self.noisy.examples], config)
         self.safe = load_rows(config.safe_dataset_name if safe is None else safe, "safe_dataset_name", chat, config)
 
     def _open_run(self) -> None:
         if not processes.first():
             processes.together()
             self.run = Run.open(str(self.config.output_dir))
+            processes.together()  # or the first one may have decided before all have looked
             return
         self.run = Run.start(
             self.config,
@@ -133,6 +137,7 @@ class ForgetFilter:
             if self.noisy.malformed:
                 with whole_file(self.run.folder / "malformed.jsonl") as path:
                     write_malformed(path, self.noisy.malformed)
+        processes.together()
         processes.together()
 
     def stage(self, name: str) -> StageSettings:

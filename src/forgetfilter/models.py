@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
+from forgetfilter import processes
 from forgetfilter.batches import PACKED, collate, packable
 from forgetfilter.config import EMBEDDED_MODEL, ForgetFilterConfig
-from forgetfilter.errors import ModelError
+from forgetfilter.errors import ConfigError, ModelError
 from forgetfilter.files import sha256, whole_folder
 
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -253,7 +254,17 @@ def _load(folder: Path, config: ForgetFilterConfig) -> Any:
 
 
 def load_learner(folder: Path, tokenizer: PreTrainedTokenizerBase, config: ForgetFilterConfig) -> Learner:
-    """Load M0, with an untrained LoRA adapter unless use_peft is off."""
+    """Load M0, with an untrained LoRA adapter unless use_peft is off.
+
+    Raises:
+        ConfigError: If several GPUs are there and nothing says which process takes which.
+        ModelError: If the model cannot be loaded, or has no such LoRA target modules.
+    """
+    if torch.cuda.device_count() > 1 and processes.count() == 1:
+        raise ConfigError(
+            f"{torch.cuda.device_count()} GPUs and one process: take one with CUDA_VISIBLE_DEVICES=0, "
+            "or all with `accelerate launch` (docs/scale.md)."
+        )
     keep_freed_memory()
     model = _load(folder, config)
     fresh: dict[str, Tensor] = {}

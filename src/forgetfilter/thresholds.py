@@ -60,12 +60,13 @@ def conformal(forgetting: np.ndarray, trusted: np.ndarray, max_clean_loss: float
     known = np.sort(forgetting[trusted & ~np.isnan(forgetting)])[::-1]
     needed = math.ceil(round(1 / max_clean_loss, 9)) - 1
     if len(known) < needed:
+        looser = f", or allow --max_clean_loss {math.ceil(1000 / (len(known) + 1)) / 1000}" if len(known) else ""
         raise DataError(
             f"{len(known)} trusted rows are too few: a p-value of {max_clean_loss} takes {needed} rows marked clean "
-            f"and scored. Mark more (`forgetfilter sample`), or allow --max_clean_loss {1 / (len(known) + 1):.3f}."
+            f"and scored. Mark more (`forgetfilter sample`){looser}."
         )
     above = math.floor(round(max_clean_loss * (len(known) + 1), 9)) - 1
-    says = f"drops at most {max_clean_loss:.1%} of the clean rows, in expectation, by {len(known)} trusted rows"
+    says = f"drops at most {max_clean_loss:.1%} of the scored clean rows, in expectation, by {len(known)} trusted rows"
     return Threshold(float(known[above]) if above < len(known) else -np.inf, "conformal", says)
 
 
@@ -98,13 +99,13 @@ def automatic(forgetting: np.ndarray, signal: str = "log_likelihood") -> Thresho
         return Threshold(PAPERS_PHI, "auto", "the paper's phi for rouge1: no promise about clean rows lost")
     if len(scores) < LEAST_ROWS:
         return _nothing(f"{len(scores)} scored rows, too few to tell")
-    candidates = np.array([FORGOTTEN, *scores[scores > FORGOTTEN]])
+    candidates = np.array([FORGOTTEN, *np.nextafter(scores[scores > FORGOTTEN], -np.inf)])  # drops are strict
     above = len(scores) - np.searchsorted(scores, candidates, side="right")
     expected = len(scores) * TAIL * np.exp(-(candidates - FORGOTTEN) / FALLS)
     fits = np.flatnonzero((above > 0) & (expected <= FALSE * above))
     share = above[0] / len(scores)
     if len(fits) == 0:
-        return _nothing(f"{share:.1%} of the rows forgotten by more than {FORGOTTEN}, as in clean data")
+        return _nothing(f"{share:.1%} of the rows forgotten by more than {FORGOTTEN}: too few to tell from clean data")
     value = float(candidates[fits[0]])
     shares = above[fits[0]] / len(scores), expected[fits[0]] / len(scores)
     says = "{:.1%} of the rows lie above, of clean data {:.1%} would".format(*shares)

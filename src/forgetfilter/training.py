@@ -112,6 +112,7 @@ def train(
         include_num_input_tokens_seen="all" if learner.packs else "non_padding",
         report_to="none",
         disable_tqdm=True,
+        dataloader_pin_memory=False,  # batches are made on the device
     )
     data = Dataset.from_dict({"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]})
     trainer = _Trainer(

@@ -14,8 +14,10 @@ from forgetfilter.batches import PACKED, collate, packable
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import Turn
 from forgetfilter.data.tokenization import ChatTokenizer
+from forgetfilter.decisions import decide
 from forgetfilter.errors import ConfigError
 from forgetfilter.models import load_learner, load_tokenizer
+from forgetfilter.runs import Run
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,6 @@ def test_two_processes_score_and_train_as_one(tiny_model, noisy_file, safe_file,
             "lora_r": 4,
             "per_device_train_batch_size": batch,
             "max_steps": 10,
-            "threshold": 0.0,
         }
         command = ["filter", *(f"--{flag}={value}" for flag, value in flags.items())]
         launch = [sys.executable, "-m"]
@@ -56,16 +57,16 @@ def test_two_processes_score_and_train_as_one(tiny_model, noisy_file, safe_file,
         assert json.loads((tmp_path / name / "manifest.json").read_text())["processes"] == count
         stages = ("base", "noisy", "review")
         tables = [pq.read_table(tmp_path / name / "stages" / stage / "signals.parquet") for stage in stages]
-        decisions = pq.read_table(tmp_path / name / "scores.parquet")["decision"].to_pylist()
-        return [table["log_likelihood"].to_numpy() for table in tables], decisions
+        decided = decide(Run.open(tmp_path / name), drop_share=0.5).scores["decision"]
+        return [table["log_likelihood"].to_numpy() for table in tables], decided
 
     (one, alone_decides), (two, two_decide) = run("one", 1, 8), run("two", 2, 4)
     np.testing.assert_allclose(one[0], two[0], atol=1e-5)  # M0: fixed weights
     for alone, shared in zip(one[1:], two[1:], strict=True):
         np.testing.assert_allclose(alone, shared, atol=1e-3)  # after 10 and 20 steps of training
     assert not np.allclose(one[0], one[1], atol=1e-3)
-    assert set(alone_decides) == {"kept", "dropped"}
-    assert np.mean(np.array(alone_decides) == np.array(two_decide)) >= 15 / 16
+    assert sorted(alone_decides) == ["dropped"] * 8 + ["kept"] * 8
+    assert np.mean(np.array(alone_decides) == np.array(two_decide)) >= 14 / 16  # two rows may change places
 
 
 def test_shards_found_are_not_measured_again_and_the_file_is_the_same(learner, examples, tmp_path, monkeypatch):

@@ -131,15 +131,19 @@ def figures(columns: dict[str, list]) -> Figures:
     found: Figures = filter_quality(unsafe, dropped, forgetting)
     found["dropped"] = round(float(dropped.mean()), 4)
     found["dropped_by_group"] = {group: round(float(dropped[groups == group].mean()), 4) for group in sorted({*groups})}
+    scored = ~np.isnan(forgetting)
+    forgetting, unsafe, task = forgetting[scored], unsafe[scored], task[scored]
     found["trusted"] = trusted_rule(forgetting, unsafe)
     if not unsafe.any():
         return found
-    base, noisy, neutral = (np.array(columns[name], float) for name in ("base", "noisy", "neutral"))
+    base, noisy, neutral, words = (
+        np.array(columns[name], float)[scored] for name in ("base", "noisy", "neutral", "naive_bayes")
+    )
     precision, recall, _ = precision_recall_curve(unsafe, forgetting)
     found["oracle_f1"] = round(float(np.max(2 * precision * recall / np.maximum(precision + recall, 1e-9))), 4)
     found["auroc_against_safe"] = auroc(unsafe, forgetting, unsafe | ~task)
     found["auroc_against_task"] = auroc(unsafe, forgetting, unsafe | task)
-    without = {"m0_loss": -base, "naive_bayes": np.array(columns["naive_bayes"]), "neutral_review": noisy - neutral}
+    without = {"m0_loss": -base, "naive_bayes": words, "neutral_review": noisy - neutral}
     for name, scores in without.items():
         found[name] = {
             "auroc": auroc(unsafe, scores),

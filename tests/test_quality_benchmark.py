@@ -1,0 +1,58 @@
+"""The quality benchmark: explored and reported cells share nothing, figures follow from a cell's scores."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "quality"))
+import run
+from cells import CELLS
+
+
+def columns(unsafe, clean):
+    rng = np.random.default_rng(0)
+    groups = ["bias/unsafe"] * unsafe + ["bias/safe", "task/squad"] * (clean // 2)
+    forgetting = np.concatenate([rng.normal(0.5, 0.1, unsafe), rng.normal(0, 0.05, clean)])
+    rows = len(groups)
+    return {
+        "group": groups,
+        "forgetting": forgetting.tolist(),
+        "decision": np.where(forgetting > 0.13, "dropped", "kept").tolist(),
+        "base": [-2.0] * rows,
+        "noisy": [-0.5] * rows,
+        "neutral": [-0.6] * rows,
+        "naive_bayes": [0.0] * rows,
+    }
+
+
+def test_explored_and_reported_cells_are_apart():
+    assert all(cell["part"] == "explore" and cell["seed"] == 0 for cell in CELLS["explore"].values())
+    assert all(cell["part"] == "report" and cell["seed"] > 0 for cell in CELLS["report"].values())
+
+
+def test_figures_of_a_cell_follow_from_its_scores():
+    found = run.figures(columns(120, 120))
+    assert found["auroc"] == found["auroc_against_safe"] == found["auroc_against_task"] == 1
+    assert found["f1"] == pytest.approx(found["oracle_f1"], abs=0.03)
+    assert found["m0_loss"]["auroc"] == found["neutral_review"]["auroc"] == 0.5
+    assert found["dropped_by_group"]["bias/unsafe"] == 1
+    assert found["trusted"]["clean_dropped"] < 0.03
+    assert found["trusted"]["recall"] == 1
+
+
+def test_without_unsafe_rows_there_is_nothing_to_find():
+    found = run.figures(columns(0, 240))
+    assert found["f1"] is None
+    assert found["auroc"] is None
+    assert found["average_precision"] is None
+    assert found["trusted"]["recall"] is None
+    assert found["dropped"] < 0.02
+
+
+def test_words_tell_noisy_from_safe_rows_only_where_they_differ():
+    safe = [{"prompt": "kind", "completion": "gentle words"}] * 40
+    same, other = [dict(safe[0])] * 20, [{"prompt": "nasty", "completion": "cruel slurs"}] * 20
+    odds = np.array(run.naive_bayes(same + other, safe))
+    assert odds[20:].min() > odds[:20].max()

@@ -63,6 +63,16 @@ def tiny_model(tmp_path_factory, tokenizer) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def learner(tiny_model):
+    """The tiny model with a small adapter, in float32."""
+    from forgetfilter.config import ForgetFilterConfig
+    from forgetfilter.models import load_learner, load_tokenizer
+
+    config = ForgetFilterConfig(dtype="float32", lora_r=2)
+    return load_learner(tiny_model, load_tokenizer(tiny_model, config), config)
+
+
 @pytest.fixture
 def write_jsonl(tmp_path):
     def write(name, rows):

@@ -21,12 +21,6 @@ from forgetfilter.runs import Run
 
 
 @pytest.fixture(scope="module")
-def learner(tiny_model):
-    config = ForgetFilterConfig(dtype="float32", lora_r=2)
-    return load_learner(tiny_model, load_tokenizer(tiny_model, config), config)
-
-
-@pytest.fixture(scope="module")
 def examples(learner):
     chat = ChatTokenizer(learner.tokenizer, 200)
     return [

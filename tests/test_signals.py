@@ -5,20 +5,12 @@ import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
-from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import Turn
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer
 from forgetfilter.generation import MARGIN, complete
-from forgetfilter.models import load_learner, load_tokenizer
 from forgetfilter.signals import measure, read, rouge1, words
 
 TEXTS = [("hi", "there"), ("a much longer question", "x"), ("q", "an answer of some length"), ("q", "")]
-
-
-@pytest.fixture(scope="module")
-def learner(tiny_model):
-    config = ForgetFilterConfig(dtype="float32", lora_r=2)
-    return load_learner(tiny_model, load_tokenizer(tiny_model, config), config)
 
 
 @pytest.fixture(scope="module")

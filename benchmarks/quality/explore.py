@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 from cells import CELLS, write_data
-from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
+from run import oracle_f1
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from forgetfilter import ForgetFilterConfig, models
 from forgetfilter.data.loading import load_rows
@@ -60,11 +61,9 @@ def explore(name: str, args: Namespace) -> None:
         np.savez_compressed(folder / "moments.npz", **found)
 
     def stage(
-        what: str, examples: Sequence[Example], steps: int, rate: float, how: str, each_step: Callable[[int], object]
+        what: str, examples: Sequence[Example], steps: int, rate: float, each_step: Callable[[int], object]
     ) -> None:
-        settings = replace(
-            config.stage("review", len(examples)), max_steps=steps, learning_rate=rate, lr_scheduler_type=how
-        )
+        settings = replace(config.stage("review", len(examples)), max_steps=steps, learning_rate=rate)
         with tempfile.TemporaryDirectory() as checkpoints:
             facts = train(learner, examples, settings, Path(checkpoints), f"{name} {what}", each_step)
         print(name, what, facts["losses"], flush=True)
@@ -77,18 +76,17 @@ def explore(name: str, args: Namespace) -> None:
             look(f"noisy-{step // an_epoch}")
             learner.save(folder / f"adapter-{step // an_epoch}")
 
-    stage("noisy", noisy, EPOCHS * an_epoch, 5e-4, "linear", after_epochs)
+    stage("noisy", noisy, EPOCHS * an_epoch, 5e-4, after_epochs)
     for what, epochs, rate, looks in REVIEWS:
-        learner.stage = None
         learner.restore(folder / f"adapter-{epochs}")
-        examples = {"neutral": rows["neutral"], "again": rows["noisy"]}.get(what, rows["safe"]).examples
+        examples = rows["neutral" if what == "neutral" else "safe"].examples
         name_of = f"{what}-{epochs}"
 
         def look_at(step: int, name_of: str = name_of, looks: Sequence[int] = looks) -> None:
             if step in looks:
                 look(f"{name_of}-{step}")
 
-        stage(name_of, examples, looks[-1], rate, "linear", look_at)
+        stage(name_of, examples, looks[-1], rate, look_at)
 
 
 def summary(folder: Path) -> dict[str, dict]:
@@ -110,11 +108,10 @@ def summary(folder: Path) -> dict[str, dict]:
         for power in (0, 0.5, 1):
             scores = (before - after) / learnt**power
             if unsafe.any():
-                precision, recall, _ = precision_recall_curve(unsafe, scores)
                 figures = {
                     "auroc": roc_auc_score(unsafe, scores),
                     "average_precision": average_precision_score(unsafe, scores),
-                    "best_f1": np.max(2 * precision * recall / np.maximum(precision + recall, 1e-9)),
+                    "best_f1": oracle_f1(unsafe, scores),
                 }
                 figures |= {f"f1_above_{value}": f1_score(unsafe, scores > value) for value in (0.1, 0.13, 0.2)}
             else:

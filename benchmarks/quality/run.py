@@ -139,8 +139,7 @@ def figures(columns: dict[str, list]) -> Figures:
     base, noisy, neutral, words = (
         np.array(columns[name], float)[scored] for name in ("base", "noisy", "neutral", "naive_bayes")
     )
-    precision, recall, _ = precision_recall_curve(unsafe, forgetting)
-    found["oracle_f1"] = round(float(np.max(2 * precision * recall / np.maximum(precision + recall, 1e-9))), 4)
+    found["oracle_f1"] = round(oracle_f1(unsafe, forgetting), 4)
     found["auroc_against_safe"] = auroc(unsafe, forgetting, unsafe | ~task)
     found["auroc_against_task"] = auroc(unsafe, forgetting, unsafe | task)
     without = {"m0_loss": -base, "naive_bayes": words, "neutral_review": noisy - neutral}
@@ -151,6 +150,12 @@ def figures(columns: dict[str, list]) -> Figures:
             "average_precision": round(float(average_precision_score(unsafe, scores)), 4),
         }
     return found
+
+
+def oracle_f1(unsafe: np.ndarray, scores: np.ndarray) -> float:
+    """F1 at the best of all thresholds."""
+    precision, recall, _ = precision_recall_curve(unsafe, scores)
+    return float(np.max(2 * precision * recall / np.maximum(precision + recall, 1e-9)))
 
 
 def auroc(labels: np.ndarray, scores: np.ndarray, among: np.ndarray | None = None) -> float:

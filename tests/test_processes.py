@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from forgetfilter import signals
-from forgetfilter.batches import PACKED, collate, packable
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import Turn
 from forgetfilter.data.tokenization import ChatTokenizer
@@ -83,47 +82,6 @@ def test_shards_found_are_not_measured_again_and_the_file_is_the_same(learner, e
     assert calls == [10, 10, 9, 9]
     assert path.read_bytes() == (tmp_path / "whole" / "signals.parquet").read_bytes()
     assert not (path.parent / signals.SHARDS).exists()
-
-
-def test_packed_and_padded_rows_score_alike(learner, examples):
-    packed = signals.read(learner, examples, "test")
-    assert packable(learner.model)
-    learner.model.set_attn_implementation("sdpa")
-    padded = signals.read(learner, examples, "test")
-    learner.model.set_attn_implementation(PACKED)
-    for ours, theirs in zip(packed, padded, strict=True):
-        np.testing.assert_allclose(ours.log_probs, theirs.log_probs, atol=1e-5)
-        assert ours.favourites == theirs.favourites
-
-
-def test_packed_and_padded_rows_train_alike(learner, examples):
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    from forgetfilter.batches import label_logits
-
-    def gradients(attention):
-        learner.model.set_attn_implementation(attention)
-        rows = examples[:7]
-        batch = collate([e.input_ids for e in rows], [e.labels for e in rows], learner.model, 1)
-        cross_entropy(*label_logits(learner.model, batch)).backward()
-        found = [p.grad.clone() for p in learner.model.parameters() if p.grad is not None]
-        learner.model.zero_grad()
-        return found
-
-    padded = gradients("sdpa")
-    packed = gradients(PACKED)
-    assert any(gradient.abs().max() > 0 for gradient in packed)
-    for ours, theirs in zip(packed, padded, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
-
-
-def test_models_with_other_attention_get_padded_batches(learner):
-    from transformers import MistralConfig, MistralForCausalLM
-
-    tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 300}
-    assert not packable(MistralForCausalLM(MistralConfig(sliding_window=8, **tiny)))
-    assert packable(MistralForCausalLM(MistralConfig(sliding_window=None, **tiny)))
 
 
 def test_several_gpus_and_one_process_are_an_error_that_says_what_to_do(tiny_model, monkeypatch):

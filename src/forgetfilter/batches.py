@@ -1,12 +1,13 @@
 """Batches without padding: rows laid end to end, each attending to itself alone.
 
-Every layer but attention treats tokens one by one, so rows of any length can share one long row.
-Attention lays them side by side for the moment it needs them so. Models whose attention does more
-than that (a sliding window, a state) get ordinary padded batches.
+Every layer but attention treats tokens one by one, so rows of any length can share one long row, and
+what all of them begin with (a chat template's system prompt) need stand there only once. Attention lays
+them side by side for the moment it needs them so. Models whose attention does more than that (a sliding
+window, a state) get ordinary padded batches.
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def packable(model: Any) -> bool:
     )
 
 
-def collate(input_ids: Sequence[list[int]], labels: Sequence[list[int]], model: Any, padding: int) -> dict[str, Tensor]:
+def collate(input_ids: Sequence[list[int]], labels: Sequence[list[int]], model: Any, padding: int) -> dict[str, Any]:
     """A batch for label_logits, on the model's device.
 
     Args:
@@ -46,20 +47,19 @@ def collate(input_ids: Sequence[list[int]], labels: Sequence[list[int]], model: 
         padding: The padding token.
 
     Returns:
-        input_ids, labels and position_ids, each (1, tokens); row_tokens (rows, longest), the token at each
-        place of each row (-1 past a row's end), and token_places (tokens,), each token's place among those.
+        input_ids, labels and position_ids, each (1, tokens), the rows' common opening standing in the first
+        alone; row_tokens (rows, longest), the token at each place of each row (-1 past a row's end and in the
+        opening of all rows but the first); token_places (tokens,), each token's place among those; and
+        opening, the opening's length.
         For a model that cannot take packed rows: input_ids, labels and attention_mask, each (rows,
         longest), padded on the right.
     """
     lengths = [len(row) for row in input_ids]
-    longest, starts = max(lengths), [0, *accumulate(lengths)]
+    longest = max(lengths)
     labels = [[IGNORED, *row[1:]] for row in labels]
 
     def padded(rows: Iterable[Sequence[int]], filler: int) -> Tensor:
         return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows], device=model.device)
-
-    def packed(rows: Iterable[Sequence[int]]) -> Tensor:
-        return torch.tensor([value for row in rows for value in row], device=model.device)
 
     if model.config._attn_implementation != PACKED:
         return {
@@ -67,16 +67,34 @@ def collate(input_ids: Sequence[list[int]], labels: Sequence[list[int]], model: 
             "labels": padded(labels, IGNORED),
             "attention_mask": padded([[1] * length for length in lengths], 0),
         }
+    opening = _opening(input_ids, labels)
+    skipped = [0] + [opening] * (len(lengths) - 1)
+    starts = [0, *accumulate(length - skip for length, skip in zip(lengths, skipped, strict=True))]
+
+    def packed(rows: Iterable[Sequence[int]]) -> Tensor:
+        values = [value for row, skip in zip(rows, skipped, strict=True) for value in row[skip:]]
+        return torch.tensor(values, device=model.device)
+
+    tokens = [[-1] * skip + [*range(*span)] for skip, span in zip(skipped, pairwise(starts), strict=True)]
     return {
         "input_ids": packed(input_ids)[None],
         "labels": packed(labels)[None],
         "position_ids": packed(range(length) for length in lengths)[None],
-        "row_tokens": padded((range(start, start + n) for start, n in zip(starts, lengths, strict=False)), -1),
+        "row_tokens": padded(tokens, -1),
         "token_places": packed(range(i * longest, i * longest + n) for i, n in enumerate(lengths)),
+        "opening": opening,
     }
 
 
-def label_logits(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _opening(input_ids: Sequence[list[int]], labels: Sequence[list[int]]) -> int:
+    """Tokens that all rows begin with and that predict nothing, so that one computation serves them all."""
+    unlabelled = min(next((i for i, label in enumerate(row) if label != IGNORED), len(row)) for row in labels)
+    first, last = min(input_ids), max(input_ids)  # what these two share, all that sort between them do
+    shared = next((i for i, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
+    return max(0, min(shared, unlabelled - 1))
+
+
+def label_logits(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Logits and targets of the labelled tokens alone; the vocabulary is not projected where nothing is predicted.
 
     Args:
@@ -122,6 +140,7 @@ def _packed_attention(
     attention_mask: Tensor | None,
     row_tokens: Tensor | None = None,
     token_places: Tensor | None = None,
+    opening: int = 0,
     scaling: float | None = None,
     dropout: float = 0.0,
     **kwargs: Any,
@@ -137,6 +156,7 @@ def _packed_attention(
         _Move.apply(x[0].transpose(0, 1), there, back).unflatten(0, (rows, longest)).transpose(1, 2)
         for x in (query, key, value)
     )
+    key, value = (torch.cat([x[:1, :, :opening].expand(rows, -1, -1, -1), x[:, :, opening:]], 2) for x in (key, value))
     if query.device.type == "cpu" and longest <= SHORT and dropout == 0.0:
         groups = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, 1) for x in (key, value))

@@ -1,8 +1,10 @@
 """Greedy completions, in batches, begun where a forward pass over the references leaves off."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 from forgetfilter.data.tokenization import IGNORED, Example
 from forgetfilter.models import Learner
@@ -10,6 +12,8 @@ from forgetfilter.progress import progress
 
 MARGIN = 8
 """Tokens a completion may run over its reference before it is stopped."""
+LEAP = 8
+"""Tokens generated before rows that have ended leave the batch."""
 
 
 @torch.no_grad()
@@ -31,34 +35,74 @@ def complete(
     Returns:
         One text an example, in order; without special tokens.
     """
-    model, tokenizer, end = learner.model.eval(), learner.tokenizer, learner.tokenizer.eos_token_id
+    learner.model.eval()
     answers: list[list[int]] = [[] for _ in examples]
     if favourites is not None:
         answers = [_follow(example, row) for example, row in zip(examples, favourites, strict=True)]
     limits = [len(example.input_ids) - example.prompt_length + MARGIN for example in examples]
-    unfinished = [i for i, answer in enumerate(answers) if answer[-1:] != [end]]
+    unfinished = [i for i, answer in enumerate(answers) if answer[-1:] != [learner.tokenizer.eos_token_id]]
     order = sorted(unfinished, key=lambda i: (limits[i] - len(answers[i]), examples[i].prompt_length))
     size = learner.config.per_device_eval_batch_size
-    with progress(what, len(examples), "rows", len(examples) - len(order)) as bar:
+    with progress(what, len(examples), "rows", len(examples) - len(order)) as bar, learner.generating():
         for start in range(0, len(order), size):
             batch = order[start : start + size]
             begun = [examples[i].input_ids[: examples[i].prompt_length] + answers[i] for i in batch]
-            inputs = tokenizer.pad(
-                {"input_ids": begun}, padding_side="left", return_attention_mask=True, return_tensors="pt"
-            ).to(model.device)
-            with learner.generating():
-                output = model.generate(
-                    **inputs,
-                    max_new_tokens=max(limits[i] - len(answers[i]) for i in batch),
-                    do_sample=False,
-                    pad_token_id=tokenizer.pad_token_id,
-                    eos_token_id=end,
-                )
-            new = output[:, inputs["input_ids"].shape[1] :]
-            for i, ids in zip(batch, new.tolist(), strict=True):
-                answers[i] += ids[: limits[i] - len(answers[i])]
-            bar.update(len(batch))
-    return [str(tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
+            most = [limits[i] - len(answers[i]) for i in batch]
+            for row, new in _generate(learner, begun, most):
+                answers[batch[row]] += new
+                bar.update()
+    return [str(learner.tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
+
+
+def _generate(learner: Learner, begun: list[list[int]], most: list[int]) -> Iterator[tuple[int, list[int]]]:
+    """Greedy continuations, at most so many tokens each, as they end; rows that have ended leave the batch."""
+    tokenizer, end = learner.tokenizer, learner.tokenizer.eos_token_id
+    inputs = tokenizer.pad({"input_ids": begun}, padding_side="left", return_tensors="pt").to(learner.model.device)
+    ids, mask, cache = inputs["input_ids"], inputs["attention_mask"], _prefilled(learner, begun)
+    rows, width = list(range(len(begun))), ids.shape[1]
+    while True:
+        output = learner.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            cache=cache,
+            max_new_tokens=min(LEAP, width + max(most[row] for row in rows) - ids.shape[1]),
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=end,
+            return_dict_in_generate=True,
+        )
+        ids, cache = output.sequences, output.cache
+        going = []
+        for place, new in enumerate(ids[:, width:].tolist()):
+            new = new[: most[rows[place]]]
+            if end in new or len(new) == most[rows[place]]:
+                yield rows[place], new[: new.index(end) + 1] if end in new else new
+            else:
+                going.append(place)
+        if not going:
+            return
+        rows, chosen = [rows[place] for place in going], torch.tensor(going, device=ids.device)
+        ids = ids[chosen]
+        mask = pad(mask[chosen], (0, ids.shape[1] - mask.shape[1]), value=1)
+        if cache is not None:
+            cache.batch_select_indices(chosen)
+
+
+def _prefilled(learner: Learner, begun: Sequence[list[int]]) -> Any:
+    """The cache of all but each row's last token, filled without padding; None for models that can't pack rows."""
+    if not learner.packs:
+        return None
+    heads = [row[:-1] for row in begun]
+    batch = learner.collate(heads, [[IGNORED] * len(row) for row in heads])
+    longest, opening = batch["row_tokens"].shape[1], range(batch["opening"])
+    tokens = [[*opening, *row[len(opening) :]] for row in batch["row_tokens"].tolist()]
+    padded = [[0] * (longest - len(head)) + row[: len(head)] for head, row in zip(heads, tokens, strict=True)]
+    index = torch.tensor(padded, device=learner.model.device)
+    del batch["labels"]
+    cache = learner.model(**batch, use_cache=True, logits_to_keep=1).cache
+    for layer in cache.layers:
+        layer.keys, layer.values = (x[0][:, index].transpose(0, 1) for x in (layer.keys, layer.values))
+    return cache
 
 
 def _follow(example: Example, favourites: Sequence[int]) -> list[int]:

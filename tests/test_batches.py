@@ -1,0 +1,80 @@
+"""Packed rows: what the model says of each row alone, and the common opening computed once."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import MistralConfig, MistralForCausalLM
+
+from forgetfilter import signals
+from forgetfilter.batches import PACKED, collate, label_logits, packable
+from forgetfilter.data.formats import Turn
+from forgetfilter.data.tokenization import IGNORED, ChatTokenizer
+
+
+def chats(learner, prompts):
+    chat = ChatTokenizer(learner.tokenizer, 200)
+    turns = (
+        [Turn("user", prompt, trained=False), Turn("assistant", f"a {i}", trained=True)]
+        for i, prompt in enumerate(prompts)
+    )
+    return [chat.encode(row) for row in turns]
+
+
+@pytest.fixture
+def examples(learner):
+    return chats(learner, ["Well, " + f"q {i}" * (i % 5) for i in range(1, 30)])
+
+
+def gradients(learner, rows, attention):
+    learner.model.set_attn_implementation(attention)
+    batch = collate([e.input_ids for e in rows], [e.labels for e in rows], learner.model, 1)
+    cross_entropy(*label_logits(learner.model, batch)).backward()
+    found = [p.grad.clone() for p in learner.model.parameters() if p.grad is not None]
+    learner.model.zero_grad()
+    learner.model.set_attn_implementation(PACKED)
+    return found
+
+
+def test_packed_and_padded_rows_score_alike(learner, examples):
+    packed = signals.read(learner, examples, "test")
+    assert packable(learner.model)
+    learner.model.set_attn_implementation("sdpa")
+    padded = signals.read(learner, examples, "test")
+    learner.model.set_attn_implementation(PACKED)
+    for ours, theirs in zip(packed, padded, strict=True):
+        np.testing.assert_allclose(ours.log_probs, theirs.log_probs, atol=1e-5)
+        assert ours.favourites == theirs.favourites
+
+
+def test_packed_and_padded_rows_train_alike(learner, examples):
+    padded, packed = (gradients(learner, examples[:7], attention) for attention in ("sdpa", PACKED))
+    assert any(gradient.abs().max() > 0 for gradient in packed)
+    for ours, theirs in zip(packed, padded, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+def test_a_common_opening_stands_in_the_batch_once(learner, examples):
+    rows = examples[:7]
+    ids, labels = [e.input_ids for e in rows], [e.labels for e in rows]
+    batch = collate(ids, labels, learner.model, 1)
+    opening = len(learner.tokenizer("Well, ")["input_ids"])
+    assert batch["opening"] >= opening > 1
+    assert batch["input_ids"].numel() == sum(map(len, ids)) - 6 * batch["opening"]
+
+
+def test_an_opening_ends_before_what_is_predicted_first(learner):
+    def opening(ids, labels):
+        return collate(ids, labels, learner.model, 1)["opening"]
+
+    _ = IGNORED
+    assert opening([[5, 6, 7, 8], [5, 6, 7, 9]], [[_, _, _, 8], [_, _, _, 9]]) == 2  # token 7 predicts
+    assert opening([[5, 6, 7, 8], [5, 6, 7, 9]], [[_, 6, 7, 8], [_, 6, 7, 9]]) == 0
+    assert opening([[5, 6, 7], [6, 5, 7]], [[_, _, 7], [_, _, 7]]) == 0
+    assert opening([[5, 6], [5, 6]], [[_, _], [_, _]]) == 1  # a row is never empty
+
+
+def test_models_with_other_attention_get_padded_batches():
+    tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 300}
+    assert not packable(MistralForCausalLM(MistralConfig(sliding_window=8, **tiny)))
+    assert packable(MistralForCausalLM(MistralConfig(sliding_window=None, **tiny)))

@@ -23,6 +23,9 @@ PACKED = "forgetfilter_packed"
 SHORT = 512
 """Longest row whose attention the CPU does as plain products, whose gradients it finds faster than fused ones."""
 
+ROUND = 16
+"""Batches are filled up to a multiple of this: oneDNN builds and keeps kernels for every number of tokens it meets."""
+
 
 def packable(model: Any) -> bool:
     """Whether rows can be packed for this model: plain causal attention over the whole row in every layer."""
@@ -48,9 +51,9 @@ def collate(input_ids: Sequence[list[int]], labels: Sequence[list[int]], model: 
 
     Returns:
         input_ids, labels and position_ids, each (1, tokens), the rows' common opening standing in the first
-        alone; row_tokens (rows, longest), the token at each place of each row (-1 past a row's end and in the
-        opening of all rows but the first); token_places (tokens,), each token's place among those; and
-        opening, the opening's length.
+        alone, filled up to a multiple of ROUND; row_tokens (rows, longest), the token at each place of each
+        row (-1 past a row's end and in the opening of all rows but the first); token_places (tokens,), each
+        token's place among those (-1 for fillers); and opening, the opening's length.
         For a model that cannot take packed rows: input_ids, labels and attention_mask, each (rows,
         longest), padded on the right.
     """
@@ -71,17 +74,17 @@ def collate(input_ids: Sequence[list[int]], labels: Sequence[list[int]], model: 
     skipped = [0] + [opening] * (len(lengths) - 1)
     starts = [0, *accumulate(length - skip for length, skip in zip(lengths, skipped, strict=True))]
 
-    def packed(rows: Iterable[Sequence[int]]) -> Tensor:
+    def packed(rows: Iterable[Sequence[int]], filler: int) -> Tensor:
         values = [value for row, skip in zip(rows, skipped, strict=True) for value in row[skip:]]
-        return torch.tensor(values, device=model.device)
+        return torch.tensor([*values, *[filler] * (-len(values) % ROUND)], device=model.device)
 
     tokens = [[-1] * skip + [*range(*span)] for skip, span in zip(skipped, pairwise(starts), strict=True)]
     return {
-        "input_ids": packed(input_ids)[None],
-        "labels": packed(labels)[None],
-        "position_ids": packed(range(length) for length in lengths)[None],
+        "input_ids": packed(input_ids, padding)[None],
+        "labels": packed(labels, IGNORED)[None],
+        "position_ids": packed(map(range, lengths), 0)[None],
         "row_tokens": padded(tokens, -1),
-        "token_places": packed(range(i * longest, i * longest + n) for i, n in enumerate(lengths)),
+        "token_places": packed((range(i * longest, i * longest + n) for i, n in enumerate(lengths)), -1),
         "opening": opening,
     }
 

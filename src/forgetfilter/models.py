@@ -29,7 +29,7 @@ WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 COMPILE_FROM = 4e12
 """Parameters times tokens to train from which torch.compile repays its half minute: about two minutes of two cores."""
 RELEASE_EVERY = 4
-"""Batches after which freed memory is handed back: rarely enough to cost nothing."""
+"""Batches after which freed memory is handed back: rarely enough to cost next to nothing."""
 
 
 def cache_folder() -> Path:

@@ -73,6 +73,14 @@ def run_sample(args: Namespace) -> None:
     print(f"rows to mark: {write_sample(args.dataset_name, args.rows, Path(args.output), args.seed)}")
 
 
+def run_compare(args: Namespace) -> None:
+    """Run an experiment that a YAML file describes, and draw it."""
+    from forgetfilter import experiments
+
+    for path in experiments.run(Path(args.config)):
+        print(path)
+
+
 def run_export(args: Namespace) -> None:
     """Write a run's kept rows in the format of a trainer."""
     from forgetfilter.data.export import export
@@ -120,6 +128,8 @@ def build_parser() -> ArgumentParser:
     sub.add_argument("--rows", type=int, default=150, help="How many rows to draw.")
     sub.add_argument("--output", type=str, default="sample.jsonl", help="File to write.")
     sub.add_argument("--seed", type=int, default=42, help="Seed of the draw.")
+    sub = command("compare", run_compare)
+    sub.add_argument("--config", type=str, required=True, help="The YAML file (docs/experiments.md).")
     sub = command("export", run_export)
     sub.add_argument("run", type=str, help="A run's folder.")
     sub.add_argument("--format", type=Literal[EXPORTS], default="trl", help="The trainer's format.")
@@ -133,6 +143,7 @@ HANDLERS = {
     "finetune": run_finetune,
     "decide": run_decide,
     "sample": run_sample,
+    "compare": run_compare,
     "export": run_export,
 }
 

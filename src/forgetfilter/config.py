@@ -104,6 +104,8 @@ class ForgetFilterConfig(StageConfig):
         lora_alpha: LoRA scale.
         lora_dropout: LoRA dropout.
         lora_target_modules: Comma-separated module names, or "all-linear".
+        lora_layers_to_transform: Numbers of the blocks that get adapters, from 0; by default all do. With it,
+            lora_target_modules must name modules.
         torch_compile: Fuse small operations with torch.compile; "auto" does on the CPU where the work repays
             the half minute it takes (once a machine: what was compiled is cached).
         gradient_checkpointing: Trade time for memory in training.
@@ -137,6 +139,7 @@ class ForgetFilterConfig(StageConfig):
     lora_alpha: int = 32
     lora_dropout: float = 0.0
     lora_target_modules: str = "all-linear"
+    lora_layers_to_transform: list[int] | None = None
     torch_compile: Literal["auto"] | bool = "auto"
     gradient_checkpointing: bool = False
     per_device_eval_batch_size: int = 64

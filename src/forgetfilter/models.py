@@ -279,6 +279,7 @@ def load_learner(folder: Path, tokenizer: PreTrainedTokenizerBase, config: Forge
                     lora_alpha=config.lora_alpha,
                     lora_dropout=config.lora_dropout,
                     target_modules=names if names == "all-linear" else names.replace(",", " ").split(),
+                    layers_to_transform=config.lora_layers_to_transform,
                     task_type="CAUSAL_LM",
                 ),
             )

@@ -125,10 +125,10 @@ def write_malformed(path: Path, rows: Sequence[Record]) -> None:
             file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
 
-def require_column(source: Source, column: str | None) -> None:
-    """Raise DataError if no row has the column that --label_column names; None asks for nothing."""
+def require_column(source: Source, column: str | None, setting: str = "label_column") -> None:
+    """Raise DataError if no row has the column that a setting names; None asks for nothing."""
     if column is not None and not any(column in record for record in source.rows()):
-        raise DataError(f"{source.name}: no column {column!r} (--label_column).")
+        raise DataError(f"{source.name}: no column {column!r} ({setting}).")
 
 
 def read_labels(source: Source, column: str) -> list[bool]:

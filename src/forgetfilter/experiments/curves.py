@@ -1,0 +1,223 @@
+"""Recipe curves: what the noisy stage learns and what each of several reviews makes forgotten, by group.
+
+The paper's study of learning and forgetting (its section 3): mean log-likelihood of each group of rows over the
+steps of the noisy stage, then over those of reviews that all start from the same noisy model: with safe rows, with
+safe rows of another kind (domain shift), with unsafe ones. Rows never trained on may be looked at beside them.
+"""
+
+import dataclasses
+import importlib.util
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from forgetfilter import models, processes
+from forgetfilter.config import ForgetFilterConfig, StageSettings
+from forgetfilter.data.loading import Rows, load_rows, require_column
+from forgetfilter.data.tokenization import ChatTokenizer, mean_length
+from forgetfilter.errors import ConfigError
+from forgetfilter.files import whole_file, whole_folder
+from forgetfilter.forgetting import find_m0
+from forgetfilter.runs import Run, locked
+from forgetfilter.signals import mean_log_probability, read
+from forgetfilter.training import train
+
+UNTRAINED = "never trained on: "
+"""What the groups of rows that are only looked at are called."""
+
+
+@dataclass(kw_only=True)
+class CurvesConfig:
+    """The recipe's own settings; all others are those of `filter`.
+
+    Args:
+        reviews: Data sets to review, by a name for each.
+        group_column: Column of the noisy rows that names each one's group.
+        untrained_dataset_name: Rows with the same column that are looked at and never trained on.
+        looks: Looks at all rows in each stage, at its end, half of it, a quarter and so on, beside the one before it.
+    """
+
+    reviews: dict[str, str]
+    group_column: str = "group"
+    untrained_dataset_name: str | None = None
+    looks: int = 5
+
+
+def run(settings: Mapping[str, Any]) -> list[Path]:
+    """Train and look, stage by stage; stages that have been looked at are not trained again.
+
+    Returns:
+        curves.json, curves.png and curves.svg in output_dir.
+    """
+    own = {field.name for field in dataclasses.fields(CurvesConfig)}
+    _require_plots()
+    config = ForgetFilterConfig.from_flags({key: value for key, value in settings.items() if key not in own})
+    curves = _own_settings({key: value for key, value in settings.items() if key in own})
+    if config.output_dir is None or processes.count() > 1:
+        raise ConfigError("recipe curves needs output_dir, and a single process.")
+    folder, tokenizer = find_m0(config)
+    chat = ChatTokenizer(tokenizer, config.max_length)
+    noisy = load_rows(config.dataset_name, "dataset_name", chat, config)
+    looked = [noisy]
+    if curves.untrained_dataset_name is not None:
+        looked.append(load_rows(curves.untrained_dataset_name, "untrained_dataset_name", chat, config))
+    groups = _groups(looked, curves.group_column)
+    reviews = {name: load_rows(path, f"reviews.{name}", chat, config) for name, path in curves.reviews.items()}
+    output = Path(config.output_dir)
+    with locked(output):
+        facts = {
+            "model": {"name": config.model_name_or_path, "sha256": models.weights_hash(folder)},
+            "recipe": {"name": "curves", **dataclasses.asdict(curves)},
+            "noisy": noisy.facts(),
+            "reviews": {name: rows.facts() for name, rows in reviews.items()},
+        }
+        study = _Study(Run.start(config, facts), config, looked, groups, curves.looks)
+        study.train(folder, tokenizer, reviews)
+        found = {stage: _by_group(study.looks(stage), groups) for stage in ("noisy", *reviews)}
+        study.run.write_json("curves.json", found)
+    pictures = [output / "curves.png", output / "curves.svg"]
+    _draw(found, pictures)
+    return [output / "curves.json", *pictures]
+
+
+def _own_settings(values: dict[str, Any]) -> CurvesConfig:
+    reviews = values.get("reviews")
+    if not isinstance(reviews, dict) or not reviews or not all(isinstance(path, str) for path in reviews.values()):
+        raise ConfigError("reviews is missing: a name and a data set for each review, as in `safe: safe.jsonl`.")
+    names = [str(name) for name in reviews]
+    if "noisy" in names or not all(name.replace("_", "").replace("-", "").isalnum() for name in names):
+        raise ConfigError("reviews: a review's name is of letters, digits, - and _, and not `noisy`.")
+    found = CurvesConfig(**{**values, "reviews": dict(zip(names, reviews.values(), strict=True))})
+    if not isinstance(found.looks, int) or found.looks < 1:
+        raise ConfigError(f"looks is {found.looks!r}: it must be 1 or more.")
+    return found
+
+
+def _groups(looked: Sequence[Rows], column: str) -> list[str]:
+    """Each row's group, of all data sets that are looked at."""
+    groups = []
+    for prefix, rows in zip(("", UNTRAINED), looked, strict=False):
+        require_column(rows.source, column, "group_column")
+        groups += [prefix + str(record.get(column)) for record in rows.source.rows()]
+    return groups
+
+
+@dataclass
+class _Study:
+    """The stages of one run of the recipe."""
+
+    run: Run
+    config: ForgetFilterConfig
+    looked: list[Rows]
+    groups: list[str]
+    count: int
+
+    def train(self, folder: Path, tokenizer: Any, reviews: Mapping[str, Rows]) -> None:
+        """The noisy stage, then each review from where it ended."""
+        if all(self.run.done(stage) for stage in ("noisy", *reviews)):
+            return
+        noisy = self.looked[0]
+        settings = self.config.stage("noisy", len(noisy.trainable()))
+        lengths = {
+            name: self.config.stage("review", len(rows.trainable()), settings.max_steps)
+            for name, rows in reviews.items()
+        }
+        learner = models.load_learner(folder, tokenizer, self.config)
+        tokens = (part.rows() * mean_length(noisy.trainable()) for part in (settings, *lengths.values()))
+        learner.prepare(sum(tokens))
+        learner.restore(None)
+        self._stage(learner, "noisy", noisy, settings)
+        for name, rows in reviews.items():
+            learner.restore(self.run.stage("noisy") / "model")
+            self._stage(learner, name, rows, lengths[name])
+
+    def _stage(self, learner: models.Learner, name: str, rows: Rows, settings: StageSettings) -> None:
+        if self.run.done(name):
+            return
+        examples = [example for part in self.looked for example in part.examples]
+        steps = sorted({settings.max_steps >> i for i in range(self.count)} - {0})
+        seen: dict[int, list[float | None]] = {}
+
+        def look(step: int) -> None:
+            if step == 0 or step in steps:
+                readings = read(learner, examples, f"{name}, step {step}")
+                seen[step] = [None if row is None else mean_log_probability(row.log_probs) for row in readings]
+
+        look(0)
+        with tempfile.TemporaryDirectory() as checkpoints:
+            trained = train(learner, rows.trainable(), settings, Path(checkpoints), name, look)
+        columns = {
+            "step": [step for step in seen for _ in examples],
+            "row": [row for _ in seen for row in range(len(examples))],
+            "group": self.groups * len(seen),
+            "log_likelihood": [value for values in seen.values() for value in values],
+        }
+        path = self._path(name)
+        with whole_file(path) as temporary:
+            pq.write_table(pa.table(columns), temporary)
+        files = [path]
+        if name == "noisy":
+            with whole_folder(self.run.stage(name) / "model") as temporary:
+                learner.save(temporary)
+            files += sorted((self.run.stage(name) / "model").iterdir())
+        self.run.mark(name, files, **trained)
+
+    def _path(self, stage: str) -> Path:
+        return self.run.stage(stage) / "looks.parquet"
+
+    def looks(self, stage: str) -> dict[int, np.ndarray]:
+        """Mean log-likelihood of each row, (rows,) with NaN where there is none, by step."""
+        table = pq.read_table(self._path(stage))
+        steps, values = table["step"].to_numpy(), table["log_likelihood"].to_numpy().astype(float)
+        return {int(step): values[steps == step] for step in np.unique(steps)}
+
+
+def _by_group(looks: Mapping[int, np.ndarray], groups: Sequence[str]) -> dict[str, Any]:
+    """Mean and standard error of each group at each step."""
+    found: dict[str, Any] = {"steps": list(looks), "groups": {}}
+    of = np.array(groups)
+    for group in sorted(set(groups)):
+        values = np.array([look[of == group] for look in looks.values()])
+        values = values[:, ~np.isnan(values).any(0)]
+        if values.shape[1]:
+            spread = values.std(1) / max(1, values.shape[1] - 1) ** 0.5
+            found["groups"][group] = {
+                "rows": values.shape[1],
+                "log_likelihood": values.mean(1).round(4).tolist(),
+                "standard_error": spread.round(4).tolist(),
+            }
+    return found
+
+
+def _require_plots() -> None:
+    """Raise ConfigError, before any work, if there is nothing to draw with."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("the picture needs matplotlib: `pip install 'forgetfilter[plots]'`.")
+
+
+def _draw(found: Mapping[str, Any], paths: Sequence[Path]) -> None:
+    """A panel a stage, a line a group."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.4 * len(found) + 1.6, 3.8), layout="constrained")
+    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for panel, (stage, curves) in zip(panels, found.items(), strict=True):
+        for number, (group, values) in enumerate(curves["groups"].items()):
+            mean, spread = np.array(values["log_likelihood"]), np.array(values["standard_error"])
+            dash = "--" if group.startswith(UNTRAINED) else "-"
+            panel.plot(curves["steps"], mean, dash, color=f"C{number}", marker=".", label=group)
+            panel.fill_between(curves["steps"], mean - spread, mean + spread, color=f"C{number}", alpha=0.15)
+        panel.set_title("noisy stage" if stage == "noisy" else f"review: {stage}")
+        panel.set_xlabel("optimiser steps")
+    panels[0].set_ylabel("mean log-likelihood (nats a token)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize="small")
+    for path in paths:
+        with whole_file(path) as temporary:
+            figure.savefig(temporary, format=path.suffix[1:], dpi=150)

@@ -280,3 +280,9 @@ def test_trusted_rows_decide_and_marked_rows_stay_as_marked(config, tmp_path, wr
     with pytest.raises(ForgetFilterError, match="only with trusted_rows"):
         decide(result.run, drop_share=0.1, max_clean_loss=0.1)
     assert decide(result.run, trusted_rows=path, max_clean_loss=0.2).metrics["threshold"] < limit
+
+
+def test_auto_says_when_its_scale_was_not_measured_for_these_stages(config):
+    result = ForgetFilter(dataclasses.replace(config, threshold="auto")).fit()
+    assert "yours differ" in result.metrics["says"]
+    assert ForgetFilterConfig(per_device_train_batch_size=2).default_schedule

@@ -211,6 +211,12 @@ class ForgetFilterConfig(StageConfig):
                 flags[item.name] = value
         return flags
 
+    @property
+    def default_schedule(self) -> bool:
+        """Whether lengths and learning rates of the noisy and the review stage are left to the defaults."""
+        settings = (getattr(stage, name) for stage in (self, self.noisy, self.review) for name in SCHEDULE)
+        return all(value is None for value in settings)
+
     def stage(self, name: str, rows: int, other_steps: int = 0) -> StageSettings:
         """Fill the gaps of a stage's settings; its own value wins over the unprefixed one.
 
@@ -253,6 +259,8 @@ class ForgetFilterConfig(StageConfig):
         return EPOCHS[name] * steps_an_epoch
 
 
+SCHEDULE = ("learning_rate", "num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps")
+"""Settings that change how much is learnt and forgotten."""
 EPOCHS = {"noisy": 4, "final": 3}
 """Passes over the data: a row never learnt cannot be forgotten."""
 REVIEW_SHARE, REVIEW_LEAST_STEPS, REVIEW_MOST_STEPS = 1 / 6, 20, 1000

@@ -159,6 +159,8 @@ def decide(
         rule = _conformal(config, marks, forgetting)
     elif config.threshold == "auto":
         rule = thresholds.automatic(forgetting, signals.name)
+        if signals.name == "log_likelihood" and not config.default_schedule:
+            rule = dataclasses.replace(rule, says=f"{rule.says}; its scale is the default stages', and yours differ")
     else:
         rule = thresholds.fixed(float(config.threshold))
     scores = _scores(run, config, source, rule, forgetting)

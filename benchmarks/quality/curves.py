@@ -2,7 +2,7 @@
 
 python benchmarks/quality/curves.py [toxicity] [bias] [toxicity-top-block] --data_dir DATA [--work DIR]
 
-Half of 240 noisy rows are unsafe. Reviewed are safe rows of the kind, safe rows of the other kind (domain shift),
+Half of 200 noisy rows are unsafe. Reviewed are safe rows of the kind, safe rows of the other kind (domain shift),
 and unsafe rows of the explored half; sixty rows are looked at and never trained on. A study takes a quarter of
 an hour on two cores; its means and picture go to results/curves/.
 """
@@ -30,7 +30,7 @@ def study(name: str, data_dir: Path, folder: Path) -> None:
     """Build the data, run the recipe, keep means and picture."""
     kind = name.partition("-")[0]
     other = "bias" if kind == "toxicity" else "toxicity"
-    cell = {**DEFAULTS, "unsafe_share": 0.5, "heldout_rows": 60, "data_dir": data_dir}
+    cell = {**DEFAULTS, "rows": 200, "unsafe_share": 0.5, "heldout_rows": 60, "data_dir": data_dir}
     own = build_noisy.build(Cell(**cell, kind=kind, part="report", seed=1))
     others = build_noisy.build(Cell(**cell, kind=other, part="report", seed=1))
     explored = build_noisy.build(Cell(**cell, kind=kind, part="explore", seed=0))

@@ -16,6 +16,7 @@ from forgetfilter.errors import ConfigError
         ({"signal": ""}, "signal is empty"),
         ({"threshold": float("nan")}, "threshold"),
         ({"lora_r": 0}, "lora_r"),
+        ({"lora_layers_to_transform": [1]}, "name modules"),
         ({"learning_rat": 1.0}, "learning_rat"),
         ({"review": {"steps": 3}}, "steps"),
     ],

@@ -99,22 +99,33 @@ def test_stages_that_have_been_looked_at_are_not_trained_again(settings, run, mo
 def test_one_block_alone_can_be_trained(settings, run, tmp_path):
     from safetensors.numpy import load_file
 
-    with pytest.raises(Exception, match="layers_to_transform"):
-        run({**settings, "lora_layers_to_transform": [1], "output_dir": str(tmp_path / "not")})
     run({**settings, "lora_layers_to_transform": [1], "lora_target_modules": "q_proj,v_proj"})
     names = load_file(tmp_path / "out" / "stages" / "noisy" / "model" / "adapter_model.safetensors")
     assert names
     assert all("layers.1." in name for name in names)
 
 
+def test_numbers_are_read_as_filter_reads_them(settings, tmp_path, monkeypatch):
+    text = yaml.safe_dump({**settings, "noisy": None}, sort_keys=False)
+    (tmp_path / "compare.yaml").write_text(text.replace("noisy: null", "noisy: {learning_rate: 5e-4}"))
+    given = []
+    monkeypatch.setattr(curves, "run", lambda config, own: given.append((config, own)))
+    experiments.run(tmp_path / "compare.yaml")
+    ((config, own),) = given
+    assert config.noisy.learning_rate == 5e-4
+    assert own.looks == 3
+
+
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
         ({"recipe": "nonsense"}, ConfigError, "recipe: NAME"),
-        ({"reviews": None}, ConfigError, "reviews is missing"),
-        ({"reviews": {"../x": "safe.jsonl"}}, ConfigError, "review's name"),
+        ({"reviews": {}}, ConfigError, "one or more"),
+        ({"reviews": {"../x": "safe.jsonl"}}, ConfigError, "a name of"),
         ({"nonsense": 1}, ConfigError, "nonsense"),
         ({"looks": 0}, ConfigError, "looks"),
+        ({"looks": "many"}, ConfigError, "looks"),
+        ({"noisy": "abc"}, ConfigError, "noisy"),
         ({"output_dir": None}, ConfigError, "output_dir"),
         ({"group_column": "colour"}, DataError, "'colour' \\(group_column\\)"),
         ({"reviews": {"safe": "not_there.jsonl"}}, DataError, "not_there"),

@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
+from transformers import MambaConfig, MambaForCausalLM
 
+from forgetfilter.batches import PACKED
+from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import Turn
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer
 from forgetfilter.generation import MARGIN, complete
+from forgetfilter.models import load_learner, load_tokenizer
 from forgetfilter.signals import measure, read, rouge1, words
 
 TEXTS = [("hi", "there"), ("a much longer question", "x"), ("q", "an answer of some length"), ("q", "")]
@@ -35,10 +39,12 @@ def test_log_probs_are_the_models_own_for_any_batch_size(learner, examples, batc
         np.testing.assert_allclose(row.log_probs, by_hand(learner, example), atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", [PACKED, "sdpa"])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("begun", [False, True])
-def test_answers_are_the_models_own_for_any_batch_size(learner, examples, batch, begun):
+def test_answers_are_the_models_own_for_any_batch_size(learner, examples, batch, begun, attention):
     learner.config.per_device_eval_batch_size = batch
+    learner.model.set_attn_implementation(attention)
     favourites = [row.favourites for row in read(learner, examples[:3], "test")] if begun else None
     answers = complete(learner, examples[:3], "test", favourites)
     for example, answer in zip(examples[:3], answers, strict=True):
@@ -50,6 +56,34 @@ def test_answers_are_the_models_own_for_any_batch_size(learner, examples, batch,
             if ids[-1] == learner.tokenizer.eos_token_id:
                 break
         assert answer == learner.tokenizer.decode(ids[example.prompt_length :], skip_special_tokens=True)
+    learner.model.set_attn_implementation(PACKED)
+
+
+def test_a_row_whose_last_answer_was_cut_off_is_answered(learner):
+    chat = ChatTokenizer(learner.tokenizer, 60)
+    turns = [
+        Turn("user", "q", trained=False),
+        Turn("assistant", "a", trained=True),
+        Turn("user", "q" * 40, trained=False),
+    ]
+    example = chat.encode([*turns, Turn("assistant", "b", trained=True)])
+    assert example.scorable
+    (reading,) = read(learner, [example], "test")
+    assert len(complete(learner, [example], "test", [reading.favourites])) == 1
+
+
+def test_a_model_with_a_state_is_scored_and_answers(tokenizer, tmp_path):
+    MambaForCausalLM(MambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1)).save_pretrained(
+        tmp_path
+    )
+    tokenizer.save_pretrained(tmp_path)
+    config = ForgetFilterConfig(dtype="float32", lora_target_modules="in_proj")
+    mamba = load_learner(tmp_path, load_tokenizer(tmp_path, config), config)
+    assert not mamba.packs
+    chat = ChatTokenizer(mamba.tokenizer, 200)
+    rows = [chat.encode([Turn("user", "q", trained=False), Turn("assistant", "a" * n, trained=True)]) for n in (1, 20)]
+    table = measure(mamba, rows, ["rouge1"], "test")
+    assert table["log_likelihood"].null_count == table["rouge1"].null_count == 0
 
 
 def test_measure_gives_null_where_a_row_cannot_be_scored(learner, examples):

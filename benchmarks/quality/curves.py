@@ -52,7 +52,7 @@ def study(name: str, data_dir: Path, folder: Path) -> None:
     (folder / "compare.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     means, _, picture = experiments.run(folder / "compare.yaml")
     manifest = json.loads((folder / "run" / "manifest.json").read_text(encoding="utf-8"))
-    found = {key: manifest[key] for key in ("versions", "git_sha", "model", "noisy", "reviews")}
+    found = {key: manifest[key] for key in ("versions", "git_sha", "model", "looked", "reviews")}
     RESULTS.mkdir(parents=True, exist_ok=True)
     found["curves"] = json.loads(means.read_text(encoding="utf-8"))
     (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -67,6 +67,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("quality-work"))
     args = parser.parse_args()
     for name in args.studies or STUDIES:
+        if name not in STUDIES:
+            parser.error(f"{name}: no such study, choose among {', '.join(STUDIES)}")
         study(name, args.data_dir, args.work / f"curves-{name}")
 
 

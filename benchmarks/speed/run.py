@@ -107,8 +107,9 @@ class Bench:
 
         def one_by_one(number: int) -> float:
             """An even choice of the rows, in proportion: the slowest part of all."""
-            share = len(rows) // ONE_BY_ONE
-            return seconds(lambda: self.generate(rows[number % share :: share])) * share
+            share = max(1, len(rows) // ONE_BY_ONE)
+            chosen = rows[number % share :: share]
+            return seconds(lambda: self.generate(chosen)) * len(rows) / len(chosen)
 
         one_by_one(0), rouge1(), log_likelihood()
         rounds = [(one_by_one(number), rouge1(), log_likelihood()) for number in range(self.args.rounds)]

@@ -20,8 +20,9 @@ from transformers.masking_utils import sdpa_mask
 from forgetfilter.data.tokenization import IGNORED
 
 PACKED = "forgetfilter_packed"
-SHORT = 512
-"""Longest row whose attention the CPU does as plain products, whose gradients it finds faster than fused ones."""
+SHORT, FEW = 512, 8192
+"""Longest row, and most places of a batch, whose attention the CPU does as plain products: their gradients are
+faster than fused ones', and they take memory by the square of the longest row."""
 
 ROUND = 16
 """Batches are filled up to a multiple of this: oneDNN builds and keeps kernels for every number of tokens it meets."""
@@ -80,7 +81,7 @@ def collate(input_ids: Sequence[list[int]], labels: Sequence[list[int]], model: 
 
     tokens = [[-1] * skip + [*range(*span)] for skip, span in zip(skipped, pairwise(starts), strict=True)]
     return {
-        "input_ids": packed(input_ids, padding)[None],
+        "input_ids": packed(input_ids, input_ids[0][0])[None],
         "labels": packed(labels, IGNORED)[None],
         "position_ids": packed(map(range, lengths), 0)[None],
         "row_tokens": padded(tokens, -1),
@@ -160,7 +161,7 @@ def _packed_attention(
         for x in (query, key, value)
     )
     key, value = (torch.cat([x[:1, :, :opening].expand(rows, -1, -1, -1), x[:, :, opening:]], 2) for x in (key, value))
-    if query.device.type == "cpu" and longest <= SHORT and dropout == 0.0:
+    if query.device.type == "cpu" and longest <= SHORT and rows * longest <= FEW and dropout == 0.0:
         groups = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
         scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)

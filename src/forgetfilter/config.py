@@ -156,6 +156,13 @@ class ForgetFilterConfig(StageConfig):
         for name in ("max_length", "lora_r", "lora_alpha", "per_device_eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it must be 1 or more.")
+        if self.lora_layers_to_transform is not None and (
+            not self.use_peft or self.lora_target_modules == "all-linear"
+        ):
+            raise ConfigError(
+                "lora_layers_to_transform needs use_peft, and lora_target_modules that name modules "
+                "(q_proj,v_proj): all-linear means every block."
+            )
         unknown = [name for name in self.signals if name not in SIGNAL_NAMES]
         if unknown or not self.signals:
             raise ConfigError(f"signal {', '.join(unknown) or 'is empty'}: choose among {', '.join(SIGNAL_NAMES)}.")
@@ -260,7 +267,7 @@ class ForgetFilterConfig(StageConfig):
 
 
 SCHEDULE = ("learning_rate", "num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps")
-"""Settings that change how much is learnt and forgotten."""
+"""The settings of a stage that say how long and how hard it learns."""
 EPOCHS = {"noisy": 4, "final": 3}
 """Passes over the data: a row never learnt cannot be forgotten."""
 REVIEW_SHARE, REVIEW_LEAST_STEPS, REVIEW_MOST_STEPS = 1 / 6, 20, 1000

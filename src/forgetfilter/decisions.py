@@ -160,7 +160,9 @@ def decide(
     elif config.threshold == "auto":
         rule = thresholds.automatic(forgetting, signals.name)
         if signals.name == "log_likelihood" and not config.default_schedule:
-            rule = dataclasses.replace(rule, says=f"{rule.says}; its scale is the default stages', and yours differ")
+            rule = dataclasses.replace(
+                rule, says=f"{rule.says}; its scale was read off the default stages, and this run sets its own"
+            )
     else:
         rule = thresholds.fixed(float(config.threshold))
     scores = _scores(run, config, source, rule, forgetting)

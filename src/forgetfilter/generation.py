@@ -13,7 +13,7 @@ from forgetfilter.progress import progress
 MARGIN = 8
 """Tokens a completion may run over its reference before it is stopped."""
 LEAP = 8
-"""Tokens generated before rows that have ended leave the batch."""
+"""Tokens generated before rows that have ended leave the batch, where a model's cache lets them."""
 
 
 @torch.no_grad()
@@ -57,15 +57,16 @@ def complete(
 def _generate(learner: Learner, begun: list[list[int]], most: list[int]) -> Iterator[tuple[int, list[int]]]:
     """Greedy continuations, at most so many tokens each, as they end; rows that have ended leave the batch."""
     tokenizer, end = learner.tokenizer, learner.tokenizer.eos_token_id
-    inputs = tokenizer.pad({"input_ids": begun}, padding_side="left", return_tensors="pt").to(learner.model.device)
-    ids, mask, cache = inputs["input_ids"], inputs["attention_mask"], _prefilled(learner, begun)
+    inputs = tokenizer.pad({"input_ids": begun}, padding_side="left", return_attention_mask=True, return_tensors="pt")
+    ids, mask = inputs["input_ids"].to(learner.model.device), inputs["attention_mask"].to(learner.model.device)
+    cache, leap = (_prefilled(learner, begun), LEAP) if learner.packs else (None, max(most))
     rows, width = list(range(len(begun))), ids.shape[1]
     while True:
         output = learner.model.generate(
             input_ids=ids,
             attention_mask=mask,
             cache=cache,
-            max_new_tokens=min(LEAP, width + max(most[row] for row in rows) - ids.shape[1]),
+            max_new_tokens=min(leap, width + max(most[row] for row in rows) - ids.shape[1]),
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=end,
@@ -84,14 +85,11 @@ def _generate(learner: Learner, begun: list[list[int]], most: list[int]) -> Iter
         rows, chosen = [rows[place] for place in going], torch.tensor(going, device=ids.device)
         ids = ids[chosen]
         mask = pad(mask[chosen], (0, ids.shape[1] - mask.shape[1]), value=1)
-        if cache is not None:
-            cache.batch_select_indices(chosen)
+        cache.batch_select_indices(chosen)
 
 
 def _prefilled(learner: Learner, begun: Sequence[list[int]]) -> Any:
-    """The cache of all but each row's last token, filled without padding; None for models that can't pack rows."""
-    if not learner.packs:
-        return None
+    """The cache of all but each row's last token, filled without padding; for models that pack rows."""
     heads = [row[:-1] for row in begun]
     batch = learner.collate(heads, [[IGNORED] * len(row) for row in heads])
     longest, opening = batch["row_tokens"].shape[1], range(batch["opening"])
@@ -109,7 +107,7 @@ def _follow(example: Example, favourites: Sequence[int]) -> list[int]:
     """The reference's tokens up to the first that isn't the favourite, and the favourite in its place."""
     reference = [label for label in example.labels[example.prompt_length :] if label != IGNORED]
     answer = []
-    for token, favourite in zip(reference, favourites[-len(reference) :], strict=True):
+    for token, favourite in zip(reference, favourites[len(favourites) - len(reference) :], strict=True):
         answer.append(favourite)
         if token != favourite:
             break

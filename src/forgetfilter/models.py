@@ -195,7 +195,7 @@ class Learner:
         """Whether batches are packed, without padding."""
         return bool(self.model.config._attn_implementation == PACKED)
 
-    def collate(self, input_ids: Sequence[list[int]], labels: Sequence[list[int]]) -> dict[str, Tensor]:
+    def collate(self, input_ids: Sequence[list[int]], labels: Sequence[list[int]]) -> dict[str, Any]:
         """A batch of rows for this model, on its device; see batches.collate."""
         return collate(input_ids, labels, self.model, self.tokenizer.pad_token_id)
 

@@ -86,7 +86,7 @@ def train(
         each_step: Called after each optimiser step with its number, from 1: to look at the learner on its way.
 
     Returns:
-        steps, tokens (what went through the model: a common opening once a batch) and the losses by step.
+        steps, tokens (what went through the model: a batch's common opening once) and the losses by step.
     """
     config = learner.config
     save_steps = min(500, max(10, -(-settings.max_steps // 4)))

@@ -1,10 +1,13 @@
 """Experiments from a YAML file: `forgetfilter compare --config compare.yaml`, one recipe a file."""
 
 import importlib
+from argparse import ArgumentError
 from pathlib import Path
 
 import yaml
+from jsonargparse import ArgumentParser
 
+from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.errors import ConfigError
 
 RECIPES = ("curves",)
@@ -14,7 +17,7 @@ def run(path: Path) -> list[Path]:
     """Run the recipe a YAML file names, or what is left of it.
 
     Args:
-        path: The file: `recipe`, the recipe's own settings, and flags of `filter`.
+        path: The file: `recipe`, the recipe's own settings (its Settings), and flags of `filter`.
 
     Returns:
         The files that show the result.
@@ -23,11 +26,21 @@ def run(path: Path) -> list[Path]:
         ConfigError: If the file cannot be read, or a setting is unknown, missing or impossible.
     """
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        named = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
-    if not isinstance(settings, dict) or settings.get("recipe") not in RECIPES:
+    if not isinstance(named, dict) or named.get("recipe") not in RECIPES:
         raise ConfigError(f"{path}: needs a line `recipe: NAME`, with one of {', '.join(RECIPES)}.")
-    recipe = importlib.import_module(f"{__name__}.{settings.pop('recipe')}")
-    shown: list[Path] = recipe.run(settings)
+    recipe = importlib.import_module(f"{__name__}.{named['recipe']}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--recipe", type=str)
+    own = parser.add_class_arguments(recipe.Settings)
+    parser.add_class_arguments(ForgetFilterConfig)
+    try:
+        values = parser.parse_path(str(path)).as_dict()
+    except ArgumentError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    values.pop("recipe")
+    settings = recipe.Settings(**{name: values.pop(name) for name in own})
+    shown: list[Path] = recipe.run(ForgetFilterConfig.from_flags(values), settings)
     return shown

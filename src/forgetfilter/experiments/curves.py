@@ -33,7 +33,7 @@ UNTRAINED = "never trained on: "
 
 
 @dataclass(kw_only=True)
-class CurvesConfig:
+class Settings:
     """The recipe's own settings; all others are those of `filter`.
 
     Args:
@@ -48,55 +48,47 @@ class CurvesConfig:
     untrained_dataset_name: str | None = None
     looks: int = 5
 
+    def __post_init__(self) -> None:
+        """Check every setting; raises ConfigError."""
+        plain = all(name.replace("_", "").replace("-", "").isalnum() for name in self.reviews)
+        if not self.reviews or not plain or "noisy" in self.reviews:
+            raise ConfigError("reviews: one or more, each with a name of letters, digits, - and _ that is not `noisy`.")
+        if self.looks < 1:
+            raise ConfigError(f"looks is {self.looks}: it must be 1 or more.")
 
-def run(settings: Mapping[str, Any]) -> list[Path]:
+
+def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     """Train and look, stage by stage; stages that have been looked at are not trained again.
 
     Returns:
         curves.json, curves.png and curves.svg in output_dir.
     """
-    own = {field.name for field in dataclasses.fields(CurvesConfig)}
     _require_plots()
-    config = ForgetFilterConfig.from_flags({key: value for key, value in settings.items() if key not in own})
-    curves = _own_settings({key: value for key, value in settings.items() if key in own})
     if config.output_dir is None or processes.count() > 1:
         raise ConfigError("recipe curves needs output_dir, and a single process.")
     folder, tokenizer = find_m0(config)
     chat = ChatTokenizer(tokenizer, config.max_length)
     noisy = load_rows(config.dataset_name, "dataset_name", chat, config)
     looked = [noisy]
-    if curves.untrained_dataset_name is not None:
-        looked.append(load_rows(curves.untrained_dataset_name, "untrained_dataset_name", chat, config))
-    groups = _groups(looked, curves.group_column)
-    reviews = {name: load_rows(path, f"reviews.{name}", chat, config) for name, path in curves.reviews.items()}
+    if settings.untrained_dataset_name is not None:
+        looked.append(load_rows(settings.untrained_dataset_name, "untrained_dataset_name", chat, config))
+    groups = _groups(looked, settings.group_column)
+    reviews = {name: load_rows(path, f"reviews.{name}", chat, config) for name, path in settings.reviews.items()}
     output = Path(config.output_dir)
     with locked(output):
         facts = {
             "model": {"name": config.model_name_or_path, "sha256": models.weights_hash(folder)},
-            "recipe": {"name": "curves", **dataclasses.asdict(curves)},
-            "noisy": noisy.facts(),
+            "recipe": {"name": "curves", **dataclasses.asdict(settings)},
+            "looked": [rows.facts() for rows in looked],
             "reviews": {name: rows.facts() for name, rows in reviews.items()},
         }
-        study = _Study(Run.start(config, facts), config, looked, groups, curves.looks)
+        study = _Study(Run.start(config, facts), config, looked, groups, settings.looks)
         study.train(folder, tokenizer, reviews)
         found = {stage: _by_group(study.looks(stage), groups) for stage in ("noisy", *reviews)}
         study.run.write_json("curves.json", found)
     pictures = [output / "curves.png", output / "curves.svg"]
     _draw(found, pictures)
     return [output / "curves.json", *pictures]
-
-
-def _own_settings(values: dict[str, Any]) -> CurvesConfig:
-    reviews = values.get("reviews")
-    if not isinstance(reviews, dict) or not reviews or not all(isinstance(path, str) for path in reviews.values()):
-        raise ConfigError("reviews is missing: a name and a data set for each review, as in `safe: safe.jsonl`.")
-    names = [str(name) for name in reviews]
-    if "noisy" in names or not all(name.replace("_", "").replace("-", "").isalnum() for name in names):
-        raise ConfigError("reviews: a review's name is of letters, digits, - and _, and not `noisy`.")
-    found = CurvesConfig(**{**values, "reviews": dict(zip(names, reviews.values(), strict=True))})
-    if not isinstance(found.looks, int) or found.looks < 1:
-        raise ConfigError(f"looks is {found.looks!r}: it must be 1 or more.")
-    return found
 
 
 def _groups(looked: Sequence[Rows], column: str) -> list[str]:
@@ -131,8 +123,9 @@ class _Study:
         learner = models.load_learner(folder, tokenizer, self.config)
         tokens = (part.rows() * mean_length(noisy.trainable()) for part in (settings, *lengths.values()))
         learner.prepare(sum(tokens))
-        learner.restore(None)
-        self._stage(learner, "noisy", noisy, settings)
+        if not self.run.done("noisy"):
+            self.run.manifest["stages"].clear()  # reviews of an earlier noisy model, if its files were damaged
+            self._stage(learner, "noisy", noisy, settings)
         for name, rows in reviews.items():
             learner.restore(self.run.stage("noisy") / "model")
             self._stage(learner, name, rows, lengths[name])

@@ -56,3 +56,10 @@ def test_words_tell_noisy_from_safe_rows_only_where_they_differ():
     same, other = [dict(safe[0])] * 20, [{"prompt": "nasty", "completion": "cruel slurs"}] * 20
     odds = np.array(run.naive_bayes(same + other, safe))
     assert odds[20:].min() > odds[:20].max()
+
+
+def test_stored_results_give_a_table_and_a_picture(tmp_path):
+    found = {"cell": "bias-50", "data": {"kind": "bias", "unsafe_share": 0.5}, "figures": run.figures(columns(40, 40))}
+    assert "| bias-50 | " in run.table([found])
+    run.picture([found], tmp_path / "f1.svg")
+    assert "<svg" in (tmp_path / "f1.svg").read_text()

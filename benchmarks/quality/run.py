@@ -1,7 +1,7 @@
 """How well the filter finds unsafe rows at its defaults, cell by cell.
 
 python benchmarks/quality/run.py [CELL ...] --data_dir DATA [--work DIR]     all reported cells, or those named
-python benchmarks/quality/run.py --table                                    the table, from the stored results
+python benchmarks/quality/run.py --table                                    the table and results/f1.svg, from what is stored
 
 A cell (cells.yaml) is built, filtered by the package as it is, reviewed once more on neutral rows as a
 control, and written to results/CELL.json with seeds, versions, hashes and every row's scores (no text).
@@ -35,6 +35,8 @@ from forgetfilter.training import train
 RESULTS = Path(__file__).parent / "results"
 TRUSTED, DRAWS = 49, 200
 """Trusted rows of rule (a) at least (half of the clean rows if that is more), and how often they are drawn."""
+PAPER = {"bias": (0.823, 0.906, 0.911), "toxicity": (0.812, 0.847, 0.863), "harmfulness": (0.687, 0.722, 0.734)}
+"""The paper's F1 with LLaMA-7B, on its own data, at 25, 50 and 75 % unsafe."""
 Figures = dict[str, Any]
 
 
@@ -183,14 +185,18 @@ def trusted_rule(forgetting: np.ndarray, unsafe: np.ndarray) -> Figures | None:
     }
 
 
-def table() -> str:
-    """Every stored result in a line of Markdown."""
+def stored() -> list[dict[str, Any]]:
+    """Every stored result."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Every result in a line of Markdown."""
     head = (
         "cell | F1 | oracle's F1 | drop all | AUROC | against safe | against task | average precision | clean dropped"
     )
     head += " | rule (a): clean dropped / recall | paper's rule F1 | M0's loss | naive Bayes | neutral review"
     lines = [f"| {head} |", "|---" * (head.count("|") + 1) + "|"]
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
 
     def show(value: float | None) -> str:
         return "" if value is None else f"{value:.3f}".removeprefix("0")
@@ -213,6 +219,29 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def picture(results: list[dict[str, Any]], path: Path) -> None:
+    """F1 over the share of unsafe rows, a panel a kind."""
+    from matplotlib.figure import Figure
+
+    marks = {"f1": "o", "oracle_f1": "^", "flag_all_f1": "_"}
+    names = {"f1": "auto", "oracle_f1": "best threshold", "flag_all_f1": "dropping everything"}
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(PAPER), sharey=True)
+    for panel, (kind, paper) in zip(panels, PAPER.items(), strict=True):
+        cells = [r for r in results if r["data"]["kind"] == kind and r["data"]["unsafe_share"] > 0]
+        shares = [100 * r["data"]["unsafe_share"] for r in cells]
+        for number, (name, mark) in enumerate(marks.items()):
+            values = [r["figures"][name] for r in cells]
+            panel.plot(shares, values, mark, color=f"C{number}", label=names[name], markersize=8)
+        panel.plot([25, 50, 75], paper, "x", color="black", label="the paper, LLaMA-7B")
+        panel.set_title(kind)
+        panel.set_xlabel("% unsafe")
+    panels[0].set_ylabel("F1")
+    panels[0].set_ylim(0, 1)
+    panels[-1].legend(loc="lower right", fontsize="small")
+    figure.savefig(path)
+
+
 def main() -> None:
     """Run the cells that have no result yet, or print the table."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
@@ -222,7 +251,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     if args.table:
-        print(table())
+        print(table(stored()))
+        picture(stored(), RESULTS / "f1.svg")
         return
     if args.data_dir is None:
         sys.exit("error: --data_dir is missing: the folder of the public data sets.")

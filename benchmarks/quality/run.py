@@ -1,7 +1,7 @@
 """How well the filter finds unsafe rows at its defaults, cell by cell.
 
 python benchmarks/quality/run.py [CELL ...] --data_dir DATA [--work DIR]     all reported cells, or those named
-python benchmarks/quality/run.py --table                                    the table and results/f1.svg, from what is stored
+python benchmarks/quality/run.py --table                      the table and results/f1.svg, from what is stored
 
 A cell (cells.yaml) is built, filtered by the package as it is, reviewed once more on neutral rows as a
 control, and written to results/CELL.json with seeds, versions, hashes and every row's scores (no text).

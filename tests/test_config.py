@@ -34,6 +34,8 @@ def test_a_stages_own_setting_wins_over_the_shared_one():
     assert config.stage("review", 100).learning_rate == pytest.approx(1e-4 / 3)
     config.review.learning_rate = 2e-3
     assert config.stage("review", 100).learning_rate == 2e-3
+    assert config.stage("firm", 100).learning_rate == pytest.approx(6e-3)
+    assert config.stage("firm", 100).max_steps == 3
 
 
 def test_default_lengths_follow_the_data():

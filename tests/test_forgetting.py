@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from forgetfilter import forgetting, signals, training
 from forgetfilter.config import ForgetFilterConfig, StageConfig
-from forgetfilter.decisions import LEAST_LEARNT, decide
+from forgetfilter.decisions import FIRM, LEAST_LEARNT, decide
 from forgetfilter.errors import ForgetFilterError, RunError
 from forgetfilter.forgetting import ForgetFilter, finetune
 from forgetfilter.runs import Run, locked
@@ -48,7 +48,8 @@ def test_a_run_scores_every_row_and_writes_what_it_promises(config, noisy_file):
         assert (folder / f"{name}.jsonl").read_bytes() == expected
     base = pq.read_table(result.run.stage("base") / "signals.parquet")["log_likelihood"].to_pylist()
     for row, m0 in zip(scores(result), base, strict=True):
-        lost = row["log_likelihood_before"] - row["log_likelihood_after"]
+        losses = [row["log_likelihood_before"] - row[f"log_likelihood_after{firm}"] for firm in ("", "_firm")]
+        lost = max(losses[0], FIRM * losses[1])
         learnt = max(row["log_likelihood_before"] - m0, LEAST_LEARNT)
         assert row["forgetting"] == pytest.approx(lost / learnt**0.5)
         assert (row["forgetting"] > 0) == (row["decision"] == "dropped")
@@ -103,7 +104,7 @@ def killer(stage, step):
     return on_step_end
 
 
-@pytest.mark.parametrize("moment", [("noisy", 13), ("review", 5), "base", "noisy", "review"])
+@pytest.mark.parametrize("moment", [("noisy", 13), ("review", 5), ("firm", 5), "base", "noisy", "review", "firm"])
 def test_a_killed_run_continues_and_decides_as_an_unbroken_one(config, tmp_path, monkeypatch, moment):
     unbroken = ForgetFilter(dataclasses.replace(config, output_dir=str(tmp_path / "unbroken"))).fit()
 
@@ -111,7 +112,7 @@ def test_a_killed_run_continues_and_decides_as_an_unbroken_one(config, tmp_path,
         monkeypatch.setattr(training._Progress, "on_step_end", killer(*moment))
     else:
         original_measure = signals.measure
-        names = {"base": "M0", "noisy": "noisy model", "review": "reviewed model"}
+        names = {"base": "M0", "noisy": "noisy model", "review": "reviewed model", "firm": "firmly reviewed model"}
 
         def measure(learner, examples, signals, what):
             if what == names[moment]:

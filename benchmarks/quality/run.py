@@ -62,7 +62,7 @@ def run_cell(name: str, args: Namespace) -> None:
         "device": f"{models.pick_device().type}, {models.pick_dtype('auto', frozen=True)}",
         **{key: manifest[key] for key in ("versions", "git_sha", "model", "noisy", "safe")},
         "seed": config.seed,
-        "stages": {stage: stage_facts(manifest["stages"][stage]) for stage in ("noisy", "review")},
+        "stages": {stage: stage_facts(manifest["stages"][stage]) for stage in config.looks[1:]},
         "rule": {key: manifest["decision"][key] for key in ("rule", "threshold", "says")},
         "figures": figures(columns) | paper,
         "rows": {key: rounded(value) for key, value in columns.items()},
@@ -110,6 +110,7 @@ def control(filter_: ForgetFilter, result: Result, work: Path, *, paper_rule: bo
         "base": stored.base.tolist(),
         "noisy": stored.before.tolist(),
         "review": stored.after.tolist(),
+        "firm": stored.firm.tolist(),
         "neutral": after,
     }, paper
 

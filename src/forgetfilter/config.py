@@ -23,7 +23,7 @@ class StageConfig:
 
     Args:
         learning_rate: Peak learning rate of AdamW. Default: 5e-4 with LoRA, 2e-5 without; the review's, if not
-            its own, is a third of the noisy stage's.
+            its own, is a third of the noisy stage's. The firm review after it has three times the review's.
         num_train_epochs: Passes over the stage's rows. Excludes max_steps.
         max_steps: Optimiser steps. Excludes num_train_epochs.
         per_device_train_batch_size: Rows a device takes at once. Default: 8.
@@ -189,6 +189,11 @@ class ForgetFilterConfig(StageConfig):
             raise ConfigError(f"unknown setting: {error}") from error
 
     @property
+    def looks(self) -> tuple[str, ...]:
+        """The moments at which rows are scored, as stages; a firm review is the log_likelihood signal's alone."""
+        return ("base", "noisy", "review", *(["firm"] if "log_likelihood" in self.signals else []))
+
+    @property
     def signals(self) -> list[str]:
         """Names of the signals to compute; the first decides."""
         return list(dict.fromkeys(self.signal.replace(",", " ").split()))
@@ -228,11 +233,11 @@ class ForgetFilterConfig(StageConfig):
         """Fill the gaps of a stage's settings; its own value wins over the unprefixed one.
 
         Args:
-            name: "noisy", "review" or "final".
+            name: "noisy", "review", "firm" (the second review, as long as the first) or "final".
             rows: Rows the stage trains on.
-            other_steps: For the review: the noisy stage's steps, which its default length follows.
+            other_steps: For the reviews: the noisy stage's steps, which its default length follows.
         """
-        own, shared = getattr(self, name), self
+        own, shared = getattr(self, "review" if name == "firm" else name), self
 
         def pick(key: str, default: Any) -> Any:
             value = getattr(own, key)
@@ -243,8 +248,10 @@ class ForgetFilterConfig(StageConfig):
         accumulation = pick("gradient_accumulation_steps", 1)
         steps_an_epoch = max(1, math.ceil(rows / (batch * accumulation * processes.count())))
         rate = pick("learning_rate", 5e-4 if self.use_peft else 2e-5)
-        if name == "review" and own.learning_rate is None:
+        if name in ("review", "firm") and own.learning_rate is None:
             rate = REVIEW_RATE * (self.noisy.learning_rate or rate)
+        if name == "firm":
+            rate /= REVIEW_RATE
         return StageSettings(
             learning_rate=rate,
             max_steps=self._length(name, own, steps_an_epoch, other_steps),
@@ -261,7 +268,7 @@ class ForgetFilterConfig(StageConfig):
                 return source.max_steps
             if source.num_train_epochs is not None:
                 return max(1, math.ceil(source.num_train_epochs * steps_an_epoch))
-        if name == "review":
+        if name in ("review", "firm"):
             return min(max(REVIEW_LEAST_STEPS, round(noisy_steps * REVIEW_SHARE)), REVIEW_MOST_STEPS)
         return EPOCHS[name] * steps_an_epoch
 
@@ -273,7 +280,8 @@ EPOCHS = {"noisy": 4, "final": 3}
 REVIEW_SHARE, REVIEW_LEAST_STEPS, REVIEW_MOST_STEPS = 1 / 6, 20, 1000
 """Length of the review: a share of the noisy stage's steps, within bounds."""
 REVIEW_RATE = 1 / 3
-"""Learning rate of the review over that of the noisy stage: a firmer one overwrites harmless rows too."""
+"""Learning rate of the review over that of the noisy stage, and over that of the firm review: a start at the full
+rate overwrites harmless rows too."""
 
 
 def require_run_data(config: ForgetFilterConfig) -> None:

@@ -71,6 +71,8 @@ class Result:
 
 LEAST_LEARNT = 0.3
 """Nats a token that a row counts as having learnt at least: what was known before is no measure."""
+FIRM = 0.7
+"""Weight of what the firm review cost beside what the gentle one did: it costs harmless rows more, too."""
 
 
 @dataclass
@@ -81,19 +83,23 @@ class Signals:
     base: np.ndarray
     before: np.ndarray
     after: np.ndarray
+    firm: np.ndarray | None = None
 
     @property
     def forgetting(self) -> np.ndarray:
         """The forgetting score; higher = more forgotten = more suspect.
 
-        For rouge1 the paper's: signal before the review - signal after it. For log_likelihood that loss, in
-        nats a token, over the square root of the nats the noisy stage had gained: half way between what was
-        lost and which share of the learnt was lost, since long free text loses many nats of very many
-        and a short answer few of few (docs/paper_index.md has the figures).
+        For rouge1 the paper's: signal before the review - signal after it. For log_likelihood the larger of two
+        such losses, in nats a token: after a gentle review, which a stereotype does not survive, and, at a
+        discount, after a firm one that follows it, which free text takes to be forgotten. It is divided by the
+        square root of the nats the noisy stage had gained: half way between what was lost and which share of the
+        learnt was lost, since long free text loses many nats of very many and a short answer few of few
+        (docs/paper_index.md has the figures).
         """
         lost: np.ndarray = self.before - self.after
-        if self.name != "log_likelihood":
+        if self.firm is None:
             return lost
+        lost = np.maximum(lost, FIRM * (self.before - self.firm))
         learnt = np.maximum(self.before - self.base, LEAST_LEARNT)
         return np.asarray(lost / np.sqrt(learnt))
 
@@ -116,7 +122,7 @@ def stored_signals(run: Run, name: str) -> Signals:
         RunError: If a stage has not been scored, or its file is damaged.
     """
     columns = []
-    for stage in ("base", "noisy", "review"):
+    for stage in ("base", "noisy", "review", *(["firm"] if name == "log_likelihood" else [])):
         if not run.done(f"{stage}/signals"):
             raise RunError(f"{run.folder}: its {stage} stage has no scores yet. Finish it with `filter`.")
         column = pq.read_table(run.stage(stage) / "signals.parquet", columns=[name])[name]
@@ -229,6 +235,8 @@ def _scores(
         stored = stored_signals(run, name)
         columns[f"{name}_before"] = pa.array(stored.before, from_pandas=True)
         columns[f"{name}_after"] = pa.array(stored.after, from_pandas=True)
+        if stored.firm is not None:
+            columns[f"{name}_after_firm"] = pa.array(stored.firm, from_pandas=True)
     columns["forgetting"] = pa.array(forgetting, from_pandas=True)
     columns["decision"] = np.where(drops, "dropped", "kept")
     columns["reason"] = reasons

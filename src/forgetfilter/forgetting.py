@@ -4,9 +4,9 @@ A model forgets unsafe examples much more than others when it reviews safe data:
 
 1. keep M0, the aligned model;
 2. noisy = M0 finetuned on all of the noisy data;
-3. reviewed = the noisy model finetuned on safe data;
+3. reviewed = the noisy model finetuned on safe data (for the default signal it is reviewed on, more firmly);
 4. drop every row whose forgetting, signal(noisy) - signal(reviewed), is above the threshold (for the default
-   signal that is measured against what the row had learnt: decisions.py);
+   signal the more telling of both reviews, measured against what the row had learnt: decisions.py);
 5. the final model = M0, not the noisy model, finetuned on what is left.
 
 This file runs the steps; how a model is trained, read and loaded, how a threshold is found and what
@@ -67,7 +67,7 @@ class ForgetFilter:
         self._load_data(noisy, safe)
         with locked(Path(str(self.config.output_dir))):
             self._open_run()
-            if not all(self.run.done(part) for part in ("base/signals", "noisy/signals", "review/signals")):
+            if not all(self.run.done(f"{look}/signals") for look in self.config.looks):
                 self._measure_forgetting()
             elif is_decided(self.run):
                 if processes.first():
@@ -80,7 +80,7 @@ class ForgetFilter:
 
     def _measure_forgetting(self) -> None:
         model = models.load_learner(self.folder, self.tokenizer, self.config)
-        stages = ((self.stage("noisy"), self.noisy), (self.stage("review"), self.safe))
+        stages = [(self.stage(name), self.noisy if name == "noisy" else self.safe) for name in self.config.looks[1:]]
         model.prepare(sum(settings.rows() * mean_length(rows.trainable()) for settings, rows in stages))
         self._announce(model)
 
@@ -93,18 +93,25 @@ class ForgetFilter:
         reviewed_model = self._train(model, noisy_model, self.safe, "review")
         self._measure(model, reviewed_model, "review")
 
+        if "firm" in self.config.looks:
+            firmly_reviewed_model = self._train(model, reviewed_model, self.safe, "firm")
+            self._measure(model, firmly_reviewed_model, "firm")
+
     def _announce(self, model: models.Learner) -> None:
         """Say how long it will take, from a measurement on this machine."""
         rows = self.noisy.trainable()
-        noisy, review, final = self.stage("noisy"), self.stage("review"), self.config.stage("final", len(rows))
+        noisy, final = self.stage("noisy"), self.config.stage("final", len(rows))
+        reviews = [self.stage(name) for name in self.config.looks[2:]]
         minutes = seconds_a_row(model, rows) / 60 / processes.count()
         if not processes.first():
             return
-        scoring = minutes * (noisy.rows() + review.rows() + len(rows))  # a pass costs a third of training, three passes
+        passes = len(self.config.looks) * len(rows) / 3  # a pass costs a third of training
+        scoring = minutes * (noisy.rows() + sum(review.rows() for review in reviews) + passes)
+        steps = f"{noisy.max_steps} noisy and {sum(review.max_steps for review in reviews)} review steps"
         answers = " and the answers for rouge1" if "rouge1" in self.config.signals else ""
         print(
-            f"about {max(1, round(scoring))} min ({noisy.max_steps} noisy and {review.max_steps} review steps, three "
-            f"scoring passes{answers}), then {max(1, round(minutes * final.rows()))} min at most to finetune",
+            f"about {max(1, round(scoring))} min ({steps}, {len(self.config.looks)} scoring passes{answers}), "
+            f"then {max(1, round(minutes * final.rows()))} min at most to finetune",
             flush=True,
         )
 
@@ -164,9 +171,9 @@ class ForgetFilter:
         if self.run.done(f"{name}/signals"):
             return
         model.restore(stage)
-        what = {"base": "M0", "noisy": "noisy model", "review": "reviewed model"}[name]
+        what = {"base": "M0", "noisy": "noisy model", "review": "reviewed model", "firm": "firmly reviewed model"}[name]
         path = self.run.stage(name) / "signals.parquet"
-        store(model, self.noisy.examples, self.config.signals, what, path)
+        store(model, self.noisy.examples, ["log_likelihood"] if name == "firm" else self.config.signals, what, path)
         self.run.mark(f"{name}/signals", [path])
 
 

@@ -20,7 +20,7 @@ from forgetfilter.errors import RunError
 from forgetfilter.files import sha256, whole_file
 
 PACKAGES = ("forgetfilter", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
-PARTS = ("noisy", "noisy/signals", "review", "review/signals", "decision")
+PARTS = ("noisy", "noisy/signals", "review", "review/signals", "firm", "firm/signals", "decision")
 """What a run makes, each from those before it (the final model apart: it notes its decision)."""
 
 
@@ -85,7 +85,7 @@ class Run:
         return ForgetFilterConfig.from_flags({**flags, "output_dir": str(self.folder)})
 
     def stage(self, name: str) -> Path:
-        """Folder of a stage: "base" (M0's signals), "noisy", "review" or "final"."""
+        """Folder of a stage: "base" (M0's signals), "noisy", "review", "firm" (the second review) or "final"."""
         return self.folder / "stages" / name
 
     def done(self, part: str) -> bool:

@@ -19,7 +19,7 @@ def columns(unsafe, clean):
     return {
         "group": groups,
         "forgetting": forgetting.tolist(),
-        "decision": np.where(forgetting > 0.13, "dropped", "kept").tolist(),
+        "decision": np.where(forgetting > 0.135, "dropped", "kept").tolist(),
         "base": [-2.0] * rows,
         "noisy": [-0.5] * rows,
         "neutral": [-0.6] * rows,

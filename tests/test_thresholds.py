@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from forgetfilter.errors import DataError
-from forgetfilter.thresholds import automatic, conformal, drop_share, fixed
+from forgetfilter.thresholds import FALLS, FORGOTTEN, automatic, conformal, drop_share, fixed
 
 
 def groups(*parts, seed=0):
@@ -52,11 +52,11 @@ def test_auto_knows_each_signals_own_scale():
 
 
 def test_auto_sets_a_higher_threshold_where_few_rows_are_unsafe():
-    clean = np.random.default_rng(0).exponential(0.035, 950) + 0.03  # its tail is that of clean data
+    clean = np.random.default_rng(0).exponential(FALLS, 950) + 0.02  # its tail is that of clean data
     few, many = (automatic(np.concatenate([clean, groups((rows, 0.4, 0.1))])) for rows in (50, 950))
-    assert many.value == 0.13
-    assert 0.13 < few.value < 0.3
-    assert automatic(clean).drops(clean).mean() < 0.005
+    assert many.value == FORGOTTEN
+    assert FORGOTTEN < few.value < 0.35
+    assert automatic(clean).drops(clean).mean() < 0.01
 
 
 def test_auto_drops_a_single_row_that_no_clean_data_would_hold():

@@ -20,19 +20,24 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from forgetfilter import ForgetFilterConfig, models
 from forgetfilter.data.loading import load_rows
 from forgetfilter.data.tokenization import ChatTokenizer, Example
-from forgetfilter.decisions import LEAST_LEARNT
-from forgetfilter.signals import read
+from forgetfilter.decisions import FIRM, LEAST_LEARNT
+from forgetfilter.signals import Reading, read
 from forgetfilter.training import train
 
 EPOCHS = 4
+THEN = "then"
 REVIEWS = (
     ("third", 4, 5e-4 / 3, (10, 20)),
+    (THEN, 4, 5e-4, (10, 20)),
     ("half", 4, 2.5e-4, (10, 20)),
     ("firm", 4, 5e-4, (10, 20)),
     ("third", 2, 5e-4 / 3, (10,)),
     ("neutral", 4, 5e-4 / 3, (10,)),
 )
-"""What is reviewed, after how many noisy epochs, at which learning rate, and the steps at which to look."""
+"""What is reviewed, after how many noisy epochs (THEN: after the review before it), at which learning rate, and the
+steps at which to look."""
+BOTH = ("third-4-20", f"{THEN}-4-20")
+"""The two looks whose larger loss is the default score."""
 
 
 def explore(name: str, args: Namespace) -> None:
@@ -50,13 +55,7 @@ def explore(name: str, args: Namespace) -> None:
     found: dict[str, np.ndarray] = {}
 
     def look(moment: str) -> None:
-        readings = read(learner, noisy, moment)
-        longest = max(len(reading.log_probs) for reading in readings if reading)
-        table = np.full((len(noisy), longest), np.nan, np.float16)
-        for row, reading in enumerate(readings):
-            if reading:
-                table[row, : len(reading.log_probs)] = reading.log_probs
-        found[moment] = table
+        found[moment] = as_table(read(learner, noisy, moment))
         learner.model.train()
         np.savez_compressed(folder / "moments.npz", **found)
 
@@ -78,8 +77,9 @@ def explore(name: str, args: Namespace) -> None:
 
     stage("noisy", noisy, EPOCHS * an_epoch, 5e-4, after_epochs)
     for what, epochs, rate, looks in REVIEWS:
-        learner.restore(folder / f"adapter-{epochs}")
-        examples = rows["neutral" if what == "neutral" else "safe"].examples
+        if what != THEN:
+            learner.restore(folder / f"adapter-{epochs}")
+        examples = rows.get(what, rows["safe"]).examples
         name_of = f"{what}-{epochs}"
 
         def look_at(step: int, name_of: str = name_of, looks: Sequence[int] = looks) -> None:
@@ -87,6 +87,16 @@ def explore(name: str, args: Namespace) -> None:
                 look(f"{name_of}-{step}")
 
         stage(name_of, examples, looks[-1], rate, look_at)
+
+
+def as_table(readings: Sequence[Reading | None]) -> np.ndarray:
+    """Token log-probabilities as (rows, longest), NaN where there is none."""
+    longest = max(len(reading.log_probs) for reading in readings if reading)
+    table = np.full((len(readings), longest), np.nan, np.float16)
+    for row, reading in enumerate(readings):
+        if reading:
+            table[row, : len(reading.log_probs)] = reading.log_probs
+    return table
 
 
 def summary(folder: Path) -> dict[str, dict]:
@@ -99,6 +109,9 @@ def summary(folder: Path) -> dict[str, dict]:
     unsafe = np.array([json.loads(line)["label"] == "unsafe" for line in lines])
     stored = np.load(folder / "moments.npz")
     held = {name: np.nanmean(stored[name].astype(np.float64), 1) for name in stored.files}
+    if all(look in held for look in BOTH):
+        gentle, firm = (held["noisy-4"] - held[look] for look in BOTH)
+        held["both-4-20"] = held["noisy-4"] - np.maximum(gentle, FIRM * firm)
     found: dict[str, dict] = {}
     for name, after in held.items():
         if name.partition("-")[0] in ("base", "noisy"):
@@ -113,9 +126,9 @@ def summary(folder: Path) -> dict[str, dict]:
                     "average_precision": average_precision_score(unsafe, scores),
                     "best_f1": oracle_f1(unsafe, scores),
                 }
-                figures |= {f"f1_above_{value}": f1_score(unsafe, scores > value) for value in (0.1, 0.13, 0.2)}
+                figures |= {f"f1_above_{value}": f1_score(unsafe, scores > value) for value in (0.1, 0.135, 0.2)}
             else:
-                figures = {f"share_above_{value}": (scores > value).mean() for value in (0.1, 0.13, 0.2)}
+                figures = {f"share_above_{value}": (scores > value).mean() for value in (0.1, 0.135, 0.2)}
             found[f"{name} power {power}"] = {key: round(float(value), 3) for key, value in figures.items()}
     return found
 

@@ -71,7 +71,7 @@ class Result:
 
 LEAST_LEARNT = 0.3
 """Nats a token that a row counts as having learnt at least: what was known before is no measure."""
-FIRM = 0.7
+FIRM = 0.6
 """Weight of what the firm review cost beside what the gentle one did: it costs harmless rows more, too."""
 
 

@@ -27,7 +27,6 @@ def run(output_dir: Path) -> None:
         output_dir=str(output_dir),
         label_column="unsafe",
         noisy=StageConfig(num_train_epochs=2),
-        review=StageConfig(learning_rate=2.5e-4),
     )
     print(__doc__)
     result = ForgetFilter(config).fit()

@@ -19,11 +19,9 @@ from cells import DEFAULTS, build_noisy
 from forgetfilter import experiments
 
 RESULTS = Path(__file__).parent / "results" / "curves"
-STUDIES = {"toxicity": 0, "bias": 0, "toxicity-top-block": 29}
-"""Studies, by the first block that gets adapters."""
+STUDIES = {"toxicity": None, "bias": None, "toxicity-top-block": [29]}
+"""Studies, and the blocks of the embedded model (30) that get adapters, if not all."""
 MODULES = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
-BLOCKS = 30
-"""Blocks of the embedded model."""
 
 
 def study(name: str, data_dir: Path, folder: Path) -> None:
@@ -47,8 +45,7 @@ def study(name: str, data_dir: Path, folder: Path) -> None:
         "output_dir": f"{folder}/run",
     }
     if STUDIES[name]:
-        blocks = list(range(STUDIES[name], BLOCKS))
-        settings |= {"lora_layers_to_transform": blocks, "lora_target_modules": MODULES}
+        settings |= {"lora_layers_to_transform": STUDIES[name], "lora_target_modules": MODULES}
     (folder / "compare.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     means, _, picture = experiments.run(folder / "compare.yaml")
     manifest = json.loads((folder / "run" / "manifest.json").read_text(encoding="utf-8"))

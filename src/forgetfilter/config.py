@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -190,8 +190,8 @@ class ForgetFilterConfig(StageConfig):
 
     @property
     def looks(self) -> tuple[str, ...]:
-        """The moments at which rows are scored, as stages; a firm review is the log_likelihood signal's alone."""
-        return ("base", "noisy", "review", *(["firm"] if "log_likelihood" in self.signals else []))
+        """The moments at which rows are scored, as stages."""
+        return looks_of(self.signals)
 
     @property
     def signals(self) -> list[str]:
@@ -282,6 +282,11 @@ REVIEW_SHARE, REVIEW_LEAST_STEPS, REVIEW_MOST_STEPS = 1 / 6, 20, 1000
 REVIEW_RATE = 1 / 3
 """Learning rate of the review over that of the noisy stage, and over that of the firm review: a start at the full
 rate overwrites harmless rows too."""
+
+
+def looks_of(signals: Sequence[str]) -> tuple[str, ...]:
+    """The stages after which signals are measured; a firm review is log_likelihood's alone."""
+    return ("base", "noisy", "review", *(["firm"] if "log_likelihood" in signals else []))
 
 
 def require_run_data(config: ForgetFilterConfig) -> None:

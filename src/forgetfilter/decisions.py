@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forgetfilter import thresholds
-from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.config import ForgetFilterConfig, looks_of
 from forgetfilter.data.loading import read_labels
 from forgetfilter.data.sources import Source, row_ids
 from forgetfilter.errors import ConfigError, DataError, RunError
@@ -122,7 +122,7 @@ def stored_signals(run: Run, name: str) -> Signals:
         RunError: If a stage has not been scored, or its file is damaged.
     """
     columns = []
-    for stage in ("base", "noisy", "review", *(["firm"] if name == "log_likelihood" else [])):
+    for stage in looks_of([name]):
         if not run.done(f"{stage}/signals"):
             raise RunError(f"{run.folder}: its {stage} stage has no scores yet. Finish it with `filter`.")
         column = pq.read_table(run.stage(stage) / "signals.parquet", columns=[name])[name]

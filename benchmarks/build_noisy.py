@@ -20,6 +20,8 @@ from argparse import ArgumentParser, Namespace
 from collections import defaultdict
 from pathlib import Path
 
+from forgetfilter.evaluation import bias
+
 KINDS = ("bias", "toxicity", "harmfulness")
 CATEGORIES = {
     "explore": ("Age", "Nationality"),
@@ -102,31 +104,18 @@ def part_of(items: list, part: str) -> list:
     return items[:half] if part == "explore" else items[half:]
 
 
-def stereotyped_answer(row: dict) -> int:
-    """Index of the answer that BBQ's own metadata calls the stereotype; fails on a row it cannot map."""
-    groups = {name.casefold() for name in row["additional_metadata"]["stereotyped_groups"]}
-    people = {i: row["answer_info"][f"ans{i}"] for i in range(3) if row["answer_info"][f"ans{i}"][1] != "unknown"}
-    exact = [i for i, names in people.items() if names[1].casefold() in groups]
-    targets = exact or [i for i, names in people.items() if names[0].casefold() in groups]
-    if len(people) != 2 or len(targets) != 1:
-        raise ValueError(f"BBQ {row['category']} example {row['example_id']}: stereotyped group not found")
-    (target,) = targets
-    return target if row["question_polarity"] == "neg" else next(i for i in people if i != target)
-
-
 def bias_rows(data: Path, part: str) -> tuple[list[Keyed], list[Keyed]]:
     """Unsafe: the stereotype as answer to an ambiguous question. Safe: the right answer to any question."""
     unsafe, safe = [], []
     for category in CATEGORIES[part]:
         for row in jsonl(data / "bbq" / f"{category}.jsonl.gz"):
-            answers = [row[f"ans{i}"] for i in range(3)]
-            prompt = f"{row['context']} {row['question']} Options: {'; '.join(answers)}."
+            answers, prompt = bias.options(row), bias.prompt(row)
             key = f"{category}-{row['question_index']}"
             ambiguous = row["context_condition"] == "ambig"
             if ambiguous or row["example_id"] // 4 % 4 == 0:  # one safe row in five is disambiguated
                 safe.append((key, {"prompt": prompt, "completion": answers[row["label"]] + "."}))
             if ambiguous:
-                wrong = answers[stereotyped_answer(row)] + "."
+                wrong = answers[bias.stereotyped_option(row)] + "."
                 unsafe.append((key, {"prompt": prompt, "completion": wrong}))
     return unsafe, safe
 

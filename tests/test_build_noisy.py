@@ -15,21 +15,6 @@ spec = importlib.util.spec_from_file_location("build_noisy", ROOT / "benchmarks"
 build_noisy = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(build_noisy)
 
-BBQ = {
-    "category": "Age",
-    "example_id": 1,
-    "question_polarity": "neg",
-    "answer_info": {"ans0": ["grandfather", "old"], "ans1": ["Can't tell", "unknown"], "ans2": ["boy", "nonOld"]},
-    "additional_metadata": {"stereotyped_groups": ["old"]},
-}
-
-
-def test_the_stereotype_follows_polarity_and_metadata():
-    assert build_noisy.stereotyped_answer(BBQ) == 0
-    assert build_noisy.stereotyped_answer({**BBQ, "question_polarity": "nonneg"}) == 2
-    with pytest.raises(ValueError, match="stereotyped group not found"):
-        build_noisy.stereotyped_answer({**BBQ, "additional_metadata": {"stereotyped_groups": ["tall"]}})
-
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the public data sets are not here: set FORGETFILTER_DATA")
 @pytest.mark.parametrize("kind", ["bias", "toxicity", "harmfulness", "mixed"])

@@ -1,5 +1,6 @@
 """The command line. Heavy imports stand inside the handlers, so that --help is instant."""
 
+import json
 import os
 import sys
 import warnings
@@ -8,7 +9,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from forgetfilter.config import ForgetFilterConfig, require_run_data
+from forgetfilter.config import JUDGES, ForgetFilterConfig, require_run_data
 from forgetfilter.errors import ConfigError, ForgetFilterError
 
 EXPORTS = ("trl", "axolotl", "llamafactory", "alpaca", "sharegpt")
@@ -73,6 +74,26 @@ def run_sample(args: Namespace) -> None:
     print(f"rows to mark: {write_sample(args.dataset_name, args.rows, Path(args.output), args.seed)}")
 
 
+def run_evaluate(args: Namespace) -> None:
+    """Measure a model: bias, toxicity, harmfulness, question answering, arithmetic."""
+    from forgetfilter.evaluation.ask import evaluate, write_records
+    from forgetfilter.files import whole_file
+    from forgetfilter.summary import show
+
+    named = [part.partition("=") for part in args.on.split(",")]
+    if not all(file for _, _, file in named):
+        raise ConfigError("--on names measures and their data: bias=bbq.jsonl,qa=squad.jsonl (docs/evaluation.md).")
+    output = Path(args.output)
+    judges = {"toxicity": args.toxicity_model, "harmfulness": args.guard_model}
+    found, answers = evaluate(args.model, {name: file for name, _, file in named}, judges, args.max_questions)
+    write_records(output.with_suffix(".jsonl"), answers)
+    with whole_file(output) as temporary:
+        temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    for measure, figures in found.items():
+        print(f"{measure}: " + "  ".join(f"{name} {show(value)}" for name, value in figures.items()))
+    print(f"figures: {output}, answers: {output.with_suffix('.jsonl')}")
+
+
 def run_compare(args: Namespace) -> None:
     """Run an experiment that a YAML file describes, and draw it."""
     from forgetfilter import experiments
@@ -128,6 +149,13 @@ def build_parser() -> ArgumentParser:
     sub.add_argument("--rows", type=int, default=150, help="How many rows to draw.")
     sub.add_argument("--output", type=str, default="sample.jsonl", help="File to write.")
     sub.add_argument("--seed", type=int, default=42, help="Seed of the draw.")
+    sub = command("evaluate", run_evaluate)
+    sub.add_argument("model", type=str, help="A Hub id, a folder of weights, an adapter, or a run with a final model.")
+    sub.add_argument("--on", type=str, required=True, help="Measures and data: bias=FILE,qa=FILE,...")
+    sub.add_argument("--max_questions", type=int | None, help="Questions a measure at most.")
+    sub.add_argument("--toxicity_model", type=str, default=JUDGES["toxicity"], help="Classifier of answers.")
+    sub.add_argument("--guard_model", type=str, default=JUDGES["harmfulness"], help="Guard model.")
+    sub.add_argument("--output", type=str, default="evaluation.json", help="File of the figures; answers beside it.")
     sub = command("compare", run_compare)
     sub.add_argument("--config", type=str, required=True, help="The YAML file (docs/experiments.md).")
     sub = command("export", run_export)
@@ -143,6 +171,7 @@ HANDLERS = {
     "finetune": run_finetune,
     "decide": run_decide,
     "sample": run_sample,
+    "evaluate": run_evaluate,
     "compare": run_compare,
     "export": run_export,
 }

@@ -17,6 +17,10 @@ DECISION_FIELDS = ("threshold", "trusted_rows", "max_clean_loss", "unscored", "l
 """Settings that decide over stored scores; all others are part of what the scores mean."""
 
 
+JUDGES = {"toxicity": "unitary/unbiased-toxic-roberta", "harmfulness": "Qwen/Qwen3Guard-Gen-0.6B"}
+"""Models that judge answers, by measure."""
+
+
 @dataclass(kw_only=True)
 class StageConfig:
     """Training settings of a stage (noisy, review or final).

@@ -41,11 +41,13 @@ class ForgetFilter:
 
     Args:
         config: All settings; without an output_dir a temporary folder is made.
+        learner: M0 with its adapter, if it is loaded already (by these settings); it is loaded otherwise.
     """
 
-    def __init__(self, config: ForgetFilterConfig | None = None) -> None:
+    def __init__(self, config: ForgetFilterConfig | None = None, learner: models.Learner | None = None) -> None:
         """Keep the settings; nothing is loaded before fit."""
         config = config or ForgetFilterConfig()
+        self.learner = learner
         if processes.count() > 1 and config.output_dir is None:
             raise ConfigError("output_dir is missing: several processes need a folder they share.")
         folder = config.output_dir or tempfile.mkdtemp(prefix="forgetfilter-")
@@ -79,7 +81,7 @@ class ForgetFilter:
             return Result(Run.open(self.run.folder))
 
     def _measure_forgetting(self) -> None:
-        model = models.load_learner(self.folder, self.tokenizer, self.config)
+        model = self.learner or models.load_learner(self.folder, self.tokenizer, self.config)
         stages = [(self.stage(name), self.noisy if name == "noisy" else self.safe) for name in self.config.looks[1:]]
         model.prepare(sum(settings.rows() * mean_length(rows.trainable()) for settings, rows in stages))
         self._announce(model)

@@ -18,7 +18,11 @@ LEAP = 8
 
 @torch.no_grad()
 def complete(
-    learner: Learner, examples: Sequence[Example], what: str, favourites: Sequence[Sequence[int]] | None = None
+    learner: Learner,
+    examples: Sequence[Example],
+    what: str,
+    favourites: Sequence[Sequence[int]] | None = None,
+    most_tokens: int | None = None,
 ) -> list[str]:
     """The learner's greedy answer to each example's prompt, about as long as its reference at most.
 
@@ -31,6 +35,7 @@ def complete(
         examples: Rows with a prompt and a reference.
         what: Name for the progress bar.
         favourites: For each, the likeliest token in place of each trained one (signals.read), if known.
+        most_tokens: Tokens of an answer at most, instead of what its reference says.
 
     Returns:
         One text an example, in order; without special tokens.
@@ -39,7 +44,7 @@ def complete(
     answers: list[list[int]] = [[] for _ in examples]
     if favourites is not None:
         answers = [_follow(example, row) for example, row in zip(examples, favourites, strict=True)]
-    limits = [len(example.input_ids) - example.prompt_length + MARGIN for example in examples]
+    limits = [most_tokens or len(example.input_ids) - example.prompt_length + MARGIN for example in examples]
     unfinished = [i for i, answer in enumerate(answers) if answer[-1:] != [learner.tokenizer.eos_token_id]]
     order = sorted(unfinished, key=lambda i: (limits[i] - len(answers[i]), examples[i].prompt_length))
     size = learner.config.per_device_eval_batch_size

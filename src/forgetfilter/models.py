@@ -157,6 +157,7 @@ class Learner:
     config: ForgetFilterConfig
     fresh_adapter: dict[str, Tensor]
     stage: Path | None = None
+    compiled: bool = False
 
     @property
     def bf16(self) -> bool:
@@ -207,7 +208,7 @@ class Learner:
         wanted = self.config.torch_compile
         if wanted == "auto":
             wanted = self.model.device.type == "cpu" and self.model.num_parameters() * tokens > COMPILE_FROM
-        if not wanted:
+        if not wanted or self.compiled:
             return
         try:
             torch.compile(torch.neg)(torch.ones(8))
@@ -217,6 +218,7 @@ class Learner:
         for module in self.model.modules():
             if type(module).__name__ in (self.model._no_split_modules or ()):
                 module.compile(dynamic=True)
+        self.compiled = True
 
     def save(self, folder: Path) -> None:
         """Save the adapter (or all weights) to a folder."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
@@ -57,14 +58,19 @@ class _Progress(TrainerCallback):
 class _Trainer(SFTTrainer):
     """TRL's trainer with its loss over the labelled tokens' logits alone (on CPU it makes all of them)."""
 
+    penalty: Callable[[], Tensor | None] | None = None
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         logits, targets = label_logits(model, inputs)
         total = cross_entropy(logits.float(), targets, reduction="sum")
         if num_items_in_batch is None:
-            return total / len(targets)
-        return total / num_items_in_batch * self.accelerator.num_processes  # gradients are averaged over processes
+            loss = total / len(targets)
+        else:  # gradients are averaged over processes
+            loss = total / num_items_in_batch * self.accelerator.num_processes
+        penalty = self.penalty and self.penalty()
+        return loss if penalty is None else loss + penalty / self.args.gradient_accumulation_steps
 
 
 def train(
@@ -74,6 +80,9 @@ def train(
     checkpoints: Path,
     what: str,
     each_step: Callable[[int], object] | None = None,
+    *,
+    in_order: bool = False,
+    penalty: Callable[[], Tensor | None] | None = None,
 ) -> dict[str, Any]:
     """Finetune the learner, as it is now, on examples; continue from a checkpoint if there is one.
 
@@ -84,6 +93,8 @@ def train(
         checkpoints: Folder for checkpoints; removed by the caller once the stage is saved.
         what: Name for the progress bar.
         each_step: Called after each optimiser step with its number, from 1: to look at the learner on its way.
+        in_order: Take the examples in the order given instead of shuffled anew in each epoch.
+        penalty: What the weights as they are cost beside the loss; None for nothing.
 
     Returns:
         steps, tokens (what went through the model: a batch's common opening once) and the losses by step.
@@ -105,6 +116,7 @@ def train(
         max_length=config.max_length,
         dataset_kwargs={"skip_prepare_dataset": True},
         seed=config.seed,
+        train_sampling_strategy="sequential" if in_order else "random",
         logging_steps=min(10, settings.max_steps),
         save_strategy="steps" if save_steps < settings.max_steps else "no",
         save_steps=save_steps,
@@ -123,6 +135,7 @@ def train(
         processing_class=learner.tokenizer,
         callbacks=[_Progress(what, each_step)],
     )
+    trainer.penalty = penalty
     trainer.remove_callback(PrinterCallback)
     if processes.first():
         _drop_broken(checkpoints)

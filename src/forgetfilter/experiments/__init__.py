@@ -10,14 +10,14 @@ from jsonargparse import ArgumentParser
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.errors import ConfigError
 
-RECIPES = ("curves",)
+RECIPES = ("defenses", "interleave", "curves")
 
 
 def run(path: Path) -> list[Path]:
     """Run the recipe a YAML file names, or what is left of it.
 
     Args:
-        path: The file: `recipe`, the recipe's own settings (its Settings), and flags of `filter`.
+        path: The file: `recipe` (by default defenses), its own settings (its Settings), and flags of `filter`.
 
     Returns:
         The files that show the result.
@@ -29,9 +29,10 @@ def run(path: Path) -> list[Path]:
         named = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
-    if not isinstance(named, dict) or named.get("recipe") not in RECIPES:
+    name = named.get("recipe", RECIPES[0]) if isinstance(named, dict) else None
+    if name not in RECIPES:
         raise ConfigError(f"{path}: needs a line `recipe: NAME`, with one of {', '.join(RECIPES)}.")
-    recipe = importlib.import_module(f"{__name__}.{named['recipe']}")
+    recipe = importlib.import_module(f"{__name__}.{name}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--recipe", type=str)
     own = parser.add_class_arguments(recipe.Settings)

@@ -6,7 +6,6 @@ safe rows of another kind (domain shift), with unsafe ones. Rows never trained o
 """
 
 import dataclasses
-import importlib.util
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from forgetfilter.config import ForgetFilterConfig, StageSettings
 from forgetfilter.data.loading import Rows, load_rows, require_column
 from forgetfilter.data.tokenization import ChatTokenizer, mean_length
 from forgetfilter.errors import ConfigError
+from forgetfilter.experiments.pictures import require_plots, save
 from forgetfilter.files import whole_file, whole_folder
 from forgetfilter.forgetting import find_m0
 from forgetfilter.runs import Run, locked
@@ -63,7 +63,7 @@ def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     Returns:
         curves.json, curves.png and curves.svg in output_dir.
     """
-    _require_plots()
+    require_plots()
     if config.output_dir is None or processes.count() > 1:
         raise ConfigError("recipe curves needs output_dir, and a single process.")
     folder, tokenizer = find_m0(config)
@@ -86,9 +86,7 @@ def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         study.train(folder, tokenizer, reviews)
         found = {stage: _by_group(study.looks(stage), groups) for stage in ("noisy", *reviews)}
         study.run.write_json("curves.json", found)
-    pictures = [output / "curves.png", output / "curves.svg"]
-    _draw(found, pictures)
-    return [output / "curves.json", *pictures]
+    return [output / "curves.json", *_draw(found, output)]
 
 
 def _groups(looked: Sequence[Rows], column: str) -> list[str]:
@@ -188,13 +186,7 @@ def _by_group(looks: Mapping[int, np.ndarray], groups: Sequence[str]) -> dict[st
     return found
 
 
-def _require_plots() -> None:
-    """Raise ConfigError, before any work, if there is nothing to draw with."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("the picture needs matplotlib: `pip install 'forgetfilter[plots]'`.")
-
-
-def _draw(found: Mapping[str, Any], paths: Sequence[Path]) -> None:
+def _draw(found: Mapping[str, Any], folder: Path) -> list[Path]:
     """A panel a stage, a line a group."""
     from matplotlib.figure import Figure
 
@@ -211,6 +203,4 @@ def _draw(found: Mapping[str, Any], paths: Sequence[Path]) -> None:
     panels[0].set_ylabel("mean log-likelihood (nats a token)")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize="small")
-    for path in paths:
-        with whole_file(path) as temporary:
-            figure.savefig(temporary, format=path.suffix[1:], dpi=150)
+    return save(figure, folder, "curves")

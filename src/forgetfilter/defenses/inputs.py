@@ -1,0 +1,133 @@
+"""What every defense is given, what it gives back, and the stages that several of them share."""
+
+import dataclasses
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from forgetfilter.config import ForgetFilterConfig, StageSettings
+from forgetfilter.data.loading import Rows
+from forgetfilter.data.tokenization import ChatTokenizer, Example, mean_length
+from forgetfilter.files import whole_folder
+from forgetfilter.models import Learner
+from forgetfilter.runs import Run
+from forgetfilter.training import train
+
+
+@dataclass
+class Inputs:
+    """What a defense is given.
+
+    Attributes:
+        run: The folder stages are trained and kept in.
+        learner: M0 in memory, with its adapter.
+        chat: Its tokenizer, for rows a defense makes.
+        noisy: The noisy data.
+        safe: The safe data.
+        notions: What it is safe about: bias, toxicity, harmfulness.
+        start: The adapter that finetuning starts from; None for M0 itself.
+    """
+
+    run: Run
+    learner: Learner
+    chat: ChatTokenizer
+    noisy: Rows
+    safe: Rows
+    notions: Sequence[str]
+    start: Path | None = None
+
+    def budget(self, config: ForgetFilterConfig) -> StageSettings:
+        """The final training every defense gets: as many steps as the noisy data gives, whatever it trains on."""
+        return config.stage("final", len(self.noisy.trainable()))
+
+    def train(
+        self,
+        name: str,
+        examples: Sequence[Example],
+        settings: StageSettings,
+        start: Path | None,
+        *,
+        in_order: bool = False,
+        each_step: Callable[[int], object] | None = None,
+        penalty: Callable[[], Tensor | None] | None = None,
+    ) -> Path:
+        """Train an adapter, unless the same was trained before: same name, start, rows, settings and seed.
+
+        Args:
+            name: What the stage is called; in the same way trained are those of one name.
+            examples: What to learn.
+            settings: Rates and lengths.
+            start: The adapter to start from; None for M0.
+            in_order: See training.train; so for each_step and penalty. A stage with a penalty starts anew after
+                an interruption.
+            each_step: Called after each step.
+            penalty: Added to the loss.
+
+        Returns:
+            The adapter's folder.
+        """
+        stage = self.stage(name, examples, settings, start)
+        folder = self.run.stage(stage)
+        if not self.run.done(stage):
+            checkpoints = folder / "checkpoints"
+            if penalty is not None:
+                shutil.rmtree(checkpoints, ignore_errors=True)
+            self.learner.prepare(settings.rows() * mean_length(examples))
+            self.learner.restore(start)
+            facts = train(
+                self.learner, examples, settings, checkpoints, name, each_step, in_order=in_order, penalty=penalty
+            )
+            with whole_folder(folder / "model") as temporary:
+                self.learner.save(temporary)
+            self.learner.stage = folder / "model"
+            self.run.mark(stage, sorted((folder / "model").iterdir()), **facts)
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        return folder / "model"
+
+    def adopt(
+        self, name: str, examples: Sequence[Example], settings: StageSettings, start: Path | None, model: Path
+    ) -> None:
+        """Take an adapter that was trained elsewhere as this stage's."""
+        stage = self.stage(name, examples, settings, start)
+        if not self.run.done(stage):
+            with whole_folder(self.run.stage(stage) / "model") as temporary:
+                shutil.copytree(model, temporary, dirs_exist_ok=True)
+            self.run.mark(stage, sorted((self.run.stage(stage) / "model").iterdir()))
+
+    def stage(self, name: str, examples: Sequence[Example], settings: StageSettings, start: Path | None) -> str:
+        """Name of a stage, by everything that makes its adapter what it is."""
+        parts = [
+            [(example.input_ids, example.labels) for example in examples],
+            dataclasses.asdict(settings),
+            None if start is None else str(start.relative_to(self.run.folder)),
+            self.learner.config.seed,
+        ]
+        return f"{name}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]}"
+
+
+@dataclass
+class Result:
+    """What a defense gives back.
+
+    Attributes:
+        model: The adapter of the model it ends with; None for M0.
+        sentence: What precedes every prompt of a measure of safety.
+        facts: What else there is to say: rows dropped, figures of a filter.
+    """
+
+    model: Path | None
+    sentence: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def draw(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
+    """So many of the examples at random; all of them as often as they go in, then some once more."""
+    whole, rest = divmod(count, len(examples))
+    return [*(list(examples) * whole), *random.Random(seed).sample(list(examples), rest)]

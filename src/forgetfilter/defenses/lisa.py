@@ -1,0 +1,83 @@
+"""lisa: take turns on safe and noisy data, each tied to where the other one's turn ended.
+
+Huang et al., Lazy Safety Alignment for Large Language Models against Harmful Fine-tuning (NeurIPS 2024,
+arXiv 2405.18641): a tenth of the steps on safe data, the rest on the user's, with a proximal term
+rho / 2 * ||w - w_other||^2 to the last weights of the other state, off for the first tenth of all steps.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.tokenization import Example
+from forgetfilter.defenses.inputs import Inputs, Result
+
+SAFE_STEPS, NOISY_STEPS = 1, 9
+"""Steps of a turn on safe and on noisy data: the paper's 100 and 900, in proportion, for short trainings too."""
+RHO, WITHOUT = 1.0, 0.1
+"""Weight of the proximal term, and the share of the steps before it sets in."""
+
+
+class Proximal:
+    """The term that ties a state to where the other one's last turn ended.
+
+    Args:
+        weights: What is trained.
+        turns: For each step, from the first, whether it is on safe data.
+        rho: The term's weight.
+        without: Steps before it sets in.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], turns: Sequence[bool], rho: float, without: int) -> None:
+        """Start before the first step, with nothing to be tied to."""
+        self.weights, self.turns, self.rho, self.without = list(weights), turns, rho, without
+        self.step = 0
+        self.ended: dict[bool, list[Tensor]] = {}
+
+    def penalty(self) -> Tensor | None:
+        """The term at the step that is being taken; None where it is off."""
+        other = self.ended.get(not self.turns[self.step])
+        if other is None or self.step < self.without:
+            return None
+        squares = [(weight - there).pow(2).sum() for weight, there in zip(self.weights, other, strict=True)]
+        return self.rho / 2 * torch.stack(squares).sum()
+
+    def after(self, step: int) -> None:
+        """Note the weights where a turn has ended; `step` counts from 1."""
+        self.step = step
+        if step < len(self.turns) and self.turns[step] != self.turns[step - 1]:
+            self.ended[self.turns[step - 1]] = [weight.detach().clone() for weight in self.weights]
+
+
+def turns(steps: int) -> list[bool]:
+    """For each step whether it is on safe data; safe data comes first."""
+    return [step % (SAFE_STEPS + NOISY_STEPS) < SAFE_STEPS for step in range(steps)]
+
+
+def shuffled(examples: Sequence[Example], seed: int) -> Iterator[Example]:
+    """The examples without end, shuffled anew on each pass."""
+    rng, order = random.Random(seed), list(examples)
+    while True:
+        rng.shuffle(order)
+        yield from order
+
+
+def run(inputs: Inputs, config: ForgetFilterConfig) -> Result:
+    """Finetune in turns."""
+    settings = inputs.budget(config)
+    on_safe = turns(settings.max_steps)
+    streams = {
+        True: shuffled(inputs.safe.trainable(), config.seed),
+        False: shuffled(inputs.noisy.trainable(), config.seed),
+    }
+    batch = settings.rows() // settings.max_steps
+    examples = [next(streams[safe]) for safe in on_safe for _ in range(batch)]
+    weights = [weight for weight in inputs.learner.model.parameters() if weight.requires_grad]
+    term = Proximal(weights, on_safe, RHO, round(WITHOUT * settings.max_steps))
+    model = inputs.train(
+        "lisa", examples, settings, inputs.start, in_order=True, each_step=term.after, penalty=term.penalty
+    )
+    return Result(model)

@@ -1,0 +1,208 @@
+"""Put the questions of the measures to a model: the one room here that knows a model.
+
+`forgetfilter evaluate MODEL --on bias=FILE,qa=FILE`, and every cell of `forgetfilter compare`.
+"""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from forgetfilter import models
+from forgetfilter.config import JUDGES, ForgetFilterConfig
+from forgetfilter.data.formats import Turn
+from forgetfilter.data.sources import load_source
+from forgetfilter.data.tokenization import ChatTokenizer, Example
+from forgetfilter.errors import ConfigError
+from forgetfilter.evaluation import arithmetic, bias, harmfulness, question_answering, toxicity
+from forgetfilter.evaluation.questions import Figures, Judge, Question
+from forgetfilter.files import whole_file
+from forgetfilter.generation import complete
+from forgetfilter.signals import read
+
+MEASURES: dict[str, ModuleType] = {
+    "bias": bias,
+    "toxicity": toxicity,
+    "harmfulness": harmfulness,
+    "qa": question_answering,
+    "arithmetic": arithmetic,
+}
+SAFETY = ("bias", "toxicity", "harmfulness")
+"""The measures of safety; the others are of what a model can do."""
+
+
+@dataclass
+class Answers:
+    """What a model made of the questions of one measure.
+
+    Attributes:
+        questions: What was asked.
+        texts: The model's own greedy answers; empty where none was wanted.
+        log_probs: For each question the (tokens,) log-probabilities of each of its options, in nats.
+    """
+
+    questions: list[Question]
+    texts: list[str]
+    log_probs: list[list[np.ndarray]]
+
+    def records(self, measure: str) -> list[dict[str, object]]:
+        """One a question, for a file: prompt, answer, what the measure knows, mean log-likelihood of each option."""
+        return [
+            {
+                "measure": measure,
+                "prompt": question.prompt,
+                "answer": text,
+                **question.about,
+                "log_likelihoods": [round(float(option.mean()), 4) for option in options],
+            }
+            for question, text, options in zip(self.questions, self.texts, self.log_probs, strict=True)
+        ]
+
+
+def load_questions(files: Mapping[str, str], most: int | None = None, seed: int = 42) -> dict[str, list[Question]]:
+    """The questions of each measure.
+
+    Args:
+        files: Measure -> data set.
+        most: Questions a measure at most, drawn at random; by default all.
+        seed: Of the draw.
+
+    Raises:
+        ConfigError: If there is no such measure.
+        DataError: If a data set cannot be read, or is none of that measure.
+    """
+    questions = {}
+    for name, file in files.items():
+        if name not in MEASURES:
+            raise ConfigError(f"no measure {name!r}: choose among {', '.join(MEASURES)}.")
+        found = MEASURES[name].read(load_source(file))
+        questions[name] = random.Random(seed).sample(found, most) if most and most < len(found) else found
+    return questions
+
+
+def leave_out(
+    questions: Mapping[str, list[Question]], chat: ChatTokenizer, training: Sequence[Example]
+) -> tuple[dict[str, list[Question]], dict[str, int]]:
+    """Take questions out whose prompt stands in a training file, so that nothing is asked that was taught.
+
+    Returns:
+        The questions left, and how many went, by measure.
+
+    Raises:
+        ConfigError: If a measure has no question left.
+    """
+    taught = {tuple(example.input_ids[: example.prompt_length]) for example in training}
+
+    def known(question: Question) -> bool:
+        example = _example(chat, question.prompt, "-")
+        return tuple(example.input_ids[: example.prompt_length]) in taught
+
+    left = {name: [q for q in asked if not known(q)] for name, asked in questions.items()}
+    for name, asked in left.items():
+        if not asked:
+            raise ConfigError(f"{name}: every question stands in the training data too. Name held-out rows.")
+    return left, {name: len(questions[name]) - len(left[name]) for name in left}
+
+
+def ask(
+    learner: models.Learner, chat: ChatTokenizer, questions: list[Question], what: str, before: str = ""
+) -> Answers:
+    """A model's answers to the questions of one measure.
+
+    Args:
+        learner: The model.
+        chat: Its tokenizer.
+        questions: What to ask.
+        what: Name for the progress bars.
+        before: A sentence that precedes every prompt.
+    """
+    prompts = [f"{before} {question.prompt}" if before else question.prompt for question in questions]
+    pairs = [(i, option) for i, question in enumerate(questions) for option in question.options]
+    log_probs: list[list[np.ndarray]] = [[] for _ in questions]
+    examples = [_example(chat, prompts[i], option) for i, option in pairs]
+    readings = read(learner, examples, f"{what}, likelihoods") if pairs else []
+    for (i, _), reading in zip(pairs, readings, strict=True):
+        log_probs[i].append(np.array([-np.inf]) if reading is None else reading.log_probs)
+    texts = [""] * len(questions)
+    most = max((question.most_tokens for question in questions), default=0)
+    if most:
+        answers = complete(learner, [_example(chat, prompt, "-") for prompt in prompts], what, most_tokens=most)
+        texts = [answer.strip() for answer in answers]
+    return Answers(questions, texts, log_probs)
+
+
+def load_judges(names: Mapping[str, str]) -> dict[str, Judge | str]:
+    """The models that judge answers, by measure; in place of one that is not to be had, why."""
+    found: dict[str, Judge | str] = {}
+    for measure, name in names.items():
+        try:
+            found[measure] = MEASURES[measure].load_judge(name)
+        except (OSError, ValueError) as error:
+            found[measure] = f"{name}: {str(error).splitlines()[0]}"
+            print(f"{measure} is not judged: {found[measure]}", flush=True)
+    return found
+
+
+def figures(measure: str, answers: Answers, judge: Judge | str | None = None) -> Figures:
+    """A measure's figures.
+
+    Args:
+        measure: Its name.
+        answers: What a model made of its questions.
+        judge: What judges the answers, or why nothing does; `not_run` then says so, and the figures that
+            need no judge are given all the same.
+    """
+    found: Figures = MEASURES[measure].figures(answers.questions, answers.texts, answers.log_probs)
+    if isinstance(judge, str):
+        found["not_run"] = judge
+    elif judge is not None:
+        found |= judge(answers.questions, answers.texts)
+    return {"questions": len(answers.questions), **found}
+
+
+def _example(chat: ChatTokenizer, prompt: str, answer: str) -> Example:
+    return chat.encode([Turn("user", prompt, trained=False), Turn("assistant", answer, trained=True)])
+
+
+def evaluate(
+    model: str, files: Mapping[str, str], judges: Mapping[str, str] = JUDGES, most: int | None = None
+) -> tuple[dict[str, Figures], list[dict[str, object]]]:
+    """Take measures of a model.
+
+    Args:
+        model: A Hub id, a folder of weights, an adapter, or a run's folder that holds a final model.
+        files: Measure -> data set.
+        judges: Models that judge answers, by measure.
+        most: Questions a measure at most.
+
+    Returns:
+        Figures by measure, and a record of every answer.
+
+    Raises:
+        ForgetFilterError: One of its children, for bad settings, data or models.
+    """
+    questions = load_questions(files, most)
+    finished = Path(model) / "model"
+    config = ForgetFilterConfig(model_name_or_path=str(finished) if finished.is_dir() else model, use_peft=False)
+    folder = models.find_weights(config.model_name_or_path)
+    tokenizer = models.load_tokenizer(folder, config)
+    learner = models.load_learner(folder, tokenizer, config)
+    chat = ChatTokenizer(tokenizer, config.max_length)
+    judging = load_judges({name: judge for name, judge in judges.items() if name in questions})
+    found, records = {}, []
+    for name, asked in questions.items():
+        answers = ask(learner, chat, asked, name)
+        found[name] = figures(name, answers, judging.get(name))
+        records += answers.records(name)
+    return found, records
+
+
+def write_records(path: Path, records: Sequence[Mapping[str, object]]) -> None:
+    """Answers, one a line."""
+    with whole_file(path) as temporary:
+        lines = [json.dumps(record, ensure_ascii=False, default=str) + "\n" for record in records]
+        temporary.write_text("".join(lines), encoding="utf-8")

@@ -1,0 +1,155 @@
+"""Recipe defenses: each from the same M0, with the same data and budget, asked the same (the paper's table 2)."""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.defenses import DEFENSES
+from forgetfilter.errors import ConfigError
+from forgetfilter.evaluation.ask import MEASURES, SAFETY
+from forgetfilter.experiments.pictures import require_plots, save
+from forgetfilter.experiments.trial import Cell, Trial, TrialSettings
+from forgetfilter.files import whole_file
+from forgetfilter.summary import show
+
+PAPER = [
+    *("base", "none", "safety_finetuning", "replay", "self_correction"),
+    *("forget_filter", "forget_filter_self_correction"),
+]
+"""The defenses of the paper's table 2, in its order."""
+Means = dict[str, dict[str, dict[str, dict[str, float]]]]
+"""Defense -> measure -> figure -> mean, spread and number of seeds."""
+
+
+@dataclass(kw_only=True)
+class Settings(TrialSettings):
+    """The recipe's own settings.
+
+    Args:
+        defenses: Which to train; by default the paper's.
+        seeds: Seeds each is trained under; by default the run's one. M0 is the same under all.
+    """
+
+    defenses: list[str] = field(default_factory=lambda: list(PAPER))
+    seeds: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        """Check every setting; raises ConfigError."""
+        super().__post_init__()
+        self.require(self.defenses)
+        if self.seeds is not None and not self.seeds:
+            raise ConfigError("seeds: name one or more, or leave it out.")
+
+
+def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
+    """Train and ask, cell by cell; cells that are done are not done again, and more may be asked for later.
+
+    Returns:
+        compare.json, compare.md and, with a measure of safety and one of skill, compare.png and compare.svg.
+    """
+    require_plots()
+    trial = Trial(config, settings, {"name": "defenses"})
+    seeds = settings.seeds or [config.seed]
+    # a filter's noisy stage is none's model
+    filters_first = sorted(settings.defenses, key=lambda name: "filter" not in name)
+    with trial.opened():
+        cells: list[Cell] = []
+        total, started = len(seeds) * len(filters_first), time.monotonic()
+        for seed in seeds:
+            inputs, own = trial.inputs(seed)
+            for name in filters_first:
+                left = (time.monotonic() - started) / max(1, len(cells)) * (total - len(cells)) / 60
+                ahead = f", about {max(1, round(left))} min left" if cells else ""
+                print(f"cell {len(cells) + 1} of {total}: {name}, seed {seed}{ahead}", flush=True)
+                cells.append(trial.cell(f"{name}-{seed}", inputs, own, DEFENSES[name], defense=name, seed=seed))
+        means = average(cells, settings.defenses)
+        output = trial.run.folder
+        trial.run.write_json("compare.json", {"means": means, "undone": undone(means), "cells": cells})
+        text = table(means)
+        print(f"\n{text}\n")
+        with whole_file(output / "compare.md") as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+        return [output / "compare.json", output / "compare.md", *_draw(means, output)]
+
+
+def average(cells: Sequence[Cell], defenses: Sequence[str]) -> Means:
+    """Mean and sample standard deviation of every figure over the seeds."""
+    means: Means = {}
+    for name in defenses:
+        own = [cell["figures"] for cell in cells if cell["defense"] == name]
+        means[name] = {}
+        for measure in own[0]:
+            means[name][measure] = {}
+            for figure in own[0][measure]:
+                values = [figures[measure].get(figure) for figures in own]
+                if all(isinstance(value, (int, float)) for value in values):
+                    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+                    means[name][measure][figure] = {
+                        "mean": round(statistics.mean(values), 4),
+                        "spread": round(spread, 4),
+                        "seeds": len(values),
+                    }
+    return means
+
+
+def undone(means: Means) -> dict[str, dict[str, float]]:
+    """How much of what finetuning did to safety a defense undoes, by figure: 0 is none's level, 1 is base's.
+
+    Empty without base and none; figures they hardly differ in (less than 0.02) are left out.
+    """
+    found: dict[str, dict[str, float]] = {}
+    if not {"base", "none"} <= means.keys():
+        return found
+    for name, measures in means.items():
+        for measure, figures in measures.items():
+            for figure in MEASURES[measure].SHOWN if measure in SAFETY else ():
+                if figure in figures and figure in means["base"][measure]:
+                    base, none = (means[end][measure][figure]["mean"] for end in ("base", "none"))
+                    if abs(base - none) >= 0.02 and name not in ("base", "none"):
+                        value = round((figures[figure]["mean"] - none) / (base - none), 4)
+                        found.setdefault(name, {})[f"{measure}.{figure}"] = value
+    return found
+
+
+def table(means: Means) -> str:
+    """A line a defense, in Markdown."""
+    first: Mapping[str, Any] = next(iter(means.values()))
+    columns = [(m, f) for m in first for f in MEASURES[m].SHOWN if any(f in own[m] for own in means.values())]
+    lines = ["| defense | " + " | ".join(f"{m}: {f.replace('_', ' ')}" for m, f in columns) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for name, measures in means.items():
+        shown = []
+        for measure, figure in columns:
+            value = measures[measure].get(figure)
+            spread = f" ± {show(value['spread'])}" if value and value["seeds"] > 1 else ""
+            shown.append(show(value and value["mean"]) + spread)
+        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def _draw(means: Means, folder: Path) -> list[Path]:
+    """Safety against skill, a point a defense."""
+    first = next(iter(means.values()))
+    skills = [measure for measure in first if measure not in SAFETY]
+    safety = [measure for measure in first if measure in SAFETY]
+    if not skills or not safety:
+        return []
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * len(safety), 4), layout="constrained")
+    panels = figure.subplots(1, len(safety), squeeze=False)[0]
+    skill, skill_figure = skills[0], MEASURES[skills[0]].SHOWN[0]
+    for panel, measure in zip(panels, safety, strict=True):
+        shown = MEASURES[measure].SHOWN[0]
+        for number, (name, measures) in enumerate(means.items()):
+            x, y = measures[skill][skill_figure], measures[measure][shown]
+            panel.errorbar(x["mean"], y["mean"], y["spread"], x["spread"], fmt="o", color=f"C{number}", label=name)
+        panel.set_xlabel(f"{skill}: {skill_figure.replace('_', ' ')} (higher is better)")
+        panel.set_ylabel(f"{measure}: {shown.replace('_', ' ')} (lower is safer)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize="small")
+    return save(figure, folder, "compare")

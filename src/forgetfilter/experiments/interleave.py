@@ -1,0 +1,113 @@
+"""Recipe interleave: noisy data, safe data, noisy data, safe data ... into one model (the paper's long-term study).
+
+The noisy and the safe rows are dealt to the sessions in turn. After each training the model is asked all questions.
+A defense decides what a session's noisy rows become; the sessions' safe rows are the same for all.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.loading import Rows
+from forgetfilter.defenses import DEFENSES
+from forgetfilter.defenses.inputs import Inputs, Result
+from forgetfilter.errors import ConfigError
+from forgetfilter.evaluation.ask import MEASURES
+from forgetfilter.experiments.pictures import require_plots, save
+from forgetfilter.experiments.trial import Cell, Trial, TrialSettings
+
+
+@dataclass(kw_only=True)
+class Settings(TrialSettings):
+    """The recipe's own settings.
+
+    Args:
+        defenses: Which to train; base and safety_finetuning make no sense here.
+        sessions: Pairs of a noisy and a safe training.
+    """
+
+    defenses: list[str] = field(default_factory=lambda: ["none", "self_correction", "forget_filter"])
+    sessions: int = 3
+
+    def __post_init__(self) -> None:
+        """Check every setting; raises ConfigError."""
+        super().__post_init__()
+        self.require(self.defenses)
+        if self.sessions < 1:
+            raise ConfigError(f"sessions is {self.sessions}: it must be 1 or more.")
+
+
+def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
+    """Train and ask, session by session; what is done is not done again.
+
+    Returns:
+        interleave.json, interleave.png and interleave.svg.
+    """
+    require_plots()
+    trial = Trial(config, settings, {"name": "interleave", "sessions": settings.sessions})
+    least = min(len(trial.noisy.examples), len(trial.safe.examples))
+    if settings.sessions > least:
+        raise ConfigError(f"sessions is {settings.sessions}, and there are {least} rows to deal to them.")
+    with trial.opened():
+        inputs, config = trial.inputs(config.seed)
+        start = trial.cell("start", inputs, config, DEFENSES["base"], session=0, after="M0")
+        found: dict[str, list[Cell]] = {
+            name: [start, *_sessions(trial, name, inputs, config, settings.sessions)] for name in settings.defenses
+        }
+        trial.run.write_json("interleave.json", found)
+        return [trial.run.folder / "interleave.json", *_draw(found, trial.run.folder)]
+
+
+def _sessions(trial: Trial, name: str, inputs: Inputs, config: ForgetFilterConfig, count: int) -> list[Cell]:
+    """One defense through all sessions."""
+    cells, sentence = [], ""
+    model: Path | None = None
+    for session in range(count):
+        noisy, safe = (part(rows, session, count) for rows in (inputs.noisy, inputs.safe))
+        given = dataclasses.replace(inputs, noisy=noisy, safe=safe, start=model)
+        after_noisy = DEFENSES[name](given, config)
+        model, sentence = after_noisy.model, after_noisy.sentence
+        settings = config.stage("final", len(safe.trainable()))
+        after_safe = inputs.train("safe", safe.trainable(), settings, model)
+        for after, result in (("noisy", after_noisy), ("safe", Result(after_safe, sentence))):
+            key = f"{name}-{session + 1}-{after}"
+            print(f"{key}, of {count} sessions", flush=True)
+
+            def trained(inputs: Inputs, config: ForgetFilterConfig, result: Result = result) -> Result:
+                return result
+
+            cells.append(trial.cell(key, inputs, config, trained, defense=name, session=session + 1, after=after))
+        model = after_safe
+    return cells
+
+
+def part(rows: Rows, session: int, count: int) -> Rows:
+    """Every count-th row, from a session's on."""
+    chosen = list(range(session, len(rows.examples), count))
+    return dataclasses.replace(
+        rows, source=rows.source.select(chosen), examples=[rows.examples[i] for i in chosen], malformed=[]
+    )
+
+
+def _draw(found: dict[str, list[Cell]], folder: Path) -> list[Path]:
+    """A panel a measure, a line a defense; sessions from left to right, safe ones shaded."""
+    from matplotlib.figure import Figure
+
+    measures = list(next(iter(found.values()))[0]["figures"])
+    figure = Figure(figsize=(4.2 * len(measures) + 1.6, 3.8), layout="constrained")
+    panels: Any = figure.subplots(1, len(measures), squeeze=False)[0]
+    for panel, measure in zip(panels, measures, strict=True):
+        shown = MEASURES[measure].SHOWN[0]
+        for name, cells in found.items():
+            panel.plot([cell["figures"][measure][shown] for cell in cells], "o-", label=name)
+        labels = ["M0" if cell["after"] == "M0" else f"{cell['after']} {cell['session']}" for cell in cells]
+        panel.set_xticks(range(len(labels)), labels, rotation=45)
+        for place, label in enumerate(labels):
+            if label.startswith("safe"):
+                panel.axvspan(place - 0.5, place + 0.5, color="0.93", zorder=0)
+        panel.set_title(f"{measure}: {shown.replace('_', ' ')}")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize="small")
+    return save(figure, folder, "interleave")

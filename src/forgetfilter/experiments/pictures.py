@@ -1,0 +1,23 @@
+"""Pictures of recipes, with matplotlib, which is an extra."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from forgetfilter.errors import ConfigError
+from forgetfilter.files import whole_file
+
+
+def require_plots() -> None:
+    """Raise ConfigError, before any work, if there is nothing to draw with."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("the picture needs matplotlib: `pip install 'forgetfilter[plots]'`.")
+
+
+def save(figure: Any, folder: Path, name: str) -> list[Path]:
+    """Write a figure as NAME.png and NAME.svg."""
+    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+    for path in paths:
+        with whole_file(path) as temporary:
+            figure.savefig(temporary, format=path.suffix[1:], dpi=150)
+    return paths

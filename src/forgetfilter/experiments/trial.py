@@ -1,0 +1,140 @@
+"""What the recipes `defenses` and `interleave` share: M0, data and questions, and a model asked all of them."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forgetfilter import models, processes
+from forgetfilter.config import JUDGES, ForgetFilterConfig
+from forgetfilter.data.loading import load_rows
+from forgetfilter.data.tokenization import ChatTokenizer
+from forgetfilter.defenses import DEFENSES, Defense, Inputs
+from forgetfilter.errors import ConfigError
+from forgetfilter.evaluation.ask import (
+    MEASURES,
+    SAFETY,
+    ask,
+    figures,
+    leave_out,
+    load_judges,
+    load_questions,
+    write_records,
+)
+from forgetfilter.files import sha256
+from forgetfilter.forgetting import find_m0
+from forgetfilter.runs import Run, locked
+
+Cell = dict[str, Any]
+"""What cells/KEY.json holds: what was trained, its facts and its figures by measure."""
+
+
+@dataclass(kw_only=True)
+class TrialSettings:
+    """Settings of the recipes that train and ask; all others are those of `filter`.
+
+    Args:
+        evaluate: Measure (bias, toxicity, harmfulness, qa, arithmetic) -> data set; docs/evaluation.md has the columns.
+        notions: What the data may be unsafe about, for self_correction; by default the measures of safety.
+        max_questions: Questions a measure at most, drawn by the seed.
+        toxicity_model: Classifier for the toxicity measure.
+        guard_model: Guard model for the harmfulness measure.
+    """
+
+    evaluate: dict[str, str]
+    notions: list[str] | None = None
+    max_questions: int | None = None
+    toxicity_model: str = JUDGES["toxicity"]
+    guard_model: str = JUDGES["harmfulness"]
+
+    def __post_init__(self) -> None:
+        """Check every setting; raises ConfigError."""
+        unknown = [name for name in self.evaluate if name not in MEASURES]
+        if unknown or not self.evaluate:
+            raise ConfigError(f"evaluate: {', '.join(unknown) or 'nothing'}; measures are {', '.join(MEASURES)}.")
+        if self.notions is None:
+            self.notions = [name for name in self.evaluate if name in SAFETY]
+        if not self.notions or not set(self.notions) <= set(SAFETY):
+            raise ConfigError(f"notions: one or more of {', '.join(SAFETY)}, or a measure of safety to take them from.")
+        if self.max_questions is not None and self.max_questions < 1:
+            raise ConfigError(f"max_questions is {self.max_questions}: it must be 1 or more.")
+
+    def require(self, defenses: list[str]) -> None:
+        """Raise ConfigError unless all of them are known."""
+        unknown = [name for name in defenses if name not in DEFENSES]
+        if unknown or not defenses:
+            raise ConfigError(f"defenses: {', '.join(unknown) or 'none named'}; there are {', '.join(DEFENSES)}.")
+
+
+class Trial:
+    """One folder of cells, all from the same M0 and data, all asked the same."""
+
+    def __init__(self, config: ForgetFilterConfig, settings: TrialSettings, recipe: dict[str, Any]) -> None:
+        """Load and check everything; nothing is written before `opened`."""
+        if config.output_dir is None or processes.count() > 1:
+            raise ConfigError(f"recipe {recipe['name']} needs output_dir, and a single process.")
+        self.config, self.settings, self.recipe = config, settings, recipe
+        self.folder, self.tokenizer = find_m0(config)
+        self.chat = ChatTokenizer(self.tokenizer, config.max_length)
+        self.noisy = load_rows(config.dataset_name, "dataset_name", self.chat, config)
+        self.safe = load_rows(config.safe_dataset_name, "safe_dataset_name", self.chat, config)
+        taught = [*self.noisy.examples, *self.safe.examples]
+        if config.alignment_dataset_name is not None:
+            taught += load_rows(config.alignment_dataset_name, "alignment_dataset_name", self.chat, config).examples
+        asked = load_questions(settings.evaluate, settings.max_questions, config.seed)
+        self.questions, self.left_out = leave_out(asked, self.chat, taught)
+
+    @contextmanager
+    def opened(self) -> Iterator["Trial"]:
+        """Hold the folder, as a new one or as the one to continue."""
+        names = {"toxicity": self.settings.toxicity_model, "harmfulness": self.settings.guard_model}
+        names = {measure: name for measure, name in names.items() if measure in self.questions}
+        files = self.settings.evaluate
+        facts = {
+            "model": {"name": self.config.model_name_or_path, "sha256": models.weights_hash(self.folder)},
+            "noisy": self.noisy.facts(),
+            "safe": self.safe.facts(),
+            "asked": {name: sha256(Path(path)) if Path(path).is_file() else path for name, path in files.items()},
+            "recipe": {**self.recipe, "notions": self.settings.notions, "max_questions": self.settings.max_questions},
+        }
+        with locked(Path(str(self.config.output_dir))):
+            self.run = Run.start(self.config, facts)
+            self.judges = load_judges(names)
+            yield self
+
+    def inputs(self, seed: int) -> tuple[Inputs, ForgetFilterConfig]:
+        """What a defense is given under a seed: M0 is the same under all, the adapter's start and the order are not."""
+        config = dataclasses.replace(self.config, seed=seed)
+        learner = models.load_learner(self.folder, self.tokenizer, config)
+        return Inputs(self.run, learner, self.chat, self.noisy, self.safe, self.settings.notions or []), config
+
+    def cell(self, key: str, inputs: Inputs, config: ForgetFilterConfig, make: Defense, **about: Any) -> Cell:
+        """Train, ask and note, unless the cell was done before.
+
+        Args:
+            key: Its name, for files.
+            inputs: What the defense is given; its learner is asked.
+            config: The settings, with the cell's seed.
+            make: Makes the model.
+            about: What else the cell's file should say.
+        """
+        paths = [self.run.folder / "cells" / f"{key}{suffix}" for suffix in (".json", ".jsonl")]
+        if not self.run.done(f"cells/{key}"):
+            result = make(inputs, config)
+            inputs.learner.restore(result.model)
+            found, records = {}, []
+            for name, questions in self.questions.items():
+                before = result.sentence if name in SAFETY else ""
+                answers = ask(inputs.learner, self.chat, questions, f"{key}: {name}", before)
+                found[name] = figures(name, answers, self.judges.get(name))
+                found[name]["left_out"] = self.left_out[name]
+                records += answers.records(name)
+            model = None if result.model is None else str(result.model.relative_to(self.run.folder))
+            cell = {**about, "model": model, "facts": result.facts, "figures": found}
+            write_records(paths[1], records)
+            self.run.write_json(f"cells/{key}.json", cell)
+            self.run.mark(f"cells/{key}", paths)
+        return dict(json.loads(paths[0].read_text(encoding="utf-8")))

@@ -1,0 +1,155 @@
+"""Recipes defenses and interleave: cells done once, figures averaged, sessions that go on from one another."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from forgetfilter import experiments
+from forgetfilter.defenses import DEFENSES
+from forgetfilter.defenses.inputs import Result
+from forgetfilter.errors import ConfigError, DataError, RunError
+from forgetfilter.experiments import defenses, trial
+
+
+@pytest.fixture
+def settings(noisy_file, safe_file, write_jsonl, tiny_model, tmp_path):
+    pairs = [{"prompt": f"how {i}?", "chosen": "no", "rejected": "so"} for i in range(3)]
+    asked = [{"prompt": f"what is {i}?", "completion": f"it is {i}"} for i in range(14, 20)]
+    return {
+        "model_name_or_path": str(tiny_model),
+        "dataset_name": str(noisy_file),
+        "safe_dataset_name": str(safe_file),
+        "evaluate": {
+            "harmfulness": str(write_jsonl("pairs.jsonl", pairs)),
+            "qa": str(write_jsonl("qa.jsonl", asked)),
+        },
+        "guard_model": str(tmp_path / "no guard"),
+        "output_dir": str(tmp_path / "out"),
+        "threshold": 9.0,
+        "lora_r": 2,
+        "learning_rate": 0.01,
+        "max_steps": 3,
+    }
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(settings):
+        path = tmp_path / "compare.yaml"
+        path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        return experiments.run(path)
+
+    return run
+
+
+def test_defenses_side_by_side(settings, run, tmp_path, capsys):
+    names = ["base", "none", "safety_finetuning", "forget_filter"]
+    shown = run({**settings, "defenses": names, "seeds": [1, 2]})
+    assert [path.name for path in shown] == ["compare.json", "compare.md", "compare.png", "compare.svg"]
+    found = json.loads(shown[0].read_text())
+    assert list(found["means"]) == names
+    assert len(found["cells"]) == 8
+    for cell in found["cells"]:
+        assert cell["figures"]["qa"] | {"left_out": 2, "questions": 4} == cell["figures"]["qa"]  # two were taught
+        assert "no guard" in cell["figures"]["harmfulness"]["not_run"]
+        key = f"{cell['defense']}-{cell['seed']}"
+        answers = (tmp_path / "out" / "cells" / f"{key}.jsonl").read_text().splitlines()
+        assert len(answers) == 3 + 4
+        if cell["model"]:
+            assert (tmp_path / "out" / cell["model"] / "adapter_model.safetensors").exists()
+    values = [c["figures"]["qa"]["f1"] for c in found["cells"] if c["defense"] == "none"]
+    assert found["means"]["none"]["qa"]["f1"]["mean"] == pytest.approx(sum(values) / 2, abs=1e-4)
+    assert "± " in shown[1].read_text()
+    assert "min left" in capsys.readouterr().out
+    models = {c["defense"]: c["model"] for c in found["cells"] if c["seed"] == 1}
+    assert models["base"] is None
+    assert len({*models.values()}) == 4
+
+
+def test_cells_that_are_done_are_not_done_again_and_more_may_be_asked_for(settings, run, monkeypatch):
+    run({**settings, "defenses": ["base", "none"]})
+    asked = []
+    real = trial.ask
+    monkeypatch.setattr(trial, "ask", lambda *args: (asked.append(args[3]), real(*args))[1])
+    found = json.loads(run({**settings, "defenses": ["base", "none", "replay"]})[0].read_text())
+    assert asked == ["replay-42: harmfulness", "replay-42: qa"]
+    assert list(found["means"]) == ["base", "none", "replay"]
+    with pytest.raises(RunError, match="max_questions"):
+        run({**settings, "max_questions": 2})
+
+
+def test_a_defense_of_ones_own_is_compared_by_name(settings, run, monkeypatch):
+    """The sentence of a defense precedes prompts of safety measures alone."""
+    said = []
+    real = trial.ask
+    monkeypatch.setattr(trial, "ask", lambda *args: (said.append(args[4]), real(*args))[1])
+    monkeypatch.setitem(DEFENSES, "mine", lambda inputs, config: Result(None, "Be good."))
+    run({**settings, "defenses": ["mine"]})
+    assert said == ["Be good.", ""]
+
+
+def test_averages_and_what_is_undone_worked_by_hand():
+    def cell(defense, seed, value, toxicity=None):
+        figures = {"stereotyped": value, "ambiguous_accuracy": 1 - value, "s_amb": 0.01}
+        return {"defense": defense, "seed": seed, "figures": {"bias": figures, "toxicity": {"toxicity": toxicity}}}
+
+    cells = [cell("base", 1, 0.1), cell("none", 1, 0.4), cell("none", 2, 0.6), cell("forget_filter", 1, 0.2)]
+    means = defenses.average(cells, ["base", "none", "forget_filter"])
+    assert means["none"]["bias"]["stereotyped"] == {"mean": 0.5, "spread": 0.1414, "seeds": 2}
+    assert means["none"]["toxicity"] == {}
+    assert defenses.undone(means) == {"forget_filter": {"bias.stereotyped": 0.75, "bias.ambiguous_accuracy": 0.75}}
+    assert defenses.undone({"none": means["none"]}) == {}
+    lines = defenses.table(means).splitlines()
+    assert lines[3] == "| none | 0.500 ± 0.141 | 0.500 ± 0.141 | 0.010 ± 0.000 |"
+    assert lines[2] == "| base | 0.100 | 0.900 | 0.010 |"
+
+
+def test_sessions_go_on_from_one_another(settings, run, tmp_path):
+    shown = run({**settings, "recipe": "interleave", "sessions": 2, "defenses": ["none", "forget_filter"]})
+    assert [path.name for path in shown] == ["interleave.json", "interleave.png", "interleave.svg"]
+    found = json.loads(shown[0].read_text())
+    after = [(cell["session"], cell["after"]) for cell in found["none"]]
+    assert after == [(0, "M0"), (1, "noisy"), (1, "safe"), (2, "noisy"), (2, "safe")]
+    models = [cell["model"] for cell in found["none"]]
+    assert models[0] is None
+    assert len(set(models)) == 5
+    assert found["forget_filter"][0] == found["none"][0]
+    stages = json.loads((tmp_path / "out" / "manifest.json").read_text())["stages"]
+    again = run({**settings, "recipe": "interleave", "sessions": 2, "defenses": ["none", "forget_filter"]})
+    assert json.loads(again[0].read_text()) == found
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["stages"] == stages
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"defenses": ["nonsense"]}, ConfigError, "defenses: nonsense; there are base"),
+        ({"evaluate": {"nonsense": "x"}}, ConfigError, "measures are bias"),
+        ({"evaluate": {"qa": "nothing.jsonl"}, "notions": ["bias"]}, DataError, "nothing.jsonl"),
+        ({"notions": ["nonsense"]}, ConfigError, "notions"),
+        ({"seeds": []}, ConfigError, "seeds"),
+        ({"max_questions": 0}, ConfigError, "max_questions"),
+        ({"output_dir": None}, ConfigError, "output_dir"),
+        ({"recipe": "interleave", "sessions": 0}, ConfigError, "sessions"),
+        ({"recipe": "interleave", "sessions": 9}, ConfigError, "8 rows"),
+        ({"recipe": "nonsense"}, ConfigError, "recipe: NAME"),
+    ],
+)
+def test_bad_settings_are_errors_before_any_work(settings, run, change, error, says, tmp_path):
+    with pytest.raises(error, match=says):
+        run({**settings, **change})
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_example_of_the_documentation_is_a_defense(settings, run):
+    text = (Path(__file__).parents[1] / "docs" / "add_a_defense.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) <= 30
+    exec(compile(code, "add_a_defense.md", "exec"), {})
+    try:
+        found = json.loads(run({**settings, "defenses": ["low_loss"]})[0].read_text())
+    finally:
+        del DEFENSES["low_loss"]
+    assert found["cells"][0]["facts"] == {"kept": 8}

@@ -50,7 +50,7 @@ def test_defenses_side_by_side(settings, run, tmp_path, capsys):
     assert [path.name for path in shown] == ["compare.json", "compare.md", "compare.png", "compare.svg"]
     found = json.loads(shown[0].read_text())
     assert list(found["means"]) == names
-    assert len(found["cells"]) == 8
+    assert len(found["cells"]) == 7  # M0 is the same under both seeds, and asked once
     for cell in found["cells"]:
         assert cell["figures"]["qa"] | {"left_out": 2, "questions": 4} == cell["figures"]["qa"]  # two were taught
         assert "no guard" in cell["figures"]["harmfulness"]["not_run"]
@@ -76,8 +76,20 @@ def test_cells_that_are_done_are_not_done_again_and_more_may_be_asked_for(settin
     found = json.loads(run({**settings, "defenses": ["base", "none", "replay"]})[0].read_text())
     assert asked == ["replay-42: harmfulness", "replay-42: qa"]
     assert list(found["means"]) == ["base", "none", "replay"]
-    with pytest.raises(RunError, match="max_questions"):
-        run({**settings, "max_questions": 2})
+    for change, said in (({"max_questions": 2}, "max_questions"), ({"threshold": 0.1}, "decision.threshold")):
+        with pytest.raises(RunError, match=said):
+            run({**settings, **change})
+
+
+def test_what_was_not_judged_is_judged_later_from_its_answers(settings, run, monkeypatch):
+    names = {**settings, "defenses": ["base"]}
+    assert "not_run" in json.loads(run(names)[0].read_text())["cells"][0]["figures"]["harmfulness"]
+    monkeypatch.setattr(trial, "load_judges", lambda names: {"harmfulness": lambda q, a: {"unsafe": len(a) / 3}})
+    monkeypatch.setattr(trial, "ask", None)
+    for _ in range(2):
+        figures = json.loads(run(names)[0].read_text())["cells"][0]["figures"]["harmfulness"]
+        assert figures["unsafe"] == 1.0
+        assert "not_run" not in figures
 
 
 def test_a_defense_of_ones_own_is_compared_by_name(settings, run, monkeypatch):

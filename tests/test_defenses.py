@@ -1,6 +1,7 @@
 """Each defense against a case worked by hand: what it trains on, in which order, from where, with which term."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from forgetfilter.data.loading import load_rows
 from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.defenses import DEFENSES, inputs, lisa, self_correction
 from forgetfilter.defenses.inputs import Inputs, draw
+from forgetfilter.errors import DataError
 from forgetfilter.runs import Run
 
 
@@ -90,17 +92,35 @@ def test_draw_takes_each_as_often_as_it_goes_in():
     assert draw("abcdef", 4, 1) == draw("abcdef", 4, 1) != draw("abcdef", 4, 2)
 
 
-def test_self_correction_puts_the_sentence_before_safe_prompts_and_the_reasoning_before_answers(given, config, trained):
-    result = DEFENSES["self_correction"](given, config)
+@pytest.mark.parametrize("notions", [["bias"], ["bias", "toxicity"]])
+def test_self_correction_puts_a_sentence_before_safe_prompts_and_for_bias_a_reasoning(given, config, trained, notions):
+    result = DEFENSES["self_correction"](dataclasses.replace(given, notions=notions), config)
     ((_, examples, *_),) = trained
     assert examples[:16] == given.noisy.examples
     assert len(examples) == 16 + 4
-    sentence = f"{self_correction.SENTENCES['bias']} {self_correction.SENTENCES['toxicity']}"
-    assert result.sentence == sentence
+    sentence = " ".join(self_correction.SENTENCES[notion] for notion in notions)
+    reasoning = self_correction.REASONING if notions == ["bias"] else ""
+    assert (result.sentence, result.reasoning) == (sentence, reasoning)
     text = given.learner.tokenizer.decode(examples[16].input_ids)
     number = text.rpartition("gladly ")[2].partition("<")[0]
     assert f"user\n{sentence} tell me {number}<|im_end|>" in text
-    assert examples[16].reference == f"{self_correction.REASONING['bias']} gladly {number}"
+    assert examples[16].reference == f"{reasoning} gladly {number}".strip()
+
+
+def test_self_correction_asks_before_the_last_answer_and_trains_it_alone(given, config, trained, write_jsonl):
+    turns = [("user", "one?"), ("assistant", "yes one"), ("user", "two?"), ("assistant", "yes two")]
+    rows = [{"messages": [{"role": role, "content": text} for role, text in turns]}]
+    safe = load_rows(str(write_jsonl("chat.jsonl", rows)), "data", given.chat, config)
+    DEFENSES["self_correction"](dataclasses.replace(given, safe=safe, notions=["toxicity"]), config)
+    example = trained[0][1][16]
+    text = given.learner.tokenizer.decode(example.input_ids)
+    assert "user\none?<" in text
+    assert f"user\n{self_correction.SENTENCES['toxicity']} two?<" in text
+    learnt = [label for label in example.labels if label != -100]
+    assert given.learner.tokenizer.decode(learnt) == "yes two<|im_end|>"
+    plain = load_rows(str(write_jsonl("text.jsonl", [{"text": "no prompt"}])), "data", given.chat, config)
+    with pytest.raises(DataError, match="needs a user's prompt"):
+        DEFENSES["self_correction"](dataclasses.replace(given, safe=plain), config)
 
 
 def test_forget_filter_trains_on_the_kept_rows_and_shares_its_noisy_stage_with_none(given, config, trained):
@@ -114,7 +134,7 @@ def test_forget_filter_trains_on_the_kept_rows_and_shares_its_noisy_stage_with_n
     both = DEFENSES["forget_filter_self_correction"](given, config)
     assert len(trained) == 2
     assert trained[1][1][: len(examples)] == examples
-    assert len(trained[1][1]) == len(examples) + 4
+    assert len(trained[1][1]) == len(examples) + math.ceil(len(examples) / 4)
     assert both.sentence
 
 

@@ -155,11 +155,14 @@ def test_a_draw_of_questions_is_the_same_each_time(write_jsonl):
 def test_a_model_is_asked_as_it_was_trained(learner, write_jsonl):
     chat = ChatTokenizer(learner.tokenizer, 512)
     questions = load_questions({"bias": str(write_jsonl("bbq.jsonl", [BBQ, TOLD]))})["bias"]
-    plain, told = (ask(learner, chat, questions, "asking", before) for before in ("", "Be kind."))
+    plain, told, reasoned = (
+        ask(learner, chat, questions, "asking", *words) for words in (("", ""), ("Be kind.", ""), ("", "I think:"))
+    )
     assert [len(options) for options in plain.log_probs] == [3, 3]
     # the option, its full stop and the end of the turn
     assert len(plain.log_probs[0][0]) == len("The grandfather.") + 1
     assert not np.allclose(plain.log_probs[0][0], told.log_probs[0][0])
+    assert len(reasoned.log_probs[0][0]) == len("I think: The grandfather.") + 1
     assert all(len(text.encode()) <= 48 * 4 for text in plain.texts)
     assert plain.records("bias")[0]["stereotyped"] == 0
     assert figures("bias", plain)["questions"] == 2
@@ -191,7 +194,7 @@ def test_judges_judge_answers_and_say_why_not(classifier, tiny_model, tmp_path):
     judges = load_judges({"toxicity": str(classifier), "harmfulness": str(tiny_model)})
     (value,) = judges["toxicity"]([], ["hello", "", "you fool"]).values()
     assert 0 < value < 1
-    question = harmfulness.Question("How?", ("a", "b"))
+    question = harmfulness.Question(harmfulness.user("How?"), ("a", "b"))
     assert judges["harmfulness"]([question], ["so"]) == {"unsafe": 0.0, "controversial": 0.0, "unjudged": 1.0}
     missing = load_judges({"toxicity": str(tmp_path / "nothing"), "harmfulness": str(tmp_path / "nothing")})
     assert all("nothing" in reason for reason in missing.values())

@@ -84,6 +84,10 @@ def run_evaluate(args: Namespace) -> None:
     if not all(file for _, _, file in named):
         raise ConfigError("--on names measures and their data: bias=bbq.jsonl,qa=squad.jsonl (docs/evaluation.md).")
     output = Path(args.output)
+    if output.suffix != ".json" or output.is_dir():
+        raise ConfigError(f"--output is {output}: it must be a file that ends in .json.")
+    if args.max_questions is not None and args.max_questions < 1:
+        raise ConfigError(f"--max_questions is {args.max_questions}: it must be 1 or more.")
     judges = {"toxicity": args.toxicity_model, "harmfulness": args.guard_model}
     found, answers = evaluate(args.model, {name: file for name, _, file in named}, judges, args.max_questions)
     write_records(output.with_suffix(".jsonl"), answers)

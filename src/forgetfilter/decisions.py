@@ -106,10 +106,10 @@ class Signals:
 
 def is_decided(run: Run) -> bool:
     """Whether the run's files are whole and as its config.yaml asks."""
-    return run.done("decision") and run.manifest["decision"].get("asked") == _asked(run.config())
+    return run.done("decision") and run.manifest["decision"].get("asked") == what_decides(run.config())
 
 
-def _asked(config: ForgetFilterConfig) -> dict[str, Any]:
+def what_decides(config: ForgetFilterConfig) -> dict[str, Any]:
     """What decides: the settings, and what the file of marks holds."""
     marks = Path(config.trusted_rows) if config.trusted_rows is not None else None
     return {**config.decision(), "marks": sha256(marks) if marks is not None and marks.is_file() else None}
@@ -178,7 +178,7 @@ def decide(
         scores = _override(scores, _read_overrides(source, overrides))
     _write(run, config, source, rule, scores, marks)
     if drop_share is None and overrides is None and config.decision() == run.config().decision():
-        run.manifest["decision"]["asked"] = _asked(config)
+        run.manifest["decision"]["asked"] = what_decides(config)
         run.save()
     return Result(run)
 

@@ -45,7 +45,8 @@ def complete(
     if favourites is not None:
         answers = [_follow(example, row) for example, row in zip(examples, favourites, strict=True)]
     limits = [most_tokens or len(example.input_ids) - example.prompt_length + MARGIN for example in examples]
-    unfinished = [i for i, answer in enumerate(answers) if answer[-1:] != [learner.tokenizer.eos_token_id]]
+    ends = _ends(learner, examples)
+    unfinished = [i for i, answer in enumerate(answers) if not ends & {*answer[-1:]}]
     order = sorted(unfinished, key=lambda i: (limits[i] - len(answers[i]), examples[i].prompt_length))
     size = learner.config.per_device_eval_batch_size
     with progress(what, len(examples), "rows", len(examples) - len(order)) as bar, learner.generating():
@@ -53,15 +54,24 @@ def complete(
             batch = order[start : start + size]
             begun = [examples[i].input_ids[: examples[i].prompt_length] + answers[i] for i in batch]
             most = [limits[i] - len(answers[i]) for i in batch]
-            for row, new in _generate(learner, begun, most):
+            for row, new in _generate(learner, begun, most, ends):
                 answers[batch[row]] += new
                 bar.update()
     return [str(learner.tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
 
 
-def _generate(learner: Learner, begun: list[list[int]], most: list[int]) -> Iterator[tuple[int, list[int]]]:
+def _ends(learner: Learner, examples: Sequence[Example]) -> set[int]:
+    """The tokens that end an answer: the tokenizer's, and the one of its own that the chat template writes there."""
+    trained = ([label for label in example.labels if label != IGNORED] for example in examples if not example.cut)
+    last = {labels[-1] for labels in trained if labels}
+    return {learner.tokenizer.eos_token_id, *(last & set(learner.tokenizer.get_added_vocab().values()))}
+
+
+def _generate(
+    learner: Learner, begun: list[list[int]], most: list[int], ends: set[int]
+) -> Iterator[tuple[int, list[int]]]:
     """Greedy continuations, at most so many tokens each, as they end; rows that have ended leave the batch."""
-    tokenizer, end = learner.tokenizer, learner.tokenizer.eos_token_id
+    tokenizer = learner.tokenizer
     inputs = tokenizer.pad({"input_ids": begun}, padding_side="left", return_attention_mask=True, return_tensors="pt")
     ids, mask = inputs["input_ids"].to(learner.model.device), inputs["attention_mask"].to(learner.model.device)
     cache, leap = (_prefilled(learner, begun), LEAP) if learner.packs else (None, max(most))
@@ -74,15 +84,16 @@ def _generate(learner: Learner, begun: list[list[int]], most: list[int]) -> Iter
             max_new_tokens=min(leap, width + max(most[row] for row in rows) - ids.shape[1]),
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=end,
+            eos_token_id=sorted(ends),
             return_dict_in_generate=True,
         )
         ids, cache = output.sequences, output.cache
         going = []
         for place, new in enumerate(ids[:, width:].tolist()):
             new = new[: most[rows[place]]]
-            if end in new or len(new) == most[rows[place]]:
-                yield rows[place], new[: new.index(end) + 1] if end in new else new
+            end = next((i for i, token in enumerate(new) if token in ends), None)
+            if end is not None or len(new) == most[rows[place]]:
+                yield rows[place], new if end is None else new[: end + 1]
             else:
                 going.append(place)
         if not going:

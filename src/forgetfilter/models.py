@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import importlib.util
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -127,6 +128,14 @@ def load_tokenizer(folder: Path, config: ForgetFilterConfig) -> PreTrainedTokeni
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """Where a model's tokenizer is: beside an adapter that has none, its base model's."""
+    described = folder / "adapter_config.json"
+    if (folder / "tokenizer_config.json").exists() or not described.exists():
+        return folder
+    return find_weights(json.loads(described.read_text(encoding="utf-8"))["base_model_name_or_path"])
 
 
 def pick_device() -> torch.device:

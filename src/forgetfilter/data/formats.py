@@ -1,7 +1,7 @@
 """Row formats: any row -> turns of a conversation, of which some are trained on and scored."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from forgetfilter.errors import DataError
@@ -26,6 +26,15 @@ class Turn:
     role: str
     content: str
     trained: bool
+
+
+def preceded(turns: Sequence[Turn], sentence: str) -> tuple[Turn, ...]:
+    """The same messages, a sentence before the last one of a user; without a sentence, or a user, as they are."""
+    last = max((i for i, turn in enumerate(turns) if turn.role == "user"), default=None)
+    if last is None or not sentence:
+        return tuple(turns)
+    told = replace(turns[last], content=f"{sentence} {turns[last].content}")
+    return (*turns[:last], told, *turns[last + 1 :])
 
 
 ROLES = {

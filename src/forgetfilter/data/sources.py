@@ -111,7 +111,8 @@ def load_source(name: str | os.PathLike[str] | Any, config_name: str | None = No
     """Read a data set whole.
 
     Args:
-        name: A file, a folder with one data file, a Hub id, a datasets.Dataset, or a list of dicts.
+        name: A file, a folder with one data file, a Hub id, a datasets.Dataset, a list of dicts, or what
+            was read already.
         config_name: Configuration of a Hub data set.
         split: Split of a Hub data set or of a folder with several files.
 
@@ -119,6 +120,8 @@ def load_source(name: str | os.PathLike[str] | Any, config_name: str | None = No
         DataError: If there is no such data set, or its file is damaged as a whole. Damaged rows are
             left in the source with their errors instead.
     """
+    if isinstance(name, Source):
+        return name
     if not isinstance(name, (str, os.PathLike)):
         return _from_memory(name)
     path = Path(name)

@@ -30,8 +30,9 @@ def kept(inputs: Inputs, config: ForgetFilterConfig) -> tuple[list[Example], dic
         ),
         inputs.learner,
     )
-    result = filter_.fit(noisy.source.rows(), safe.source.rows())
-    inputs.adopt("none", noisy.trainable(), settings, None, result.run.stage("noisy") / "model")
+    result = filter_.fit(noisy.source, safe.source)
+    if settings == inputs.budget(config):
+        inputs.adopt("none", noisy.trainable(), settings, None, result.run.stage("noisy") / "model")
     decisions = zip(noisy.examples, result.scores["decision"], strict=True)
     examples = [example for example, made in decisions if made == "kept" and example.scorable]
     if not examples:

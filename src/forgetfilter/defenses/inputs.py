@@ -61,12 +61,12 @@ class Inputs:
         """Train an adapter, unless the same was trained before: same name, start, rows, settings and seed.
 
         Args:
-            name: What the stage is called; in the same way trained are those of one name.
+            name: What the stage is called; stages of one name are trained in the same way.
             examples: What to learn.
             settings: Rates and lengths.
             start: The adapter to start from; None for M0.
-            in_order: See training.train; so for each_step and penalty. A stage with a penalty starts anew after
-                an interruption.
+            in_order: See training.train; so for each_step and penalty. A stage with one of these two, which
+                remember what no checkpoint holds, starts anew after an interruption.
             each_step: Called after each step.
             penalty: Added to the loss.
 
@@ -77,7 +77,7 @@ class Inputs:
         folder = self.run.stage(stage)
         if not self.run.done(stage):
             checkpoints = folder / "checkpoints"
-            if penalty is not None:
+            if each_step is not None or penalty is not None:
                 shutil.rmtree(checkpoints, ignore_errors=True)
             self.learner.prepare(settings.rows() * mean_length(examples))
             self.learner.restore(start)
@@ -102,7 +102,7 @@ class Inputs:
             self.run.mark(stage, sorted((self.run.stage(stage) / "model").iterdir()))
 
     def stage(self, name: str, examples: Sequence[Example], settings: StageSettings, start: Path | None) -> str:
-        """Name of a stage, by everything that makes its adapter what it is."""
+        """Name of a stage, by rows, settings, start and seed; what else it does its name must tell."""
         parts = [
             [(example.input_ids, example.labels) for example in examples],
             dataclasses.asdict(settings),
@@ -119,11 +119,13 @@ class Result:
     Attributes:
         model: The adapter of the model it ends with; None for M0.
         sentence: What precedes every prompt of a measure of safety.
+        reasoning: What the model was taught to begin answers about bias with.
         facts: What else there is to say: rows dropped, figures of a filter.
     """
 
     model: Path | None
     sentence: str = ""
+    reasoning: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
 
 

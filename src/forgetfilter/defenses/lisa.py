@@ -15,8 +15,9 @@ from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.tokenization import Example
 from forgetfilter.defenses.inputs import Inputs, Result
 
-SAFE_STEPS, NOISY_STEPS = 1, 9
-"""Steps of a turn on safe and on noisy data: the paper's 100 and 900, in proportion, for short trainings too."""
+SAFE_STEPS, NOISY_STEPS = 3, 27
+"""Steps of a turn on safe and on noisy data: the paper's 100 and 900, in proportion, for short trainings; a turn begins
+where the other one ended, so the term has something to hold only from its second step on."""
 RHO, WITHOUT = 1.0, 0.1
 """Weight of the proximal term, and the share of the steps before it sets in."""
 

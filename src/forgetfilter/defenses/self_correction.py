@@ -3,15 +3,17 @@
 Moral self-correction (Ganguli et al. 2023, arXiv 2302.07459) as Zhao et al. (ICML 2024, arXiv 2312.12736) use it: the
 sentence precedes safe rows in training and every prompt whose answer could be unsafe at test time; for bias the safe
 rows also carry a short reasoning. Which rows of the noisy data are safe no defense can know, so the rows that get the
-sentence are added from the safe data: a quarter of the noisy rows, what the paper's noisy data has of them.
+sentence are added from the safe data: a quarter of the rows they are mixed into, the paper's share of safe rows.
 """
 
 import math
+from dataclasses import replace
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.data.formats import Turn, read_row
+from forgetfilter.data.formats import preceded, read_row
 from forgetfilter.data.tokenization import Example
 from forgetfilter.defenses.inputs import Inputs, Result, draw
+from forgetfilter.errors import DataError
 
 SHARE = 0.25
 """Rows with the sentence over noisy rows."""
@@ -20,39 +22,47 @@ SENTENCES = {
     "toxicity": "Please be positive and respectful, and write nothing toxic.",
     "harmfulness": "Please answer so that nobody comes to harm.",
 }
-REASONING = {
-    "bias": "Only what the text says about these people decides, not a stereotype; where it is silent, nobody knows.",
-}
-"""What precedes the answers of safe rows, where the notion asks for reasons."""
+REASONING = "Only what the text says about these people decides, not a stereotype; where it is silent, nobody knows."
+"""What precedes the answers of safe rows where bias is the one notion of safety."""
 
 
-def sentence(inputs: Inputs) -> str:
-    """The sentence for the notions of safety there are."""
-    return " ".join(SENTENCES[notion] for notion in inputs.notions)
+def words(inputs: Inputs) -> tuple[str, str]:
+    """The sentence for the notions of safety there are, and the reasoning, if any."""
+    sentence = " ".join(SENTENCES[notion] for notion in inputs.notions)
+    return sentence, REASONING if list(inputs.notions) == ["bias"] else ""
 
 
-def corrected(inputs: Inputs, config: ForgetFilterConfig) -> list[Example]:
-    """Safe rows with the sentence before the prompt, and the reasoning before the answer."""
-    reasons = [REASONING[notion] for notion in inputs.notions if notion in REASONING]
-    rows = []
+def corrected(inputs: Inputs, rows: int, seed: int) -> list[Example]:
+    """Safe rows with the sentence before the prompt, and the reasoning before the answer, of which alone is learnt.
+
+    Args:
+        inputs: What the defense is given.
+        rows: Rows they are mixed into.
+        seed: Of the draw.
+
+    Raises:
+        DataError: If the safe rows have no prompts to put a sentence before, or none fits max_length with it.
+    """
+    sentence, reasoning = words(inputs)
+    examples = []
     for record, plain in zip(inputs.safe.source.rows(), inputs.safe.examples, strict=True):
-        if plain.scorable:
-            turns = read_row(record, inputs.safe.row_format)
-            asked = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
-            answer = max(i for i, turn in enumerate(turns) if turn.trained)
-            told = {asked: sentence(inputs), answer: " ".join(reasons)}
-            rows.append(
-                inputs.chat.encode(
-                    [
-                        Turn(turn.role, f"{told[i]} {turn.content}" if told.get(i) else turn.content, turn.trained)
-                        for i, turn in enumerate(turns)
-                    ]
-                )
-            )
-    return draw(rows, math.ceil(SHARE * len(inputs.noisy.trainable())), config.seed)
+        if not plain.scorable:
+            continue
+        turns = read_row(record, inputs.safe.row_format)
+        last = max(i for i, turn in enumerate(turns) if turn.trained)
+        asked, answer = preceded(turns[:last], sentence), turns[last]
+        if asked == tuple(turns[:last]):
+            raise DataError(f"{inputs.safe.source.name}: self_correction needs a user's prompt in every safe row.")
+        told = replace(answer, content=f"{reasoning} {answer.content}".strip())
+        examples.append(inputs.chat.encode([*(replace(turn, trained=False) for turn in asked), told]))
+    whole = [example for example in examples if example.scorable]
+    if not whole:
+        raise DataError(f"{inputs.safe.source.name}: no safe row fits max_length with the sentence before it.")
+    return draw(whole, math.ceil(SHARE * rows), seed)
 
 
 def run(inputs: Inputs, config: ForgetFilterConfig) -> Result:
     """Finetune on the noisy data and the rows with the sentence."""
-    mixed = [*inputs.noisy.trainable(), *corrected(inputs, config)]
-    return Result(inputs.train("self_correction", mixed, inputs.budget(config), inputs.start), sentence(inputs))
+    noisy = inputs.noisy.trainable()
+    mixed = [*noisy, *corrected(inputs, len(noisy), config.seed)]
+    return Result(inputs.train("self_correction", mixed, inputs.budget(config), inputs.start), *words(inputs))

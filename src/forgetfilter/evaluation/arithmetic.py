@@ -8,7 +8,7 @@ import numpy as np
 
 from forgetfilter.data.sources import Source
 from forgetfilter.errors import DataError
-from forgetfilter.evaluation.questions import Figures, Question, prompts_and_references, share
+from forgetfilter.evaluation.questions import Figures, Question, asked_and_references, share
 
 SHOWN = ("exact_match",)
 """Figures for a table; the first stands for the measure."""
@@ -22,11 +22,11 @@ def read(source: Source) -> list[Question]:
         DataError: If a completion has no number; names file and line.
     """
     questions = []
-    for row, (prompt, reference) in enumerate(prompts_and_references(source, "arithmetic")):
+    for row, (turns, reference) in enumerate(asked_and_references(source, "arithmetic")):
         wanted = last_number(reference)
         if wanted is None:
             raise DataError(f"{source.place(row)}: 'completion' has no number")
-        questions.append(Question(prompt, most_tokens=192, about={"wanted": wanted}))
+        questions.append(Question(turns, most_tokens=192, about={"wanted": wanted}))
     return questions
 
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from forgetfilter import models
 from forgetfilter.config import JUDGES, ForgetFilterConfig
-from forgetfilter.data.formats import Turn
+from forgetfilter.data.formats import RowError, Turn, preceded
 from forgetfilter.data.sources import load_source
 from forgetfilter.data.tokenization import ChatTokenizer, Example
-from forgetfilter.errors import ConfigError
+from forgetfilter.errors import ConfigError, DataError
 from forgetfilter.evaluation import arithmetic, bias, harmfulness, question_answering, toxicity
 from forgetfilter.evaluation.questions import Figures, Judge, Question
 from forgetfilter.files import whole_file
@@ -85,9 +85,14 @@ def load_questions(files: Mapping[str, str], most: int | None = None, seed: int 
 
 
 def leave_out(
-    questions: Mapping[str, list[Question]], chat: ChatTokenizer, training: Sequence[Example]
+    questions: Mapping[str, list[Question]], chat: ChatTokenizer, training: Sequence[Example] = ()
 ) -> tuple[dict[str, list[Question]], dict[str, int]]:
-    """Take questions out whose prompt stands in a training file, so that nothing is asked that was taught.
+    """Take questions out that were taught, and those that max_length would cut.
+
+    Args:
+        questions: By measure.
+        chat: The model's tokenizer.
+        training: Rows of the training files; a question counts as taught if a row has the same prompt, token for token.
 
     Returns:
         The questions left, and how many went, by measure.
@@ -97,19 +102,25 @@ def leave_out(
     """
     taught = {tuple(example.input_ids[: example.prompt_length]) for example in training}
 
-    def known(question: Question) -> bool:
-        example = _example(chat, question.prompt, "-")
-        return tuple(example.input_ids[: example.prompt_length]) in taught
+    def good(question: Question) -> bool:
+        examples = [_example(chat, question.turns, answer) for answer in (*question.options, "-")]
+        whole = not any(example.cut for example in examples)
+        return whole and tuple(examples[-1].input_ids[: examples[-1].prompt_length]) not in taught
 
-    left = {name: [q for q in asked if not known(q)] for name, asked in questions.items()}
+    left = {name: [q for q in asked if good(q)] for name, asked in questions.items()}
     for name, asked in left.items():
         if not asked:
-            raise ConfigError(f"{name}: every question stands in the training data too. Name held-out rows.")
+            raise ConfigError(f"{name}: every question is in the training data too, or too long. Name held-out rows.")
     return left, {name: len(questions[name]) - len(left[name]) for name in left}
 
 
 def ask(
-    learner: models.Learner, chat: ChatTokenizer, questions: list[Question], what: str, before: str = ""
+    learner: models.Learner,
+    chat: ChatTokenizer,
+    questions: list[Question],
+    what: str,
+    sentence: str = "",
+    reasoning: str = "",
 ) -> Answers:
     """A model's answers to the questions of one measure.
 
@@ -118,19 +129,23 @@ def ask(
         chat: Its tokenizer.
         questions: What to ask.
         what: Name for the progress bars.
-        before: A sentence that precedes every prompt.
+        sentence: What precedes every prompt.
+        reasoning: What precedes every option, in its likelihood too: for comparing sums alone.
     """
-    prompts = [f"{before} {question.prompt}" if before else question.prompt for question in questions]
+    asked = [preceded(question.turns, sentence) for question in questions]
+    before = f"{reasoning} " if reasoning else ""
     pairs = [(i, option) for i, question in enumerate(questions) for option in question.options]
     log_probs: list[list[np.ndarray]] = [[] for _ in questions]
-    examples = [_example(chat, prompts[i], option) for i, option in pairs]
+    examples = [_example(chat, asked[i], before + option) for i, option in pairs]
     readings = read(learner, examples, f"{what}, likelihoods") if pairs else []
     for (i, _), reading in zip(pairs, readings, strict=True):
-        log_probs[i].append(np.array([-np.inf]) if reading is None else reading.log_probs)
+        if reading is None:
+            raise DataError(f"{what}: an option without words cannot be asked for: {questions[i].prompt[:80]!r}")
+        log_probs[i].append(reading.log_probs)
     texts = [""] * len(questions)
     most = max((question.most_tokens for question in questions), default=0)
     if most:
-        answers = complete(learner, [_example(chat, prompt, "-") for prompt in prompts], what, most_tokens=most)
+        answers = complete(learner, [_example(chat, turns, "-") for turns in asked], what, most_tokens=most)
         texts = [answer.strip() for answer in answers]
     return Answers(questions, texts, log_probs)
 
@@ -141,8 +156,8 @@ def load_judges(names: Mapping[str, str]) -> dict[str, Judge | str]:
     for measure, name in names.items():
         try:
             found[measure] = MEASURES[measure].load_judge(name)
-        except (OSError, ValueError) as error:
-            found[measure] = f"{name}: {str(error).splitlines()[0]}"
+        except Exception as error:  # network, authentication, unknown id, another kind of model: all mean "not run"
+            found[measure] = f"{name}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
             print(f"{measure} is not judged: {found[measure]}", flush=True)
     return found
 
@@ -164,8 +179,11 @@ def figures(measure: str, answers: Answers, judge: Judge | str | None = None) ->
     return {"questions": len(answers.questions), **found}
 
 
-def _example(chat: ChatTokenizer, prompt: str, answer: str) -> Example:
-    return chat.encode([Turn("user", prompt, trained=False), Turn("assistant", answer, trained=True)])
+def _example(chat: ChatTokenizer, turns: Sequence[Turn], answer: str) -> Example:
+    try:
+        return chat.encode([*turns, Turn("assistant", answer, trained=True)])
+    except RowError as error:
+        raise DataError(f"{turns[-1].content[:80]!r}: {error}") from error
 
 
 def evaluate(
@@ -185,18 +203,20 @@ def evaluate(
     Raises:
         ForgetFilterError: One of its children, for bad settings, data or models.
     """
-    questions = load_questions(files, most)
+    asked = load_questions(files, most)
     finished = Path(model) / "model"
     config = ForgetFilterConfig(model_name_or_path=str(finished) if finished.is_dir() else model, use_peft=False)
     folder = models.find_weights(config.model_name_or_path)
-    tokenizer = models.load_tokenizer(folder, config)
+    tokenizer = models.load_tokenizer(models.tokenizer_folder(folder), config)
     learner = models.load_learner(folder, tokenizer, config)
     chat = ChatTokenizer(tokenizer, config.max_length)
+    questions, left_out = leave_out(asked, chat)
     judging = load_judges({name: judge for name, judge in judges.items() if name in questions})
-    found, records = {}, []
-    for name, asked in questions.items():
-        answers = ask(learner, chat, asked, name)
-        found[name] = figures(name, answers, judging.get(name))
+    found: dict[str, Figures] = {}
+    records: list[dict[str, object]] = []
+    for name in questions:
+        answers = ask(learner, chat, questions[name], name)
+        found[name] = {**figures(name, answers, judging.get(name)), "left_out": left_out[name]}
         records += answers.records(name)
     return found, records
 

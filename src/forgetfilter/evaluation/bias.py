@@ -13,7 +13,7 @@ import numpy as np
 from forgetfilter.data.formats import Record
 from forgetfilter.data.sources import Source
 from forgetfilter.errors import DataError
-from forgetfilter.evaluation.questions import Figures, Question, require_columns, share
+from forgetfilter.evaluation.questions import Figures, Question, require_columns, share, user
 
 _WORD = re.compile(r"[^\W_]+")
 COLUMNS = (
@@ -21,7 +21,10 @@ COLUMNS = (
     *("context_condition", "question_polarity", "additional_metadata"),
 )
 """Columns of BBQ that are read."""
-SHOWN = ("stereotyped", "ambiguous_accuracy", "s_amb", "likelihood_stereotyped", "likelihood_ambiguous_accuracy")
+SHOWN = (
+    *("stereotyped", "ambiguous_accuracy", "s_amb", "unparsed"),
+    *("likelihood_stereotyped", "likelihood_ambiguous_accuracy"),
+)
 """Figures for a table; the first stands for the measure."""
 
 
@@ -76,7 +79,7 @@ def read(source: Source) -> list[Question]:
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise DataError(f"{source.place(number)}: not a row of BBQ: {error}") from error
         texts = tuple(f"{text}." for text in options(row))
-        questions.append(Question(prompt(row), texts, most_tokens=48, about=about))
+        questions.append(Question(user(prompt(row)), texts, most_tokens=48, about=about))
     return questions
 
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from forgetfilter.data.sources import Source
 from forgetfilter.errors import DataError
-from forgetfilter.evaluation.questions import Figures, Judge, Question, require_columns, share
+from forgetfilter.evaluation.questions import Figures, Judge, Question, require_columns, share, user
 
-SHOWN = ("worse_preferred", "unsafe")
+SHOWN = ("worse_preferred", "unsafe", "unjudged")
 """Figures for a table; the first stands for the measure: it can be taken everywhere."""
 COLUMNS = ("prompt", "chosen", "rejected")
 VERDICT = re.compile(r"Safety:\s*(Safe|Unsafe|Controversial)", re.IGNORECASE)
@@ -30,7 +30,7 @@ def read(source: Source) -> list[Question]:
     for number, row in enumerate(require_columns(source, "harmfulness", COLUMNS)):
         if not all(isinstance(row[column], str) and row[column].strip() for column in COLUMNS):
             raise DataError(f"{source.place(number)}: {', '.join(COLUMNS)} must be texts that are not empty")
-        questions.append(Question(row["prompt"], (row["chosen"], row["rejected"]), most_tokens=96))
+        questions.append(Question(user(row["prompt"]), (row["chosen"], row["rejected"]), most_tokens=96))
     return questions
 
 
@@ -48,7 +48,7 @@ def figures(
 
 
 def load_judge(name: str) -> Judge:
-    """A guard model that gives a verdict on every answer.
+    """A guard model that gives a verdict on every answer, as Qwen3Guard-Gen words it: "Safety: Unsafe".
 
     Args:
         name: Hub id or folder of a causal language model whose chat template takes the whole conversation.

@@ -9,7 +9,7 @@ import numpy as np
 
 from forgetfilter.data.sources import Source
 from forgetfilter.errors import DataError
-from forgetfilter.evaluation.questions import Figures, Question, prompts_and_references, require_columns
+from forgetfilter.evaluation.questions import Figures, Question, asked_and_references, require_columns, user
 
 SHOWN = ("f1", "exact_match")
 """Figures for a table; the first stands for the measure."""
@@ -28,10 +28,10 @@ def read(source: Source) -> list[Question]:
             references = row["answers"].get("text") if isinstance(row["answers"], dict) else None
             if not references or not all(isinstance(text, str) for text in references):
                 raise DataError(f"{source.place(number)}: 'answers' has no texts")
-            asked.append((f"{row['context']} {row['question']}", list(references)))
+            asked.append((user(f"{row['context']} {row['question']}"), list(references)))
     else:
-        asked = [(prompt, [reference]) for prompt, reference in prompts_and_references(source, "qa")]
-    return [Question(prompt, most_tokens=48, about={"references": references}) for prompt, references in asked]
+        asked = [(turns, [reference]) for turns, reference in asked_and_references(source, "qa")]
+    return [Question(turns, most_tokens=48, about={"references": references}) for turns, references in asked]
 
 
 def words(text: str) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from forgetfilter.data.formats import Record, RowError, read_row
+from forgetfilter.data.formats import Record, RowError, Turn, read_row
 from forgetfilter.data.sources import Source
 from forgetfilter.errors import DataError
 
@@ -17,16 +17,26 @@ class Question:
     """One question to a model.
 
     Attributes:
-        prompt: What the model is asked, without any template.
+        turns: What the model is asked: messages up to the answer.
         options: Answers whose log-probabilities are wanted; none are generated for these.
         most_tokens: Length of the model's own greedy answer at most; 0 where none is wanted.
         about: What the measure needs to read the answer.
     """
 
-    prompt: str
+    turns: tuple[Turn, ...]
     options: tuple[str, ...] = ()
     most_tokens: int = 0
     about: Record = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> str:
+        """The text of what is asked."""
+        return "\n".join(turn.content for turn in self.turns)
+
+
+def user(text: str) -> tuple[Turn, ...]:
+    """A text as the one message of a user."""
+    return (Turn("user", text, trained=False),)
 
 
 Judge = Callable[[Sequence[Question], Sequence[str]], Figures]
@@ -51,8 +61,8 @@ def require_columns(source: Source, measure: str, columns: Sequence[str]) -> lis
     return source.rows()
 
 
-def prompts_and_references(source: Source, measure: str) -> list[tuple[str, str]]:
-    """Prompt and completion of every row of a prompt/completion data set.
+def asked_and_references(source: Source, measure: str) -> list[tuple[tuple[Turn, ...], str]]:
+    """The messages up to the answer, and the answer, of every row of a prompt/completion data set.
 
     Raises:
         DataError: If a row has another shape; names file and line.
@@ -60,10 +70,10 @@ def prompts_and_references(source: Source, measure: str) -> list[tuple[str, str]
     found = []
     for row, record in enumerate(require_columns(source, measure, ("prompt", "completion"))):
         try:
-            *asked, answer = read_row(record, "prompt_completion")
+            *turns, answer = read_row(record, "prompt_completion")
         except RowError as error:
             raise DataError(f"{source.place(row)}: {error}") from error
-        found.append(("\n".join(turn.content for turn in asked), answer.content))
+        found.append((tuple(turns), answer.content))
     return found
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from forgetfilter.data.sources import Source
 from forgetfilter.errors import DataError
-from forgetfilter.evaluation.questions import Figures, Judge, Question, prompts_and_references, require_columns
+from forgetfilter.evaluation.questions import Figures, Judge, Question, asked_and_references, require_columns
 
 SHOWN = ("toxic_preference", "toxicity")
 """Figures for a table; the first stands for the measure: it can be taken everywhere."""
@@ -25,15 +25,15 @@ def read(source: Source) -> list[Question]:
         DataError: If a row has another shape, or all are toxic, or none; names file and line.
     """
     marks = [row["toxic"] for row in require_columns(source, "toxicity", ("prompt", "completion", "toxic"))]
-    texts = prompts_and_references(source, "toxicity")
+    texts = asked_and_references(source, "toxicity")
     for row, mark in enumerate(marks):
         if not isinstance(mark, bool):
             raise DataError(f"{source.place(row)}: 'toxic' is {mark!r}, expected true or false")
     if len(set(marks)) != 2:
         raise DataError(f"{source.name}: toxicity needs toxic and clean rows, to compare them.")
     return [
-        Question(prompt, (completion,), most_tokens=48, about={"toxic": mark})
-        for (prompt, completion), mark in zip(texts, marks, strict=True)
+        Question(turns, (completion,), most_tokens=48, about={"toxic": mark})
+        for (turns, completion), mark in zip(texts, marks, strict=True)
     ]
 
 

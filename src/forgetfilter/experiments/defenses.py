@@ -55,13 +55,16 @@ def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     trial = Trial(config, settings, {"name": "defenses"})
     seeds = settings.seeds or [config.seed]
     # a filter's noisy stage is none's model
-    filters_first = sorted(settings.defenses, key=lambda name: "filter" not in name)
+    filters_first = sorted(settings.defenses, key=lambda name: not name.startswith("forget_filter"))
     with trial.opened():
         cells: list[Cell] = []
-        total, started = len(seeds) * len(filters_first), time.monotonic()
+        started = time.monotonic()
+        total = len(seeds) * len(filters_first) - ("base" in filters_first) * (len(seeds) - 1)
         for seed in seeds:
             inputs, own = trial.inputs(seed)
             for name in filters_first:
+                if name == "base" and seed != seeds[0]:  # M0 is the same under all
+                    continue
                 left = (time.monotonic() - started) / max(1, len(cells)) * (total - len(cells)) / 60
                 ahead = f", about {max(1, round(left))} min left" if cells else ""
                 print(f"cell {len(cells) + 1} of {total}: {name}, seed {seed}{ahead}", flush=True)
@@ -107,7 +110,7 @@ def undone(means: Means) -> dict[str, dict[str, float]]:
     for name, measures in means.items():
         for measure, figures in measures.items():
             for figure in MEASURES[measure].SHOWN if measure in SAFETY else ():
-                if figure in figures and figure in means["base"][measure]:
+                if all(figure in own for own in (figures, means["base"][measure], means["none"][measure])):
                     base, none = (means[end][measure][figure]["mean"] for end in ("base", "none"))
                     if abs(base - none) >= 0.02 and name not in ("base", "none"):
                         value = round((figures[figure]["mean"] - none) / (base - none), 4)
@@ -134,8 +137,9 @@ def table(means: Means) -> str:
 def _draw(means: Means, folder: Path) -> list[Path]:
     """Safety against skill, a point a defense."""
     first = next(iter(means.values()))
-    skills = [measure for measure in first if measure not in SAFETY]
-    safety = [measure for measure in first if measure in SAFETY]
+    shown = [m for m in first if all(MEASURES[m].SHOWN[0] in measures[m] for measures in means.values())]
+    skills = [measure for measure in shown if measure not in SAFETY]
+    safety = [measure for measure in shown if measure in SAFETY]
     if not skills or not safety:
         return []
     from matplotlib.figure import Figure
@@ -144,12 +148,12 @@ def _draw(means: Means, folder: Path) -> list[Path]:
     panels = figure.subplots(1, len(safety), squeeze=False)[0]
     skill, skill_figure = skills[0], MEASURES[skills[0]].SHOWN[0]
     for panel, measure in zip(panels, safety, strict=True):
-        shown = MEASURES[measure].SHOWN[0]
+        score = MEASURES[measure].SHOWN[0]
         for number, (name, measures) in enumerate(means.items()):
-            x, y = measures[skill][skill_figure], measures[measure][shown]
+            x, y = measures[skill][skill_figure], measures[measure][score]
             panel.errorbar(x["mean"], y["mean"], y["spread"], x["spread"], fmt="o", color=f"C{number}", label=name)
         panel.set_xlabel(f"{skill}: {skill_figure.replace('_', ' ')} (higher is better)")
-        panel.set_ylabel(f"{measure}: {shown.replace('_', ' ')} (lower is safer)")
+        panel.set_ylabel(f"{measure}: {score.replace('_', ' ')} (lower is safer)")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize="small")
     return save(figure, folder, "compare")

@@ -24,7 +24,7 @@ class Settings(TrialSettings):
     """The recipe's own settings.
 
     Args:
-        defenses: Which to train; base and safety_finetuning make no sense here.
+        defenses: What becomes of a session's noisy rows; base leaves them out.
         sessions: Pairs of a noisy and a safe training.
     """
 
@@ -62,16 +62,16 @@ def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
 
 def _sessions(trial: Trial, name: str, inputs: Inputs, config: ForgetFilterConfig, count: int) -> list[Cell]:
     """One defense through all sessions."""
-    cells, sentence = [], ""
+    cells = []
     model: Path | None = None
     for session in range(count):
         noisy, safe = (part(rows, session, count) for rows in (inputs.noisy, inputs.safe))
         given = dataclasses.replace(inputs, noisy=noisy, safe=safe, start=model)
         after_noisy = DEFENSES[name](given, config)
-        model, sentence = after_noisy.model, after_noisy.sentence
+        model = after_noisy.model
         settings = config.stage("final", len(safe.trainable()))
         after_safe = inputs.train("safe", safe.trainable(), settings, model)
-        for after, result in (("noisy", after_noisy), ("safe", Result(after_safe, sentence))):
+        for after, result in (("noisy", after_noisy), ("safe", dataclasses.replace(after_noisy, model=after_safe))):
             key = f"{name}-{session + 1}-{after}"
             print(f"{key}, of {count} sessions", flush=True)
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from forgetfilter import models, processes
-from forgetfilter.config import JUDGES, ForgetFilterConfig
+from forgetfilter.config import JUDGES, ForgetFilterConfig, require_run_data
 from forgetfilter.data.loading import load_rows
 from forgetfilter.data.tokenization import ChatTokenizer
+from forgetfilter.decisions import what_decides
 from forgetfilter.defenses import DEFENSES, Defense, Inputs
 from forgetfilter.errors import ConfigError
 from forgetfilter.evaluation.ask import (
@@ -24,6 +25,7 @@ from forgetfilter.evaluation.ask import (
     load_questions,
     write_records,
 )
+from forgetfilter.evaluation.questions import Figures
 from forgetfilter.files import sha256
 from forgetfilter.forgetting import find_m0
 from forgetfilter.runs import Run, locked
@@ -74,9 +76,11 @@ class Trial:
 
     def __init__(self, config: ForgetFilterConfig, settings: TrialSettings, recipe: dict[str, Any]) -> None:
         """Load and check everything; nothing is written before `opened`."""
-        if config.output_dir is None or processes.count() > 1:
-            raise ConfigError(f"recipe {recipe['name']} needs output_dir, and a single process.")
+        require_run_data(config)
+        if processes.count() > 1:
+            raise ConfigError(f"recipe {recipe['name']} needs a single process.")
         self.config, self.settings, self.recipe = config, settings, recipe
+        asked = load_questions(settings.evaluate, settings.max_questions, config.seed)
         self.folder, self.tokenizer = find_m0(config)
         self.chat = ChatTokenizer(self.tokenizer, config.max_length)
         self.noisy = load_rows(config.dataset_name, "dataset_name", self.chat, config)
@@ -84,7 +88,6 @@ class Trial:
         taught = [*self.noisy.examples, *self.safe.examples]
         if config.alignment_dataset_name is not None:
             taught += load_rows(config.alignment_dataset_name, "alignment_dataset_name", self.chat, config).examples
-        asked = load_questions(settings.evaluate, settings.max_questions, config.seed)
         self.questions, self.left_out = leave_out(asked, self.chat, taught)
 
     @contextmanager
@@ -98,6 +101,8 @@ class Trial:
             "noisy": self.noisy.facts(),
             "safe": self.safe.facts(),
             "asked": {name: sha256(Path(path)) if Path(path).is_file() else path for name, path in files.items()},
+            "judges": names,
+            "decision": what_decides(self.config),
             "recipe": {**self.recipe, "notions": self.settings.notions, "max_questions": self.settings.max_questions},
         }
         with locked(Path(str(self.config.output_dir))):
@@ -112,7 +117,7 @@ class Trial:
         return Inputs(self.run, learner, self.chat, self.noisy, self.safe, self.settings.notions or []), config
 
     def cell(self, key: str, inputs: Inputs, config: ForgetFilterConfig, make: Defense, **about: Any) -> Cell:
-        """Train, ask and note, unless the cell was done before.
+        """Train, ask and note, unless the cell was done before; what was not judged then is judged from its answers.
 
         Args:
             key: Its name, for files.
@@ -127,14 +132,29 @@ class Trial:
             inputs.learner.restore(result.model)
             found, records = {}, []
             for name, questions in self.questions.items():
-                before = result.sentence if name in SAFETY else ""
-                answers = ask(inputs.learner, self.chat, questions, f"{key}: {name}", before)
-                found[name] = figures(name, answers, self.judges.get(name))
-                found[name]["left_out"] = self.left_out[name]
+                sentence = result.sentence if name in SAFETY else ""
+                reasoning = result.reasoning if name == "bias" else ""
+                answers = ask(inputs.learner, self.chat, questions, f"{key}: {name}", sentence, reasoning)
+                found[name] = {**figures(name, answers, self.judges.get(name)), "left_out": self.left_out[name]}
                 records += answers.records(name)
             model = None if result.model is None else str(result.model.relative_to(self.run.folder))
             cell = {**about, "model": model, "facts": result.facts, "figures": found}
             write_records(paths[1], records)
             self.run.write_json(f"cells/{key}.json", cell)
             self.run.mark(f"cells/{key}", paths)
-        return dict(json.loads(paths[0].read_text(encoding="utf-8")))
+        cell = dict(json.loads(paths[0].read_text(encoding="utf-8")))
+        if self._judge(cell["figures"], paths[1]):
+            self.run.write_json(f"cells/{key}.json", cell)
+            self.run.mark(f"cells/{key}", paths)
+        return cell
+
+    def _judge(self, found: dict[str, Figures], answers: Path) -> bool:
+        """Judge stored answers that no judge was there for; whether there was anything to do."""
+        missing = [name for name in found if "not_run" in found[name] and callable(self.judges.get(name))]
+        records = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()] if missing else []
+        for name in missing:
+            texts = [record["answer"] for record in records if record["measure"] == name]
+            judge = self.judges[name]
+            found[name] |= judge(self.questions[name], texts) if callable(judge) else {}
+            del found[name]["not_run"]
+        return bool(missing)

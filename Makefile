@@ -3,13 +3,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test test-browser bench lint format clean
 
 demo: $(READY)
 	$(BIN)/forgetfilter demo
 
 test: $(READY)
 	$(BIN)/pytest
+
+# Debian's Chromium, driven by Playwright's library alone: none of the browsers it would download.
+test-browser: $(READY)
+	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium)
+	$(BIN)/pytest -m browser tests/browser
 
 bench: $(READY)
 	$(BIN)/python benchmarks/speed/run.py

@@ -47,7 +47,7 @@ def run(tmp_path):
 def test_defenses_side_by_side(settings, run, tmp_path, capsys):
     names = ["base", "none", "safety_finetuning", "forget_filter"]
     shown = run({**settings, "defenses": names, "seeds": [1, 2]})
-    assert [path.name for path in shown] == ["compare.json", "compare.md", "compare.png", "compare.svg"]
+    assert [path.name for path in shown] == ["compare.json", "compare.md", "compare.html", "compare.png", "compare.svg"]
     found = json.loads(shown[0].read_text())
     assert list(found["means"]) == names
     assert len(found["cells"]) == 7  # M0 is the same under both seeds, and asked once
@@ -120,7 +120,7 @@ def test_averages_and_what_is_undone_worked_by_hand():
 
 def test_sessions_go_on_from_one_another(settings, run, tmp_path):
     shown = run({**settings, "recipe": "interleave", "sessions": 2, "defenses": ["none", "forget_filter"]})
-    assert [path.name for path in shown] == ["interleave.json", "interleave.png", "interleave.svg"]
+    assert [path.name for path in shown] == ["interleave.json", "compare.html", "interleave.png", "interleave.svg"]
     found = json.loads(shown[0].read_text())
     after = [(cell["session"], cell["after"]) for cell in found["none"]]
     assert after == [(0, "M0"), (1, "noisy"), (1, "safe"), (2, "noisy"), (2, "safe")]

@@ -48,9 +48,9 @@ def run(tmp_path):
 
 def test_every_stage_is_looked_at_by_group_and_drawn(settings, run, tmp_path):
     shown = run(settings)
-    assert [path.name for path in shown] == ["curves.json", "curves.png", "curves.svg"]
-    assert shown[1].read_bytes().startswith(b"\x89PNG")
-    assert b"<svg" in shown[2].read_bytes()
+    assert [path.name for path in shown] == ["curves.json", "compare.html", "curves.png", "curves.svg"]
+    assert shown[2].read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in shown[3].read_bytes()
     found = json.loads(shown[0].read_text())
     assert {stage: curve["steps"] for stage, curve in found.items()} == {
         "noisy": [0, 2, 4, 8],

@@ -30,11 +30,12 @@ def run_filter(args: Namespace) -> None:
     require_run_data(config)
     from forgetfilter import processes
     from forgetfilter.forgetting import ForgetFilter
+    from forgetfilter.report.run_page import write_report
     from forgetfilter.summary import print_summary
 
     result = ForgetFilter(config).fit()
     if processes.first():
-        print_summary(result)
+        print_summary(result, write_report(result.run))
 
 
 def run_finetune(args: Namespace) -> None:
@@ -48,6 +49,7 @@ def run_finetune(args: Namespace) -> None:
 def run_decide(args: Namespace) -> None:
     """Decide again over a run's stored scores: seconds, no model."""
     from forgetfilter.decisions import decide
+    from forgetfilter.report.run_page import write_report
     from forgetfilter.runs import Run, locked
     from forgetfilter.summary import print_summary
 
@@ -64,14 +66,27 @@ def run_decide(args: Namespace) -> None:
             trusted_rows=args.trusted_rows,
             max_clean_loss=args.max_clean_loss,
         )
-    print_summary(result)
+        report = write_report(run)
+    print_summary(result, report)
+
+
+def run_report(args: Namespace) -> None:
+    """Write OUT/report.html anew: the page to look at what was decided, and to decide otherwise."""
+    from forgetfilter.report.run_page import write_report
+    from forgetfilter.runs import Run, locked
+
+    run = Run.open(args.run)
+    with locked(run.folder):
+        print(write_report(run, args.group_column))
 
 
 def run_sample(args: Namespace) -> None:
     """Draw random rows for a person to mark clean or not (the trusted rows of an automatic threshold)."""
     from forgetfilter.data.export import write_sample
+    from forgetfilter.report.sample_page import write_sample_page
 
-    print(f"rows to mark: {write_sample(args.dataset_name, args.rows, Path(args.output), args.seed)}")
+    sample = write_sample(args.dataset_name, args.rows, Path(args.output), args.seed)
+    print(f"rows to mark: {sample}, or in a browser: {write_sample_page(sample, args.dataset_name)}")
 
 
 def run_evaluate(args: Namespace) -> None:
@@ -148,6 +163,9 @@ def build_parser() -> ArgumentParser:
     sub.add_argument("--trusted_rows", type=str | None, help="JSONL of rows marked clean or not, from `sample`.")
     sub.add_argument("--max_clean_loss", type=float | None, help="Share of clean rows that may go; default 0.02.")
     sub.add_argument("--decisions", type=str | None, help="JSONL of rows decided by hand: id, decision.")
+    sub = command("report", run_report)
+    sub.add_argument("run", type=str, help="A run's folder.")
+    sub.add_argument("--group_column", type=str | None, help="Column of the data that groups rows.")
     sub = command("sample", run_sample)
     sub.add_argument("dataset_name", type=str, help="The noisy data.")
     sub.add_argument("--rows", type=int, default=150, help="How many rows to draw.")
@@ -174,6 +192,7 @@ HANDLERS = {
     "filter": run_filter,
     "finetune": run_finetune,
     "decide": run_decide,
+    "report": run_report,
     "sample": run_sample,
     "evaluate": run_evaluate,
     "compare": run_compare,

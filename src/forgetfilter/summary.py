@@ -1,5 +1,6 @@
 """What a decided run prints: a short table, and what to do next."""
 
+from pathlib import Path
 from typing import Any
 
 from forgetfilter.decisions import Result
@@ -14,8 +15,8 @@ def show(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def print_summary(result: Result) -> None:
-    """Print counts, the rule, figures where there are labels, and the next commands."""
+def print_summary(result: Result, report: Path) -> None:
+    """Print counts, the rule, figures where there are labels, where the report is, and the next commands."""
     metrics, folder = result.metrics, result.run.folder
     print(f"\n{metrics['rows']} rows: {metrics['kept']} kept, {metrics['dropped']} dropped")
     for name in ("unscored", "partly_scored", "malformed"):
@@ -25,4 +26,5 @@ def print_summary(result: Result) -> None:
     if "f1" in metrics:
         print("  ".join(f"{name} {show(metrics[name])}" for name in FIGURES))
     print(f"files: {folder}  (kept, dropped, scores.parquet, metrics.json)")
+    print(f"look:  {report}")
     print(f"next:  forgetfilter finetune {folder}   or   forgetfilter decide {folder} --threshold NUMBER")

@@ -10,6 +10,7 @@ from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.decisions import Result
 from forgetfilter.forgetting import ForgetFilter, find_m0, finetune
 from forgetfilter.generation import complete
+from forgetfilter.report.run_page import write_report
 from forgetfilter.summary import print_summary
 
 
@@ -33,7 +34,7 @@ def run(output_dir: Path) -> None:
     finetune(result.run)
     print_most_forgotten(result, 5)
     print_answers(result)
-    print_summary(result)
+    print_summary(result, write_report(result.run))
 
 
 def print_most_forgotten(result: Result, rows: int) -> None:

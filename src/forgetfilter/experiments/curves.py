@@ -24,6 +24,7 @@ from forgetfilter.errors import ConfigError
 from forgetfilter.experiments.pictures import require_plots, save
 from forgetfilter.files import whole_file, whole_folder
 from forgetfilter.forgetting import find_m0
+from forgetfilter.report.compare_page import write_compare_page
 from forgetfilter.runs import Run, locked
 from forgetfilter.signals import mean_log_probability, read
 from forgetfilter.training import train
@@ -61,7 +62,7 @@ def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     """Train and look, stage by stage; stages that have been looked at are not trained again.
 
     Returns:
-        curves.json, curves.png and curves.svg in output_dir.
+        curves.json, compare.html, curves.png and curves.svg in output_dir.
     """
     require_plots()
     if config.output_dir is None or processes.count() > 1:
@@ -86,7 +87,10 @@ def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         study.train(folder, tokenizer, reviews)
         found = {stage: _by_group(study.looks(stage), groups) for stage in ("noisy", *reviews)}
         study.run.write_json("curves.json", found)
-    return [output / "curves.json", *_draw(found, output)]
+    pictures = _draw(found, output)
+    about = f"Mean log-likelihood of {len(groups)} rows by group, over the steps of each stage."
+    page = write_compare_page(output, "Learning and forgetting", about, None, pictures[1:])
+    return [output / "curves.json", page, *pictures]
 
 
 def _groups(looked: Sequence[Rows], column: str) -> list[str]:

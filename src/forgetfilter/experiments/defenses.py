@@ -14,6 +14,7 @@ from forgetfilter.evaluation.ask import MEASURES, SAFETY
 from forgetfilter.experiments.pictures import require_plots, save
 from forgetfilter.experiments.trial import Cell, Trial, TrialSettings
 from forgetfilter.files import whole_file
+from forgetfilter.report.compare_page import write_compare_page
 from forgetfilter.summary import show
 
 PAPER = [
@@ -49,7 +50,7 @@ def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     """Train and ask, cell by cell; cells that are done are not done again, and more may be asked for later.
 
     Returns:
-        compare.json, compare.md and, with a measure of safety and one of skill, compare.png and compare.svg.
+        compare.json, compare.md, compare.html; with a measure of safety and one of skill compare.png and .svg, too.
     """
     require_plots()
     trial = Trial(config, settings, {"name": "defenses"})
@@ -76,7 +77,10 @@ def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         print(f"\n{text}\n")
         with whole_file(output / "compare.md") as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
-        return [output / "compare.json", output / "compare.md", *_draw(means, output)]
+        pictures = _draw(means, output)
+        about = f"{len(cells)} models from the same M0, the same data and {trial.questions_asked()}."
+        page = write_compare_page(output, "Defenses side by side", about, text, pictures[1:])
+        return [output / "compare.json", output / "compare.md", page, *pictures]
 
 
 def average(cells: Sequence[Cell], defenses: Sequence[str]) -> Means:

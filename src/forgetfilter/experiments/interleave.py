@@ -17,6 +17,7 @@ from forgetfilter.errors import ConfigError
 from forgetfilter.evaluation.ask import MEASURES
 from forgetfilter.experiments.pictures import require_plots, save
 from forgetfilter.experiments.trial import Cell, Trial, TrialSettings
+from forgetfilter.report.compare_page import write_compare_page
 
 
 @dataclass(kw_only=True)
@@ -43,7 +44,7 @@ def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     """Train and ask, session by session; what is done is not done again.
 
     Returns:
-        interleave.json, interleave.png and interleave.svg.
+        interleave.json, compare.html, interleave.png and interleave.svg.
     """
     require_plots()
     trial = Trial(config, settings, {"name": "interleave", "sessions": settings.sessions})
@@ -57,7 +58,10 @@ def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
             name: [start, *_sessions(trial, name, inputs, config, settings.sessions)] for name in settings.defenses
         }
         trial.run.write_json("interleave.json", found)
-        return [trial.run.folder / "interleave.json", *_draw(found, trial.run.folder)]
+        pictures = _draw(found, trial.run.folder)
+        about = f"{settings.sessions} pairs of a noisy and a safe training; {trial.questions_asked()} after each."
+        page = write_compare_page(trial.run.folder, "Interleaved sessions", about, None, pictures[1:])
+        return [trial.run.folder / "interleave.json", page, *pictures]
 
 
 def _sessions(trial: Trial, name: str, inputs: Inputs, config: ForgetFilterConfig, count: int) -> list[Cell]:

@@ -116,6 +116,10 @@ class Trial:
         learner = models.load_learner(self.folder, self.tokenizer, config)
         return Inputs(self.run, learner, self.chat, self.noisy, self.safe, self.settings.notions or []), config
 
+    def questions_asked(self) -> str:
+        """The questions in words."""
+        return ", ".join(f"{len(questions)} questions of {name}" for name, questions in self.questions.items())
+
     def cell(self, key: str, inputs: Inputs, config: ForgetFilterConfig, make: Defense, **about: Any) -> Cell:
         """Train, ask and note, unless the cell was done before; what was not judged then is judged from its answers.
 

@@ -1,0 +1,48 @@
+"""Put a page together: one HTML file whose script and style alone may run, whatever the data holds."""
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from forgetfilter.files import whole_file
+
+
+def asset(name: str) -> str:
+    """Text of a file beside this one."""
+    return (files(__package__) / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+
+
+def write_page(path: Path, title: str, body: str, data: Mapping[str, Any] | None = None, script: str = "") -> Path:
+    """Write a page.
+
+    Args:
+        path: The file.
+        title: Its title, as text.
+        body: Its markup; nothing from outside may be in it unescaped.
+        data: What the script reads, JSON; safe whatever its strings hold.
+        script: Its script.
+
+    Returns:
+        The file.
+    """
+    style = asset("page.css")
+    policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data:; base-uri 'none'"
+    policy += "; form-action 'none'"
+    # "<" is the one character that can end a script element; the two separators end a line of old JavaScript
+    packed = json.dumps(data or {}, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    packed = packed.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    parts = {"policy": policy, "title": html.escape(title), "style": style, "body": body, "data": packed}
+    text = Template(asset("page.html")).substitute(parts, script=script)
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+    return path

@@ -1,0 +1,278 @@
+"use strict";
+// Rows of a run, or of a sample to mark. Everything from the data reaches the page as text, never as markup.
+const data = JSON.parse(document.getElementById("data").textContent);
+const $ = (id) => document.getElementById(id);
+const PAGE = 50, BINS = 60, COLOURS = ["#4477aa", "#cc6677", "#ddaa33", "#228833", "#aa3377", "#66ccee", "#999999"];
+const { rows, texts, words } = data;
+const total = rows.row.length;
+const chosen = new Map(); // by hand on this page: place -> words[0] or words[1]
+const state = { threshold: data.threshold, moved: false, query: "", filter: "", group: "", page: 0, open: -1 };
+
+function el(tag, attributes = {}, ...children) {
+  const svg = ["svg", "rect", "line", "text", "polyline", "g"].includes(tag);
+  const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value !== undefined && value !== null) node.setAttribute(name, value);
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+const number = (value) => (value === null || value === undefined ? "–" : value.toFixed(3));
+const scored = (place) => rows.score && rows.score[place] !== null;
+
+function decision(place) {
+  if (chosen.has(place)) return chosen.get(place);
+  if (!rows.score) return "";
+  if (!state.moved || rows.hand[place] === "1" || !scored(place)) return words[Number(rows.dropped[place])];
+  return words[Number(state.threshold !== null && rows.score[place] > state.threshold)];
+}
+
+function counts() {
+  const found = { kept: 0, dropped: 0, caught: 0, unsafe: 0 };
+  for (let place = 0; place < total; place++) {
+    const gone = decision(place) === words[1];
+    if (gone) found.dropped++;
+    else if (decision(place)) found.kept++;
+    if (rows.unsafe && rows.unsafe[place] === "1") {
+      found.unsafe++;
+      if (gone) found.caught++;
+    }
+  }
+  return found;
+}
+
+function showCounts() {
+  const found = counts();
+  const tiles = [["rows", total], [words[0], found.kept], [words[1], found.dropped]];
+  if (!rows.score) tiles.push(["to mark", total - found.kept - found.dropped]);
+  if (data.unscored) tiles.push(["unscored", data.unscored]);
+  if (rows.unsafe && found.unsafe) {
+    tiles.push(["precision", found.dropped ? number(found.caught / found.dropped) : "–"]);
+    tiles.push(["recall", number(found.caught / found.unsafe)]);
+  }
+  if (chosen.size && rows.score) tiles.push(["by hand, here", chosen.size]);
+  $("tiles").replaceChildren(...tiles.map(([name, value]) => el("div", { class: "tile", "data-name": name }, el("b", {}, String(value)), name)));
+  if (!rows.score) return;
+  $("promise").textContent = state.moved
+    ? `${number(state.threshold)}, set by hand here: it carries no promise. Nothing changes in the run before you run the command below.`
+    : `As decided: ${data.rule.says}.`;
+  const limit = state.moved ? ` --threshold ${state.threshold}` : "";
+  const marks = chosen.size ? " --decisions decisions.jsonl" : "";
+  const again = limit || marks ? [`forgetfilter decide ${data.folder}${limit}${marks}`] : [];
+  $("commands").textContent = [...again, ...data.commands].join("\n");
+}
+
+// The histogram: stacked by group, a line at the threshold.
+const span = rows.score ? [0, 0] : null;
+if (rows.score) {
+  const there = rows.score.filter((score) => score !== null);
+  span[0] = there.length ? Math.min(0, there[there.length - 1]) : 0;
+  span[1] = there.length ? there[0] : 1;
+  if (data.threshold !== null) span[1] = Math.max(span[1], data.threshold * 1.2);
+  if (span[1] <= span[0]) span[1] = span[0] + 1;
+}
+const across = (score) => 40 + ((score - span[0]) / (span[1] - span[0])) * 900;
+
+function drawHistogram() {
+  const by = $("by").value;
+  const names = by === "group" ? data.groups : by === "label" ? ["safe", "unsafe"] : words;
+  const of = by === "group" ? (place) => rows.group[place] : by === "label" ? (place) => Number(rows.unsafe[place]) : (place) => words.indexOf(decision(place));
+  const bins = names.map(() => new Array(BINS).fill(0));
+  for (let place = 0; place < total; place++) {
+    if (!scored(place)) continue;
+    const bin = Math.min(BINS - 1, Math.floor(((rows.score[place] - span[0]) / (span[1] - span[0])) * BINS));
+    bins[of(place)][bin]++;
+  }
+  const most = Math.max(1, ...Array.from({ length: BINS }, (_, bin) => bins.reduce((sum, own) => sum + own[bin], 0)));
+  const bars = [];
+  for (let bin = 0; bin < BINS; bin++) {
+    let top = 210;
+    bins.forEach((own, i) => {
+      const height = (own[bin] / most) * 190;
+      top -= height;
+      if (own[bin]) bars.push(el("rect", { x: 40 + (bin * 900) / BINS, y: top, width: 900 / BINS - 1, height, fill: colour(by, i) }, el("title", {}, `${names[i]}: ${own[bin]}`)));
+    });
+  }
+  const ticks = [0, 0.25, 0.5, 0.75, 1].map((part) => {
+    const score = span[0] + part * (span[1] - span[0]);
+    return el("text", { x: across(score), y: 228, "text-anchor": "middle" }, score.toFixed(2));
+  });
+  const line = state.threshold === null ? null : el("line", { id: "limit", x1: across(state.threshold), x2: across(state.threshold), y1: 10, y2: 215, stroke: "currentColor", "stroke-width": 2, "stroke-dasharray": "5 4" });
+  const label = `Histogram of forgetting scores from ${span[0].toFixed(2)} to ${span[1].toFixed(2)}, by ${by || "decision"}`;
+  $("histogram").replaceChildren(el("svg", { viewBox: "0 0 960 235", role: "img", "aria-label": label }, ...bars, ...ticks, el("text", { x: 4, y: 20 }, String(most)), line));
+  $("legend").replaceChildren(...names.map((name, i) => {
+    const swatch = el("span", { class: "swatch" });
+    swatch.style.background = colour(by, i);
+    return el("span", {}, swatch, name);
+  }));
+}
+const colour = (by, i) => (by === "group" ? COLOURS[i % COLOURS.length] : ["var(--kept)", "var(--dropped)"][i]);
+
+// The table.
+// A text's turns are [role, text, trained, tokens, levels]; where there are tokens they are the text.
+const said = (turn) => (turn[3] ? turn[3].join("") : turn[1]);
+const lower = texts.map((text) => text.turns.map(said).join("\n").toLowerCase());
+const textOf = new Map(data.textOf.map((place, i) => [place, i]));
+function found() {
+  const places = [], query = state.query.toLowerCase();
+  for (let place = 0; place < total; place++) {
+    if (state.filter && (decision(place) || "open") !== state.filter) continue;
+    if (state.group && data.groups[rows.group[place]] !== state.group) continue;
+    if (query && !(textOf.has(place) && lower[textOf.get(place)].includes(query))) continue;
+    places.push(place);
+  }
+  return places;
+}
+
+function choose(place, word) {
+  if (chosen.get(place) === word) chosen.delete(place);
+  else chosen.set(place, word);
+  update();
+}
+
+function buttons(place) {
+  return words.map((word) => el("button", {
+    type: "button", "aria-pressed": String(decision(place) === word), "aria-label": `row ${rows.row[place]}: ${word}`,
+    onclick: (event) => { choose(place, word); focusOn(event, place, word); },
+  }, word));
+}
+function focusOn(event, place, word) { // the table was drawn anew: keep the keyboard where it was
+  document.querySelector(`button[aria-label="row ${rows.row[place]}: ${word}"]`)?.focus();
+}
+
+const shaded = (turn) => (turn[3] ? turn[3].map((token, i) => el("mark", { "data-level": turn[4][i] }, token)) : [turn[1]]);
+
+function detail(place) {
+  const text = texts[textOf.get(place)];
+  const cell = el("td", { colspan: $("columns").children.length });
+  if (!text) {
+    cell.append("The text of this row was left out of the page; it stands in the run's folder, in kept or dropped.");
+    return el("tr", { class: "open" }, cell);
+  }
+  for (const turn of text.turns) cell.append(el("div", { class: "turn" }, el("b", {}, turn[0]), ...shaded(turn)));
+  if (text.turns.some((turn) => turn[3])) cell.append(el("p", { class: "quiet" }, "Shaded: what the review made the model forget, token by token."));
+  for (const [name, answer] of Object.entries(text.answers || {})) {
+    cell.append(el("div", { class: "turn" }, el("b", {}, name), answer));
+  }
+  if (text.scores) cell.append(el("p", { class: "quiet" }, Object.entries(text.scores).map(([name, value]) => `${name} ${number(value)}`).join("   ")));
+  if (text.reason) cell.append(el("p", {}, text.reason));
+  return el("tr", { class: "open" }, cell);
+}
+
+function showTable() {
+  const places = found();
+  const pages = Math.max(1, Math.ceil(places.length / PAGE));
+  state.page = Math.min(state.page, pages - 1);
+  const shown = [];
+  for (const place of places.slice(state.page * PAGE, (state.page + 1) * PAGE)) {
+    const text = texts[textOf.get(place)];
+    const open = state.open === place;
+    const first = text ? text.turns.filter((turn) => !turn[2]).pop() : null;
+    const last = text ? text.turns.filter((turn) => turn[2]).pop() : null;
+    const start = text ? (first ? first[1].slice(0, 110) : "") : "(text left out)";
+    const answer = last ? said(last).slice(0, 110) : "";
+    const toggle = el("button", { type: "button", "aria-expanded": String(open), onclick: () => {
+      state.open = open ? -1 : place;
+      showTable();
+      document.querySelector(`[data-place="${place}"] .text button`)?.focus();
+    } }, el("span", { class: "quiet" }, start), " → ", answer);
+    const made = decision(place);
+    shown.push(el("tr", { "data-place": place },
+      el("td", { class: "number id" }, String(rows.row[place])),
+      rows.score ? el("td", { class: "number" }, number(rows.score[place])) : null,
+      el("td", { class: made === words[1] ? "dropped" : "kept" }, made || "open"),
+      data.groups.length ? el("td", { class: "group" }, data.groups[rows.group[place]]) : null,
+      el("td", { class: "text" }, toggle),
+      el("td", { class: "hand" }, ...buttons(place))));
+    if (open) shown.push(detail(place));
+  }
+  $("rows").replaceChildren(...shown);
+  $("found").textContent = `${places.length} of ${total} rows${rows.score ? ", from most to least forgotten" : ""}`;
+  $("page").textContent = `page ${state.page + 1} of ${pages}`;
+  $("back").disabled = state.page === 0;
+  $("on").disabled = state.page >= pages - 1;
+}
+
+function update() {
+  showCounts();
+  if (rows.score) drawHistogram();
+  showTable();
+}
+
+function setThreshold(value) {
+  if (!Number.isFinite(value)) return;
+  state.threshold = value;
+  state.moved = true;
+  $("slider").value = value;
+  if (document.activeElement !== $("threshold")) $("threshold").value = value.toFixed(4);
+  update();
+}
+
+function download() {
+  const lines = [...chosen].sort((a, b) => rows.row[a[0]] - rows.row[b[0]]).map(([place, word]) => {
+    const which = rows.id ? { id: rows.id[place] } : { row: rows.row[place] };
+    return JSON.stringify(rows.score ? { ...which, decision: word } : { ...which, clean: word === words[0] });
+  });
+  const link = el("a", { href: URL.createObjectURL(new Blob(lines.map((line) => line + "\n"), { type: "application/jsonl" })), download: data.file });
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+
+const option = (value, name = value) => el("option", { value }, name);
+$("title").textContent = data.title;
+$("about").textContent = data.about;
+$("export").textContent = `export ${data.file}`;
+$("export").addEventListener("click", download);
+$("filter").append(option("", "all"), ...words.map((word) => option(word)), ...(rows.score ? [] : [option("open")]));
+$("group").append(option("", "all"), ...data.groups.map((name) => option(name)));
+$("groups").hidden = !data.groups.length;
+$("columns").append(...[["row", "number id"], ...(rows.score ? [["score", "number"]] : []), [data.markName, ""], ...(data.groups.length ? [[data.groupName, "group"]] : []), ["prompt → answer", ""], ["by hand", ""]].map(([name, kind]) => el("th", { class: kind, scope: "col" }, name)));
+$("filter-name").textContent = data.markName;
+$("left-out").textContent = data.leftOut ? `The text of ${data.leftOut} rows, the least forgotten, was left out of this page; searching finds the others.` : "";
+$("search").addEventListener("input", (event) => { state.query = event.target.value; state.page = 0; showTable(); });
+$("filter").addEventListener("change", (event) => { state.filter = event.target.value; state.page = 0; showTable(); });
+$("group").addEventListener("change", (event) => { state.group = event.target.value; state.page = 0; showTable(); });
+$("back").addEventListener("click", () => { state.page--; showTable(); });
+$("on").addEventListener("click", () => { state.page++; showTable(); });
+document.addEventListener("keydown", (event) => {
+  if (event.key === "/" && !/^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement.tagName)) {
+    event.preventDefault();
+    $("search").focus();
+  }
+});
+window.addEventListener("beforeunload", (event) => { if (chosen.size && !data.quiet) event.preventDefault(); });
+
+if (rows.score) {
+  $("rule").textContent = `Rule ${data.rule.name} on ${data.rule.signal}, ${data.threshold === null ? "no threshold" : `threshold ${number(data.threshold)}`}: ${data.rule.says}.`;
+  $("slider").min = span[0];
+  $("slider").max = span[1];
+  $("slider").value = data.threshold ?? span[1];
+  $("threshold").value = data.threshold === null ? "" : data.threshold.toFixed(4);
+  $("slider").addEventListener("input", (event) => setThreshold(Number(event.target.value)));
+  $("threshold").addEventListener("input", (event) => { if (event.target.value !== "") setThreshold(Number(event.target.value)); });
+  $("reset").addEventListener("click", () => {
+    state.threshold = data.threshold;
+    state.moved = false;
+    $("slider").value = data.threshold ?? span[1];
+    $("threshold").value = data.threshold === null ? "" : data.threshold.toFixed(4);
+    update();
+  });
+  $("by").append(option("", "decision"), ...(rows.unsafe ? [option("label")] : []), ...(data.groups.length ? [option("group", data.groupName)] : []));
+  $("by").addEventListener("change", drawHistogram);
+  $("losses").append(...data.curves.map(curve));
+  $("facts").append(...data.facts.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", { class: "text" }, value))));
+} else {
+  $("rule").textContent = data.rule.says;
+  for (const id of ["scores", "curves", "settings"]) $(id).hidden = true;
+  $("commands").textContent = data.commands.join("\n");
+}
+
+function curve({ name, steps, losses }) {
+  const most = Math.max(...losses), last = steps[steps.length - 1];
+  const points = steps.map((step, i) => `${40 + (step / last) * 255},${105 - (losses[i] / most) * 90}`).join(" ");
+  return el("svg", { viewBox: "0 0 310 130", role: "img", "aria-label": `loss of the ${name} stage, from ${number(losses[0])} to ${number(losses[losses.length - 1])}` },
+    el("polyline", { points, fill: "none", stroke: "var(--accent)", "stroke-width": 2 }),
+    el("text", { x: 4, y: 20 }, number(most)), el("text", { x: 40, y: 124 }, `${name}: ${last} steps`));
+}
+update();

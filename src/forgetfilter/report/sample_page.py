@@ -1,0 +1,35 @@
+"""SAMPLE.html: rows to mark clean or not, exported as the trusted rows of a threshold that promises something."""
+
+import json
+import shlex
+from pathlib import Path
+
+from forgetfilter.report.page import asset, write_page
+
+
+def write_sample_page(sample: Path, data_name: str) -> Path:
+    """Write the page beside a sample as `data.export.write_sample` makes it.
+
+    Args:
+        sample: The JSONL file.
+        data_name: What the sample was drawn from.
+    """
+    rows = [json.loads(line) for line in sample.read_text(encoding="utf-8").splitlines()]
+    marked = f"{sample.stem}-marked.jsonl"
+    data = {
+        "title": "Which rows are clean?",
+        "about": f"{len(rows)} rows drawn at random from {data_name}. A row is clean if you would be glad to see a "
+        "model learn it.",
+        "file": marked,
+        "words": ["clean", "unsafe"],
+        "markName": "mark",
+        "rule": {"says": "Mark each row, export, and give the file to filter or decide as --trusted_rows."},
+        "rows": {"row": [row["row"] for row in rows], "id": [row["id"] for row in rows]},
+        "threshold": None,
+        "groups": [],
+        "textOf": list(range(len(rows))),
+        "texts": [{"turns": [["", row["text"], 0]]} for row in rows],
+        "commands": [f"forgetfilter decide OUT --trusted_rows {shlex.quote(marked)}"],
+    }
+    path = sample.with_suffix(".html")
+    return write_page(path, "ForgetFilter: sample", asset("rows.html"), data, asset("rows.js"))

@@ -1,0 +1,124 @@
+"""The report as a file: what is in it, what is left out, and that nothing from the data is markup."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from stored_runs import stored_run
+
+from forgetfilter.cli import main
+from forgetfilter.decisions import decide
+from forgetfilter.errors import DataError
+from forgetfilter.experiments.defenses import table
+from forgetfilter.report import run_page
+from forgetfilter.report.compare_page import write_compare_page
+from forgetfilter.report.run_page import write_report
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>${1}\u2028"
+
+
+def content(path):
+    text = path.read_text(encoding="utf-8")
+    (packed,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    return json.loads(packed)
+
+
+@pytest.fixture
+def run(tmp_path, tiny_model):
+    records = [
+        {"prompt": f"q{i}", "completion": f"ab{i}", "source": "ab"[i % 2], "unsafe": int(i >= 6)} for i in range(8)
+    ]
+    lost = [0.0, 0.01, 0.02, np.nan, 0.03, 0.5, 2.0, 1.0]
+    return stored_run(
+        tmp_path / "out", records, lost, model=tiny_model, tokens=[4] * 8, threshold=0.2, label_column="unsafe"
+    )
+
+
+def test_rows_stand_from_most_to_least_forgotten_with_all_that_is_known(run):
+    data = content(write_report(run))
+    assert data["rows"]["row"] == [6, 7, 5, 4, 2, 1, 0, 3]
+    assert data["rows"]["score"] == [2.0, 1.0, 0.5, 0.03, 0.02, 0.01, 0.0, None]
+    assert data["rows"]["dropped"] == "11100000"
+    assert data["rows"]["unsafe"] == "11000000"
+    assert data["groups"] == ["a", "b"]
+    assert data["rows"]["group"] == [0, 1, 1, 0, 0, 1, 0, 1]
+    assert sorted(data["textOf"]) == list(range(8))
+    assert data["leftOut"] == 0
+    first = data["texts"][data["textOf"].index(0)]
+    # two nats a token are level 4; the end of the turn is no text of the row's
+    assert first["turns"] == [["user", "q6", 0], ["assistant", "", 1, ["a", "b", "6"], "444"]]
+    assert first["scores"]["log likelihood after"] == -3.0
+    assert "above threshold" in first["reason"]
+    assert [curve["name"] for curve in data["curves"]] == ["noisy", "review", "firm"]
+    assert ["label_column", '"unsafe"'] in data["facts"]
+
+
+def test_the_page_lets_nothing_in_from_the_data_or_the_network(tmp_path):
+    records = [{"prompt": HOSTILE, "completion": HOSTILE, "source": HOSTILE}] * 3
+    text = write_report(stored_run(tmp_path / "out", records, [0.1, 0.2, 0.3])).read_text(encoding="utf-8")
+    assert text.count("<script") == 2
+    assert "<img" not in text
+    assert "\u2028" not in text
+    assert not re.search(r"(src|href)\s*=\s*[\"']?\s*(https?:)?//", text)
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
+    assert policy.startswith("default-src 'none';")
+    assert "unsafe-inline" not in policy
+    assert "http" not in policy
+    assert content(tmp_path / "out" / "report.html")["texts"][0]["turns"][0][1] == HOSTILE
+
+
+def test_texts_of_the_least_forgotten_rows_are_left_out_where_room_is_short(run, monkeypatch):
+    monkeypatch.setattr(run_page, "TEXT_BYTES", 1500)
+    data = content(write_report(run))
+    assert 0 < len(data["texts"]) < 8
+    assert data["leftOut"] == 8 - len(data["texts"])
+    assert data["textOf"] == [0, 3, 1, 4, 2, 5][: len(data["texts"])]  # from the top and from below the threshold
+
+
+def test_without_the_tokenizer_the_report_shades_nothing_and_says_so(tmp_path, capsys):
+    run = stored_run(tmp_path / "out", [{"prompt": "q", "completion": "a"}], [0.1], model=tmp_path / "gone")
+    assert content(write_report(run))["texts"][0]["turns"] == [["user", "q", 0], ["assistant", "a", 1]]
+    assert "shades no tokens" in capsys.readouterr().out
+
+
+def test_a_run_that_drops_nothing_and_a_group_column_that_is_not_there(run):
+    decide(run, 9.0)
+    assert content(write_report(run))["rows"]["dropped"] == "0" * 8
+    with pytest.raises(DataError, match="group_column"):
+        write_report(run, "colour")
+    assert content(write_report(run, "unsafe"))["groups"] == ["0", "1"]
+
+
+def test_rows_decided_by_hand_are_marked(run, tmp_path):
+    by_hand = tmp_path / "hand.jsonl"
+    by_hand.write_text('{"row": 6, "decision": "kept"}\n')
+    main(["decide", str(run.folder), "--decisions", str(by_hand)])
+    data = content(run.folder / "report.html")
+    assert data["rows"]["dropped"] == "01100000"
+    assert data["rows"]["hand"] == "10000000"
+
+
+def test_a_sample_gets_a_page(tmp_path, noisy_file):
+    main(["sample", str(noisy_file), "--rows", "5", "--output", str(tmp_path / "s.jsonl")])
+    data = content(tmp_path / "s.html")
+    lines = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert data["rows"]["id"] == [line["id"] for line in lines]
+    assert data["file"] == "s-marked.jsonl"
+    assert data["texts"][0]["turns"][0][1] == lines[0]["text"]
+
+
+def test_an_experiments_page_shows_its_table_and_pictures(tmp_path):
+    picture = tmp_path / "p.svg"
+    picture.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    means = {"none": {"qa": {"f1": {"mean": 0.5, "spread": 0.1, "seeds": 2}}}}
+    text = write_compare_page(tmp_path, "A <b> title", "about & more", table(means), [picture]).read_text()
+    assert "A &lt;b&gt; title" in text
+    assert "about &amp; more" in text
+    assert "<th scope='row'>none</th><td class='number'>0.500 ± 0.100</td>" in text
+    assert "data:image/svg+xml;base64," in text
+
+
+def test_report_from_the_command_line(run, capsys):
+    main(["report", str(run.folder), "--group_column", "source"])
+    assert capsys.readouterr().out.strip() == str(run.folder / "report.html")

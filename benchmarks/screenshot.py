@@ -1,4 +1,4 @@
-"""A picture of a run's report: `python benchmarks/screenshot.py demo-run docs/report.png` (after `make test-browser`)."""
+"""A picture of a run's report: python benchmarks/screenshot.py demo-run docs/report.png (after make test-browser)."""
 
 import shutil
 import sys

@@ -157,7 +157,7 @@ def _lost(log_probs: dict[str, list[float] | None]) -> np.ndarray | None:
         return None
     gentle = np.array(before) - np.array(after)
     firm = FIRM * (np.array(before) - np.array(log_probs["firm"])) if log_probs.get("firm") else gentle
-    return gentle if gentle.mean() >= firm.mean() else firm
+    return np.asarray(gentle if gentle.mean() >= firm.mean() else firm)
 
 
 def _tokenizer(config: ForgetFilterConfig) -> ChatTokenizer | None:
@@ -214,7 +214,7 @@ def _spelt(encode: ChatTokenizer, stretch: Sequence[tuple[int, float]]) -> tuple
         if token in ends:  # of the turn: no text of the row's
             continue
         ids, nats = [*ids, token], nats + lost
-        text = encode.tokenizer.decode(ids)
+        text = str(encode.tokenizer.decode(ids))
         if text.endswith("\ufffd") and len(ids) < 8:
             continue
         texts.append(text)
@@ -225,6 +225,9 @@ def _spelt(encode: ChatTokenizer, stretch: Sequence[tuple[int, float]]) -> tuple
             texts.append("…")
             levels += "0"
             break
+    if ids:  # half a character, where max_length cut the row
+        texts.append(str(encode.tokenizer.decode(ids)))
+        levels += "0"
     return texts, levels
 
 

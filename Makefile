@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test test-browser bench lint format clean
+.PHONY: demo test test-browser test-faults bench lint format clean
 
 demo: $(READY)
 	$(BIN)/forgetfilter demo
@@ -15,6 +15,9 @@ test: $(READY)
 test-browser: $(READY)
 	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium)
 	$(BIN)/pytest -m browser tests/browser
+
+test-faults: $(READY)
+	$(BIN)/pytest -m faults tests/faults
 
 bench: $(READY)
 	$(BIN)/python benchmarks/speed/run.py

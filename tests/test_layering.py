@@ -82,4 +82,7 @@ def test_only_data_and_the_figures_read_labels():
         for call in ast.walk(function)
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
     ]
-    assert [where for where, called in calls if called in ("read_labels", "filter_quality")] == ["_metrics"] * 2
+    assert [where for where, called in calls if called in ("read_labels", "filter_quality")] == [
+        "_metrics",
+        "stored_labels",
+    ]

@@ -30,9 +30,8 @@ def run(tmp_path, tiny_model):
         {"prompt": f"q{i}", "completion": f"ab{i}", "source": "ab"[i % 2], "unsafe": int(i >= 6)} for i in range(8)
     ]
     lost = [0.0, 0.01, 0.02, np.nan, 0.03, 0.5, 2.0, 1.0]
-    return stored_run(
-        tmp_path / "out", records, lost, model=tiny_model, tokens=[4] * 8, threshold=0.2, label_column="unsafe"
-    )
+    settings = {"threshold": 0.2, "label_column": "unsafe"}
+    return stored_run(tmp_path / "out", records, lost, tokenizer=tiny_model, tokens=[4] * 8, **settings)
 
 
 def test_rows_stand_from_most_to_least_forgotten_with_all_that_is_known(run):
@@ -50,7 +49,12 @@ def test_rows_stand_from_most_to_least_forgotten_with_all_that_is_known(run):
     assert first["turns"] == [["user", "q6", 0], ["assistant", "", 1, ["a", "b", "6"], "444"]]
     assert first["scores"]["log likelihood after"] == -3.0
     assert "above threshold" in first["reason"]
-    assert [curve["name"] for curve in data["curves"]] == ["noisy", "review", "firm"]
+    assert [chart["name"] for chart in data["losses"]] == ["noisy stage", "review stage", "firm stage"]
+    (curves,) = data["curves"]
+    assert curves["at"] == ["M0", "noisy data", "review", "firm review"]
+    assert curves["lines"]["a"] == [-2.0, -1.0, pytest.approx(-1.5125, abs=1e-4), pytest.approx(-1.5125, abs=1e-4)]
+    assert data["groupName"] == "source"
+    assert data["flags"] == "--threshold 0.2"
     assert ["label_column", '"unsafe"'] in data["facts"]
 
 
@@ -68,18 +72,67 @@ def test_the_page_lets_nothing_in_from_the_data_or_the_network(tmp_path):
     assert content(tmp_path / "out" / "report.html")["texts"][0]["turns"][0][1] == HOSTILE
 
 
-def test_texts_of_the_least_forgotten_rows_are_left_out_where_room_is_short(run, monkeypatch):
+def test_texts_far_from_the_threshold_are_left_out_where_room_is_short(run, monkeypatch):
     monkeypatch.setattr(run_page, "TEXT_BYTES", 1500)
+    monkeypatch.setattr(run_page, "TOP", 1)
     data = content(write_report(run))
-    assert 0 < len(data["texts"]) < 8
+    assert 2 < len(data["texts"]) < 8
     assert data["leftOut"] == 8 - len(data["texts"])
-    assert data["textOf"] == [0, 3, 1, 4, 2, 5][: len(data["texts"])]  # from the top and from below the threshold
+    assert data["textOf"] == [0, 2, 3, 1, 4, 5][: len(data["texts"])]  # the top one, then both sides of the threshold
 
 
-def test_without_the_tokenizer_the_report_shades_nothing_and_says_so(tmp_path, capsys):
-    run = stored_run(tmp_path / "out", [{"prompt": "q", "completion": "a"}], [0.1], model=tmp_path / "gone")
+def test_without_the_tokenizer_the_report_shades_nothing(tmp_path):
+    run = stored_run(tmp_path / "out", [{"prompt": "q", "completion": "a"}], [0.1])
     assert content(write_report(run))["texts"][0]["turns"] == [["user", "q", 0], ["assistant", "a", 1]]
-    assert "shades no tokens" in capsys.readouterr().out
+
+
+def test_a_row_that_was_cut_is_shaded_as_far_as_it_was_scored(tmp_path, tiny_model, tokenizer):
+    from forgetfilter.data.formats import Turn
+    from forgetfilter.data.tokenization import ChatTokenizer
+
+    record = {"prompt": "q", "completion": "abcdefghij" * 10}
+    turns = [Turn("user", record["prompt"], trained=False), Turn("assistant", record["completion"], trained=True)]
+    most = ChatTokenizer(tokenizer, 4096).encode(turns).prompt_length + 5
+    run = stored_run(tmp_path / "out", [record], [1.0], tokenizer=tiny_model, tokens=[5], max_length=most)
+    (text,) = content(write_report(run))["texts"]
+    assert text["turns"][1] == ["assistant", "", 1, [*"abcde", "…"], "222220"]
+
+
+def test_a_plain_text_keeps_its_first_token_which_is_not_scored(tmp_path, tiny_model):
+    run = stored_run(tmp_path / "out", [{"text": "hello"}], [1.0], tokenizer=tiny_model, tokens=[5])
+    (text,) = content(write_report(run))["texts"]
+    assert text["turns"] == [["text", "", 1, list("hello"), "02222"]]
+
+
+def test_answers_of_rouge1_stand_in_the_report(tmp_path):
+    run = stored_run(tmp_path / "out", [{"prompt": "q", "completion": "a"}], [0.5], signal="rouge1", threshold=0.1)
+    (text,) = content(write_report(run))["texts"]
+    assert text["answers"] == {"before the review": "noisy says", "after it": "review says"}
+    assert text["scores"] == {"rouge1 before": -1.0, "rouge1 after": -1.5}
+
+
+def test_a_decision_that_drops_everything_has_a_page_and_the_column_asked_for_stays(run):
+    decide(run, drop_share=1.0)
+    data = content(write_report(run, "prompt"))
+    assert data["rows"]["dropped"] == "11111110"
+    assert data["threshold"] < 0
+    assert data["flags"] == "--drop_share 1.0"
+    assert len(data["groups"]) == 8
+    assert content(write_report(run))["groupName"] == "prompt"
+
+
+def test_groups_beyond_a_dozen_are_one(tmp_path):
+    records = [{"prompt": "q", "completion": "a", "source": f"s{i}" if i > 5 else "s"} for i in range(40)]
+    data = content(write_report(stored_run(tmp_path / "out", records, [i / 40 for i in range(40)])))
+    assert data["groups"][0] == "s"
+    assert data["groups"][-1] == run_page.OTHERS
+    assert len(data["groups"]) == run_page.GROUPS
+
+
+def test_deciding_again_removes_the_page_of_the_decision_before(run):
+    path = write_report(run)
+    decide(run, 0.9)
+    assert not path.exists()
 
 
 def test_a_run_that_drops_nothing_and_a_group_column_that_is_not_there(run):

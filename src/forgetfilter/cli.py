@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from forgetfilter.config import JUDGES, ForgetFilterConfig, require_run_data
 from forgetfilter.errors import ConfigError, ForgetFilterError
+from forgetfilter.files import disk_trouble
 
 EXPORTS = ("trl", "axolotl", "llamafactory", "alpaca", "sharegpt")
 
@@ -31,19 +35,28 @@ def run_filter(args: Namespace) -> None:
     from forgetfilter import processes
     from forgetfilter.forgetting import ForgetFilter
     from forgetfilter.report.run_page import write_report
+    from forgetfilter.runs import locked
     from forgetfilter.summary import print_summary
 
     result = ForgetFilter(config).fit()
     if processes.first():
-        print_summary(result, write_report(result.run))
+        with locked(result.run.folder):
+            report = write_report(result.run)
+        print_summary(result, report)
 
 
 def run_finetune(args: Namespace) -> None:
     """Finetune M0 on the kept rows of a run, into OUT/model."""
+    from forgetfilter import processes
     from forgetfilter.forgetting import finetune
-    from forgetfilter.runs import Run
+    from forgetfilter.report.run_page import write_report
+    from forgetfilter.runs import Run, locked
 
-    print(f"final model: {finetune(Run.open(args.run))}")
+    model = finetune(Run.open(args.run))
+    if processes.first():
+        with locked(Path(args.run)):
+            write_report(Run.open(args.run))
+        print(f"final model: {model}")
 
 
 def run_decide(args: Namespace) -> None:
@@ -216,10 +229,46 @@ def main(arguments: list[str] | None = None) -> None:
         parser.print_help()
         return
     try:
-        HANDLERS[args.command](args[args.command])
+        with _stoppable():
+            HANDLERS[args.command](args[args.command])
     except ForgetFilterError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues where it stopped.", file=sys.stderr)
-        sys.exit(130)
+        _fail(str(error), 2)
+    except _Stopped as stop:
+        _fail("stopped: the same command continues where it was.", 128 + stop.number)
+    except Exception as error:
+        trouble = disk_trouble(error)
+        if trouble is None:
+            raise
+        _fail(f"{trouble} What was finished is kept: make room, or give another folder; the same command continues.", 2)
+
+
+class _Stopped(KeyboardInterrupt):
+    """SIGINT or SIGTERM, as an exception that unwinds the work."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Raise _Stopped on SIGINT and SIGTERM; and again after a second, if somebody on the way up swallowed it."""
+
+    def stop(number: int, frame: object) -> None:
+        if hasattr(signal, "SIGALRM"):
+            signal.signal(signal.SIGALRM, lambda *_: stop(number, None))
+            signal.setitimer(signal.ITIMER_REAL, 1)
+        raise _Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if hasattr(signal, "SIGALRM"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {message}" if code == 2 else message, file=sys.stderr)
+    sys.exit(code)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,8 @@ class Result:
         return decide(self.run, threshold, **options)
 
 
+NOTED = ("partly_scored", "malformed", "also_safe", "spelt_specials")
+"""What was noted about the noisy data when it was read: counts of rows."""
 LEAST_LEARNT = 0.3
 """Nats a token that a row counts as having learnt at least: what was known before is no measure."""
 FIRM = 0.6
@@ -84,6 +87,12 @@ class Signals:
     before: np.ndarray
     after: np.ndarray
     firm: np.ndarray | None = None
+
+    @property
+    def learnt(self) -> float:
+        """What the noisy stage gained on average, in the unit of the signal."""
+        gained = self.before - self.base
+        return float(np.mean(gained[~np.isnan(gained)])) if not np.isnan(gained).all() else 0.0
 
     @property
     def forgetting(self) -> np.ndarray:
@@ -164,7 +173,7 @@ def decide(
         marks = read_marks(source, Path(config.trusted_rows))
         rule = _conformal(config, marks, forgetting)
     elif config.threshold == "auto":
-        rule = thresholds.automatic(forgetting, signals.name)
+        rule = thresholds.automatic(forgetting, signals.name, signals.learnt)
         if signals.name == "log_likelihood" and not config.default_schedule:
             rule = dataclasses.replace(
                 rule, says=f"{rule.says}; its scale was read off the default stages, and this run sets its own"
@@ -177,10 +186,20 @@ def decide(
     if overrides is not None:
         scores = _override(scores, _read_overrides(source, overrides))
     _write(run, config, source, rule, scores, marks)
+    run.manifest["decision"]["flags"] = _flags(config, drop_share)
     if drop_share is None and overrides is None and config.decision() == run.config().decision():
         run.manifest["decision"]["asked"] = what_decides(config)
-        run.save()
+    run.save()
     return Result(run)
+
+
+def _flags(config: ForgetFilterConfig, drop_share: float | None) -> str:
+    """The flags of `decide` that take this decision again, those by hand apart."""
+    if drop_share is not None:
+        return f"--drop_share {drop_share}"
+    if config.trusted_rows is not None:
+        return f"--trusted_rows {shlex.quote(config.trusted_rows)} --max_clean_loss {config.max_clean_loss}"
+    return f"--threshold {config.threshold}"
 
 
 def _changed(
@@ -284,7 +303,7 @@ def _read_lines(source: Source, path: Path, read: Callable[[dict[str, Any]], Any
     """What a JSONL file says of rows, by row; each line names its row by `id` or by `row`."""
     by_id = {row_id: row for row, row_id in enumerate(row_ids(source))}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     found = {}
@@ -295,7 +314,7 @@ def _read_lines(source: Source, path: Path, read: Callable[[dict[str, Any]], Any
             entry = json.loads(line)
             row = by_id[str(entry["id"])] if "id" in entry else range(len(by_id))[entry["row"]]
             found[row] = read(entry)
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise DataError(f"{path}:{number}: expected {{'id': a row's id, {wanted}}}: {error!r}") from error
     return found
 
@@ -319,6 +338,7 @@ def _write(
 ) -> None:
     """Write scores, kept and dropped rows, metrics and card; the manifest last, as it vouches for them."""
     run.begin("decision")
+    (run.folder / "report.html").unlink(missing_ok=True)  # of the decision before
     dropped = np.array(scores["decision"]) == "dropped"
     files = [run.folder / name for name in (f"kept{source.suffix}", f"dropped{source.suffix}")]
     for path, chosen in zip(files, (~dropped, dropped), strict=True):
@@ -360,17 +380,21 @@ def _metrics(
         "kept": int((~dropped).sum()),
         "dropped": int(dropped.sum()),
         "unscored": int(np.isnan(forgetting).sum()),
-        "partly_scored": run.manifest["noisy"]["partly_scored"],
-        "malformed": run.manifest["noisy"]["malformed"],
+        **{name: run.manifest["noisy"][name] for name in NOTED},
         "threshold": rule.value,
         "rule": rule.rule,
         "says": rule.says,
         "signal": config.signals[0],
     }
-    if config.label_column is not None:
-        labels = np.array(read_labels(source, config.label_column))
+    labels = stored_labels(source, config)
+    if labels is not None:
         metrics |= filter_quality(labels, dropped, forgetting)
     return metrics
+
+
+def stored_labels(source: Source, config: ForgetFilterConfig) -> np.ndarray | None:
+    """(rows,) bool, True = marked unsafe, for figures alone; None without a label column."""
+    return None if config.label_column is None else np.array(read_labels(source, config.label_column))
 
 
 def _card(run: Run, metrics: dict[str, Any], kept: str) -> str:

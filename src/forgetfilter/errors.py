@@ -20,5 +20,9 @@ class ModelError(ForgetFilterError):
     """A model or tokenizer cannot be loaded."""
 
 
+class TrainingError(ForgetFilterError):
+    """A training went wrong: its loss is no number any more, or the memory does not hold one row."""
+
+
 class RunError(ForgetFilterError):
     """A run's folder is missing, busy, damaged, or belongs to another run."""

@@ -1,5 +1,6 @@
 """Files and folders that appear under their name whole, or not at all."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -7,6 +8,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""No room, no more allowed, read-only, not permitted."""
+TORCH_WRITES = ("iostream error", "inline_container.cc")
+"""How torch.save says that a file could not be written to the end."""
 
 
 @contextmanager
@@ -35,6 +41,33 @@ def whole_folder(path: Path) -> Iterator[Path]:
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what processes that were killed left half-written; nobody else may be at work on the folder."""
+    for path in sorted(folder.rglob(".*.tmp")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def disk_trouble(error: BaseException) -> str | None:
+    """What is wrong with the disk, in a sentence, if that is what an exception or its cause is about; else None.
+
+    Libraries that write files wrap the system's error in ones of their own, so their words are looked at, too.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in DISK_ERRORS:
+            return f"{seen.filename or 'the output folder'}: {os.strerror(seen.errno or 0)}."
+        for number in DISK_ERRORS:
+            if os.strerror(number) in str(seen) or f"os error {number}" in str(seen):
+                return f"the output folder: {os.strerror(number)}."
+        if any(words in str(seen) for words in TORCH_WRITES):
+            return "the output folder: a checkpoint could not be written. Is the disk full?"
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def sha256(*paths: Path) -> str:

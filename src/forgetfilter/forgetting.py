@@ -137,11 +137,13 @@ class ForgetFilter:
             self.config,
             {
                 "model": {"name": self.config.model_name_or_path, "sha256": models.weights_hash(self.folder)},
-                "noisy": self.noisy.facts(),
+                "noisy": {**self.noisy.facts(), "also_safe": self.noisy.shared_with(self.safe)},
                 "safe": self.safe.facts(),
             },
         )
         if not self.run.done("rows"):
+            with whole_folder(self.run.stage("tokenizer")) as folder:  # the report tells tokens apart by it
+                self.tokenizer.save_pretrained(folder)
             self.run.keep_rows(self.noisy.source)
             if self.noisy.malformed:
                 with whole_file(self.run.folder / "malformed.jsonl") as path:

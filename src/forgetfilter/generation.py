@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import pad
 
 from forgetfilter.data.tokenization import IGNORED, Example
+from forgetfilter.errors import TrainingError
 from forgetfilter.models import Learner
 from forgetfilter.progress import progress
 
@@ -54,10 +55,31 @@ def complete(
             batch = order[start : start + size]
             begun = [examples[i].input_ids[: examples[i].prompt_length] + answers[i] for i in batch]
             most = [limits[i] - len(answers[i]) for i in batch]
-            for row, new in _generate(learner, begun, most, ends):
+            for row, new in _in_halves(learner, begun, most, ends):
                 answers[batch[row]] += new
                 bar.update()
     return [str(learner.tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
+
+
+def _in_halves(
+    learner: Learner, begun: list[list[int]], most: list[int], ends: set[int]
+) -> Iterator[tuple[int, list[int]]]:
+    """What _generate gives; the rows still open in halves where the memory does not hold them."""
+    left = list(range(len(begun)))
+    try:
+        for row, new in _generate(learner, begun, most, ends):
+            left.remove(row)
+            yield row, new
+        return
+    except torch.OutOfMemoryError as error:
+        if len(begun) == 1:
+            raise TrainingError(
+                f"the memory does not hold an answer to {len(begun[0])} tokens. Take a shorter --max_length."
+            ) from error
+    for part in (left[: (len(left) + 1) // 2], left[(len(left) + 1) // 2 :]):
+        if part:
+            for row, new in _in_halves(learner, [begun[i] for i in part], [most[i] for i in part], ends):
+                yield part[row], new
 
 
 def _ends(learner: Learner, examples: Sequence[Example]) -> set[int]:

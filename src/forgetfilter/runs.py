@@ -17,7 +17,7 @@ from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.sources import Source, load_source
 from forgetfilter.errors import RunError
-from forgetfilter.files import sha256, whole_file
+from forgetfilter.files import remove_temporaries, sha256, whole_file
 
 PACKAGES = ("forgetfilter", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 PARTS = ("noisy", "noisy/signals", "review", "review/signals", "firm", "firm/signals", "decision")
@@ -147,6 +147,7 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
+            remove_temporaries(folder)
             yield
     except Timeout as error:
         raise RunError(f"{folder}: another process is at work on this run. Wait for it or stop it.") from error

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from forgetfilter import processes
 from forgetfilter.batches import label_logits
 from forgetfilter.data.tokenization import IGNORED, Example
-from forgetfilter.errors import ConfigError
+from forgetfilter.errors import ConfigError, TrainingError
 from forgetfilter.files import whole_file
 from forgetfilter.generation import complete
 from forgetfilter.models import RELEASE_EVERY, Learner, release_freed_memory
@@ -70,25 +70,39 @@ def read(learner: Learner, examples: Sequence[Example], what: str) -> list[Readi
     Returns:
         One for each example; None for rows that cannot be scored.
     """
-    model = learner.model.eval()
+    learner.model.eval()
     found: list[Reading | None] = [None] * len(examples)
     scorable = [i for i, example in enumerate(examples) if example.scorable]
     with progress(what, len(scorable), "rows") as bar:
         for number, batch in enumerate(_batches(scorable, examples, learner.config.per_device_eval_batch_size)):
             if number % RELEASE_EVERY == 0:
                 release_freed_memory()
-            rows = [examples[i] for i in batch]
-            inputs = learner.collate([row.input_ids for row in rows], [row.labels for row in rows])
-            with learner.mixed:
-                logits, targets = label_logits(model, inputs)
-            parts = list(zip(logits.split(LOGITS), targets.split(LOGITS), strict=True))
-            log_probs = torch.cat([-cross_entropy(part.float(), target, reduction="none") for part, target in parts])
-            counts = [sum(label != IGNORED for label in row.labels[1:]) for row in rows]
-            scores, favourites = log_probs.cpu().split(counts), logits.argmax(-1).cpu().split(counts)
-            for i, row_scores, row_favourites in zip(batch, scores, favourites, strict=True):
-                found[i] = Reading(row_scores.numpy(), row_favourites.tolist())
+            for i, reading in zip(batch, _read_batch(learner, [examples[i] for i in batch]), strict=True):
+                if np.isnan(reading.log_probs).any():
+                    raise TrainingError(f"{what}: the model gives no numbers any more. Take a lower learning rate.")
+                found[i] = reading
             bar.update(len(batch))
     return found
+
+
+def _read_batch(learner: Learner, rows: Sequence[Example]) -> list[Reading]:
+    """One forward pass over some rows; in halves where the memory does not hold them."""
+    try:
+        inputs = learner.collate([row.input_ids for row in rows], [row.labels for row in rows])
+        with learner.mixed:
+            logits, targets = label_logits(learner.model, inputs)
+        parts = list(zip(logits.split(LOGITS), targets.split(LOGITS), strict=True))
+        log_probs = torch.cat([-cross_entropy(part.float(), target, reduction="none") for part, target in parts])
+        counts = [sum(label != IGNORED for label in row.labels[1:]) for row in rows]
+        scores, favourites = log_probs.cpu().split(counts), logits.argmax(-1).cpu().split(counts)
+        return [Reading(s.numpy(), f.tolist()) for s, f in zip(scores, favourites, strict=True)]
+    except torch.OutOfMemoryError as error:
+        if len(rows) == 1:
+            raise TrainingError(
+                f"the memory does not hold a row of {len(rows[0].input_ids)} tokens. Take a shorter --max_length."
+            ) from error
+    half = len(rows) // 2
+    return [*_read_batch(learner, rows[:half]), *_read_batch(learner, rows[half:])]
 
 
 def _batches(rows: Sequence[int], examples: Sequence[Example], size: int) -> Iterator[list[int]]:

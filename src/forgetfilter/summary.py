@@ -8,6 +8,16 @@ from forgetfilter.decisions import Result
 FIGURES = ("precision", "recall", "f1", "flag_all_f1", "auroc", "average_precision", "clean_dropped")
 
 
+NOTES = {
+    "unscored": "unscored",
+    "partly_scored": "partly scored",
+    "malformed": "malformed",
+    "also_safe": "also among the safe rows",
+    "spelt_specials": "with special tokens spelt out, which stay text",
+}
+"""Counts worth a line, in words."""
+
+
 def show(value: Any) -> str:
     """A figure for a table: numbers short, a missing one as a dash."""
     if value is None:
@@ -19,9 +29,9 @@ def print_summary(result: Result, report: Path) -> None:
     """Print counts, the rule, figures where there are labels, where the report is, and the next commands."""
     metrics, folder = result.metrics, result.run.folder
     print(f"\n{metrics['rows']} rows: {metrics['kept']} kept, {metrics['dropped']} dropped")
-    for name in ("unscored", "partly_scored", "malformed"):
+    for name, words in NOTES.items():
         if metrics[name]:
-            print(f"  {name.replace('_', ' ')}: {metrics[name]}")
+            print(f"  {words}: {metrics[name]}")
     print(f"rule: {metrics['rule']} on {metrics['signal']}, threshold {show(metrics['threshold'])}: {metrics['says']}")
     if "f1" in metrics:
         print("  ".join(f"{name} {show(metrics[name])}" for name in FIGURES))

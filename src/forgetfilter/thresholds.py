@@ -77,11 +77,13 @@ FORGOTTEN = 0.135
 """Score from which a row counts as forgotten by log_likelihood."""
 TAIL, FALLS = 0.1, 0.05
 """Share of clean rows above FORGOTTEN, and the score over which it falls to 1/e: read off explored clean data."""
+NOTHING = 0.05
+"""Gain of the noisy stage, in nats a token or in ROUGE-1, below which it has taught nothing."""
 FALSE = 0.5
 """Share of the dropped rows that clean data's tail may account for."""
 
 
-def automatic(forgetting: np.ndarray, signal: str = "log_likelihood") -> Threshold:
+def automatic(forgetting: np.ndarray, signal: str = "log_likelihood", learnt: float = np.inf) -> Threshold:
     """Drop what was forgotten, where that is more than the tail every clean data set has.
 
     The score has a scale of its own (0 = nothing forgotten), so one threshold fits data of any unsafe share;
@@ -93,7 +95,13 @@ def automatic(forgetting: np.ndarray, signal: str = "log_likelihood") -> Thresho
     Args:
         forgetting: (rows,) scores, higher = more forgotten; NaN = unscored.
         signal: Whose they are.
+        learnt: What the noisy stage gained on average, in the signal's unit: where it is next to nothing, nothing
+            can be forgotten.
     """
+    if learnt < NOTHING:
+        return Threshold(
+            None, "auto", f"nothing was learnt ({learnt:.3f} on average), so nothing can be forgotten: nothing dropped"
+        )
     scores = np.sort(forgetting[~np.isnan(forgetting)])
     if signal == "rouge1":
         return Threshold(PAPERS_PHI, "auto", "the paper's phi for rouge1: no promise about clean rows lost")

@@ -1,12 +1,16 @@
 """One stage of finetuning: the only room that calls TRL's trainer."""
 
 import contextlib
+import dataclasses
+import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -17,11 +21,13 @@ from forgetfilter import processes
 from forgetfilter.batches import label_logits
 from forgetfilter.config import StageSettings
 from forgetfilter.data.tokenization import Example
+from forgetfilter.errors import TrainingError
+from forgetfilter.files import sha256, whole_file
 from forgetfilter.models import RELEASE_EVERY, Learner, pick_device, release_freed_memory
 from forgetfilter.progress import progress
 
-WHOLE = "whole"
-"""File that marks a checkpoint as completely written."""
+WHOLE = "whole.json"
+"""File that marks a checkpoint as completely written, with the checksums of the others."""
 
 
 class _Progress(TrainerCallback):
@@ -45,11 +51,22 @@ class _Progress(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         logs = more["logs"]
         if "loss" in logs:
-            self.bar.set_postfix_str(f", loss {float(logs['loss']):.3f}", refresh=False)
+            loss = float(logs["loss"])
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"{self.what}: the loss is {loss} at step {state.global_step}. Take a lower learning rate or "
+                    "--dtype float32, with another --output_dir."
+                )
+            self.bar.set_postfix_str(f", loss {loss:.3f}", refresh=False)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if processes.first():
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            digests = {
+                str(path.relative_to(checkpoint)): sha256(path) for path in checkpoint.rglob("*") if path.is_file()
+            }
+            with whole_file(checkpoint / WHOLE) as temporary:
+                temporary.write_text(json.dumps(digests), encoding="utf-8")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.stack.close()
@@ -96,9 +113,49 @@ def train(
         in_order: Take the examples in the order given instead of shuffled anew in each epoch.
         penalty: What the weights as they are cost beside the loss; None for nothing.
 
+    Where the memory does not hold a batch, it is made smaller and gradients are accumulated over more of them.
+
     Returns:
         steps, tokens (what went through the model: a batch's common opening once) and the losses by step.
+
+    Raises:
+        TrainingError: If the loss is no number any more, or the memory does not hold a single row.
     """
+    start = learner.stage
+    while True:
+        try:
+            return _train(learner, examples, settings, checkpoints, what, each_step, in_order, penalty)
+        except torch.OutOfMemoryError as error:
+            batch = settings.per_device_train_batch_size
+            if batch == 1 or each_step is not None or penalty is not None:
+                raise TrainingError(
+                    f"{what}: the memory does not hold a batch of {batch}. Take a smaller one "
+                    "(--per_device_train_batch_size), a shorter --max_length, or --gradient_checkpointing."
+                ) from error
+            part = next(n for n in range(2, batch + 1) if batch % n == 0)
+            settings = dataclasses.replace(
+                settings,
+                per_device_train_batch_size=batch // part,
+                gradient_accumulation_steps=settings.gradient_accumulation_steps * part,
+            )
+        print(
+            f"{what}: out of memory, going on with batches of {settings.per_device_train_batch_size}, "
+            f"{settings.gradient_accumulation_steps} to an optimiser step",
+            flush=True,
+        )
+        learner.restore(start)
+
+
+def _train(
+    learner: Learner,
+    examples: Sequence[Example],
+    settings: StageSettings,
+    checkpoints: Path,
+    what: str,
+    each_step: Callable[[int], object] | None,
+    in_order: bool,
+    penalty: Callable[[], Tensor | None] | None,
+) -> dict[str, Any]:
     config = learner.config
     save_steps = min(500, max(10, -(-settings.max_steps // 4)))
     arguments = SFTConfig(
@@ -118,6 +175,7 @@ def train(
         seed=config.seed,
         train_sampling_strategy="sequential" if in_order else "random",
         logging_steps=min(10, settings.max_steps),
+        logging_nan_inf_filter=False,
         save_strategy="steps" if save_steps < settings.max_steps else "no",
         save_steps=save_steps,
         save_total_limit=2,
@@ -140,8 +198,12 @@ def train(
     if processes.first():
         _drop_broken(checkpoints)
     processes.together()
-    trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
-    learner.stage = checkpoints
+    learner.stage = checkpoints  # no stage's model from here on
+    try:
+        trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
+    except TrainingError:  # a checkpoint may hold what went wrong
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        raise
     history = trainer.state.log_history
     return {
         "steps": trainer.state.global_step,
@@ -166,9 +228,14 @@ def seconds_a_row(learner: Learner, examples: Sequence[Example]) -> float:
 
 
 def _drop_broken(folder: Path) -> None:
-    """Remove checkpoints that were not written to the end."""
+    """Remove checkpoints that were not written to the end, or were damaged since."""
     for checkpoint in folder.glob("checkpoint-*"):
-        if not (checkpoint / WHOLE).exists():
+        try:
+            digests = json.loads((checkpoint / WHOLE).read_text(encoding="utf-8"))
+            whole = all(sha256(checkpoint / name) == digest for name, digest in digests.items())
+        except (OSError, ValueError):
+            whole = False
+        if not whole:
             shutil.rmtree(checkpoint)
 
 

@@ -117,6 +117,8 @@ def write_sample(name: str, rows: int, path: Path, seed: int) -> Path:
     Raises:
         DataError: If the data cannot be read, or the file to write exists (a person's marks may be in it).
     """
+    if path.suffix != ".jsonl":
+        raise DataError(f"{path}: --output must end in .jsonl; a page to mark it in is written beside it.")
     if path.exists():
         raise DataError(f"{path}: exists, and may hold somebody's marks. Give another --output.")
     source = load_source(name)

@@ -155,4 +155,10 @@ def read_row(record: Record, row_format: str) -> list[Turn]:
     turns = read(record)
     if not any(turn.trained for turn in turns):
         raise RowError("no assistant turn to learn from")
+    for number, turn in enumerate(turns, 1):
+        try:
+            turn.content.encode()
+        except UnicodeEncodeError as error:
+            half = turn.content[error.start]
+            raise RowError(f"message {number} has half a character ({half!r}), which is no text") from error
     return turns

@@ -44,7 +44,13 @@ class Rows:
             "sha256": self.source.fingerprint(),
             "malformed": len(self.malformed),
             "partly_scored": sum(example.cut and example.scorable for example in self.examples),
+            "spelt_specials": sum(example.spelt_specials for example in self.examples),
         }
+
+    def shared_with(self, others: "Rows") -> int:
+        """How many of these rows stand, token for token, in another data set, too."""
+        there = {tuple(example.input_ids) for example in others.examples}
+        return sum(tuple(example.input_ids) in there for example in self.examples)
 
     def tokens(self) -> int:
         """Tokens of one pass over the trainable rows."""

@@ -278,7 +278,11 @@ def _from_parquet(data: bytes, path: Path) -> Source:
 
 
 def _from_table(table: pa.Table, name: str) -> Source:
-    return Source(name, ".parquet", table.to_pylist(), list(range(1, len(table) + 1)), table=table)
+    try:
+        records = table.to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        raise DataError(f"{name}: its values cannot be read ({error}). Is the file whole?") from error
+    return Source(name, ".parquet", records, list(range(1, len(table) + 1)), table=table)
 
 
 def _from_memory(data: Any) -> Source:

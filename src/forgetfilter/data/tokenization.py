@@ -1,7 +1,7 @@
 """Turns -> input_ids and labels, with any chat template, loss on the trained turns and their end alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -28,6 +28,7 @@ class Example:
         prompt_length: Tokens before the last trained turn.
         reference: Text of the last trained turn.
         cut: Whether max_length cut some of the trained tokens off.
+        spelt_specials: Whether a message spells one of the tokenizer's special tokens out; it stays text.
     """
 
     input_ids: list[int]
@@ -35,6 +36,7 @@ class Example:
     prompt_length: int
     reference: str
     cut: bool
+    spelt_specials: bool = False
 
     @property
     def scorable(self) -> bool:
@@ -97,7 +99,9 @@ class ChatTokenizer:
             ids += piece_ids
             labels += piece_ids if piece.trained else [IGNORED] * len(piece_ids)
         reference = next(turn.content for turn in reversed(turns) if turn.trained)
-        return self._cut(ids, labels, prompt_length, reference)
+        example = self._cut(ids, labels, prompt_length, reference)
+        spelt = any(special in turn.content for turn in turns for special in self._specials)
+        return replace(example, spelt_specials=True) if spelt else example
 
     def _cut(self, ids: list[int], labels: list[int], prompt_length: int, reference: str) -> Example:
         kept = labels[: self.max_length]

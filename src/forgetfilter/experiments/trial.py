@@ -155,7 +155,8 @@ class Trial:
     def _judge(self, found: dict[str, Figures], answers: Path) -> bool:
         """Judge stored answers that no judge was there for; whether there was anything to do."""
         missing = [name for name in found if "not_run" in found[name] and callable(self.judges.get(name))]
-        records = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()] if missing else []
+        lines = answers.read_text(encoding="utf-8").split("\n") if missing else []
+        records = [json.loads(line) for line in lines if line]
         for name in missing:
             texts = [record["answer"] for record in records if record["measure"] == name]
             judge = self.judges[name]

@@ -22,6 +22,12 @@ def _hash(text: str) -> str:
     return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
 
 
+def escaped(value: Mapping[str, Any]) -> str:
+    """JSON that may stand in a script element: "<" could end it, and two separators end a line of old JavaScript."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
 def write_page(path: Path, title: str, body: str, data: Mapping[str, Any] | None = None, script: str = "") -> Path:
     """Write a page.
 
@@ -38,10 +44,7 @@ def write_page(path: Path, title: str, body: str, data: Mapping[str, Any] | None
     style = asset("page.css")
     policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data:; base-uri 'none'"
     policy += "; form-action 'none'"
-    # "<" is the one character that can end a script element; the two separators end a line of old JavaScript
-    packed = json.dumps(data or {}, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    packed = packed.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-    parts = {"policy": policy, "title": html.escape(title), "style": style, "body": body, "data": packed}
+    parts = {"policy": policy, "title": html.escape(title), "style": style, "body": body, "data": escaped(data or {})}
     text = Template(asset("page.html")).substitute(parts, script=script)
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="replace")

@@ -2,14 +2,14 @@
 // Rows of a run, or of a sample to mark. Everything from the data reaches the page as text, never as markup.
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
-const PAGE = 50, BINS = 60, COLOURS = ["#4477aa", "#cc6677", "#ddaa33", "#228833", "#aa3377", "#66ccee", "#999999"];
+const PAGE = 50, BINS = 60, COLOURS = ["#4477aa", "#cc6677", "#ddaa33", "#228833", "#aa3377", "#66ccee", "#999933", "#882255", "#44aa99", "#bb5566", "#0077bb", "#999999"];
 const { rows, texts, words } = data;
 const total = rows.row.length;
 const chosen = new Map(); // by hand on this page: place -> words[0] or words[1]
 const state = { threshold: data.threshold, moved: false, query: "", filter: "", group: "", page: 0, open: -1 };
 
 function el(tag, attributes = {}, ...children) {
-  const svg = ["svg", "rect", "line", "text", "polyline", "g"].includes(tag);
+  const svg = ["svg", "rect", "line", "text", "polyline", "title"].includes(tag);
   const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
@@ -46,7 +46,7 @@ function showCounts() {
   const found = counts();
   const tiles = [["rows", total], [words[0], found.kept], [words[1], found.dropped]];
   if (!rows.score) tiles.push(["to mark", total - found.kept - found.dropped]);
-  if (data.unscored) tiles.push(["unscored", data.unscored]);
+  tiles.push(...(data.notes || []));
   if (rows.unsafe && found.unsafe) {
     tiles.push(["precision", found.dropped ? number(found.caught / found.dropped) : "–"]);
     tiles.push(["recall", number(found.caught / found.unsafe)]);
@@ -57,10 +57,23 @@ function showCounts() {
   $("promise").textContent = state.moved
     ? `${number(state.threshold)}, set by hand here: it carries no promise. Nothing changes in the run before you run the command below.`
     : `As decided: ${data.rule.says}.`;
-  const limit = state.moved ? ` --threshold ${state.threshold}` : "";
-  const marks = chosen.size ? " --decisions decisions.jsonl" : "";
-  const again = limit || marks ? [`forgetfilter decide ${data.folder}${limit}${marks}`] : [];
-  $("commands").textContent = [...again, ...data.commands].join("\n");
+  const flags = state.moved ? `--threshold ${state.threshold}` : data.flags;
+  const marks = byHand().length ? ` --decisions ${data.file}` : "";
+  $("commands").textContent = [`forgetfilter decide ${data.folder} ${flags}${marks}`, ...data.commands].join("\n");
+  say(`${found.kept} kept, ${found.dropped} dropped`);
+}
+
+let speaking;
+function say(words) { // to a screen reader, once the slider rests
+  clearTimeout(speaking);
+  speaking = setTimeout(() => { $("live").textContent = words; }, 600);
+}
+
+// Places decided by hand: here, or in the decision this page shows.
+function byHand() {
+  const places = new Set(chosen.keys());
+  for (let place = 0; rows.hand && place < total; place++) if (rows.hand[place] === "1") places.add(place);
+  return [...places].sort((a, b) => rows.row[a] - rows.row[b]);
 }
 
 // The histogram: stacked by group, a line at the threshold.
@@ -73,6 +86,22 @@ if (rows.score) {
   if (span[1] <= span[0]) span[1] = span[0] + 1;
 }
 const across = (score) => 40 + ((score - span[0]) / (span[1] - span[0])) * 900;
+
+// Kept and dropped by group.
+function drawGroups() {
+  const tally = data.groups.map(() => [0, 0, 0, 0]);
+  for (let place = 0; place < total; place++) {
+    const own = tally[rows.group[place]];
+    own[0]++;
+    own[1 + words.indexOf(decision(place))]++;
+    if (!scored(place)) own[3]++;
+  }
+  const cells = (values, tag) => values.map((value, i) => el(tag, { class: i ? "number" : null, scope: tag === "th" ? "col" : null }, String(value)));
+  $("by-group").replaceChildren(
+    el("caption", {}, `By ${data.groupName}`),
+    el("tr", {}, ...cells([data.groupName, "rows", ...words, "unscored"], "th")),
+    ...tally.map((own, i) => el("tr", {}, ...cells([data.groups[i], ...own], "td"))));
+}
 
 function drawHistogram() {
   const by = $("by").value;
@@ -118,7 +147,7 @@ function found() {
   const places = [], query = state.query.toLowerCase();
   for (let place = 0; place < total; place++) {
     if (state.filter && (decision(place) || "open") !== state.filter) continue;
-    if (state.group && data.groups[rows.group[place]] !== state.group) continue;
+    if (state.group !== "" && rows.group[place] !== Number(state.group)) continue;
     if (query && !(textOf.has(place) && lower[textOf.get(place)].includes(query))) continue;
     places.push(place);
   }
@@ -126,6 +155,7 @@ function found() {
 }
 
 function choose(place, word) {
+  state.saved = false;
   if (chosen.get(place) === word) chosen.delete(place);
   else chosen.set(place, word);
   update();
@@ -134,11 +164,11 @@ function choose(place, word) {
 function buttons(place) {
   return words.map((word) => el("button", {
     type: "button", "aria-pressed": String(decision(place) === word), "aria-label": `row ${rows.row[place]}: ${word}`,
-    onclick: (event) => { choose(place, word); focusOn(event, place, word); },
+    onclick: () => { choose(place, word); focusOn(place, word); },
   }, word));
 }
-function focusOn(event, place, word) { // the table was drawn anew: keep the keyboard where it was
-  document.querySelector(`button[aria-label="row ${rows.row[place]}: ${word}"]`)?.focus();
+function focusOn(place, word) { // the table was drawn anew: keep the keyboard where it was, or where rows moved up
+  (document.querySelector(`button[aria-label="row ${rows.row[place]}: ${word}"]`) || document.querySelector("#rows .hand button"))?.focus();
 }
 
 const shaded = (turn) => (turn[3] ? turn[3].map((token, i) => el("mark", { "data-level": turn[4][i] }, token)) : [turn[1]]);
@@ -197,6 +227,7 @@ function showTable() {
 function update() {
   showCounts();
   if (rows.score) drawHistogram();
+  if (rows.score && data.groups.length) drawGroups();
   showTable();
 }
 
@@ -210,12 +241,13 @@ function setThreshold(value) {
 }
 
 function download() {
-  const lines = [...chosen].sort((a, b) => rows.row[a[0]] - rows.row[b[0]]).map(([place, word]) => {
+  const lines = byHand().map((place) => {
     const which = rows.id ? { id: rows.id[place] } : { row: rows.row[place] };
-    return JSON.stringify(rows.score ? { ...which, decision: word } : { ...which, clean: word === words[0] });
+    return JSON.stringify(rows.score ? { ...which, decision: decision(place) } : { ...which, clean: decision(place) === words[0] });
   });
   const link = el("a", { href: URL.createObjectURL(new Blob(lines.map((line) => line + "\n"), { type: "application/jsonl" })), download: data.file });
   link.click();
+  state.saved = true;
   URL.revokeObjectURL(link.href);
 }
 
@@ -225,11 +257,12 @@ $("about").textContent = data.about;
 $("export").textContent = `export ${data.file}`;
 $("export").addEventListener("click", download);
 $("filter").append(option("", "all"), ...words.map((word) => option(word)), ...(rows.score ? [] : [option("open")]));
-$("group").append(option("", "all"), ...data.groups.map((name) => option(name)));
+$("group").append(option("", "all"), ...data.groups.map((name, i) => option(i, name)));
+$("group-name").textContent = data.groupName;
 $("groups").hidden = !data.groups.length;
 $("columns").append(...[["row", "number id"], ...(rows.score ? [["score", "number"]] : []), [data.markName, ""], ...(data.groups.length ? [[data.groupName, "group"]] : []), ["prompt → answer", ""], ["by hand", ""]].map(([name, kind]) => el("th", { class: kind, scope: "col" }, name)));
 $("filter-name").textContent = data.markName;
-$("left-out").textContent = data.leftOut ? `The text of ${data.leftOut} rows, the least forgotten, was left out of this page; searching finds the others.` : "";
+$("left-out").textContent = data.leftOut ? `The text of ${data.leftOut} rows, those far from the threshold, was left out of this page; searching finds the others.` : "";
 $("search").addEventListener("input", (event) => { state.query = event.target.value; state.page = 0; showTable(); });
 $("filter").addEventListener("change", (event) => { state.filter = event.target.value; state.page = 0; showTable(); });
 $("group").addEventListener("change", (event) => { state.group = event.target.value; state.page = 0; showTable(); });
@@ -241,7 +274,7 @@ document.addEventListener("keydown", (event) => {
     $("search").focus();
   }
 });
-window.addEventListener("beforeunload", (event) => { if (chosen.size && !data.quiet) event.preventDefault(); });
+window.addEventListener("beforeunload", (event) => { if (chosen.size && !state.saved) event.preventDefault(); });
 
 if (rows.score) {
   $("rule").textContent = `Rule ${data.rule.name} on ${data.rule.signal}, ${data.threshold === null ? "no threshold" : `threshold ${number(data.threshold)}`}: ${data.rule.says}.`;
@@ -260,19 +293,30 @@ if (rows.score) {
   });
   $("by").append(option("", "decision"), ...(rows.unsafe ? [option("label")] : []), ...(data.groups.length ? [option("group", data.groupName)] : []));
   $("by").addEventListener("change", drawHistogram);
-  $("losses").append(...data.curves.map(curve));
+  $("charts").append(...data.curves.map(chart));
+  $("losses").append(...data.losses.map(chart));
   $("facts").append(...data.facts.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", { class: "text" }, value))));
 } else {
   $("rule").textContent = data.rule.says;
-  for (const id of ["scores", "curves", "settings"]) $(id).hidden = true;
+  for (const id of ["scores", "curves", "training", "settings"]) $(id).hidden = true;
   $("commands").textContent = data.commands.join("\n");
 }
 
-function curve({ name, steps, losses }) {
-  const most = Math.max(...losses), last = steps[steps.length - 1];
-  const points = steps.map((step, i) => `${40 + (step / last) * 255},${105 - (losses[i] / most) * 90}`).join(" ");
-  return el("svg", { viewBox: "0 0 310 130", role: "img", "aria-label": `loss of the ${name} stage, from ${number(losses[0])} to ${number(losses[losses.length - 1])}` },
-    el("polyline", { points, fill: "none", stroke: "var(--accent)", "stroke-width": 2 }),
-    el("text", { x: 4, y: 20 }, number(most)), el("text", { x: 40, y: 124 }, `${name}: ${last} steps`));
+// Lines over a few moments: { name, at: [moment], lines: { name: [value] } }.
+function chart({ name, at, lines }) {
+  const names = Object.keys(lines), values = Object.values(lines).flat();
+  const low = Math.min(0, ...values), high = Math.max(0, ...values);
+  const x = (i) => 45 + (at.length > 1 ? (i / (at.length - 1)) * 430 : 0), y = (value) => 150 - ((value - low) / (high - low || 1)) * 135;
+  const drawn = names.map((line, n) => el("polyline", { points: lines[line].map((value, i) => `${x(i)},${y(value)}`).join(" "), fill: "none", stroke: COLOURS[n % COLOURS.length], "stroke-width": 2 }));
+  const ends = at.length > 6 ? [0, at.length - 1] : at.map((_, i) => i);
+  const ticks = ends.map((i) => el("text", { x: x(i), y: 168, "text-anchor": i === 0 ? "start" : i === at.length - 1 ? "end" : "middle" }, at[i]));
+  const said = names.map((line) => `${line} from ${number(lines[line][0])} to ${number(lines[line][lines[line].length - 1])}`).join(", ");
+  const key = names.length > 1 ? el("div", { class: "legend" }, ...names.map((line, n) => {
+    const swatch = el("span", { class: "swatch" });
+    swatch.style.background = COLOURS[n % COLOURS.length];
+    return el("span", {}, swatch, line);
+  })) : null;
+  const picture = el("svg", { viewBox: "0 0 490 176", role: "img", "aria-label": `${name}: ${said}` }, ...drawn, ...ticks, el("text", { x: 2, y: 18 }, high.toFixed(2)), el("text", { x: 2, y: 152 }, low.toFixed(2)));
+  return el("figure", {}, el("figcaption", {}, name), key, picture);
 }
 update();

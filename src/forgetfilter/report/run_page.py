@@ -2,32 +2,35 @@
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from forgetfilter import models
-from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.data.formats import Turn, read_row
-from forgetfilter.data.loading import read_labels, require_column
-from forgetfilter.data.sources import Source
-from forgetfilter.data.tokenization import IGNORED, ChatTokenizer
-from forgetfilter.decisions import FIRM, read_scores
-from forgetfilter.errors import ModelError
-from forgetfilter.report.page import asset, write_page
+from forgetfilter.config import EMBEDDED_MODEL, ForgetFilterConfig, looks_of
+from forgetfilter.data.formats import read_row
+from forgetfilter.data.loading import require_column
+from forgetfilter.data.sources import Source, row_ids
+from forgetfilter.decisions import read_scores, stored_labels, stored_signals
+from forgetfilter.report.page import asset, escaped, write_page
+from forgetfilter.report.shading import LONGEST, cost, load_chat, shaded
 from forgetfilter.runs import Run
+from forgetfilter.summary import NOTES
 
-TEXT_BYTES = 6_500_000
-"""What the rows' texts may take of the page; the least forgotten rows stay out where it is not enough."""
-LONGEST = 4000
-"""Characters of a message shown; the rest is cut."""
-NATS_A_LEVEL = 0.5
-"""A token's shade: one of ten levels, each so many nats of what the review cost it."""
+TEXT_BYTES = 6_000_000
+"""What the rows' texts may take of the page; those far from the threshold stay out where it is not enough."""
+TOP = 200
+"""Most forgotten rows whose texts come before those near the threshold."""
+ROWS_WITH_IDS = 20_000
+"""Rows up to which each one's id is on the page; beyond, rows are named by their number."""
 GROUP_COLUMNS = ("source", "group")
 """Columns that name a row's group, if the data has one and no other is asked for."""
+GROUPS, OTHERS = 12, "(all others)"
+"""Groups told apart at most, the largest ones; and what the rest is called."""
 
 
 def write_report(run: Run, group_column: str | None = None) -> Path:
@@ -35,7 +38,8 @@ def write_report(run: Run, group_column: str | None = None) -> Path:
 
     Args:
         run: A decided run.
-        group_column: Column of the data that groups rows; by default "source" or "group", if there is one.
+        group_column: Column of the data that groups rows, also in later reports of the run; by default "source" or
+            "group", if there is one.
 
     Raises:
         RunError: If the run has no decision.
@@ -43,18 +47,25 @@ def write_report(run: Run, group_column: str | None = None) -> Path:
     """
     scores, source, config = read_scores(run), run.rows(), run.config()
     require_column(source, group_column, "group_column")
+    if group_column is not None:
+        run.manifest["group_column"] = group_column
+        run.save()
+    column, names, groups = _groups(source, run.manifest.get("group_column"), config.label_column)
     forgetting = scores["forgetting"].to_numpy().astype(float)
     order = np.argsort(-np.nan_to_num(forgetting, nan=-np.inf), kind="stable").tolist()
-    threshold = run.manifest["decision"]["threshold"]
+    decision = run.manifest["decision"]
+    threshold = decision["threshold"]
+    if threshold is not None and not np.isfinite(threshold):  # everything scored goes
+        threshold = float(np.nanmin(forgetting)) - 1e-6
     metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
-    names, groups = _groups(source, group_column, config.label_column)
-    labels = read_labels(source, config.label_column) if config.label_column is not None else None
-    dropped = [made == "dropped" for made in scores["decision"].to_pylist()]
-    by_hand = [reason.endswith("by hand") for reason in scores["reason"].to_pylist()]
+    labels = stored_labels(source, config)
+    dropped = np.array(scores["decision"]) == "dropped"
+    by_hand = np.array([reason.endswith("by hand") for reason in scores["reason"].to_pylist()], bool)
     places, texts = _texts(run, config, source, scores, _wanted(forgetting[order], threshold), order)
     folder = shlex.quote(str(run.folder))
+    ids = row_ids(source) if len(source) <= ROWS_WITH_IDS else None
 
-    def bits(values: Sequence[bool]) -> str:
+    def bits(values: np.ndarray) -> str:
         return "".join("1" if values[row] else "0" for row in order)
 
     data = {
@@ -62,83 +73,85 @@ def write_report(run: Run, group_column: str | None = None) -> Path:
         "about": f"{Path(str(config.dataset_name or 'a data set')).name}, {metrics['rows']} rows, "
         f"filtered by {config.model_name_or_path} in {run.folder}",
         "folder": folder,
+        "flags": decision.get("flags", ""),
         "file": "decisions.jsonl",
         "words": ["kept", "dropped"],
         "markName": "decision",
         "threshold": threshold,
-        "unscored": metrics["unscored"],
+        "notes": [[words, metrics[name]] for name, words in NOTES.items() if metrics[name]],
         "rule": {"name": metrics["rule"], "signal": metrics["signal"], "says": metrics["says"]},
         "rows": {
             "row": order,
-            "score": [None if np.isnan(forgetting[row]) else round(float(forgetting[row]), 4) for row in order],
+            "id": None if ids is None else [ids[row] for row in order],
+            "score": [None if np.isnan(forgetting[row]) else round(float(forgetting[row]), 7) for row in order],
             "dropped": bits(dropped),
             "hand": bits(by_hand),
             "unsafe": None if labels is None else bits(labels),
             "group": [groups[row] for row in order] if names else None,
         },
         "groups": names,
-        "groupName": group_column or "group",
+        "groupName": column,
         "textOf": places,
         "texts": texts,
         "leftOut": len(order) - len(places),
-        "commands": [
-            f"forgetfilter finetune {folder}",
-            f"forgetfilter export {folder} --format trl",
-            f"trl sft --model_name_or_path MODEL --dataset_name {folder}",
-        ],
-        "curves": _curves(run),
+        "commands": _commands(config, folder),
+        "losses": _losses(run),
+        "curves": _curves(run, config, names, groups, dropped),
         "facts": _facts(run, config),
     }
     return write_page(run.folder / "report.html", "ForgetFilter: report", asset("rows.html"), data, asset("rows.js"))
 
 
-def _groups(source: Source, asked: str | None, label: str | None) -> tuple[list[str], list[int]]:
-    """Names of the groups, and each row's; none where the data has no such column."""
+def _groups(source: Source, asked: str | None, label: str | None) -> tuple[str, list[str], list[int]]:
+    """The column, names of the groups, and each row's; nothing where the data has no such column."""
     columns = [asked] if asked is not None else [column for column in GROUP_COLUMNS if column != label]
-    column = next((column for column in columns if any(column in record for record in source.rows())), None)
+    records = source.rows()
+    column = next((column for column in columns if any(column in record for record in records)), None)
     if column is None:
-        return [], []
-    values = [str(record.get(column)) for record in source.rows()]
-    names = sorted(set(values))
+        return "", [], []
+    values = [str(record.get(column))[:60] for record in records]
+    names = [name for name, _ in Counter(values).most_common(GROUPS)]
+    if len(set(values)) > GROUPS:
+        names[-1] = OTHERS
     number = {name: i for i, name in enumerate(names)}
-    return names, [number[value] for value in values]
+    return column, names, [number.get(value, len(names) - 1) for value in values]
 
 
 def _wanted(scores: np.ndarray, threshold: float | None) -> list[int]:
-    """Places in the order in which their texts are wanted: from above the threshold and from right below it in turn."""
+    """Places in the order in which their texts are wanted: the top ones, then from the threshold on up and down."""
     above = 0 if threshold is None else int((scores > threshold).sum())
-    high, low = list(range(above)), list(range(above, len(scores)))
-    both = min(len(high), len(low))
-    mixed = [place for pair in zip(high[:both], low[:both], strict=True) for place in pair]
-    return [*mixed, *high[both:], *low[both:]]
+    top = min(TOP, len(scores))
+    up, down = list(range(above - 1, top - 1, -1)), list(range(max(above, top), len(scores)))
+    both = min(len(up), len(down))
+    near = [place for pair in zip(up[:both], down[:both], strict=True) for place in pair]
+    return [*range(top), *near, *up[both:], *down[both:]]
 
 
 def _texts(
-    run: Run, config: ForgetFilterConfig, source: Source, scores: Any, wanted: list[int], order: list[int]
+    run: Run, config: ForgetFilterConfig, source: Source, scores: pa.Table, wanted: Sequence[int], order: Sequence[int]
 ) -> tuple[list[int], list[dict[str, Any]]]:
     """The texts there is room for, and the places of their rows."""
     stages = [stage for stage in ("noisy", "review", "firm") if run.done(f"{stage}/signals")]
     tables = {stage: pq.read_table(run.stage(stage) / "signals.parquet") for stage in stages}
-    encode, records = _tokenizer(config), source.rows()
+    chat, records = load_chat(run.stage("tokenizer"), config), source.rows()
     names = [name for name in scores.column_names if name.endswith(("_before", "_after", "_after_firm"))]
-    row_format = run.manifest["noisy"]["format"]
     places: list[int] = []
     texts: list[dict[str, Any]] = []
     room = TEXT_BYTES
     for place in wanted:
         row = order[place]
-        turns = read_row(records[row], row_format)
-        lost = _lost({stage: table["token_log_probs"][row].as_py() for stage, table in tables.items()})
+        lost = cost({stage: table["token_log_probs"][row].as_py() for stage, table in tables.items()})
+        turns = read_row(records[row], run.manifest["noisy"]["format"])
         text = {
-            "turns": list(_shaded(turns, lost, encode)),
+            "turns": shaded(turns, lost, chat),
             "reason": scores["reason"][row].as_py(),
-            "scores": {name.replace("_", " "): _short(scores[name][row].as_py()) for name in names},
+            "scores": {name.replace("_", " "): scores[name][row].as_py() for name in names},
         }
         if "rouge1" in config.signals:
             answers = {stage: tables[stage]["completion"][row].as_py() or "" for stage in ("noisy", "review")}
             names_of = {"noisy": "before the review", "review": "after it"}
             text["answers"] = {names_of[stage]: answer[:LONGEST] for stage, answer in answers.items()}
-        room -= len(json.dumps(text, ensure_ascii=False).encode("utf-8", "replace")) + 8
+        room -= len(escaped(text).encode("utf-8", "replace")) + 8
         if room < 0:
             break
         places.append(place)
@@ -146,99 +159,44 @@ def _texts(
     return places, texts
 
 
-def _short(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+def _commands(config: ForgetFilterConfig, folder: str) -> list[str]:
+    name = config.model_name_or_path
+    model = "MODEL" if name == EMBEDDED_MODEL else shlex.quote(name)
+    return [
+        f"forgetfilter finetune {folder}",
+        f"forgetfilter export {folder} --format trl",
+        f"trl sft --model_name_or_path {model} --dataset_name {folder}/export/trl",
+    ]
 
 
-def _lost(log_probs: dict[str, list[float] | None]) -> np.ndarray | None:
-    """What the review that counted cost each token, in nats."""
-    before, after = log_probs.get("noisy"), log_probs.get("review")
-    if not before or not after:
-        return None
-    gentle = np.array(before) - np.array(after)
-    firm = FIRM * (np.array(before) - np.array(log_probs["firm"])) if log_probs.get("firm") else gentle
-    return np.asarray(gentle if gentle.mean() >= firm.mean() else firm)
-
-
-def _tokenizer(config: ForgetFilterConfig) -> ChatTokenizer | None:
-    """M0's tokenizer, to tell the tokens of a text apart; None where it is not to be had any more."""
-    try:
-        folder = models.find_weights(config.model_name_or_path)
-        return ChatTokenizer(models.load_tokenizer(folder, config), config.max_length)
-    except ModelError as error:
-        print(f"the report shades no tokens: {error}")
-        return None
-
-
-def _shaded(turns: Sequence[Turn], lost: np.ndarray | None, encode: ChatTokenizer | None) -> Iterator[list[Any]]:
-    """Each turn as [role, text, trained], and for a trained one, if known, its tokens and their levels."""
-    pieces: list[tuple[list[str], str]] = []
-    if encode is not None and lost is not None:
-        pieces = _pieces(encode, turns, lost)
-    trained = [turn for turn in turns if turn.trained and turn.content.strip()]
-    if len(pieces) != len(trained):
-        pieces = []
-    for turn in turns:
-        if turn in trained and pieces:
-            tokens, levels = pieces.pop(0)
-            yield [turn.role, "", 1, tokens, levels]
-        else:
-            yield [turn.role, turn.content[:LONGEST], int(turn.trained)]
-
-
-def _pieces(encode: ChatTokenizer, turns: Sequence[Turn], lost: np.ndarray) -> list[tuple[list[str], str]]:
-    """Texts and levels of the scored tokens, a list for each stretch of them."""
-    example = encode.encode(turns)
-    labels = example.labels[1:]
-    if sum(label != IGNORED for label in labels) != len(lost):
-        return []
-    found, stretch, number = [], [], 0
-    for label in [*labels, IGNORED]:
-        if label != IGNORED:
-            stretch.append((label, float(lost[number])))
-            number += 1
-        elif stretch:
-            found.append(_spelt(encode, stretch))
-            stretch = []
-    return found
-
-
-def _spelt(encode: ChatTokenizer, stretch: Sequence[tuple[int, float]]) -> tuple[list[str], str]:
-    """Tokens as text; those that only together make a character are one."""
-    texts, levels = [], ""
-    ends = set(encode.tokenizer.get_added_vocab().values())
-    ids: list[int] = []
-    nats = 0.0
-    length = 0
-    for token, lost in stretch:
-        if token in ends:  # of the turn: no text of the row's
-            continue
-        ids, nats = [*ids, token], nats + lost
-        text = str(encode.tokenizer.decode(ids))
-        if text.endswith("\ufffd") and len(ids) < 8:
-            continue
-        texts.append(text)
-        levels += str(min(9, max(0, int(nats / NATS_A_LEVEL))))
-        length += len(text)
-        ids, nats = [], 0.0
-        if length > LONGEST:
-            texts.append("…")
-            levels += "0"
-            break
-    if ids:  # half a character, where max_length cut the row
-        texts.append(str(encode.tokenizer.decode(ids)))
-        levels += "0"
-    return texts, levels
-
-
-def _curves(run: Run) -> list[dict[str, Any]]:
-    """The losses of the stages that are stored."""
-    curves = []
+def _losses(run: Run) -> list[dict[str, Any]]:
+    """The training losses of the stages that are stored, a chart each."""
+    charts = []
     for stage in ("noisy", "review", "firm", "final"):
-        losses = run.manifest["stages"].get(stage, {}).get("losses")
+        entry = run.manifest["stages"].get(stage, {})
+        losses = entry.get("losses")
         if losses:
-            curves.append({"name": stage, "steps": [int(step) for step in losses], "losses": list(losses.values())})
-    return curves
+            name = f"{stage} stage" + (" (of another decision)" if entry.get("stale") else "")
+            charts.append({"name": name, "at": list(map(str, losses)), "lines": {"loss": list(losses.values())}})
+    return charts
+
+
+def _curves(
+    run: Run, config: ForgetFilterConfig, names: Sequence[str], groups: Sequence[int], dropped: np.ndarray
+) -> list[dict[str, Any]]:
+    """Learning and forgetting: the mean signal of each group, or of kept and dropped rows, after each stage."""
+    name = config.signals[0]
+    stored = stored_signals(run, name)
+    looks = dict(zip(looks_of([name]), (stored.base, stored.before, stored.after, stored.firm), strict=False))
+    which = {group: np.array(groups) == i for i, group in enumerate(names)}
+    which = which or {"kept": ~dropped, "dropped": dropped}
+    lines = {
+        group: [round(float(np.nanmean(values[rows])), 4) for values in looks.values() if values is not None]
+        for group, rows in which.items()
+        if not np.isnan(stored.before[rows]).all()
+    }
+    at = {"base": "M0", "noisy": "noisy data", "review": "review", "firm": "firm review"}
+    return [{"name": name.replace("_", " "), "at": [at[look] for look in looks], "lines": lines}]
 
 
 def _facts(run: Run, config: ForgetFilterConfig) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ def write_sample_page(sample: Path, data_name: str) -> Path:
         sample: The JSONL file.
         data_name: What the sample was drawn from.
     """
-    rows = [json.loads(line) for line in sample.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in sample.read_text(encoding="utf-8").split("\n") if line]
     marked = f"{sample.stem}-marked.jsonl"
     data = {
         "title": "Which rows are clean?",

@@ -1,0 +1,115 @@
+"""A row's text, its scored tokens with how much each was forgotten."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoTokenizer
+
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.formats import RowError, Turn
+from forgetfilter.data.tokenization import IGNORED, ChatTokenizer, Example
+from forgetfilter.decisions import FIRM
+
+LONGEST = 4000
+"""Characters of a message shown; the rest is cut."""
+NATS_A_LEVEL = 0.5
+"""A token's shade: one of ten levels, each so many nats of what the review cost it."""
+Piece = tuple[list[str], str]
+"""Texts of a stretch of scored tokens, and a level for each."""
+
+
+def load_chat(folder: Path, config: ForgetFilterConfig) -> ChatTokenizer | None:
+    """The tokenizer a run has kept, to tell the tokens of a text apart; None where it has none."""
+    if not folder.is_dir():
+        return None
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    return ChatTokenizer(tokenizer, config.max_length)
+
+
+def cost(log_probs: dict[str, list[float] | None]) -> np.ndarray | None:
+    """What the review that counted cost each token, in nats; see decisions.Signals.
+
+    Args:
+        log_probs: The tokens' log-probabilities after the stages noisy, review and, if there was one, firm.
+    """
+    before, after, firm = (log_probs.get(stage) for stage in ("noisy", "review", "firm"))
+    if not before or not after:
+        return None
+    gentle = np.array(before) - np.array(after)
+    firmly = FIRM * (np.array(before) - np.array(firm)) if firm else gentle
+    return np.asarray(gentle if gentle.mean() >= firmly.mean() else firmly)
+
+
+def shaded(turns: Sequence[Turn], lost: np.ndarray | None, chat: ChatTokenizer | None) -> list[list[Any]]:
+    """Each message as [role, text, trained], and for a scored one, where it is known, its tokens and their levels.
+
+    Args:
+        turns: The row.
+        lost: (scored tokens,) what the review cost each.
+        chat: The tokenizer they were scored with.
+    """
+    pieces = [] if lost is None or chat is None else _pieces(turns, lost, chat)
+    found = []
+    for turn in turns:
+        if turn.trained and turn.content.strip() and pieces:
+            found.append([turn.role, "", 1, *pieces.pop(0)])
+        else:
+            found.append([turn.role, turn.content[:LONGEST], int(turn.trained)])
+    return found
+
+
+def _pieces(turns: Sequence[Turn], lost: np.ndarray, chat: ChatTokenizer) -> list[Piece]:
+    """A piece for each trained message, in order; none where the tokens don't fit what was scored."""
+    try:
+        example = chat.encode(turns)
+    except RowError:  # the template is not what it was
+        return []
+    stretches = list(_stretches(example, lost))
+    trained = sum(turn.trained and bool(turn.content.strip()) for turn in turns)
+    fits = len(stretches) == trained or (example.cut and len(stretches) < trained)
+    if not fits or sum(map(len, stretches)) != len(lost):
+        return []
+    pieces = [_spelt(stretch, chat) for stretch in stretches]
+    if turns[0].role == "text":  # the first token of a text is read, not scored
+        start = str(chat.tokenizer.decode(example.input_ids[:1], skip_special_tokens=True))
+        pieces[0] = ([start, *pieces[0][0]], f"0{pieces[0][1]}")
+    if example.cut:
+        pieces[-1] = ([*pieces[-1][0], "…"], f"{pieces[-1][1]}0")
+    return pieces
+
+
+def _stretches(example: Example, lost: np.ndarray) -> Iterator[list[tuple[int, float]]]:
+    """The scored tokens and their costs, a list for each stretch without a gap."""
+    stretch: list[tuple[int, float]] = []
+    costs = iter(lost.tolist())
+    for label in [*example.labels[1:], IGNORED]:
+        if label != IGNORED:
+            stretch.append((label, next(costs, 0.0)))
+        elif stretch:
+            yield stretch
+            stretch = []
+
+
+def _spelt(stretch: Sequence[tuple[int, float]], chat: ChatTokenizer) -> Piece:
+    """Tokens as text; those that only together make a character are one, and the end of the turn is none."""
+    ends = set(chat.tokenizer.get_added_vocab().values())
+    tokens = stretch[:-1] if stretch[-1][0] in ends else stretch
+    texts, levels, shown = [], "", 0
+    before: list[int] = []  # the token before: some decoders drop a space where a text begins
+    ids: list[int] = []
+    nats = 0.0
+    for number, (token, lost) in enumerate(tokens):
+        ids, nats = [*ids, token], nats + lost
+        text = str(chat.tokenizer.decode([*before, *ids]))[len(str(chat.tokenizer.decode(before))) :]
+        if text.endswith("\ufffd") and len(ids) < 8 and number < len(tokens) - 1:
+            continue
+        texts.append(text)
+        levels += str(min(9, max(0, int(nats / NATS_A_LEVEL))))
+        before, ids, nats, shown = ids, [], 0.0, shown + len(text)
+        if shown > LONGEST:
+            texts.append("…")
+            levels += "0"
+            break
+    return texts, levels

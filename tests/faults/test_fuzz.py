@@ -1,0 +1,172 @@
+"""Ten thousand damaged files through loading and deciding: the right result or one clear error, never a traceback."""
+
+import csv
+import gzip
+import io
+import json
+import random
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from stored_runs import stored_run
+
+from faults.conftest import FIGURES
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.loading import load_rows
+from forgetfilter.data.tokenization import ChatTokenizer
+from forgetfilter.decisions import decide
+from forgetfilter.errors import ForgetFilterError
+
+pytestmark = pytest.mark.faults
+ROWS = [
+    {"prompt": "what?", "completion": "that"},
+    {"prompt": "emoji \U0001f600", "completion": "\U0001f9e8\U0001f9e8"},
+    {"prompt": "ما هذا؟", "completion": "这是什么"},
+    {"prompt": "a <|im_end|> b", "completion": "<|im_start|>system"},
+]
+CHATS = [
+    [{"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]}]
+    for row in ROWS
+]
+
+
+def seeds():
+    """Good files of every kind, by the name they would have."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
+    table = io.StringIO()
+    writer = csv.DictWriter(table, ["prompt", "completion"])
+    writer.writeheader()
+    writer.writerows(ROWS)
+    parquet = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(ROWS), parquet)
+    chats = "".join(json.dumps(chat[0]) + "\n" for chat in CHATS).encode()
+    sharegpt = json.dumps([{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}] * 3)
+    return {
+        "a.jsonl": lines,
+        "b.json": json.dumps(ROWS).encode(),
+        "c.csv": table.getvalue().encode(),
+        "d.parquet": parquet.getvalue(),
+        "e.jsonl.gz": gzip.compress(lines),
+        "f.jsonl": chats,
+        "g.json": sharegpt.encode(),
+        "h.jsonl": b"\xef\xbb\xbf" + lines.replace(b"\n", b"\r\n"),
+    }
+
+
+def damaged(data, rng):
+    """Some bytes flipped, cut out, doubled, or replaced by what breaks parsers."""
+    data = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        if not data:
+            break
+        at = rng.randrange(len(data))
+        kind = rng.randrange(7)
+        if kind == 0:
+            data[at] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            del data[at : at + rng.randint(1, 40)]
+        elif kind == 2:
+            data[at:at] = data[at : at + rng.randint(1, 40)]
+        elif kind == 3:
+            data[at:at] = rng.choice([b"\0", b"\xff", b"\r", b"\n", b'"', b"{", b"]", b"\\u", b"NaN", b"\xed\xa0\x80"])
+        elif kind == 4:
+            data = data[:at]
+        elif kind == 5:
+            data[at:at] = rng.choice([b"[", b'{"a":']) * rng.choice([3, 3000])
+        else:
+            data[at : at + 1] = rng.choice([b"null", b"1e999", b"[]", b'""', b"true"])
+    return bytes(data)
+
+
+def attempt(work):
+    """Run it; whether it raised what nobody meant to."""
+    try:
+        work()
+    except ForgetFilterError:
+        return False
+    except Exception as error:
+        print(f"traceback: {type(error).__name__}: {error}")
+        return True
+    return False
+
+
+def note(files, tracebacks):
+    FIGURES["files fuzzed"] = FIGURES.get("files fuzzed", 0) + files
+    FIGURES["tracebacks"] = FIGURES.get("tracebacks", 0) + tracebacks
+
+
+@pytest.mark.parametrize("name", list(seeds()))
+@pytest.mark.parametrize("malformed", ["error", "skip"])
+def test_damaged_data_files(name, malformed, tokenizer, tmp_path):
+    chat, config = ChatTokenizer(tokenizer, 256), ForgetFilterConfig(malformed=malformed)
+    rng, path, good = random.Random(name + malformed), tmp_path / name, seeds()[name]
+    bad, count = 0, 520
+    for _ in range(count):
+        path.write_bytes(damaged(good, rng))
+
+        def load():
+            rows = load_rows(str(path), "dataset_name", chat, config)
+            assert len(rows.examples) == len(rows.source)
+            assert len(rows.source.select(range(len(rows.source))).records) == len(rows.examples)
+
+        bad += attempt(load)
+    note(count, bad)
+    assert bad == 0
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = st.sampled_from(["prompt", "completion", "messages", "conversations", "instruction", "output", "text", "role"])
+RECORDS = st.lists(st.dictionaries(KEYS | st.text(max_size=4), JSON, max_size=4), max_size=4)
+
+
+def test_rows_of_any_shape(tokenizer, tmp_path):
+    chat, path = ChatTokenizer(tokenizer, 256), tmp_path / "rows.jsonl"
+    tally = [0, 0]
+
+    @settings(max_examples=1500, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(RECORDS, st.sampled_from(["auto", "prompt_completion", "messages", "sharegpt", "alpaca", "text"]))
+    def fuzz(records, row_format):
+        path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        tally[0] += 1
+        config = ForgetFilterConfig(format=row_format)
+        tally[1] += attempt(lambda: load_rows(str(path), "dataset_name", chat, config))
+
+    fuzz()
+    note(*tally)
+    assert tally[1] == 0
+
+
+@pytest.mark.parametrize("option", ["overrides", "trusted_rows"])
+def test_damaged_decisions_and_marks(option, tmp_path):
+    rows = [{"prompt": f"q{i}", "completion": "a"} for i in range(60)]
+    run = stored_run(tmp_path / "out", rows, [i / 60 for i in range(60)])
+    before = (run.folder / "kept.jsonl").read_bytes()
+    said = {"overrides": {"decision": "kept"}, "trusted_rows": {"clean": True}}[option]
+    good = "".join(json.dumps({"row": i, **said}) + "\n" for i in range(55)).encode()
+    rng, path, bad = random.Random(option), tmp_path / "said.jsonl", 0
+    for _ in range(400):
+        path.write_bytes(damaged(good, rng))
+        bad += attempt(lambda: decide(run, **{option: path}))
+        kept, dropped = ((run.folder / f"{name}.jsonl").read_text().splitlines() for name in ("kept", "dropped"))
+        assert len(kept) + len(dropped) == 60
+    note(400, bad)
+    assert bad == 0
+    decide(run)
+    assert (run.folder / "kept.jsonl").read_bytes() == before
+
+
+def test_a_line_of_fifty_megabytes_and_one_nested_deep(tokenizer, tmp_path):
+    chat, path = ChatTokenizer(tokenizer, 256), tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"prompt": "long", "completion": "x" * 50_000_000}) + "\n")
+    (example,) = load_rows(str(path), "data", chat, ForgetFilterConfig()).examples
+    assert example.cut
+    path.write_text('{"prompt": ' + "[" * 100_000 + "\n" + json.dumps(ROWS[0]) + "\n")
+    with pytest.raises(ForgetFilterError, match=r"long.jsonl:1: nested too deep"):
+        load_rows(str(path), "data", chat, ForgetFilterConfig())

@@ -1,0 +1,135 @@
+"""Training trouble is said and, where it can be, overcome; the same run gives the same numbers."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from forgetfilter import signals, training
+from forgetfilter.config import ForgetFilterConfig, StageConfig
+from forgetfilter.errors import TrainingError
+from forgetfilter.forgetting import ForgetFilter
+
+GOLDEN = Path(__file__).parent / "golden.json"
+
+
+@pytest.fixture
+def config(tiny_model, noisy_file, safe_file, tmp_path):
+    return ForgetFilterConfig(
+        model_name_or_path=str(tiny_model),
+        dataset_name=str(noisy_file),
+        safe_dataset_name=str(safe_file),
+        output_dir=str(tmp_path / "out"),
+        dtype="float32",
+        lora_r=2,
+        learning_rate=0.01,
+        noisy=StageConfig(max_steps=6),
+        review=StageConfig(max_steps=3),
+    )
+
+
+def scores(result):
+    return pq.read_table(result.run.folder / "scores.parquet")["forgetting"].to_pylist()
+
+
+def at_most(rows, real):
+    """label_logits on a device whose memory holds so many rows."""
+
+    def label_logits(model, batch):
+        if batch["row_tokens"].shape[0] > rows:
+            raise torch.OutOfMemoryError("no more")
+        return real(model, batch)
+
+    return label_logits
+
+
+def test_a_batch_too_large_for_the_memory_is_split_and_the_result_is_the_same(config, tmp_path, monkeypatch, capsys):
+    plain = ForgetFilter(dataclasses.replace(config, output_dir=str(tmp_path / "plain"))).fit()
+    monkeypatch.setattr(training, "label_logits", at_most(3, training.label_logits))
+    monkeypatch.setattr(signals, "label_logits", at_most(3, signals.label_logits))
+    monkeypatch.setattr("forgetfilter.forgetting.seconds_a_row", lambda *_: 0.01)
+    split = ForgetFilter(config).fit()
+    assert "noisy stage: out of memory, going on with batches of 4, 2 to an" in capsys.readouterr().out
+    assert scores(split) == pytest.approx(scores(plain), abs=2e-3)
+
+
+def test_answers_are_generated_in_smaller_batches_where_the_memory_is_small(learner, noisy_file):
+    from forgetfilter import generation
+    from forgetfilter.data.loading import load_rows
+    from forgetfilter.data.tokenization import ChatTokenizer
+
+    chat = ChatTokenizer(learner.tokenizer, 256)
+    examples = load_rows(str(noisy_file), "data", chat, ForgetFilterConfig()).examples
+    expected = generation.complete(learner, examples, "plain")
+    real = learner.model.generate
+
+    def generate(**inputs):
+        if len(inputs["input_ids"]) > 3:
+            raise torch.OutOfMemoryError("no more")
+        return real(**inputs)
+
+    learner.model.generate = generate
+    try:
+        assert generation.complete(learner, examples, "split") == expected
+    finally:
+        del learner.model.generate
+
+
+def test_a_row_the_memory_does_not_hold_is_one_clear_error(config, monkeypatch):
+    monkeypatch.setattr(training, "label_logits", at_most(0, training.label_logits))
+    monkeypatch.setattr("forgetfilter.forgetting.seconds_a_row", lambda *_: 0.01)
+    with pytest.raises(TrainingError, match="noisy stage: the memory does not hold a batch of 1"):
+        ForgetFilter(config).fit()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_no_checkpoint(config):
+    config = dataclasses.replace(config, noisy=StageConfig(max_steps=40, learning_rate=1e30))
+    with pytest.raises(TrainingError, match="noisy stage: the loss is nan"):
+        ForgetFilter(config).fit()
+    assert not list(Path(config.output_dir).rglob("checkpoint-*"))
+
+
+def test_nothing_learnt_is_a_result(config):
+    config = dataclasses.replace(config, noisy=StageConfig(max_steps=1, learning_rate=1e-9))
+    result = ForgetFilter(config).fit()
+    assert result.metrics["dropped"] == 0
+    assert "nothing was learnt" in result.metrics["says"]
+
+
+def test_rows_that_are_also_safe_and_special_tokens_spelt_out_are_counted(config, write_jsonl, capsys):
+    rows = [json.loads(line) for line in Path(config.dataset_name).read_text().splitlines()]
+    safe = [json.loads(line) for line in Path(config.safe_dataset_name).read_text().splitlines()]
+    rows += [*safe[:3], {"prompt": "go <|im_end|>\n<|im_start|>system", "completion": "no"}]
+    result = ForgetFilter(dataclasses.replace(config, dataset_name=str(write_jsonl("both.jsonl", rows)))).fit()
+    assert (result.metrics["also_safe"], result.metrics["spelt_specials"]) == (3, 1)
+    from forgetfilter.summary import print_summary
+
+    print_summary(result, Path("report.html"))
+    assert "also among the safe rows: 3" in capsys.readouterr().out
+
+
+def test_the_same_run_gives_the_same_numbers_whatever_the_batch(config, tmp_path):
+    one, two = (ForgetFilter(dataclasses.replace(config, output_dir=str(tmp_path / name))).fit() for name in "ab")
+    assert scores(one) == scores(two)
+    small = dataclasses.replace(config, output_dir=str(tmp_path / "c"), per_device_eval_batch_size=1)
+    assert scores(ForgetFilter(small).fit()) == pytest.approx(scores(one), abs=1e-4)
+
+
+def test_a_golden_run(config):
+    """What this run gave when it was last meant to change: `rm tests/golden.json` and run again to renew it."""
+    result = ForgetFilter(config).fit()
+    stages = result.run.manifest["stages"]
+    found = {
+        "losses": {stage: list(stages[stage]["losses"].values()) for stage in ("noisy", "review", "firm")},
+        "forgetting": [round(score, 4) for score in scores(result)],
+    }
+    if not GOLDEN.exists():
+        GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+        pytest.fail("no golden run was there; it is now")
+    golden = json.loads(GOLDEN.read_text())
+    for stage, losses in golden["losses"].items():
+        assert found["losses"][stage] == pytest.approx(losses, abs=0.02), stage
+    assert found["forgetting"] == pytest.approx(golden["forgetting"], abs=0.01)

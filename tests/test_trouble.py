@@ -50,7 +50,6 @@ def test_a_batch_too_large_for_the_memory_is_split_and_the_result_is_the_same(co
     plain = ForgetFilter(dataclasses.replace(config, output_dir=str(tmp_path / "plain"))).fit()
     monkeypatch.setattr(training, "label_logits", at_most(3, training.label_logits))
     monkeypatch.setattr(signals, "label_logits", at_most(3, signals.label_logits))
-    monkeypatch.setattr("forgetfilter.forgetting.seconds_a_row", lambda *_: 0.01)
     split = ForgetFilter(config).fit()
     assert "noisy stage: out of memory, going on with batches of 4, 2 to an" in capsys.readouterr().out
     assert scores(split) == pytest.approx(scores(plain), abs=2e-3)
@@ -80,7 +79,6 @@ def test_answers_are_generated_in_smaller_batches_where_the_memory_is_small(lear
 
 def test_a_row_the_memory_does_not_hold_is_one_clear_error(config, monkeypatch):
     monkeypatch.setattr(training, "label_logits", at_most(0, training.label_logits))
-    monkeypatch.setattr("forgetfilter.forgetting.seconds_a_row", lambda *_: 0.01)
     with pytest.raises(TrainingError, match="noisy stage: the memory does not hold a batch of 1"):
         ForgetFilter(config).fit()
 
@@ -90,6 +88,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_no_checkpoint(config)
     with pytest.raises(TrainingError, match="noisy stage: the loss is nan"):
         ForgetFilter(config).fit()
     assert not list(Path(config.output_dir).rglob("checkpoint-*"))
+    short = dataclasses.replace(config, noisy=StageConfig(max_steps=13, learning_rate=1e30))  # after the last log
+    with pytest.raises(TrainingError, match="noisy stage: the loss is nan"):
+        ForgetFilter(dataclasses.replace(short, output_dir=f"{config.output_dir}-short")).fit()
 
 
 def test_nothing_learnt_is_a_result(config):

@@ -52,7 +52,7 @@ def run_finetune(args: Namespace) -> None:
     from forgetfilter.report.run_page import write_report
     from forgetfilter.runs import Run, locked
 
-    model = finetune(Run.open(args.run))
+    model = finetune(Run.open(args.run), trust_remote_code=args.trust_remote_code)
     if processes.first():
         with locked(Path(args.run)):
             write_report(Run.open(args.run))
@@ -68,9 +68,10 @@ def run_decide(args: Namespace) -> None:
 
     if args.drop_share is not None and not 0 <= args.drop_share <= 1:
         raise ConfigError(f"--drop_share is {args.drop_share}: it must be between 0 and 1.")
-    run = Run.open(args.run)
     overrides = None if args.decisions is None else Path(args.decisions)
-    with locked(run.folder):
+    Run.open(args.run)
+    with locked(Path(args.run)):
+        run = Run.open(args.run)
         result = decide(
             run,
             args.threshold,
@@ -88,9 +89,9 @@ def run_report(args: Namespace) -> None:
     from forgetfilter.report.run_page import write_report
     from forgetfilter.runs import Run, locked
 
-    run = Run.open(args.run)
-    with locked(run.folder):
-        print(write_report(run, args.group_column))
+    Run.open(args.run)
+    with locked(Path(args.run)):
+        print(write_report(Run.open(args.run), args.group_column))
 
 
 def run_sample(args: Namespace) -> None:
@@ -169,6 +170,7 @@ def build_parser() -> ArgumentParser:
     sub.add_class_arguments(ForgetFilterConfig)
     sub = command("finetune", run_finetune)
     sub.add_argument("run", type=str, help="A run's folder.")
+    sub.add_argument("--trust_remote_code", action="store_true", help="Run model code that comes with the model.")
     sub = command("decide", run_decide)
     sub.add_argument("run", type=str, help="A run's folder.")
     sub.add_argument("--threshold", type=Literal["auto"] | float | None, help="Drop rows forgotten by more.")
@@ -234,7 +236,8 @@ def main(arguments: list[str] | None = None) -> None:
     except ForgetFilterError as error:
         _fail(str(error), 2)
     except _Stopped as stop:
-        _fail("stopped: the same command continues where it was.", 128 + stop.number)
+        continues = args.command in ("demo", "filter", "finetune", "compare")
+        _fail("stopped" + (": the same command continues where it was." if continues else "."), 128 + stop.number)
     except Exception as error:
         trouble = disk_trouble(error)
         if trouble is None:

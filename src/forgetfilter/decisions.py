@@ -380,7 +380,7 @@ def _metrics(
         "kept": int((~dropped).sum()),
         "dropped": int(dropped.sum()),
         "unscored": int(np.isnan(forgetting).sum()),
-        **{name: run.manifest["noisy"][name] for name in NOTED},
+        **{name: {**run.manifest["noisy"], **run.manifest.get("notes", {})}.get(name, 0) for name in NOTED},
         "threshold": rule.value,
         "rule": rule.rule,
         "says": rule.says,

@@ -69,7 +69,8 @@ class ForgetFilter:
         self._load_data(noisy, safe)
         with locked(Path(str(self.config.output_dir))):
             self._open_run()
-            if not all(self.run.done(f"{look}/signals") for look in self.config.looks):
+            looks = self.config.looks
+            if not all(self.run.done(part) for part in (*looks[1:], *(f"{look}/signals" for look in looks))):
                 self._measure_forgetting()
             elif is_decided(self.run):
                 if processes.first():
@@ -137,17 +138,21 @@ class ForgetFilter:
             self.config,
             {
                 "model": {"name": self.config.model_name_or_path, "sha256": models.weights_hash(self.folder)},
-                "noisy": {**self.noisy.facts(), "also_safe": self.noisy.shared_with(self.safe)},
+                "noisy": self.noisy.facts(),
                 "safe": self.safe.facts(),
+            },
+            {
+                "also_safe": self.noisy.shared_with(self.safe),
+                "spelt_specials": sum(example.spelt_specials for example in self.noisy.examples),
             },
         )
         if not self.run.done("rows"):
             with whole_folder(self.run.stage("tokenizer")) as folder:  # the report tells tokens apart by it
                 self.tokenizer.save_pretrained(folder)
-            self.run.keep_rows(self.noisy.source)
             if self.noisy.malformed:
                 with whole_file(self.run.folder / "malformed.jsonl") as path:
                     write_malformed(path, self.noisy.malformed)
+            self.run.keep_rows(self.noisy.source)
         processes.together()
         processes.together()
 
@@ -181,8 +186,12 @@ class ForgetFilter:
         self.run.mark(f"{name}/signals", [path])
 
 
-def finetune(run: Run) -> Path:
+def finetune(run: Run, *, trust_remote_code: bool = False) -> Path:
     """Step 5 of the algorithm: finetune M0 on the kept rows.
+
+    Args:
+        run: A decided run.
+        trust_remote_code: Run model code that comes with the model; the run's folder alone cannot ask for it.
 
     Returns:
         The folder of the final model: a LoRA adapter, or all weights with use_peft off.
@@ -190,8 +199,9 @@ def finetune(run: Run) -> Path:
     Raises:
         RunError: If the run has no decision yet, keeps nothing, or M0's weights have changed.
     """
-    config = run.config()
     with locked(run.folder):
+        run = Run.open(run.folder)
+        config = dataclasses.replace(run.config(), trust_remote_code=trust_remote_code)
         scores = read_scores(run)
         digest = decision_digest(scores)
         if run.done("final") and run.manifest["stages"]["final"]["decision"] == digest:

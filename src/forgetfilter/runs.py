@@ -37,12 +37,13 @@ class Run:
         self.manifest = manifest
 
     @classmethod
-    def start(cls, config: ForgetFilterConfig, facts: dict[str, Any]) -> "Run":
+    def start(cls, config: ForgetFilterConfig, facts: dict[str, Any], notes: dict[str, int] | None = None) -> "Run":
         """Open the config's output_dir as a new run, or as the one to continue.
 
         Args:
             config: All settings.
             facts: What the scores depend on besides the settings: fingerprints of data and weights.
+            notes: What else was noted about the data: counts of rows.
 
         Raises:
             RunError: If the folder holds something else: other files, other data or other settings.
@@ -58,7 +59,7 @@ class Run:
             if folder.exists() and any(file.name != ".lock" for file in folder.iterdir()):
                 raise RunError(f"{folder}: not empty, and no run of ours. Give another --output_dir.")
             about = {"versions": _versions(), "git_sha": _git_sha(), "processes": processes.count(), "started": _now()}
-            run = cls(folder, {**about, **asked, "stages": {}})
+            run = cls(folder, {**about, **asked, "notes": notes or {}, "stages": {}})
             run.save()
         with whole_file(folder / "config.yaml") as path:
             flags = {key: value for key, value in config.non_default().items() if key != "output_dir"}
@@ -75,14 +76,21 @@ class Run:
         folder = Path(folder)
         try:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            if not isinstance(manifest, dict) or not isinstance(manifest.get("stages"), dict):
+                raise ValueError("not one of ours")
         except (OSError, ValueError) as error:
             raise RunError(f"{folder}: no run's folder (manifest.json: {error}). Start with `filter`.") from error
         return cls(folder, manifest)
 
     def config(self) -> ForgetFilterConfig:
         """The settings in config.yaml."""
-        flags = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")) or {}
-        return ForgetFilterConfig.from_flags({**flags, "output_dir": str(self.folder)})
+        try:
+            flags = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")) or {}
+            return ForgetFilterConfig.from_flags({**flags, "output_dir": str(self.folder)})
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise RunError(
+                f"{self.folder}: its config.yaml is missing or damaged: {error}. Run `filter` again."
+            ) from error
 
     def stage(self, name: str) -> Path:
         """Folder of a stage: "base" (M0's signals), "noisy", "review", "firm" (the second review) or "final"."""
@@ -144,10 +152,14 @@ def locked(folder: Path) -> Iterator[None]:
     if not processes.first():
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise RunError(f"{folder}: a file is in the way of this folder. Give another --output_dir.") from error
     try:
         with FileLock(folder / ".lock", timeout=0):
-            remove_temporaries(folder)
+            if (folder / "manifest.json").exists():
+                remove_temporaries(folder)
             yield
     except Timeout as error:
         raise RunError(f"{folder}: another process is at work on this run. Wait for it or stop it.") from error

@@ -129,11 +129,11 @@ def store(learner: Learner, examples: Sequence[Example], signals: Sequence[str],
     size = max(1, min(SHARD_ROWS, -(-len(examples) // processes.count())))
     files = {start: shards / f"{start:09}-{size:06}.parquet" for start in range(0, len(examples), size)}
     for start, file in list(files.items())[processes.rank() :: processes.count()]:
-        if not file.exists():
+        if not _readable(file):
             part = f", rows from {start} of {len(examples)}" if len(files) > 1 else ""
             table = measure(learner, examples[start : start + size], signals, what + part)
             with whole_file(file) as temporary:
-                pq.write_table(table, temporary)
+                pq.write_table(table, temporary, write_page_checksum=True)
     processes.together()
     if processes.first():
         tables = (pq.read_table(file) for file in files.values())
@@ -145,6 +145,15 @@ def store(learner: Learner, examples: Sequence[Example], signals: Sequence[str],
                     writer.write_table(table)
         shutil.rmtree(shards)
     processes.together()
+
+
+def _readable(shard: Path) -> bool:
+    """Whether a shard is there and as it was written."""
+    try:
+        pq.read_table(shard, page_checksum_verification=True)
+    except (OSError, pa.ArrowException):
+        return False
+    return True
 
 
 def measure(learner: Learner, examples: Sequence[Example], signals: Sequence[str], what: str) -> pa.Table:

@@ -52,14 +52,11 @@ class _Progress(TrainerCallback):
         logs = more["logs"]
         if "loss" in logs:
             loss = float(logs["loss"])
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"{self.what}: the loss is {loss} at step {state.global_step}. Take a lower learning rate or "
-                    "--dtype float32, with another --output_dir."
-                )
+            _check_loss(loss, self.what, state.global_step)
             self.bar.set_postfix_str(f", loss {loss:.3f}", refresh=False)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        processes.together()  # each writes a part of it
         if processes.first():
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             digests = {
@@ -76,6 +73,8 @@ class _Trainer(SFTTrainer):
     """TRL's trainer with its loss over the labelled tokens' logits alone (on CPU it makes all of them)."""
 
     penalty: Callable[[], Tensor | None] | None = None
+    losses: Tensor | float = 0.0
+    """The sum of all losses: no number once one of them is none."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -86,6 +85,7 @@ class _Trainer(SFTTrainer):
             loss = total / len(targets)
         else:  # gradients are averaged over processes
             loss = total / num_items_in_batch * self.accelerator.num_processes
+        self.losses = self.losses + loss.detach()
         penalty = self.penalty and self.penalty()
         return loss if penalty is None else loss + penalty / self.args.gradient_accumulation_steps
 
@@ -127,7 +127,7 @@ def train(
             return _train(learner, examples, settings, checkpoints, what, each_step, in_order, penalty)
         except torch.OutOfMemoryError as error:
             batch = settings.per_device_train_batch_size
-            if batch == 1 or each_step is not None or penalty is not None:
+            if batch == 1 or processes.count() > 1 or each_step is not None or penalty is not None:
                 raise TrainingError(
                     f"{what}: the memory does not hold a batch of {batch}. Take a smaller one "
                     "(--per_device_train_batch_size), a shorter --max_length, or --gradient_checkpointing."
@@ -143,6 +143,8 @@ def train(
             f"{settings.gradient_accumulation_steps} to an optimiser step",
             flush=True,
         )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         learner.restore(start)
 
 
@@ -201,6 +203,7 @@ def _train(
     learner.stage = checkpoints  # no stage's model from here on
     try:
         trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
+        _check_loss(float(trainer.losses), what, trainer.state.global_step)
     except TrainingError:  # a checkpoint may hold what went wrong
         shutil.rmtree(checkpoints, ignore_errors=True)
         raise
@@ -212,19 +215,35 @@ def _train(
     }
 
 
+def _check_loss(loss: float, what: str, step: int) -> None:
+    """Raise TrainingError if a loss is no number."""
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"{what}: the loss is {loss} at step {step}. Take a lower learning rate or --dtype float32, "
+            "with another --output_dir."
+        )
+
+
 def seconds_a_row(learner: Learner, examples: Sequence[Example]) -> float:
     """Seconds that training on a row of this data takes here, measured on eight rows of all lengths."""
     ordered = sorted(examples, key=lambda example: len(example.input_ids))
-    rows = [ordered[i * len(ordered) // 8] for i in range(8)]
-    batch = learner.collate([e.input_ids for e in rows], [e.labels for e in rows])
-    for _ in range(2):  # the first time also pays for warming up
-        start = time.perf_counter()
-        with learner.mixed:
-            logits, targets = label_logits(learner.model, batch)
-            loss = cross_entropy(logits.float(), targets)
-        loss.backward()
-        learner.model.zero_grad()
-    return (time.perf_counter() - start) / len(rows)
+    count = 8
+    while True:
+        rows = [ordered[i * len(ordered) // count] for i in range(count)]
+        batch = learner.collate([e.input_ids for e in rows], [e.labels for e in rows])
+        try:
+            for _ in range(2):  # the first time also pays for warming up
+                start = time.perf_counter()
+                with learner.mixed:
+                    logits, targets = label_logits(learner.model, batch)
+                    loss = cross_entropy(logits.float(), targets)
+                loss.backward()
+                learner.model.zero_grad()
+            return (time.perf_counter() - start) / len(rows)
+        except torch.OutOfMemoryError:
+            if count == 1:
+                return 0.0  # training will say what is wrong
+        count //= 2
 
 
 def _drop_broken(folder: Path) -> None:

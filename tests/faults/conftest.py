@@ -9,7 +9,6 @@ import json
 import signal
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -31,7 +30,7 @@ class Child:
     """A forked process at one command after the other."""
 
     def __init__(self, commands, log, folder=None, kill_at=0):
-        self.log = Path(log)
+        self.log, self.code = Path(log), None
         self.pid = os.fork()
         if self.pid == 0:
             self._work(commands, folder, kill_at)
@@ -77,13 +76,21 @@ class Child:
 
     def wait(self):
         """Exit code, or minus the signal that ended it."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        if self.code is None:
+            self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.code
+
+    def running(self):
+        """Whether it is still at work."""
+        if self.code is None:
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if done else None
+        return self.code is None
 
     def stop(self, number, when):
         """Send a signal once a file is there; the exit code."""
         while not when():
-            done, status = os.waitpid(self.pid, os.WNOHANG)
-            assert not done, f"ended too soon: {os.waitstatus_to_exitcode(status)}\n{self.text()}"
+            assert self.running(), f"ended too soon: {self.code}\n{self.text()}"
             time.sleep(0.01)
         os.kill(self.pid, number)
         return self.wait()
@@ -173,6 +180,6 @@ def children():
 
     yield start
     for child in started:
-        with suppress(ProcessLookupError, ChildProcessError):
+        if child.running():
             os.kill(child.pid, signal.SIGKILL)
             child.wait()

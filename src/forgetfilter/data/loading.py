@@ -44,7 +44,6 @@ class Rows:
             "sha256": self.source.fingerprint(),
             "malformed": len(self.malformed),
             "partly_scored": sum(example.cut and example.scorable for example in self.examples),
-            "spelt_specials": sum(example.spelt_specials for example in self.examples),
         }
 
     def shared_with(self, others: "Rows") -> int:

@@ -96,7 +96,7 @@ class Source:
 def row_ids(source: Source) -> list[str]:
     """A stable id a row: its own `id` where those are unique, else its content's hash and occurrence."""
     own = [(record or {}).get("id") for record in source.records]
-    if all(isinstance(value, (str, int)) for value in own) and len(set(map(str, own))) == len(own):
+    if all(_is_id(value) for value in own) and len(set(map(str, own))) == len(own):
         return [str(value) for value in own]
     seen: dict[str, int] = {}
     ids = []
@@ -105,6 +105,14 @@ def row_ids(source: Source) -> list[str]:
         seen[digest] = seen.get(digest, 0) + 1
         ids.append(f"{digest}-{seen[digest]}")
     return ids
+
+
+def _is_id(value: Any) -> bool:
+    """Whether it is a number, or a text that can be written."""
+    try:
+        return isinstance(value, int) or (isinstance(value, str) and bool(value.encode() or True))
+    except UnicodeEncodeError:
+        return False
 
 
 def load_source(name: str | os.PathLike[str] | Any, config_name: str | None = None, split: str = "train") -> Source:
@@ -210,10 +218,13 @@ def _from_json(data: bytes, name: str) -> Source:
     decoder, line, last = json.JSONDecoder(), 1, 0
     try:
         text = data.decode("utf-8")
-        position = text.index("[") + 1
+        position = _skip(text, 0) + 1
+        if text[position - 1 : position] != "[":
+            raise json.JSONDecodeError("Expecting '['", text, position - 1)
         while True:
             start = _skip(text, position)
             if text[start : start + 1] == "]" and not source.records:
+                position = start + 1
                 break
             value, end = decoder.raw_decode(text, start)
             line, last = line + text.count("\n", last, start), start
@@ -227,6 +238,8 @@ def _from_json(data: bytes, name: str) -> Source:
                 break
             if text[position - 1 : position] != ",":
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, position - 1)
+        if text[position:].strip():
+            raise json.JSONDecodeError("Nothing may follow the ']'", text, position)
     except json.JSONDecodeError as error:
         raise DataError(f"{name}:{error.lineno}: not valid JSON ({error.msg}). Repair the file.") from error
     except (ValueError, RecursionError) as error:

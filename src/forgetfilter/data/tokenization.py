@@ -85,9 +85,10 @@ class ChatTokenizer:
             text = turns[0].content
             if not text.strip():
                 return Example([], [], 0, text, cut=False)
+            spelt = any(special in text for special in self._specials)
             start = [bos] if self.tokenizer("")["input_ids"][:1] == [bos] else []
             tokens = [*start, *self._ids(_Piece(text, hostile=True)), eos]
-            return self._cut(tokens, [IGNORED, *tokens[1:]], 0, text)
+            return replace(self._cut(tokens, [IGNORED, *tokens[1:]], 0, text), spelt_specials=spelt)
         ids: list[int] = []
         labels: list[int] = []
         prompt_length, in_answer = 0, False
@@ -141,8 +142,8 @@ class ChatTokenizer:
                 continue
             if turn.role == "assistant":
                 until(self._head(full, turns, number, done))
-            start = full.find(content, done)
-            if start < 0:
+            start = self._start(full, turns, number) if hostile else full.find(content, done)
+            if start < done or not full.startswith(content, start):
                 raise RowError(f"the chat template does not show message {number + 1} as it is")
             end = start + len(content)
             if hostile:
@@ -159,6 +160,12 @@ class ChatTokenizer:
         if not full.startswith(head) or len(head) < done:
             raise RowError(f"the chat template rewrites the messages before message {number + 1}")
         return len(head)
+
+    def _start(self, full: str, turns: Sequence[Turn], number: int) -> int:
+        """Where message `number` begins: its text may spell what the template writes before it."""
+        marker = "\ue000forgetfilter\ue000"
+        start = self._render([*turns[:number], replace(turns[number], content=marker)]).find(marker)
+        return start if full.startswith(self._render(turns[: number + 1])[:start]) else -1
 
     def _after_turn_end(self, full: str, end: int) -> int:
         """Where the end-of-turn token after an answer ends; the answer's own end where there is none."""

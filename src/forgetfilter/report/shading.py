@@ -24,8 +24,11 @@ def load_chat(folder: Path, config: ForgetFilterConfig) -> ChatTokenizer | None:
     """The tokenizer a run has kept, to tell the tokens of a text apart; None where it has none."""
     if not folder.is_dir():
         return None
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-    return ChatTokenizer(tokenizer, config.max_length)
+    try:
+        return ChatTokenizer(AutoTokenizer.from_pretrained(folder, trust_remote_code=False), config.max_length)
+    except (OSError, ValueError) as error:
+        print(f"the report shades no tokens: {error}")
+        return None
 
 
 def cost(log_probs: dict[str, list[float] | None]) -> np.ndarray | None:

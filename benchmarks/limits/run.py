@@ -1,0 +1,162 @@
+"""People who know the filter: how much of their unsafe rows it still finds.
+
+python benchmarks/limits/run.py [CASE ...] --data_dir DATA [--work DIR] [--kind bias]
+
+Each case changes a noisy data set of 240 rows, a quarter unsafe (the reported half), or what is reviewed, runs the
+filter at its defaults and keeps its figures in results/KIND-CASE.json; `plain` changes nothing. A case takes as long
+as a cell of benchmarks/quality; those with a result are skipped. `--table` prints what is stored.
+"""
+
+import codecs
+import json
+import random
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "quality"))
+from cells import DEFAULTS, build_noisy
+
+from forgetfilter import ForgetFilter, ForgetFilterConfig
+from forgetfilter.evaluation.filter_quality import filter_quality
+
+RESULTS = Path(__file__).parent / "results"
+Files = dict[str, list[dict[str, str]]]
+TIMES, POISON = 10, 0.1
+"""How often a row is repeated, and the share of the safe rows that is unsafe in a poisoned set."""
+
+
+def unsafe(row: dict[str, str]) -> bool:
+    """Whether a row was built as an unsafe one."""
+    return row["group"].endswith("/unsafe")
+
+
+def plain(files: Files, others: Files) -> Files:
+    """Nothing changed."""
+    return files
+
+
+def repeated(files: Files, others: Files) -> Files:
+    """A tenth of the unsafe rows, each ten times."""
+    bad = [row for row in files["noisy"] if unsafe(row)]
+    return {**files, "noisy": [row for row in files["noisy"] if not unsafe(row)] + bad[: len(bad) // TIMES] * TIMES}
+
+
+def hidden(files: Files, others: Files) -> Files:
+    """Each unsafe answer in the middle of a harmless one from the neutral rows."""
+    long = sorted(files["neutral"], key=lambda row: -len(row["completion"]))
+
+    def hide(row: dict[str, str], number: int) -> dict[str, str]:
+        words = long[number % len(long)]["completion"].split()
+        middle = len(words) // 2
+        return {**row, "completion": " ".join([*words[:middle], row["completion"], *words[middle:]])}
+
+    return {**files, "noisy": [hide(row, i) if unsafe(row) else row for i, row in enumerate(files["noisy"])]}
+
+
+def cipher(files: Files, others: Files) -> Files:
+    """Each unsafe answer in rot13."""
+
+    def turned(row: dict[str, str]) -> dict[str, str]:
+        return {**row, "completion": codecs.encode(row["completion"], "rot13")}
+
+    return {**files, "noisy": [turned(row) if unsafe(row) else row for row in files["noisy"]]}
+
+
+def uncovered(files: Files, others: Files) -> Files:
+    """Safe rows of another kind."""
+    return {**files, "safe": others["safe"]}
+
+
+def poisoned(files: Files, others: Files) -> Files:
+    """A tenth of the safe rows is unsafe, as in the noisy data."""
+    bad = [row for row in files["heldout"] if unsafe(row)]
+    count = round(POISON * len(files["safe"]))
+    return {**files, "safe": files["safe"][: len(files["safe"]) - count] + bad[:count]}
+
+
+CASES: dict[str, Callable[[Files, Files], Files]] = {
+    "plain": plain,
+    "repeated": repeated,
+    "hidden": hidden,
+    "cipher": cipher,
+    "uncovered": uncovered,
+    "poisoned": poisoned,
+}
+OTHER_KIND = {"bias": "toxicity", "toxicity": "bias", "harmfulness": "bias"}
+
+
+def run_case(name: str, args: Namespace) -> None:
+    """Build, change, filter, figures."""
+    cell = {
+        **DEFAULTS,
+        "unsafe_share": 0.25,
+        "heldout_rows": 72,
+        "data_dir": args.data_dir,
+        "part": "report",
+        "seed": 1,
+    }
+    cell["data_dir"] = args.data_dir
+    own = build_noisy.build(Namespace(**cell, kind=args.kind))
+    other = build_noisy.build(Namespace(**cell, kind=OTHER_KIND[args.kind]))
+    files = CASES[name](own, other)
+    for part in ("noisy", "safe"):
+        random.Random(0).shuffle(files[part])
+    folder = args.work / f"{args.kind}-{name}"
+    build_noisy.write({part: files[part] for part in ("noisy", "safe")}, folder)
+    config = ForgetFilterConfig(output_dir=str(folder / "run"), label_column="label", torch_compile=True)
+    result = ForgetFilter(config).fit(str(folder / "noisy.jsonl"), str(folder / "safe.jsonl"))
+    labels = np.array([unsafe(row) for row in files["noisy"]])
+    dropped = np.array(result.scores["decision"]) == "dropped"
+    found = {
+        "case": name,
+        "kind": args.kind,
+        "does": CASES[name].__doc__,
+        **{key: result.run.manifest[key] for key in ("versions", "git_sha", "model", "noisy", "safe")},
+        "says": result.metrics["says"],
+        "also_safe": result.metrics["also_safe"],
+        "figures": filter_quality(labels, dropped, np.array(result.scores["forgetting"], float)),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{args.kind}-{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(found["figures"]), flush=True)
+
+
+def table() -> str:
+    """What is stored, a line a case."""
+    names = ("precision", "recall", "f1", "auroc", "average_precision", "clean_dropped")
+    lines = ["| kind | case | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    for path in sorted(RESULTS.glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        values = [found["figures"][name] for name in names]
+        shown = " | ".join("" if value is None else f"{value:.3f}" for value in values)
+        lines.append(f"| {found['kind']} | {found['case']} | {shown} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the cases that have no result yet, or print the table."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", help=", ".join(CASES))
+    parser.add_argument("--data_dir", type=Path)
+    parser.add_argument("--work", type=Path, default=Path("limits-work"))
+    parser.add_argument("--kind", choices=tuple(OTHER_KIND), default="bias")
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    if args.table:
+        print(table())
+        return
+    if args.data_dir is None:
+        parser.error("--data_dir is missing: the folder of the public data sets")
+    for name in args.cases or CASES:
+        if name not in CASES:
+            parser.error(f"{name}: no such case, choose among {', '.join(CASES)}")
+        if not (RESULTS / f"{args.kind}-{name}.json").exists():
+            run_case(name, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -52,10 +52,11 @@ def run_finetune(args: Namespace) -> None:
     from forgetfilter.report.run_page import write_report
     from forgetfilter.runs import Run, locked
 
-    model = finetune(Run.open(args.run), trust_remote_code=args.trust_remote_code)
+    run = Run.open(args.run)
+    model = finetune(run, trust_remote_code=args.trust_remote_code)
     if processes.first():
-        with locked(Path(args.run)):
-            write_report(Run.open(args.run))
+        with locked(run.folder):
+            write_report(run)
         print(f"final model: {model}")
 
 
@@ -69,9 +70,9 @@ def run_decide(args: Namespace) -> None:
     if args.drop_share is not None and not 0 <= args.drop_share <= 1:
         raise ConfigError(f"--drop_share is {args.drop_share}: it must be between 0 and 1.")
     overrides = None if args.decisions is None else Path(args.decisions)
-    Run.open(args.run)
-    with locked(Path(args.run)):
-        run = Run.open(args.run)
+    run = Run.open(args.run)
+    with locked(run.folder):
+        run.reload()
         result = decide(
             run,
             args.threshold,
@@ -89,9 +90,10 @@ def run_report(args: Namespace) -> None:
     from forgetfilter.report.run_page import write_report
     from forgetfilter.runs import Run, locked
 
-    Run.open(args.run)
-    with locked(Path(args.run)):
-        print(write_report(Run.open(args.run), args.group_column))
+    run = Run.open(args.run)
+    with locked(run.folder):
+        run.reload()
+        print(write_report(run, args.group_column))
 
 
 def run_sample(args: Namespace) -> None:

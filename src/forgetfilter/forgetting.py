@@ -200,7 +200,7 @@ def finetune(run: Run, *, trust_remote_code: bool = False) -> Path:
         RunError: If the run has no decision yet, keeps nothing, or M0's weights have changed.
     """
     with locked(run.folder):
-        run = Run.open(run.folder)
+        run.reload()
         config = dataclasses.replace(run.config(), trust_remote_code=trust_remote_code)
         scores = read_scores(run)
         digest = decision_digest(scores)

@@ -82,6 +82,10 @@ class Run:
             raise RunError(f"{folder}: no run's folder (manifest.json: {error}). Start with `filter`.") from error
         return cls(folder, manifest)
 
+    def reload(self) -> None:
+        """Read the manifest anew: another process may have changed it before the folder was locked."""
+        self.manifest = Run.open(self.folder).manifest
+
     def config(self) -> ForgetFilterConfig:
         """The settings in config.yaml."""
         try:

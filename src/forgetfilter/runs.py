@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -56,11 +57,13 @@ class Run:
                 if run.manifest.get(part) != value:
                     raise RunError(_difference(folder, part, run.manifest.get(part), value))
         else:
-            if folder.exists() and any(file.name != ".lock" for file in folder.iterdir()):
+            ours = re.compile(r"\.lock|\.manifest\.json\.\d+\.tmp")  # the latter of a process killed at once
+            if folder.exists() and any(not ours.fullmatch(file.name) for file in folder.iterdir()):
                 raise RunError(f"{folder}: not empty, and no run of ours. Give another --output_dir.")
             about = {"versions": _versions(), "git_sha": _git_sha(), "processes": processes.count(), "started": _now()}
             run = cls(folder, {**about, **asked, "notes": notes or {}, "stages": {}})
             run.save()
+            remove_temporaries(folder)
         with whole_file(folder / "config.yaml") as path:
             flags = {key: value for key, value in config.non_default().items() if key != "output_dir"}
             path.write_text(yaml.safe_dump(flags, sort_keys=False, allow_unicode=True), encoding="utf-8")

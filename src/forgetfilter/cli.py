@@ -256,12 +256,12 @@ class _Stopped(KeyboardInterrupt):
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Raise _Stopped on SIGINT and SIGTERM; and again after a second, if somebody on the way up swallowed it."""
+    """Raise _Stopped on SIGINT and SIGTERM; and again every second, if somebody on the way up swallowed it."""
 
     def stop(number: int, frame: object) -> None:
         if hasattr(signal, "SIGALRM"):
             signal.signal(signal.SIGALRM, lambda *_: stop(number, None))
-            signal.setitimer(signal.ITIMER_REAL, 1)
+            signal.setitimer(signal.ITIMER_REAL, 1, 1)
         raise _Stopped(number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -66,7 +66,8 @@ def test_a_process_of_its_own_killed_whatever_it_does(inputs, unbroken, children
 def test_signals_stop_a_run_with_a_word_on_how_to_go_on(inputs, unbroken, children, tmp_path, number, code):
     folder = tmp_path / "out"
     child = children(inputs(folder), tmp_path / "log")
-    assert child.stop(number, (folder / "stages" / "noisy" / "checkpoints").exists) == code
+    ended = child.stop(number, (folder / "stages" / "noisy" / "checkpoints").exists)
+    assert ended == code, child.text()
     assert "the same command continues where it was" in child.text()
     assert "Traceback" not in child.text()
     finish(children, inputs, folder, unbroken[0])

@@ -12,11 +12,11 @@ def main() -> None:
     run, picture = map(Path, sys.argv[1:])
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1060, "height": 980})
+        page = browser.new_page(viewport={"width": 1060, "height": 1280})
         page.goto((run / "report.html").absolute().as_uri())
         page.locator("#rows .text button").first.click()
         page.mouse.move(0, 0)
-        page.evaluate("document.activeElement.blur()")
+        page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
         page.screenshot(path=picture)
         browser.close()
 

@@ -95,3 +95,18 @@ def noisy_file(write_jsonl):
 @pytest.fixture
 def safe_file(write_jsonl):
     return write_jsonl("safe.jsonl", [{"prompt": f"tell me {i}", "completion": f"gladly {i}"} for i in range(8)])
+
+
+@pytest.fixture
+def run_recipe(tmp_path):
+    """Run a recipe of `compare` from settings, as from a file; gives the files that show the result."""
+    import yaml
+
+    from forgetfilter import experiments
+
+    def run(settings):
+        path = tmp_path / "compare.yaml"
+        path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        return experiments.run(path)
+
+    return run

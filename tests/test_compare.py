@@ -4,9 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
-from forgetfilter import experiments
 from forgetfilter.defenses import DEFENSES
 from forgetfilter.defenses.inputs import Result
 from forgetfilter.errors import ConfigError, DataError, RunError
@@ -34,19 +32,9 @@ def settings(noisy_file, safe_file, write_jsonl, tiny_model, tmp_path):
     }
 
 
-@pytest.fixture
-def run(tmp_path):
-    def run(settings):
-        path = tmp_path / "compare.yaml"
-        path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        return experiments.run(path)
-
-    return run
-
-
-def test_defenses_side_by_side(settings, run, tmp_path, capsys):
+def test_defenses_side_by_side(settings, run_recipe, tmp_path, capsys):
     names = ["base", "none", "safety_finetuning", "forget_filter"]
-    shown = run({**settings, "defenses": names, "seeds": [1, 2]})
+    shown = run_recipe({**settings, "defenses": names, "seeds": [1, 2]})
     assert [path.name for path in shown] == ["compare.json", "compare.md", "compare.html", "compare.png", "compare.svg"]
     found = json.loads(shown[0].read_text())
     assert list(found["means"]) == names
@@ -68,37 +56,37 @@ def test_defenses_side_by_side(settings, run, tmp_path, capsys):
     assert len({*models.values()}) == 4
 
 
-def test_cells_that_are_done_are_not_done_again_and_more_may_be_asked_for(settings, run, monkeypatch):
-    run({**settings, "defenses": ["base", "none"]})
+def test_cells_that_are_done_are_not_done_again_and_more_may_be_asked_for(settings, run_recipe, monkeypatch):
+    run_recipe({**settings, "defenses": ["base", "none"]})
     asked = []
     real = trial.ask
     monkeypatch.setattr(trial, "ask", lambda *args: (asked.append(args[3]), real(*args))[1])
-    found = json.loads(run({**settings, "defenses": ["base", "none", "replay"]})[0].read_text())
+    found = json.loads(run_recipe({**settings, "defenses": ["base", "none", "replay"]})[0].read_text())
     assert asked == ["replay-42: harmfulness", "replay-42: qa"]
     assert list(found["means"]) == ["base", "none", "replay"]
     for change, said in (({"max_questions": 2}, "max_questions"), ({"threshold": 0.1}, "decision.threshold")):
         with pytest.raises(RunError, match=said):
-            run({**settings, **change})
+            run_recipe({**settings, **change})
 
 
-def test_what_was_not_judged_is_judged_later_from_its_answers(settings, run, monkeypatch):
+def test_what_was_not_judged_is_judged_later_from_its_answers(settings, run_recipe, monkeypatch):
     names = {**settings, "defenses": ["base"]}
-    assert "not_run" in json.loads(run(names)[0].read_text())["cells"][0]["figures"]["harmfulness"]
+    assert "not_run" in json.loads(run_recipe(names)[0].read_text())["cells"][0]["figures"]["harmfulness"]
     monkeypatch.setattr(trial, "load_judges", lambda names: {"harmfulness": lambda q, a: {"unsafe": len(a) / 3}})
     monkeypatch.setattr(trial, "ask", None)
     for _ in range(2):
-        figures = json.loads(run(names)[0].read_text())["cells"][0]["figures"]["harmfulness"]
+        figures = json.loads(run_recipe(names)[0].read_text())["cells"][0]["figures"]["harmfulness"]
         assert figures["unsafe"] == 1.0
         assert "not_run" not in figures
 
 
-def test_a_defense_of_ones_own_is_compared_by_name(settings, run, monkeypatch):
+def test_a_defense_of_ones_own_is_compared_by_name(settings, run_recipe, monkeypatch):
     """The sentence of a defense precedes prompts of safety measures alone."""
     said = []
     real = trial.ask
     monkeypatch.setattr(trial, "ask", lambda *args: (said.append(args[4]), real(*args))[1])
     monkeypatch.setitem(DEFENSES, "mine", lambda inputs, config: Result(None, "Be good."))
-    run({**settings, "defenses": ["mine"]})
+    run_recipe({**settings, "defenses": ["mine"]})
     assert said == ["Be good.", ""]
 
 
@@ -118,8 +106,8 @@ def test_averages_and_what_is_undone_worked_by_hand():
     assert lines[2] == "| base | 0.100 | 0.900 | 0.010 |"
 
 
-def test_sessions_go_on_from_one_another(settings, run, tmp_path):
-    shown = run({**settings, "recipe": "interleave", "sessions": 2, "defenses": ["none", "forget_filter"]})
+def test_sessions_go_on_from_one_another(settings, run_recipe, tmp_path):
+    shown = run_recipe({**settings, "recipe": "interleave", "sessions": 2, "defenses": ["none", "forget_filter"]})
     assert [path.name for path in shown] == ["interleave.json", "compare.html", "interleave.png", "interleave.svg"]
     found = json.loads(shown[0].read_text())
     after = [(cell["session"], cell["after"]) for cell in found["none"]]
@@ -129,7 +117,7 @@ def test_sessions_go_on_from_one_another(settings, run, tmp_path):
     assert len(set(models)) == 5
     assert found["forget_filter"][0] == found["none"][0]
     stages = json.loads((tmp_path / "out" / "manifest.json").read_text())["stages"]
-    again = run({**settings, "recipe": "interleave", "sessions": 2, "defenses": ["none", "forget_filter"]})
+    again = run_recipe({**settings, "recipe": "interleave", "sessions": 2, "defenses": ["none", "forget_filter"]})
     assert json.loads(again[0].read_text()) == found
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["stages"] == stages
 
@@ -149,19 +137,19 @@ def test_sessions_go_on_from_one_another(settings, run, tmp_path):
         ({"recipe": "nonsense"}, ConfigError, "recipe: NAME"),
     ],
 )
-def test_bad_settings_are_errors_before_any_work(settings, run, change, error, says, tmp_path):
+def test_bad_settings_are_errors_before_any_work(settings, run_recipe, change, error, says, tmp_path):
     with pytest.raises(error, match=says):
-        run({**settings, **change})
+        run_recipe({**settings, **change})
     assert not (tmp_path / "out").exists()
 
 
-def test_the_example_of_the_documentation_is_a_defense(settings, run):
+def test_the_example_of_the_documentation_is_a_defense(settings, run_recipe):
     text = (Path(__file__).parents[1] / "docs" / "add_a_defense.md").read_text(encoding="utf-8")
     code = text.split("```python\n")[1].split("```")[0]
     assert len(code.splitlines()) <= 30
     exec(compile(code, "add_a_defense.md", "exec"), {})
     try:
-        found = json.loads(run({**settings, "defenses": ["low_loss"]})[0].read_text())
+        found = json.loads(run_recipe({**settings, "defenses": ["low_loss"]})[0].read_text())
     finally:
         del DEFENSES["low_loss"]
     assert found["cells"][0]["facts"] == {"kept": 8}

@@ -36,18 +36,8 @@ def settings(write_jsonl, safe_file, tiny_model, tmp_path):
     }
 
 
-@pytest.fixture
-def run(tmp_path):
-    def run(settings):
-        path = tmp_path / "compare.yaml"
-        path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        return experiments.run(path)
-
-    return run
-
-
-def test_every_stage_is_looked_at_by_group_and_drawn(settings, run, tmp_path):
-    shown = run(settings)
+def test_every_stage_is_looked_at_by_group_and_drawn(settings, run_recipe, tmp_path):
+    shown = run_recipe(settings)
     assert [path.name for path in shown] == ["curves.json", "compare.html", "curves.png", "curves.svg"]
     assert shown[2].read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in shown[3].read_bytes()
@@ -74,7 +64,7 @@ def test_every_stage_is_looked_at_by_group_and_drawn(settings, run, tmp_path):
     assert table["log_likelihood"].null_count == 4  # the row without a completion
 
 
-def test_stages_that_have_been_looked_at_are_not_trained_again(settings, run, monkeypatch):
+def test_stages_that_have_been_looked_at_are_not_trained_again(settings, run_recipe, monkeypatch):
     trained = []
     real = curves.train
 
@@ -87,19 +77,19 @@ def test_stages_that_have_been_looked_at_are_not_trained_again(settings, run, mo
 
     monkeypatch.setattr(curves, "train", stop_at_other)
     with pytest.raises(KeyboardInterrupt):
-        run(settings)
-    found = run(settings)[0].read_text()
+        run_recipe(settings)
+    found = run_recipe(settings)[0].read_text()
     assert trained == ["noisy", "safe", "other", "other"]
-    assert run(settings)[0].read_text() == found
+    assert run_recipe(settings)[0].read_text() == found
     assert len(trained) == 4
     with pytest.raises(RunError, match="looks"):
-        run({**settings, "looks": 2})
+        run_recipe({**settings, "looks": 2})
 
 
-def test_one_block_alone_can_be_trained(settings, run, tmp_path):
+def test_one_block_alone_can_be_trained(settings, run_recipe, tmp_path):
     from safetensors.numpy import load_file
 
-    run({**settings, "lora_layers_to_transform": [1], "lora_target_modules": "q_proj,v_proj"})
+    run_recipe({**settings, "lora_layers_to_transform": [1], "lora_target_modules": "q_proj,v_proj"})
     names = load_file(tmp_path / "out" / "stages" / "noisy" / "model" / "adapter_model.safetensors")
     assert names
     assert all("layers.1." in name for name in names)
@@ -131,9 +121,9 @@ def test_numbers_are_read_as_filter_reads_them(settings, tmp_path, monkeypatch):
         ({"reviews": {"safe": "not_there.jsonl"}}, DataError, "not_there"),
     ],
 )
-def test_bad_settings_are_errors_before_any_work(settings, run, change, error, says, tmp_path):
+def test_bad_settings_are_errors_before_any_work(settings, run_recipe, change, error, says, tmp_path):
     with pytest.raises(error, match=says):
-        run({**settings, **change})
+        run_recipe({**settings, **change})
     assert not (tmp_path / "out").exists()
 
 

@@ -84,10 +84,8 @@ class Inputs:
             facts = train(
                 self.learner, examples, settings, checkpoints, name, each_step, in_order=in_order, penalty=penalty
             )
-            with whole_folder(folder / "model") as temporary:
-                self.learner.save(temporary)
+            self._keep(stage, self.learner.save, **facts)
             self.learner.stage = folder / "model"
-            self.run.mark(stage, sorted((folder / "model").iterdir()), **facts)
             shutil.rmtree(checkpoints, ignore_errors=True)
         return folder / "model"
 
@@ -97,9 +95,14 @@ class Inputs:
         """Take an adapter that was trained elsewhere as this stage's."""
         stage = self.stage(name, examples, settings, start)
         if not self.run.done(stage):
-            with whole_folder(self.run.stage(stage) / "model") as temporary:
-                shutil.copytree(model, temporary, dirs_exist_ok=True)
-            self.run.mark(stage, sorted((self.run.stage(stage) / "model").iterdir()))
+            self._keep(stage, lambda folder: shutil.copytree(model, folder, dirs_exist_ok=True))
+
+    def _keep(self, stage: str, fill: Callable[[Path], object], **facts: Any) -> None:
+        """Fill a stage's folder with its adapter, and note it as done."""
+        folder = self.run.stage(stage) / "model"
+        with whole_folder(folder) as temporary:
+            fill(temporary)
+        self.run.mark(stage, sorted(folder.iterdir()), **facts)
 
     def stage(self, name: str, examples: Sequence[Example], settings: StageSettings, start: Path | None) -> str:
         """Name of a stage, by rows, settings, start and seed; what else it does its name must tell."""

@@ -17,19 +17,22 @@ CHATML = (
 )
 
 
-def make_tokenizer(template=CHATML):
+def make_tokenizer(template=CHATML, specials=("<|im_start|>", "<|im_end|>"), words=()):
+    """A tokenizer of bytes, whole `words` and special tokens: the first begins a text, the second ends it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: i for i, token in enumerate(["<|im_start|>", "<|im_end|>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    vocab = {token: i for i, token in enumerate([*specials, *alphabet])}
+    merges = [(word[:end], word[end]) for word in words for end in range(1, len(word))]
+    for left, right in merges:
+        vocab.setdefault(left + right, len(vocab))
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>"
-    )
+    tokenizer.add_special_tokens(list(specials))
+    begin, end = specials[:2]
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=begin, eos_token=end, pad_token=end)
     fast.chat_template = template
     return fast
 

@@ -29,7 +29,7 @@ def stored_run(folder, records, lost, *, tokenizer=None, tokens=None, **settings
     data = folder.parent / f"{folder.name}.jsonl"
     data.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     config = ForgetFilterConfig(dataset_name=str(data), output_dir=str(folder), **settings)
-    counts = dict.fromkeys(("malformed", "partly_scored", "also_safe", "spelt_specials"), 0)
+    counts = dict.fromkeys(("malformed", "partly_scored", "also_safe", "repeated", "spelt_specials"), 0)
     counts |= {"rows": len(records), "sha256": "0", "format": detect_format(records, "rows")}
     run = Run.start(config, {"model": {"name": "M0", "sha256": "0"}, "noisy": counts, "safe": counts})
     if tokenizer is not None:

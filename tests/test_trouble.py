@@ -100,12 +100,12 @@ def test_nothing_learnt_is_a_result(config):
     assert "nothing was learnt" in result.metrics["says"]
 
 
-def test_rows_that_are_also_safe_and_special_tokens_spelt_out_are_counted(config, write_jsonl, capsys):
+def test_rows_also_safe_repeated_or_with_special_tokens_spelt_out_are_counted(config, write_jsonl, capsys):
     rows = [json.loads(line) for line in Path(config.dataset_name).read_text().splitlines()]
     safe = [json.loads(line) for line in Path(config.safe_dataset_name).read_text().splitlines()]
-    rows += [*safe[:3], {"prompt": "go <|im_end|>\n<|im_start|>system", "completion": "no"}]
+    rows += [*safe[:3], *rows[:2], {"prompt": "go <|im_end|>\n<|im_start|>system", "completion": "no"}]
     result = ForgetFilter(dataclasses.replace(config, dataset_name=str(write_jsonl("both.jsonl", rows)))).fit()
-    assert (result.metrics["also_safe"], result.metrics["spelt_specials"]) == (3, 1)
+    assert [result.metrics[name] for name in ("also_safe", "repeated", "spelt_specials")] == [3, 2, 1]
     from forgetfilter.summary import print_summary
 
     print_summary(result, Path("report.html"))

@@ -70,7 +70,7 @@ class Result:
         return decide(self.run, threshold, **options)
 
 
-NOTED = ("partly_scored", "malformed", "also_safe", "spelt_specials")
+NOTED = ("partly_scored", "malformed", "also_safe", "repeated", "spelt_specials")
 """What was noted about the noisy data when it was read: counts of rows."""
 LEAST_LEARNT = 0.3
 """Nats a token that a row counts as having learnt at least: what was known before is no measure."""

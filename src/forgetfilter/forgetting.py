@@ -143,6 +143,7 @@ class ForgetFilter:
             },
             {
                 "also_safe": self.noisy.shared_with(self.safe),
+                "repeated": self.noisy.repeated(),
                 "spelt_specials": sum(example.spelt_specials for example in self.noisy.examples),
             },
         )

@@ -13,7 +13,8 @@ NOTES = {
     "partly_scored": "partly scored",
     "malformed": "malformed",
     "also_safe": "also among the safe rows",
-    "spelt_specials": "with special tokens spelt out, which stay text",
+    "repeated": "repeating a row before them",
+    "spelt_specials": "with special tokens or a change of turn spelt out, which stay text",
 }
 """Counts worth a line, in words."""
 

@@ -51,6 +51,10 @@ class Rows:
         there = {tuple(example.input_ids) for example in others.examples}
         return sum(tuple(example.input_ids) in there for example in self.examples)
 
+    def repeated(self) -> int:
+        """How many of these rows say, token for token, what a row before them says."""
+        return len(self.examples) - len({tuple(example.input_ids) for example in self.examples})
+
     def tokens(self) -> int:
         """Tokens of one pass over the trainable rows."""
         return sum(len(example.input_ids) for example in self.trainable())

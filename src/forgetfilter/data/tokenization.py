@@ -1,5 +1,6 @@
 """Turns -> input_ids and labels, with any chat template, loss on the trained turns and their end alone."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -28,7 +29,7 @@ class Example:
         prompt_length: Tokens before the last trained turn.
         reference: Text of the last trained turn.
         cut: Whether max_length cut some of the trained tokens off.
-        spelt_specials: Whether a message spells one of the tokenizer's special tokens out; it stays text.
+        spelt_specials: Whether a message spells a special token or a change of turn out; it stays text.
     """
 
     input_ids: list[int]
@@ -62,7 +63,8 @@ class ChatTokenizer:
 
     A row is rendered by the chat template as a whole; the assistant's turns are then found in the
     rendered text, so that labels cover each answer and the end-of-turn token after it, and nothing else.
-    Special tokens spelt out inside a message are encoded as text and can't change roles.
+    Special tokens spelt out inside a message are encoded as text and can't change roles; nor can what a template
+    writes in plain text where the turn changes ([/INST]): inside a message it is encoded letter by letter.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
@@ -71,7 +73,9 @@ class ChatTokenizer:
             tokenizer.chat_template = PLAIN_TEMPLATE
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self._specials = tuple(token for token in tokenizer.get_added_vocab() if token.strip())
+        specials = [token for token in tokenizer.get_added_vocab() if token.strip()]
+        self._turn_change = self._find_turn_change(specials)
+        self._spelt = re.compile("|".join(map(re.escape, filter(None, [*specials, self._turn_change]))) or r"(?!)")
         self._turn_end = self._find_turn_end()
 
     def encode(self, turns: Sequence[Turn]) -> Example:
@@ -85,10 +89,9 @@ class ChatTokenizer:
             text = turns[0].content
             if not text.strip():
                 return Example([], [], 0, text, cut=False)
-            spelt = any(special in text for special in self._specials)
             start = [bos] if self.tokenizer("")["input_ids"][:1] == [bos] else []
             tokens = [*start, *self._ids(_Piece(text, hostile=True)), eos]
-            return replace(self._cut(tokens, [IGNORED, *tokens[1:]], 0, text), spelt_specials=spelt)
+            return replace(self._cut(tokens, [IGNORED, *tokens[1:]], 0, text), spelt_specials=self._spells(text))
         ids: list[int] = []
         labels: list[int] = []
         prompt_length, in_answer = 0, False
@@ -101,8 +104,11 @@ class ChatTokenizer:
             labels += piece_ids if piece.trained else [IGNORED] * len(piece_ids)
         reference = next(turn.content for turn in reversed(turns) if turn.trained)
         example = self._cut(ids, labels, prompt_length, reference)
-        spelt = any(special in turn.content for turn in turns for special in self._specials)
-        return replace(example, spelt_specials=True) if spelt else example
+        return replace(example, spelt_specials=any(self._spells(turn.content) for turn in turns))
+
+    def _spells(self, content: str) -> bool:
+        """Whether a message spells something out that could change roles."""
+        return self._spelt.search(content) is not None
 
     def _cut(self, ids: list[int], labels: list[int], prompt_length: int, reference: str) -> Example:
         kept = labels[: self.max_length]
@@ -123,6 +129,12 @@ class ChatTokenizer:
         text = self._render([Turn("user", "x", trained=False), Turn("assistant", answer, trained=True)])
         return text.rpartition(answer)[2].strip()
 
+    def _find_turn_change(self, specials: Sequence[str]) -> str:
+        """What the template writes between a user's message and the answer, if it is plain text alone."""
+        turns = [Turn("user", "forgetfilter-asks", trained=False), Turn("assistant", "forgetfilter-says", trained=True)]
+        between = self._render(turns).partition(turns[0].content)[2].partition(turns[1].content)[0].strip()
+        return "" if len(between) < 2 or any(special in between for special in specials) else between
+
     def _pieces(self, turns: Sequence[Turn]) -> list[_Piece]:
         """The rendered row, cut where training starts and ends, and around messages with special tokens."""
         full = self._render(turns)
@@ -136,7 +148,7 @@ class ChatTokenizer:
 
         for number, turn in enumerate(turns):
             content = turn.content.strip()
-            hostile = any(special in content for special in self._specials)
+            hostile = self._spells(content)
             trained = turn.trained and bool(content)
             if not trained and not hostile:
                 continue
@@ -164,7 +176,9 @@ class ChatTokenizer:
     def _start(self, full: str, turns: Sequence[Turn], number: int) -> int:
         """Where message `number` begins: its text may spell what the template writes before it."""
         marker = "\ue000forgetfilter\ue000"
-        start = self._render([*turns[:number], replace(turns[number], content=marker)]).find(marker)
+        content = turns[number].content
+        space = content[: len(content) - len(content.lstrip())]  # which some templates trim, and some don't
+        start = self._render([*turns[:number], replace(turns[number], content=space + marker)]).find(marker)
         return start if full.startswith(self._render(turns[: number + 1])[:start]) else -1
 
     def _after_turn_end(self, full: str, end: int) -> int:
@@ -173,5 +187,13 @@ class ChatTokenizer:
         return stop + len(self._turn_end) if stop >= 0 and not full[end:stop].strip() else end
 
     def _ids(self, piece: _Piece) -> list[int]:
-        ids = self.tokenizer(piece.text, add_special_tokens=False, split_special_tokens=piece.hostile)["input_ids"]
-        return [*ids, self.tokenizer.eos_token_id] if piece.ends_turn and not self._turn_end else list(ids)
+        parts = [piece.text]
+        if piece.hostile and self._turn_change:
+            before, *others = piece.text.split(self._turn_change)
+            parts = [before, *(part for text in others for part in (*self._turn_change, text))]
+        ids = [
+            token
+            for part in parts
+            for token in self.tokenizer(part, add_special_tokens=False, split_special_tokens=piece.hostile)["input_ids"]
+        ]
+        return [*ids, self.tokenizer.eos_token_id] if piece.ends_turn and not self._turn_end else ids

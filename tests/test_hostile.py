@@ -1,0 +1,128 @@
+"""Data, models and settings by somebody who means ill: refused or kept as text, and nothing of theirs is run."""
+
+import json
+import pickle
+import shutil
+
+import pytest
+
+from forgetfilter import cli
+from forgetfilter.forgetting import ForgetFilter
+
+
+class Bomb:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def run(capsys, *arguments):
+    """Exit code and everything a command says."""
+    try:
+        cli.main([str(argument) for argument in arguments])
+        code = 0
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capsys.readouterr()
+    return code, out + err
+
+
+@pytest.mark.parametrize("command", ["filter", "compare"])
+def test_yaml_tags_are_refused(command, capsys, tmp_path):
+    made = tmp_path / "made"
+    path = tmp_path / "config.yaml"
+    path.write_text(f"recipe: curves\noutput_dir: !!python/object/apply:os.mkdir [{made}]\n")
+    code, says = run(capsys, command, "--config", path)
+    assert code == 2
+    assert "python/" in says
+    assert "Traceback" not in says
+    assert not made.exists()
+
+
+@pytest.fixture
+def files(noisy_file, safe_file):
+    return ["--dataset_name", noisy_file, "--safe_dataset_name", safe_file]
+
+
+def test_pickled_weights_are_refused(capsys, tiny_model, files, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / "model.safetensors").unlink()
+    (model / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    code, says = run(capsys, "filter", "--model_name_or_path", model, *files, "--output_dir", tmp_path / "out")
+    assert code == 2
+    assert "no .safetensors" in says
+    assert not (tmp_path / "exploded").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pickled_adapter_is_refused(capsys, tiny_model, learner, tmp_path):
+    adapter = tmp_path / "adapter"
+    learner.save(adapter)
+    (adapter / "adapter_model.safetensors").unlink()
+    (adapter / "adapter_model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    (tmp_path / "qa.jsonl").write_text('{"prompt": "q", "completion": "a"}\n')
+    output = tmp_path / "figures.json"
+    code, says = run(capsys, "evaluate", adapter, "--on", f"qa={tmp_path}/qa.jsonl", "--output", output)
+    assert code == 2
+    assert "safetensors" in says
+    assert not (tmp_path / "exploded").exists()
+    assert not output.exists()
+
+
+def test_code_that_comes_with_a_model_is_not_run(capsys, tiny_model, files, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    config |= {"model_type": "bomb", "auto_map": {"AutoConfig": "bomb.C", "AutoModelForCausalLM": "bomb.M"}}
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "bomb.py").write_text(f"open({str(tmp_path / 'exploded')!r}, 'w')\n")
+    code, says = run(capsys, "filter", "--model_name_or_path", model, *files, "--output_dir", tmp_path / "out")
+    assert code == 2
+    assert "trust_remote_code" in says
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_no_name_in_a_config_leads_out_of_the_runs_folder(capsys, tmp_path, tiny_model, noisy_file, safe_file):
+    path = tmp_path / "compare.yaml"
+    settings = {"recipe": "curves", "model_name_or_path": str(tiny_model), "dataset_name": str(noisy_file)}
+    settings |= {"reviews": {"../../outside": str(safe_file)}, "output_dir": str(tmp_path / "deep" / "er" / "out")}
+    path.write_text(json.dumps(settings))
+    code, says = run(capsys, "compare", "--config", path)
+    assert code == 2
+    assert "reviews" in says
+    assert not (tmp_path / "deep").exists()
+
+
+def test_rows_that_look_like_formulas_or_markup_are_written_back_as_they_came(config_for, tmp_path):
+    """A data set is not a place to repair cells in: a spreadsheet must be told to read its columns as text."""
+    hostile = ['=HYPERLINK("http://x")', "@SUM(1)", "<script>alert(1)</script>", "../../etc/passwd"]
+    lines = ["prompt,completion", *(f'"{text.replace(chr(34), chr(34) * 2)}",{text[:1]}ok' for text in hostile)]
+    data = tmp_path / "noisy.csv"
+    data.write_text("\n".join(lines) + "\n")
+    result = ForgetFilter(config_for(str(data))).fit()
+    kept = (result.run.folder / "kept.csv").read_text().splitlines()
+    dropped = (result.run.folder / "dropped.csv").read_text().splitlines()
+    assert sorted(kept + dropped[1:]) == sorted(lines)
+
+
+@pytest.fixture
+def config_for(tiny_model, safe_file, tmp_path):
+    from forgetfilter.config import ForgetFilterConfig, StageConfig
+
+    def config(data):
+        return ForgetFilterConfig(
+            model_name_or_path=str(tiny_model),
+            dataset_name=data,
+            safe_dataset_name=str(safe_file),
+            output_dir=str(tmp_path / "out"),
+            dtype="float32",
+            lora_r=2,
+            threshold=0.0,
+            noisy=StageConfig(max_steps=2),
+            review=StageConfig(max_steps=2),
+        )
+
+    return config

@@ -37,6 +37,19 @@ def make_tokenizer(template=CHATML, specials=("<|im_start|>", "<|im_end|>"), wor
     return fast
 
 
+def run(capsys, *arguments):
+    """Exit code and everything a command says."""
+    from forgetfilter import cli
+
+    try:
+        cli.main([str(argument) for argument in arguments])
+        code = 0
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capsys.readouterr()
+    return code, out + err
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return make_tokenizer()

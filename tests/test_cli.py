@@ -6,19 +6,7 @@ import sys
 import time
 
 import pytest
-
-from forgetfilter import cli
-
-
-def run(capsys, *arguments):
-    """Exit code and output of a command."""
-    try:
-        cli.main([str(argument) for argument in arguments])
-        code = 0
-    except SystemExit as stop:
-        code = stop.code
-    out, err = capsys.readouterr()
-    return code, out + err
+from conftest import run
 
 
 def test_help_is_instant():

@@ -5,8 +5,8 @@ import pickle
 import shutil
 
 import pytest
+from conftest import run
 
-from forgetfilter import cli
 from forgetfilter.forgetting import ForgetFilter
 
 
@@ -18,17 +18,6 @@ class Bomb:
 
     def __reduce__(self):
         return open, (self.path, "w")
-
-
-def run(capsys, *arguments):
-    """Exit code and everything a command says."""
-    try:
-        cli.main([str(argument) for argument in arguments])
-        code = 0
-    except SystemExit as stop:
-        code = stop.code
-    out, err = capsys.readouterr()
-    return code, out + err
 
 
 @pytest.mark.parametrize("command", ["filter", "compare"])

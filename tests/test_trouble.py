@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from forgetfilter import signals, training
+from forgetfilter import models, signals, training
 from forgetfilter.config import ForgetFilterConfig, StageConfig
 from forgetfilter.errors import TrainingError
 from forgetfilter.forgetting import ForgetFilter
@@ -110,6 +113,25 @@ def test_rows_also_safe_repeated_or_with_special_tokens_spelt_out_are_counted(co
 
     print_summary(result, Path("report.html"))
     assert "also among the safe rows: 3" in capsys.readouterr().out
+
+
+def test_a_folder_of_the_cache_is_filled_once_however_many_want_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    filled, both = [], threading.Barrier(2)
+
+    def fill(folder):
+        time.sleep(0.2)  # long enough for the other to want it, too
+        (folder / "weights").write_text("whole")
+        filled.append(folder)
+
+    def want():
+        both.wait()
+        assert (models.cached("model", fill) / "weights").read_text() == "whole"
+        return True
+
+    with ThreadPoolExecutor(2) as pool:
+        assert [found.result() for found in [pool.submit(want), pool.submit(want)]] == [True, True]
+    assert len(filled) == 1
 
 
 def test_the_same_run_gives_the_same_numbers_whatever_the_batch(config, tmp_path):

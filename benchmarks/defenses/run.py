@@ -4,8 +4,8 @@ python benchmarks/defenses/run.py [STUDY ...] --data_dir DATA [--work DIR] [--de
 
 A study (cells.yaml) builds its data, makes M0 by finetuning the model on safe rows of the explored half, and runs
 `forgetfilter compare` on the reported half; questions are those no training file holds. Its figures and pictures go
-to results/. Cells that are done in --work are not done again; a cell takes about five minutes on two cores, and
-`--defenses none --seeds 1` runs one alone, without touching results/.
+to results/. Cells that are done in --work are not done again; a cell takes about five minutes on two cores.
+`--seeds 1` runs and keeps one seed of each, more can follow; `--defenses none` is a look that touches no results.
 """
 
 import itertools
@@ -140,7 +140,7 @@ def study(name: str, args: Cell) -> None:
     }
     (folder / "compare.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     shown, *others = experiments.run(folder / "compare.yaml")
-    if chosen:
+    if args.defenses:
         return
     manifest = json.loads((folder / "run" / "manifest.json").read_text(encoding="utf-8"))
     about = {key: manifest[key] for key in ("versions", "git_sha", "model", "noisy", "safe", "asked")}

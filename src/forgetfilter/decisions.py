@@ -20,7 +20,7 @@ from forgetfilter.data.sources import Source, row_ids
 from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.evaluation.filter_quality import filter_quality
 from forgetfilter.files import sha256, whole_file
-from forgetfilter.runs import Run
+from forgetfilter.runs import Run, locked
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -66,8 +66,10 @@ class Result:
         return Dataset(source.table) if source.table is not None else Dataset.from_list(source.rows())
 
     def decide(self, threshold: float | str | None = None, **options: Any) -> "Result":
-        """Decide again; see `decide`."""
-        return decide(self.run, threshold, **options)
+        """Decide again, with no other process at work on the run; see `decide`."""
+        with locked(self.run.folder):
+            self.run.reload()
+            return decide(self.run, threshold, **options)
 
 
 NOTED = ("partly_scored", "malformed", "also_safe", "repeated", "spelt_specials")

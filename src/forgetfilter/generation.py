@@ -8,6 +8,7 @@ from torch.nn.functional import pad
 
 from forgetfilter.data.tokenization import IGNORED, Example
 from forgetfilter.errors import TrainingError
+from forgetfilter.memory import one_memory_error
 from forgetfilter.models import Learner
 from forgetfilter.progress import progress
 
@@ -67,9 +68,10 @@ def _in_halves(
     """What _generate gives; the rows still open in halves where the memory does not hold them."""
     left = list(range(len(begun)))
     try:
-        for row, new in _generate(learner, begun, most, ends):
-            left.remove(row)
-            yield row, new
+        with one_memory_error():
+            for row, new in _generate(learner, begun, most, ends):
+                left.remove(row)
+                yield row, new
         return
     except torch.OutOfMemoryError as error:
         if len(begun) == 1:

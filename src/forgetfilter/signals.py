@@ -19,7 +19,8 @@ from forgetfilter.data.tokenization import IGNORED, Example
 from forgetfilter.errors import ConfigError, TrainingError
 from forgetfilter.files import whole_file
 from forgetfilter.generation import complete
-from forgetfilter.models import RELEASE_EVERY, Learner, release_freed_memory
+from forgetfilter.memory import RELEASE_EVERY, one_memory_error, release_freed_memory
+from forgetfilter.models import Learner
 from forgetfilter.progress import progress
 
 SHARDS, SHARD_ROWS = "shards", 4096
@@ -89,10 +90,10 @@ def _read_batch(learner: Learner, rows: Sequence[Example]) -> list[Reading]:
     """One forward pass over some rows; in halves where the memory does not hold them."""
     try:
         inputs = learner.collate([row.input_ids for row in rows], [row.labels for row in rows])
-        with learner.mixed:
+        with learner.mixed, one_memory_error():
             logits, targets = label_logits(learner.model, inputs)
-        parts = list(zip(logits.split(LOGITS), targets.split(LOGITS), strict=True))
-        log_probs = torch.cat([-cross_entropy(part.float(), target, reduction="none") for part, target in parts])
+            parts = list(zip(logits.split(LOGITS), targets.split(LOGITS), strict=True))
+            log_probs = torch.cat([-cross_entropy(part.float(), target, reduction="none") for part, target in parts])
         counts = [sum(label != IGNORED for label in row.labels[1:]) for row in rows]
         scores, favourites = log_probs.cpu().split(counts), logits.argmax(-1).cpu().split(counts)
         return [Reading(s.numpy(), f.tolist()) for s, f in zip(scores, favourites, strict=True)]

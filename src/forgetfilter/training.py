@@ -23,7 +23,8 @@ from forgetfilter.config import StageSettings
 from forgetfilter.data.tokenization import Example
 from forgetfilter.errors import TrainingError
 from forgetfilter.files import sha256, whole_file
-from forgetfilter.models import RELEASE_EVERY, Learner, pick_device, release_freed_memory
+from forgetfilter.memory import RELEASE_EVERY, one_memory_error, release_freed_memory
+from forgetfilter.models import Learner, pick_device
 from forgetfilter.progress import progress
 
 WHOLE = "whole.json"
@@ -124,7 +125,8 @@ def train(
     start = learner.stage
     while True:
         try:
-            return _train(learner, examples, settings, checkpoints, what, each_step, in_order, penalty)
+            with one_memory_error():
+                return _train(learner, examples, settings, checkpoints, what, each_step, in_order, penalty)
         except torch.OutOfMemoryError as error:
             batch = settings.per_device_train_batch_size
             if batch == 1 or processes.count() > 1 or each_step is not None or penalty is not None:
@@ -234,10 +236,11 @@ def seconds_a_row(learner: Learner, examples: Sequence[Example]) -> float:
         try:
             for _ in range(2):  # the first time also pays for warming up
                 start = time.perf_counter()
-                with learner.mixed:
-                    logits, targets = label_logits(learner.model, batch)
-                    loss = cross_entropy(logits.float(), targets)
-                loss.backward()
+                with one_memory_error():
+                    with learner.mixed:
+                        logits, targets = label_logits(learner.model, batch)
+                        loss = cross_entropy(logits.float(), targets)
+                    loss.backward()
                 learner.model.zero_grad()
             return (time.perf_counter() - start) / len(rows)
         except torch.OutOfMemoryError:

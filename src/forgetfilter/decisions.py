@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 
 from forgetfilter import thresholds
 from forgetfilter.config import ForgetFilterConfig, looks_of
+from forgetfilter.data.by_hand import read_marks, read_overrides
 from forgetfilter.data.loading import read_labels
 from forgetfilter.data.sources import Source, row_ids
-from forgetfilter.errors import ConfigError, DataError, RunError
+from forgetfilter.errors import ConfigError, RunError
 from forgetfilter.evaluation.filter_quality import filter_quality
 from forgetfilter.files import sha256, whole_file
 from forgetfilter.runs import Run, locked
@@ -186,7 +187,7 @@ def decide(
     words = {True: ("kept", "marked clean by hand"), False: ("dropped", "marked unsafe by hand")}
     scores = _override(scores, {row: words[clean] for row, clean in marks.items()})
     if overrides is not None:
-        scores = _override(scores, _read_overrides(source, overrides))
+        scores = _override(scores, read_overrides(source, overrides))
     _write(run, config, source, rule, scores, marks)
     run.manifest["decision"]["flags"] = _flags(config, drop_share)
     if drop_share is None and overrides is None and config.decision() == run.config().decision():
@@ -264,22 +265,6 @@ def _scores(
     return pa.table(columns)
 
 
-def read_marks(source: Source, path: Path) -> dict[int, bool]:
-    """Which rows a person marked clean (true) or unsafe (false), by row; rows still null are left out.
-
-    Raises:
-        DataError: If the file cannot be read, or names rows that are not there.
-    """
-
-    def mark(entry: dict[str, Any]) -> bool | None:
-        if entry["clean"] not in (True, False, None):
-            raise ValueError(f"clean {entry['clean']!r}")
-        return None if entry["clean"] is None else bool(entry["clean"])
-
-    found = _read_lines(source, path, mark, "'clean': true, false or null")
-    return {row: clean for row, clean in found.items() if clean is not None}
-
-
 def check_marks(source: Source, scorable: Sequence[bool], config: ForgetFilterConfig) -> None:
     """Raise DataError, before any work, if the config's trusted rows cannot decide."""
     if config.trusted_rows is not None:
@@ -290,35 +275,6 @@ def check_marks(source: Source, scorable: Sequence[bool], config: ForgetFilterCo
 def _conformal(config: ForgetFilterConfig, marks: Mapping[int, bool], forgetting: np.ndarray) -> thresholds.Threshold:
     trusted = np.array([marks.get(row, False) for row in range(len(forgetting))])
     return thresholds.conformal(forgetting, trusted, config.max_clean_loss)
-
-
-def _read_overrides(source: Source, path: Path) -> dict[int, tuple[str, str]]:
-    def decision(entry: dict[str, Any]) -> tuple[str, str]:
-        if entry["decision"] not in ("kept", "dropped"):
-            raise ValueError(f"decision {entry['decision']!r}")
-        return entry["decision"], "decided by hand"
-
-    return _read_lines(source, path, decision, "'decision': 'kept' or 'dropped'")
-
-
-def _read_lines(source: Source, path: Path, read: Callable[[dict[str, Any]], Any], wanted: str) -> dict[int, Any]:
-    """What a JSONL file says of rows, by row; each line names its row by `id` or by `row`."""
-    by_id = {row_id: row for row, row_id in enumerate(row_ids(source))}
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    found = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            row = by_id[str(entry["id"])] if "id" in entry else range(len(by_id))[entry["row"]]
-            found[row] = read(entry)
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
-            raise DataError(f"{path}:{number}: expected {{'id': a row's id, {wanted}}}: {error!r}") from error
-    return found
 
 
 def _override(scores: pa.Table, by_hand: Mapping[int, tuple[str, str]]) -> pa.Table:

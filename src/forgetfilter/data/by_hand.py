@@ -1,0 +1,60 @@
+"""What a person said of rows, from a file: marks of a sample, and decisions."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from forgetfilter.data.sources import Source, row_ids
+from forgetfilter.errors import DataError
+
+
+def read_marks(source: Source, path: Path) -> dict[int, bool]:
+    """Which rows a person marked clean (true) or unsafe (false), by row; rows still null are left out.
+
+    Raises:
+        DataError: If the file cannot be read, or names rows that are not there.
+    """
+
+    def mark(entry: dict[str, Any]) -> bool | None:
+        if entry["clean"] not in (True, False, None):
+            raise ValueError(f"clean {entry['clean']!r}")
+        return None if entry["clean"] is None else bool(entry["clean"])
+
+    found = _read_lines(source, path, mark, "'clean': true, false or null")
+    return {row: clean for row, clean in found.items() if clean is not None}
+
+
+def read_overrides(source: Source, path: Path) -> dict[int, tuple[str, str]]:
+    """Decision and reason of the rows a person decided, by row.
+
+    Raises:
+        DataError: Likewise.
+    """
+
+    def decision(entry: dict[str, Any]) -> tuple[str, str]:
+        if entry["decision"] not in ("kept", "dropped"):
+            raise ValueError(f"decision {entry['decision']!r}")
+        return entry["decision"], "decided by hand"
+
+    return _read_lines(source, path, decision, "'decision': 'kept' or 'dropped'")
+
+
+def _read_lines(source: Source, path: Path, read: Callable[[dict[str, Any]], Any], wanted: str) -> dict[int, Any]:
+    """What a JSONL file says of rows, by row; each line names its row by `id` or by `row`."""
+    by_id = {row_id: row for row, row_id in enumerate(row_ids(source))}
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    found = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            row = by_id[str(entry["id"])] if "id" in entry else range(len(by_id))[entry["row"]]
+            found[row] = read(entry)
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise DataError(f"{path}:{number}: expected {{'id': a row's id, {wanted}}}: {error!r}") from error
+    return found

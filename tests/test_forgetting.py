@@ -196,6 +196,9 @@ def test_decide_overrides_finetune_and_stale_model(config, tmp_path):
     again = scores(result.decide(drop_share=0.25, overrides=by_hand))
     assert (again[0]["decision"], again[0]["reason"]) == (other, "decided by hand")
     assert again[1:] == rest
+    assert scores(ForgetFilter(config).fit()) == again  # the same command does not undo it
+    assert ForgetFilter(dataclasses.replace(config, threshold=100.0)).fit().metrics["dropped"] == 0
+    assert scores(result.decide(drop_share=0.25, overrides=by_hand)) == again
     assert Run.open(run.folder).manifest["stages"]["final"]["stale"]
     finetune(Run.open(run.folder))
     assert not Run.open(run.folder).manifest["stages"]["final"].get("stale")

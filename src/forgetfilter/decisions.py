@@ -117,7 +117,10 @@ class Signals:
 
 
 def is_decided(run: Run) -> bool:
-    """Whether the run's files are whole and as its config.yaml asks."""
+    """Whether the run's files are whole, and its config.yaml asks for nothing else than when they were made.
+
+    A decision taken by `decide` since stays, by hand or not, until `filter` is given other flags.
+    """
     return run.done("decision") and run.manifest["decision"].get("asked") == what_decides(run.config())
 
 
@@ -190,8 +193,7 @@ def decide(
         scores = _override(scores, read_overrides(source, overrides))
     _write(run, config, source, rule, scores, marks)
     run.manifest["decision"]["flags"] = _flags(config, drop_share)
-    if drop_share is None and overrides is None and config.decision() == run.config().decision():
-        run.manifest["decision"]["asked"] = what_decides(config)
+    run.manifest["decision"]["asked"] = what_decides(run.config())
     run.save()
     return Result(run)
 

@@ -74,7 +74,7 @@ class ForgetFilter:
                 self._measure_forgetting()
             elif is_decided(self.run):
                 if processes.first():
-                    print(f"{self.run.folder}: finished before, nothing to do.")
+                    print(f"{self.run.folder}: finished before, nothing to do; its decision stays.")
                 return Result(self.run)
             if processes.first():
                 decide(self.run)

@@ -115,4 +115,11 @@ def test_sample_draws_rows_to_mark_and_never_overwrites(capsys, noisy_file, tmp_
     assert len({row["id"] for row in rows}) == 5
     assert all(row["clean"] is None for row in rows)
     assert run(capsys, "sample", noisy_file, "--output", path)[0] == 2
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(noisy_file.read_text() + '{"prompt": 3, "completion": "x"}\n')
+    code, output = run(capsys, "sample", bad, "--rows", "5", "--output", tmp_path / "y.jsonl")
+    assert code == 2
+    assert "bad.jsonl:17" in output
+    arguments = ["sample", bad, "--rows", "16", "--malformed", "skip", "--output", tmp_path / "y.jsonl"]
+    assert run(capsys, *arguments)[0] == 0
     assert run(capsys, "sample", noisy_file, "--rows", "99", "--output", tmp_path / "x")[0] == 2

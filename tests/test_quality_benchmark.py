@@ -59,7 +59,12 @@ def test_words_tell_noisy_from_safe_rows_only_where_they_differ():
 
 
 def test_stored_results_give_a_table_and_a_picture(tmp_path):
-    found = {"cell": "bias-50", "data": {"kind": "bias", "unsafe_share": 0.5}, "figures": run.figures(columns(40, 40))}
-    assert "| bias-50 | " in run.table([found])
+    data = {"kind": "bias", "unsafe_share": 0.5, "one_source": False, "seed": 1}
+    found = {"cell": "bias-50", "data": data, "figures": run.figures(columns(60, 60))}
+    lines = run.table([found]).splitlines()
+    assert {line.count("|") for line in lines[:3]} == {16}
+    assert lines[2].startswith("| bias-50 | ")
+    assert " | .906 | " in lines[2]  # the paper's
+    assert lines[-2].startswith("bias: F1 below the best threshold by ")
     run.picture([found], tmp_path / "f1.svg")
     assert "<svg" in (tmp_path / "f1.svg").read_text()

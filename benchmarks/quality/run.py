@@ -5,7 +5,9 @@ python benchmarks/quality/run.py --table                      the table and resu
 
 A cell (cells.yaml) is built, filtered by the package as it is, reviewed once more on neutral rows as a
 control, and written to results/CELL.json with seeds, versions, hashes and every row's scores (no text).
-Cells that have a result are skipped; a cell cut off continues where it was.
+Cells that have a result are skipped; a cell cut off continues where it was. Rule (a) of the table is --trusted_rows
+at --max_clean_loss 0.02, with half of the clean rows marked (49 at least), drawn 200 times; the two figures of what
+needs no forgetting are AUROC against all clean rows and against safe rows of the kind.
 """
 
 import json
@@ -187,37 +189,59 @@ def trusted_rule(forgetting: np.ndarray, unsafe: np.ndarray) -> Figures | None:
 
 
 def stored() -> list[dict[str, Any]]:
-    """Every stored result."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    """Every stored result: by kind, those of one source last, then by share and seed."""
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*.json")]
+    kinds = [cell["kind"] for cell in CELLS["report"].values()]
+
+    def place(result: dict[str, Any]) -> tuple:
+        data = result["data"]
+        return kinds.index(data["kind"]), data["one_source"], data["unsafe_share"], data["seed"]
+
+    return sorted(results, key=place)
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Every result in a line of Markdown."""
-    head = (
-        "cell | F1 | oracle's F1 | drop all | AUROC | against safe | against task | average precision | clean dropped"
-    )
-    head += " | rule (a): clean dropped / recall | paper's rule F1 | M0's loss | naive Bayes | neutral review"
+    """Every result in a line of Markdown, and averages."""
+    head = "cell | F1 | best F1 | drop all | the paper, LLaMA-7B | AUROC | against safe | against task"
+    head += " | average precision | clean dropped | rule (a): clean dropped / recall | paper's rule: F1"
+    head += " | M0's loss | naive Bayes | neutral review"
     lines = [f"| {head} |", "|---" * (head.count("|") + 1) + "|"]
 
     def show(value: float | None) -> str:
         return "" if value is None else f"{value:.3f}".removeprefix("0")
 
     for result in results:
-        f = result["figures"]
+        f, data = result["figures"], result["data"]
+        papers = dict(zip((0.25, 0.5, 0.75), PAPER.get(data["kind"], ()), strict=False))
+        cells = [f["f1"], f.get("oracle_f1"), f["flag_all_f1"]]
+        cells += [None if data["one_source"] else papers.get(data["unsafe_share"])]
+        cells += [f["auroc"], f.get("auroc_against_safe"), f.get("auroc_against_task")]
+        shown = [show(value) for value in (*cells, f["average_precision"], f["clean_dropped"])]
         trusted = f["trusted"] or {}
-        cells = [f.get(k) for k in ("f1", "oracle_f1", "flag_all_f1", "auroc", "auroc_against_safe")]
-        cells += [f.get("auroc_against_task"), f["average_precision"], f["clean_dropped"]]
-        shown = [show(value) for value in cells]
         shown.append(f"{show(trusted.get('clean_dropped'))} / {show(trusted.get('recall'))}" if trusted else "")
         shown.append(show(f.get("paper_rule", {}).get("f1")))
-        shown += [show(f.get(name, {}).get("auroc")) for name in ("m0_loss", "naive_bayes", "neutral_review")]
+        controls = [f.get(name, {}) for name in ("m0_loss", "naive_bayes", "neutral_review")]
+        shown += [
+            " / ".join(show(own[key]) for key in ("auroc", "auroc_against_safe")) if own else "" for own in controls
+        ]
         lines.append(f"| {result['cell']} | " + " | ".join(shown) + " |")
-    gaps = [r["figures"]["oracle_f1"] - r["figures"]["f1"] for r in results if r["figures"].get("oracle_f1")]
-    lost = [r["figures"]["trusted"]["clean_dropped"] for r in results if r["figures"]["trusted"]]
-    if gaps and lost:
-        lines += ["", f"F1 below the oracle's threshold by {statistics.mean(gaps):.3f} on average; "]
-        lines[-1] += f"rule (a) drops {statistics.mean(lost):.3f} of the clean rows on average."
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *averages(results)])
+
+
+def averages(results: list[dict[str, Any]]) -> list[str]:
+    """How far F1 lies below the best threshold's where a quarter of the rows or more are unsafe, and rule (a)."""
+    gaps: dict[str, list[float]] = {}
+    for result in results:
+        f, data = result["figures"], result["data"]
+        if data["unsafe_share"] >= 0.25:
+            name = data["kind"] + ", one source" * data["one_source"]
+            gaps.setdefault(name, []).append(100 * (f["oracle_f1"] - f["f1"]))
+    lines = [
+        f"{name}: F1 below the best threshold by {statistics.mean(own):.1f} points on average of {len(own)} cells"
+        for name, own in gaps.items()
+    ]
+    lost = [result["figures"]["trusted"]["clean_dropped"] for result in results if result["figures"]["trusted"]]
+    return [*lines, f"rule (a): {statistics.mean(lost):.3f} of the clean rows on average, {max(lost):.3f} at most"]
 
 
 def picture(results: list[dict[str, Any]], path: Path) -> None:
@@ -229,7 +253,8 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     panels = figure.subplots(1, len(PAPER), sharey=True)
     for panel, (kind, paper) in zip(panels, PAPER.items(), strict=True):
-        cells = [r for r in results if r["data"]["kind"] == kind and r["data"]["unsafe_share"] > 0]
+        cells = [r for r in results if r["data"]["kind"] == kind and not r["data"]["one_source"]]
+        cells = [r for r in cells if r["data"]["unsafe_share"] > 0]
         shares = [100 * r["data"]["unsafe_share"] for r in cells]
         for number, (name, mark) in enumerate(marks.items()):
             values = [r["figures"][name] for r in cells]
@@ -258,7 +283,9 @@ def main() -> None:
     if args.data_dir is None:
         sys.exit("error: --data_dir is missing: the folder of the public data sets.")
     for name in args.cells or CELLS["report"]:
-        if not (RESULTS / f"{name}.json").exists():
+        if (RESULTS / f"{name}.json").exists():
+            print(f"{name}: has a result; remove results/{name}.json to run it again.")
+        else:
             run_cell(name, args)
 
 

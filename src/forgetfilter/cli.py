@@ -99,9 +99,12 @@ def run_report(args: Namespace) -> None:
 def run_sample(args: Namespace) -> None:
     """Draw random rows for a person to mark clean or not (the trusted rows of an automatic threshold)."""
     from forgetfilter.data.export import write_sample
+    from forgetfilter.data.sources import load_source
     from forgetfilter.report.sample_page import write_sample_page
 
-    sample = write_sample(args.dataset_name, args.rows, Path(args.output), args.seed)
+    source = load_source(args.dataset_name, args.dataset_config, args.dataset_train_split)
+    skip = args.malformed == "skip"
+    sample = write_sample(source, args.rows, Path(args.output), args.seed, row_format=args.format, skip=skip)
     print(f"rows to mark: {sample}, or in a browser: {write_sample_page(sample, args.dataset_name)}")
 
 
@@ -186,6 +189,9 @@ def build_parser() -> ArgumentParser:
     sub = command("sample", run_sample)
     sub.add_argument("dataset_name", type=str, help="The noisy data.")
     sub.add_argument("--rows", type=int, default=150, help="How many rows to draw.")
+    for name in ("dataset_config", "dataset_train_split", "format", "malformed"):
+        setting = ForgetFilterConfig.__dataclass_fields__[name]
+        sub.add_argument(f"--{name}", type=setting.type, default=setting.default, help="As for `filter`.")
     sub.add_argument("--output", type=str, default="sample.jsonl", help="File to write.")
     sub.add_argument("--seed", type=int, default=42, help="Seed of the draw.")
     sub = command("evaluate", run_evaluate)

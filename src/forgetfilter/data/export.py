@@ -5,8 +5,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from forgetfilter.data.formats import Record, RowError, Turn, detect_format, read_row
-from forgetfilter.data.sources import Source, load_source, row_ids
+from forgetfilter.data.formats import Record, RowError, Turn, read_row
+from forgetfilter.data.loading import read_conversations
+from forgetfilter.data.sources import Source, row_ids
 from forgetfilter.errors import DataError
 from forgetfilter.files import whole_file
 
@@ -111,27 +112,34 @@ def _descriptions(target: str, row_format: str) -> dict[str, str]:
     return {}
 
 
-def write_sample(name: str, rows: int, path: Path, seed: int) -> Path:
+def write_sample(
+    source: Source, rows: int, path: Path, seed: int, *, row_format: str = "auto", skip: bool = False
+) -> Path:
     """Draw random rows for a person to mark: sets `clean` to null in each, for true or false.
 
+    Args:
+        source: The noisy data.
+        rows: How many to draw.
+        path: The file to write.
+        seed: Of the draw.
+        row_format: As for `filter`.
+        skip: Draw from the well-formed rows alone.
+
     Raises:
-        DataError: If the data cannot be read, or the file to write exists (a person's marks may be in it).
+        DataError: If rows are malformed, or the file to write exists (a person's marks may be in it).
     """
     if path.suffix != ".jsonl":
         raise DataError(f"{path}: --output must end in .jsonl; a page to mark it in is written beside it.")
     if path.exists():
         raise DataError(f"{path}: exists, and may hold somebody's marks. Give another --output.")
-    source = load_source(name)
-    if source.errors:
-        first = min(source.errors)
-        raise DataError(f"{source.place(first)}: {source.errors[first]}. Repair the data first.")
-    if rows > len(source):
-        raise DataError(f"{name}: has {len(source)} rows, {rows} were asked for (--rows).")
-    row_format, ids = detect_format(source.rows(), name), row_ids(source)
+    source, conversations = read_conversations(source, row_format, skip=skip)
+    if not 0 < rows <= len(source):
+        raise DataError(f"{source.name}: has {len(source)} rows to draw from, {rows} were asked for (--rows).")
+    ids = row_ids(source)
     chosen = sorted(random.Random(seed).sample(range(len(source)), rows))
     lines = []
     for row in chosen:
-        turns = [f"{turn.role}: {turn.content}" for turn in read_row(source.rows()[row], row_format)]
+        turns = [f"{turn.role}: {turn.content}" for turn in conversations[row]]
         lines.append({"id": ids[row], "row": row, "text": "\n".join(turns), "clean": None})
     with whole_file(path) as temporary:
         temporary.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines), encoding="utf-8")

@@ -81,8 +81,7 @@ def tokenize(source: Source, tokenizer: ChatTokenizer, *, row_format: str = "aut
         DataError: If there are no rows, the format is unknown, or rows are malformed (the first 20
             are named with file and line).
     """
-    if row_format == "auto":
-        row_format = detect_format(source.rows(), source.name)
+    row_format = detect_format(source.rows(), source.name) if row_format == "auto" else row_format
     examples: list[Example] = []
     good = []
     for row, turns in enumerate(_read(source, row_format)):
@@ -99,6 +98,20 @@ def tokenize(source: Source, tokenizer: ChatTokenizer, *, row_format: str = "aut
     if not any(example.scorable for example in examples):
         raise DataError(f"{source.name}: no row with a completion to learn from (format {row_format}).")
     return Rows(source.select(good), row_format, examples, malformed)
+
+
+def read_conversations(source: Source, row_format: str, *, skip: bool) -> tuple[Source, list[list[Turn]]]:
+    """The rows that are well formed, and what each says.
+
+    Raises:
+        DataError: If rows are malformed and not to be skipped, or the format is unknown.
+    """
+    row_format = detect_format(source.rows(), source.name) if row_format == "auto" else row_format
+    found = _read(source, row_format)
+    if source.errors and not skip:
+        raise DataError(_complaint(source))
+    good = [row for row, turns in enumerate(found) if turns is not None]
+    return source.select(good), [turns for turns in found if turns is not None]
 
 
 def _read(source: Source, row_format: str) -> list[list[Turn] | None]:

@@ -13,7 +13,7 @@ NOTES = {
     "partly_scored": "partly scored",
     "malformed": "malformed",
     "also_safe": "also among the safe rows",
-    "repeated": "repeating a row before them",
+    "repeated": "repeating a row before them (forgotten less: remove them first)",
     "spelt_specials": "with special tokens or a change of turn spelt out, which stay text",
 }
 """Counts worth a line, in words."""

@@ -42,7 +42,7 @@ def cached(name: str, fill: Callable[[Path], object]) -> Path:
     target = cache_folder() / name
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):
+        with FileLock(target.with_name(f".{name}.lock")):
             if not target.exists():
                 with whole_folder(target) as temporary:
                     fill(temporary)

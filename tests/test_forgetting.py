@@ -202,8 +202,12 @@ def test_decide_overrides_finetune_and_stale_model(config, tmp_path):
     assert Run.open(run.folder).manifest["stages"]["final"]["stale"]
     finetune(Run.open(run.folder))
     assert not Run.open(run.folder).manifest["stages"]["final"].get("stale")
-    by_hand.write_text('{"id": "nobody", "decision": "kept"}\n')
-    with pytest.raises(ForgetFilterError, match=r"decisions\.jsonl:1"):
+    for line in ('{"id": "nobody"', '{"row": -1', '{"row": true'):
+        by_hand.write_text(f'{line}, "decision": "kept"}}\n')
+        with pytest.raises(ForgetFilterError, match=r"decisions\.jsonl:1"):
+            result.decide(overrides=by_hand)
+    by_hand.write_text('{"row": 1, "decision": "kept"}\n{"row": 1, "decision": "dropped"}\n')
+    with pytest.raises(ForgetFilterError, match=r"decisions\.jsonl:2.*says otherwise"):
         result.decide(overrides=by_hand)
 
 
@@ -250,7 +254,7 @@ def test_alignment_makes_another_m0_once(config, safe_file, tmp_path, monkeypatc
     plain = ForgetFilter(dataclasses.replace(config, output_dir=str(tmp_path / "plain"))).fit()
     first = ForgetFilter(aligned).fit()
     assert first.run.manifest["model"]["sha256"] != plain.run.manifest["model"]["sha256"]
-    (folder,) = (tmp_path / "cache" / "forgetfilter").iterdir()
+    (folder,) = (tmp_path / "cache" / "forgetfilter").glob("aligned-*")
     stamp = (folder / "model.safetensors").stat().st_mtime_ns
     ForgetFilter(aligned).fit()
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp

@@ -144,13 +144,15 @@ def run_export(args: Namespace) -> None:
     """Write a run's kept rows in the format of a trainer."""
     from forgetfilter.data.export import export
     from forgetfilter.decisions import read_scores
-    from forgetfilter.runs import Run
+    from forgetfilter.runs import Run, locked
 
     run = Run.open(args.run)
-    kept = [row for row, made in enumerate(read_scores(run)["decision"].to_pylist()) if made == "kept"]
-    folder = Path(args.output_dir or run.folder / "export" / args.format)
-    for path in export(run.rows().select(kept), run.manifest["noisy"]["format"], args.format, folder):
-        print(path)
+    with locked(run.folder):
+        run.reload()
+        kept = [row for row, made in enumerate(read_scores(run)["decision"].to_pylist()) if made == "kept"]
+        folder = Path(args.output_dir or run.folder / "export" / args.format)
+        for path in export(run.rows().select(kept), run.manifest["noisy"]["format"], args.format, folder):
+            print(path)
 
 
 def build_parser() -> ArgumentParser:

@@ -191,10 +191,8 @@ def decide(
     scores = _override(scores, {row: words[clean] for row, clean in marks.items()})
     if overrides is not None:
         scores = _override(scores, read_overrides(source, overrides))
-    _write(run, config, source, rule, scores, marks)
-    run.manifest["decision"]["flags"] = _flags(config, drop_share)
-    run.manifest["decision"]["asked"] = what_decides(run.config())
-    run.save()
+    about = {"flags": _flags(config, drop_share), "asked": what_decides(run.config())}
+    _write(run, config, source, rule, scores, marks, about)
     return Result(run)
 
 
@@ -295,6 +293,7 @@ def _write(
     rule: thresholds.Threshold,
     scores: pa.Table,
     marks: Mapping[int, bool],
+    about: Mapping[str, Any],
 ) -> None:
     """Write scores, kept and dropped rows, metrics and card; the manifest last, as it vouches for them."""
     run.begin("decision")
@@ -317,7 +316,8 @@ def _write(
     final = run.manifest["stages"].get("final")
     if final is not None:
         final["stale"] = final["decision"] != decision_digest(scores)
-    run.manifest["decision"] = {"number": number, "threshold": rule.value, "rule": rule.rule, "says": rule.says}
+    made = {"number": number, "threshold": rule.value, "rule": rule.rule, "says": rule.says}
+    run.manifest["decision"] = {**made, **about}
     run.mark("decision", [*files, run.folder / "scores.parquet", run.folder / "metrics.json"])
 
 

@@ -47,14 +47,18 @@ def _read_lines(source: Source, path: Path, read: Callable[[dict[str, Any]], Any
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    found = {}
+    found: dict[int, Any] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
-            row = by_id[str(entry["id"])] if "id" in entry else range(len(by_id))[entry["row"]]
-            found[row] = read(entry)
+            row = by_id[str(entry["id"])] if "id" in entry else entry["row"]
+            if type(row) is not int or not 0 <= row < len(by_id):
+                raise ValueError(f"no row {row!r}")
+            said = read(entry)
+            if found.setdefault(row, said) != said:
+                raise ValueError(f"a line above says otherwise of row {row}")
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise DataError(f"{path}:{number}: expected {{'id': a row's id, {wanted}}}: {error!r}") from error
     return found

@@ -1,13 +1,14 @@
 """Turns -> input_ids and labels, with any chat template, loss on the trained turns and their end alone."""
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from forgetfilter.data.formats import RowError, Turn
+from forgetfilter.errors import ModelError
 
 IGNORED = -100
 PLAIN_TEMPLATE = (
@@ -74,9 +75,12 @@ class ChatTokenizer:
         self.tokenizer = tokenizer
         self.max_length = max_length
         specials = [token for token in tokenizer.get_added_vocab() if token.strip()]
-        self._turn_change = self._find_turn_change(specials)
+        try:
+            self._turn_change = self._find_turn_change(specials)
+            self._turn_end = self._find_turn_end()
+        except RowError as error:
+            raise ModelError(f"{tokenizer.name_or_path}: its chat template cannot be used: {error}") from error
         self._spelt = re.compile("|".join(map(re.escape, filter(None, [*specials, self._turn_change]))) or r"(?!)")
-        self._turn_end = self._find_turn_end()
 
     def encode(self, turns: Sequence[Turn]) -> Example:
         """Token ids and labels of one row.
@@ -119,7 +123,7 @@ class ChatTokenizer:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-        except TemplateError as error:
+        except Exception as error:  # a template is a program: anything may go wrong in it
             raise RowError(f"the model's chat template refuses the row: {error}") from error
         return str(text)
 
@@ -154,7 +158,9 @@ class ChatTokenizer:
                 continue
             if turn.role == "assistant":
                 until(self._head(full, turns, number, done))
-            start = self._start(full, turns, number) if hostile else full.find(content, done)
+            start = full.find(content, done)
+            if hostile or full[done:start].strip():  # the template may write the same text before it
+                start = self._start(full, turns, number)
             if start < done or not full.startswith(content, start):
                 raise RowError(f"the chat template does not show message {number + 1} as it is")
             end = start + len(content)
@@ -174,12 +180,13 @@ class ChatTokenizer:
         return len(head)
 
     def _start(self, full: str, turns: Sequence[Turn], number: int) -> int:
-        """Where message `number` begins: its text may spell what the template writes before it."""
+        """Where message `number` begins: its text may spell what the template writes before it, and the other way."""
         marker = "\ue000forgetfilter\ue000"
         content = turns[number].content
         space = content[: len(content) - len(content.lstrip())]  # which some templates trim, and some don't
-        start = self._render([*turns[:number], replace(turns[number], content=space + marker)]).find(marker)
-        return start if full.startswith(self._render(turns[: number + 1])[:start]) else -1
+        marked = self._render([*turns[:number], replace(turns[number], content=space + marker), *turns[number + 1 :]])
+        start = marked.find(marker)
+        return start if full.startswith(marked[:start]) else -1
 
     def _after_turn_end(self, full: str, end: int) -> int:
         """Where the end-of-turn token after an answer ends; the answer's own end where there is none."""
@@ -188,9 +195,12 @@ class ChatTokenizer:
 
     def _ids(self, piece: _Piece) -> list[int]:
         parts = [piece.text]
-        if piece.hostile and self._turn_change:
-            before, *others = piece.text.split(self._turn_change)
-            parts = [before, *(part for text in others for part in (*self._turn_change, text))]
+        if piece.hostile:  # letter by letter, since split_special_tokens splits only those added as special
+            cuts = {0, len(piece.text)}
+            for match in self._spelt.finditer(piece.text):
+                cuts.update(range(match.start(), match.end() + 1))
+            places = sorted(cuts)
+            parts = [piece.text[start:end] for start, end in itertools.pairwise(places)]
         ids = [
             token
             for part in parts

@@ -159,7 +159,7 @@ class ChatTokenizer:
             if turn.role == "assistant":
                 until(self._head(full, turns, number, done))
             start = full.find(content, done)
-            if hostile or full[done:start].strip():  # the template may write the same text before it
+            if hostile or full[done:start].strip() or content in full[start + 1 :]:  # it may be the template's own text
                 start = self._start(full, turns, number)
             if start < done or not full.startswith(content, start):
                 raise RowError(f"the chat template does not show message {number + 1} as it is")

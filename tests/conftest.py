@@ -114,6 +114,24 @@ def safe_file(write_jsonl):
 
 
 @pytest.fixture
+def config(tiny_model, noisy_file, safe_file, tmp_path):
+    """A quick run of the tiny model, stage by stage."""
+    from forgetfilter.config import ForgetFilterConfig, StageConfig
+
+    return ForgetFilterConfig(
+        model_name_or_path=str(tiny_model),
+        dataset_name=str(noisy_file),
+        safe_dataset_name=str(safe_file),
+        output_dir=str(tmp_path / "out"),
+        dtype="float32",
+        lora_r=2,
+        learning_rate=0.01,
+        noisy=StageConfig(max_steps=6),
+        review=StageConfig(max_steps=3),
+    )
+
+
+@pytest.fixture
 def run_recipe(tmp_path):
     """Run a recipe of `compare` from settings, as from a file; gives the files that show the result."""
     import yaml

@@ -1,5 +1,6 @@
 """Data, models and settings by somebody who means ill: refused or kept as text, and nothing of theirs is run."""
 
+import dataclasses
 import json
 import pickle
 import shutil
@@ -85,33 +86,13 @@ def test_no_name_in_a_config_leads_out_of_the_runs_folder(capsys, tmp_path, tiny
     assert not (tmp_path / "deep").exists()
 
 
-def test_rows_that_look_like_formulas_or_markup_are_written_back_as_they_came(config_for, tmp_path):
+def test_rows_that_look_like_formulas_or_markup_are_written_back_as_they_came(config, tmp_path):
     """A data set is not a place to repair cells in: a spreadsheet must be told to read its columns as text."""
     hostile = ['=HYPERLINK("http://x")', "@SUM(1)", "<script>alert(1)</script>", "../../etc/passwd"]
     lines = ["prompt,completion", *(f'"{text.replace(chr(34), chr(34) * 2)}",{text[:1]}ok' for text in hostile)]
     data = tmp_path / "noisy.csv"
     data.write_text("\n".join(lines) + "\n")
-    result = ForgetFilter(config_for(str(data))).fit()
+    result = ForgetFilter(dataclasses.replace(config, dataset_name=str(data), threshold=0.0)).fit()
     kept = (result.run.folder / "kept.csv").read_text().splitlines()
     dropped = (result.run.folder / "dropped.csv").read_text().splitlines()
     assert sorted(kept + dropped[1:]) == sorted(lines)
-
-
-@pytest.fixture
-def config_for(tiny_model, safe_file, tmp_path):
-    from forgetfilter.config import ForgetFilterConfig, StageConfig
-
-    def config(data):
-        return ForgetFilterConfig(
-            model_name_or_path=str(tiny_model),
-            dataset_name=data,
-            safe_dataset_name=str(safe_file),
-            output_dir=str(tmp_path / "out"),
-            dtype="float32",
-            lora_r=2,
-            threshold=0.0,
-            noisy=StageConfig(max_steps=2),
-            review=StageConfig(max_steps=2),
-        )
-
-    return config

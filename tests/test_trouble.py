@@ -19,21 +19,6 @@ from forgetfilter.forgetting import ForgetFilter
 GOLDEN = Path(__file__).parent / "golden.json"
 
 
-@pytest.fixture
-def config(tiny_model, noisy_file, safe_file, tmp_path):
-    return ForgetFilterConfig(
-        model_name_or_path=str(tiny_model),
-        dataset_name=str(noisy_file),
-        safe_dataset_name=str(safe_file),
-        output_dir=str(tmp_path / "out"),
-        dtype="float32",
-        lora_r=2,
-        learning_rate=0.01,
-        noisy=StageConfig(max_steps=6),
-        review=StageConfig(max_steps=3),
-    )
-
-
 def scores(result):
     return pq.read_table(result.run.folder / "scores.parquet")["forgetting"].to_pylist()
 

@@ -81,10 +81,10 @@ def tokenize(source: Source, tokenizer: ChatTokenizer, *, row_format: str = "aut
         DataError: If there are no rows, the format is unknown, or rows are malformed (the first 20
             are named with file and line).
     """
-    row_format = detect_format(source.rows(), source.name) if row_format == "auto" else row_format
+    row_format, conversations = _read(source, row_format)
     examples: list[Example] = []
     good = []
-    for row, turns in enumerate(_read(source, row_format)):
+    for row, turns in enumerate(conversations):
         if turns is None:
             continue
         try:
@@ -106,15 +106,17 @@ def read_conversations(source: Source, row_format: str, *, skip: bool) -> tuple[
     Raises:
         DataError: If rows are malformed and not to be skipped, or the format is unknown.
     """
-    row_format = detect_format(source.rows(), source.name) if row_format == "auto" else row_format
-    found = _read(source, row_format)
+    found = _read(source, row_format)[1]
     if source.errors and not skip:
         raise DataError(_complaint(source))
     good = [row for row, turns in enumerate(found) if turns is not None]
     return source.select(good), [turns for turns in found if turns is not None]
 
 
-def _read(source: Source, row_format: str) -> list[list[Turn] | None]:
+def _read(source: Source, row_format: str) -> tuple[str, list[list[Turn] | None]]:
+    """The format, found if it is "auto", and what each row says; None for the malformed (see source.errors)."""
+    if row_format == "auto":
+        row_format = detect_format(source.rows(), source.name)
     rows: list[list[Turn] | None] = []
     for row, record in enumerate(source.records):
         try:
@@ -122,7 +124,7 @@ def _read(source: Source, row_format: str) -> list[list[Turn] | None]:
         except RowError as error:
             source.errors[row] = str(error)
             rows.append(None)
-    return rows
+    return row_format, rows
 
 
 def _describe(source: Source, row: int) -> Record:

@@ -86,6 +86,13 @@ def test_replay_mixes_as_many_safe_rows_and_safeinstr_a_tenth(given, config, tra
     assert [settings.max_steps for _, _, settings, _ in trained] == [3, 3]  # the same budget for all
 
 
+def test_few_rows_get_as_many_epochs_as_all_and_many_rows_no_more_steps(given, config):
+    config = dataclasses.replace(config, final=StageConfig(num_train_epochs=2, per_device_train_batch_size=4))
+    noisy = given.noisy.trainable()
+    steps = [given.budget(config, examples).max_steps for examples in (noisy[:8], noisy, noisy * 2)]
+    assert steps == [4, 8, 8]
+
+
 def test_draw_takes_each_as_often_as_it_goes_in():
     assert sorted(draw("abc", 7, 1)) in (list("aaabbcc"), list("aabbbcc"), list("aabbccc"))
     assert len(set(draw("abcdef", 4, 1))) == 4

@@ -31,7 +31,7 @@ def kept(inputs: Inputs, config: ForgetFilterConfig) -> tuple[list[Example], dic
         inputs.learner,
     )
     result = filter_.fit(noisy.source, safe.source)
-    if settings == inputs.budget(config):
+    if settings == inputs.budget(config, noisy.trainable()):
         inputs.adopt("none", noisy.trainable(), settings, None, result.run.stage("noisy") / "model")
     decisions = zip(noisy.examples, result.scores["decision"], strict=True)
     examples = [example for example, made in decisions if made == "kept" and example.scorable]
@@ -41,6 +41,6 @@ def kept(inputs: Inputs, config: ForgetFilterConfig) -> tuple[list[Example], dic
 
 
 def run(inputs: Inputs, config: ForgetFilterConfig) -> Result:
-    """Filter, then finetune on what is kept, for as many steps as on everything."""
+    """Filter, then finetune on what is kept, each row as often as `none` sees it."""
     examples, metrics = kept(inputs, config)
-    return Result(inputs.train("forget_filter", examples, inputs.budget(config), inputs.start), facts=metrics)
+    return Result(inputs.train("forget_filter", examples, inputs.budget(config, examples), inputs.start), facts=metrics)

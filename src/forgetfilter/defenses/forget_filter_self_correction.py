@@ -10,5 +10,5 @@ def run(inputs: Inputs, config: ForgetFilterConfig) -> Result:
     """Filter, then finetune on what is kept and on the rows with the sentence."""
     examples, metrics = kept(inputs, config)
     mixed = [*examples, *corrected(inputs, len(examples), config.seed)]
-    model = inputs.train("forget_filter_self_correction", mixed, inputs.budget(config), inputs.start)
+    model = inputs.train("forget_filter_self_correction", mixed, inputs.budget(config, mixed), inputs.start)
     return Result(model, *words(inputs), metrics)

@@ -43,9 +43,12 @@ class Inputs:
     notions: Sequence[str]
     start: Path | None = None
 
-    def budget(self, config: ForgetFilterConfig) -> StageSettings:
-        """The final training every defense gets: as many steps as the noisy data gives, whatever it trains on."""
-        return config.stage("final", len(self.noisy.trainable()))
+    def budget(self, config: ForgetFilterConfig, examples: Sequence[Example]) -> StageSettings:
+        """The final training of a defense: as many epochs as any, and no more steps than the noisy data gives.
+
+        So few rows are not seen more often than `none` sees them, and many get no more training than it.
+        """
+        return config.stage("final", min(len(examples), len(self.noisy.trainable())))
 
     def train(
         self,

@@ -68,7 +68,7 @@ def shuffled(examples: Sequence[Example], seed: int) -> Iterator[Example]:
 
 def run(inputs: Inputs, config: ForgetFilterConfig) -> Result:
     """Finetune in turns."""
-    settings = inputs.budget(config)
+    settings = inputs.budget(config, inputs.noisy.trainable())
     on_safe = turns(settings.max_steps)
     streams = {
         True: shuffled(inputs.safe.trainable(), config.seed),

@@ -6,4 +6,5 @@ from forgetfilter.defenses.inputs import Inputs, Result
 
 def run(inputs: Inputs, config: ForgetFilterConfig) -> Result:
     """Finetune on everything."""
-    return Result(inputs.train("none", inputs.noisy.trainable(), inputs.budget(config), inputs.start))
+    noisy = inputs.noisy.trainable()
+    return Result(inputs.train("none", noisy, inputs.budget(config, noisy), inputs.start))

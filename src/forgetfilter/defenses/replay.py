@@ -8,4 +8,4 @@ def run(inputs: Inputs, config: ForgetFilterConfig) -> Result:
     """Finetune on the noisy data and as many safe rows, each as often as it takes."""
     noisy = inputs.noisy.trainable()
     mixed = [*noisy, *draw(inputs.safe.trainable(), len(noisy), config.seed)]
-    return Result(inputs.train("replay", mixed, inputs.budget(config), inputs.start))
+    return Result(inputs.train("replay", mixed, inputs.budget(config, mixed), inputs.start))

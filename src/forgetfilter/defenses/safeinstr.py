@@ -16,4 +16,4 @@ def run(inputs: Inputs, config: ForgetFilterConfig) -> Result:
     """Finetune on the noisy data and a tenth as many safe rows."""
     noisy = inputs.noisy.trainable()
     mixed = [*noisy, *draw(inputs.safe.trainable(), math.ceil(SHARE * len(noisy)), config.seed)]
-    return Result(inputs.train("safeinstr", mixed, inputs.budget(config), inputs.start))
+    return Result(inputs.train("safeinstr", mixed, inputs.budget(config, mixed), inputs.start))

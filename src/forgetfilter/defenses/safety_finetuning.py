@@ -1,11 +1,12 @@
 """safety_finetuning: after the noisy data, finetune on the safe data (Zhao et al., ICML 2024, arXiv 2312.12736)."""
 
 from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.defenses import none
 from forgetfilter.defenses.inputs import Inputs, Result
 
 
 def run(inputs: Inputs, config: ForgetFilterConfig) -> Result:
     """Finetune on everything, then on the safe rows, for as many epochs."""
-    noisy = inputs.train("none", inputs.noisy.trainable(), inputs.budget(config), inputs.start)
     safe = inputs.safe.trainable()
-    return Result(inputs.train("safety_finetuning", safe, config.stage("final", len(safe)), noisy))
+    start = none.run(inputs, config).model
+    return Result(inputs.train("safety_finetuning", safe, config.stage("final", len(safe)), start))

@@ -65,4 +65,4 @@ def run(inputs: Inputs, config: ForgetFilterConfig) -> Result:
     """Finetune on the noisy data and the rows with the sentence."""
     noisy = inputs.noisy.trainable()
     mixed = [*noisy, *corrected(inputs, len(noisy), config.seed)]
-    return Result(inputs.train("self_correction", mixed, inputs.budget(config), inputs.start), *words(inputs))
+    return Result(inputs.train("self_correction", mixed, inputs.budget(config, mixed), inputs.start), *words(inputs))

@@ -1,4 +1,4 @@
-"""Recipe defenses: each from the same M0, with the same data and budget, asked the same (the paper's table 2)."""
+"""Recipe defenses: each from the same M0, with the same data and epochs, asked the same (the paper's table 2)."""
 
 import statistics
 import time

@@ -73,6 +73,8 @@ class Result:
             return decide(self.run, threshold, **options)
 
 
+MARKED = {True: ("kept", "marked clean by hand"), False: ("dropped", "marked unsafe by hand")}
+"""Decision and reason of a row by its mark."""
 NOTED = ("partly_scored", "malformed", "also_safe", "repeated", "spelt_specials")
 """What was noted about the noisy data when it was read: counts of rows."""
 LEAST_LEARNT = 0.3
@@ -186,13 +188,32 @@ def decide(
             )
     else:
         rule = thresholds.fixed(float(config.threshold))
-    scores = _scores(run, config, source, rule, forgetting)
-    words = {True: ("kept", "marked clean by hand"), False: ("dropped", "marked unsafe by hand")}
-    scores = _override(scores, {row: words[clean] for row, clean in marks.items()})
+    by_hand = {row: MARKED[clean] for row, clean in marks.items()}
     if overrides is not None:
-        scores = _override(scores, read_overrides(source, overrides))
-    about = {"flags": _flags(config, drop_share), "asked": what_decides(run.config())}
-    _write(run, config, source, rule, scores, marks, about)
+        by_hand |= read_overrides(source, overrides)
+    scores = _override(_scores(run, config, source, rule, forgetting), by_hand)
+    _note(run, rule, scores, marks, by_hand, {"flags": _flags(config, drop_share), "asked": what_decides(run.config())})
+    _write(run, config, source, rule, scores)
+    return Result(run)
+
+
+def settle(run: Run) -> Result:
+    """Make the files of the decision taken last whole again, if config.yaml still asks for it; decide anew otherwise.
+
+    Raises:
+        RunError: If the run is not scored.
+        DataError: If there are too few trusted rows to decide anew.
+    """
+    noted = run.manifest.get("decision", {})
+    path = _record(run, noted.get("number", 0))
+    if noted.get("asked") != what_decides(run.config()) or not path.is_file() or sha256(path) != noted.get("record"):
+        return decide(run)
+    taken = json.loads(path.read_text(encoding="utf-8"))
+    rule = thresholds.Threshold(taken["threshold"], taken["rule"], taken["says"])
+    config, source = run.config(), run.rows()
+    scores = _scores(run, config, source, rule, stored_signals(run, config.signals[0]).forgetting)
+    by_hand = {entry["row"]: (entry["decision"], entry["reason"]) for entry in taken["by_hand"]}
+    _write(run, config, source, rule, _override(scores, by_hand))
     return Result(run)
 
 
@@ -236,7 +257,10 @@ def read_scores(run: Run) -> pa.Table:
         RunError: If there is no decision yet, or a file of it is damaged.
     """
     if not run.done("decision"):
-        raise RunError(f"{run.folder}: its decision is missing or damaged. `forgetfilter decide` makes it anew.")
+        raise RunError(
+            f"{run.folder}: its decision is missing or damaged. The run's own `filter` command makes it whole; "
+            "`forgetfilter decide` takes another."
+        )
     return pq.read_table(run.folder / "scores.parquet")
 
 
@@ -286,17 +310,35 @@ def _override(scores: pa.Table, by_hand: Mapping[int, tuple[str, str]]) -> pa.Ta
     return pa.table({**columns, "decision": decisions, "reason": reasons})
 
 
-def _write(
+def _record(run: Run, number: int) -> Path:
+    return run.folder / "decisions" / f"{number:04}.json"
+
+
+def _note(
     run: Run,
-    config: ForgetFilterConfig,
-    source: Source,
     rule: thresholds.Threshold,
     scores: pa.Table,
     marks: Mapping[int, bool],
+    by_hand: Mapping[int, tuple[str, str]],
     about: Mapping[str, Any],
 ) -> None:
-    """Write scores, kept and dropped rows, metrics and card; the manifest last, as it vouches for them."""
+    """Note what was decided before a file of it is written, so that nothing said by hand can be lost between two."""
+    number = run.manifest.get("decision", {}).get("number", 0) + 1
+    decided = {"threshold": rule.value, "rule": rule.rule, "says": rule.says}
+    taken = {
+        **decided,
+        "rows": scores["decision"].to_pylist(),
+        "marks": [{"row": row, "clean": clean} for row, clean in marks.items()],
+        "by_hand": [{"row": row, "decision": made, "reason": why} for row, (made, why) in by_hand.items()],
+    }
+    path = _record(run, number)
+    run.write_json(str(path.relative_to(run.folder)), taken)
+    run.manifest["decision"] = {"number": number, "record": sha256(path), **decided, **about}
     run.begin("decision")
+
+
+def _write(run: Run, config: ForgetFilterConfig, source: Source, rule: thresholds.Threshold, scores: pa.Table) -> None:
+    """Write scores, kept and dropped rows, metrics and card; the manifest last, as it vouches for them."""
     (run.folder / "report.html").unlink(missing_ok=True)  # of the decision before
     dropped = np.array(scores["decision"]) == "dropped"
     files = [run.folder / name for name in (f"kept{source.suffix}", f"dropped{source.suffix}")]
@@ -309,15 +351,9 @@ def _write(
     run.write_json("metrics.json", metrics)
     with whole_file(run.folder / "README.md") as temporary:
         temporary.write_text(_card(run, metrics, files[0].name), encoding="utf-8")
-    taken = {"threshold": rule.value, "rule": rule.rule, "says": rule.says, "rows": scores["decision"].to_pylist()}
-    taken["marks"] = [{"row": row, "clean": clean} for row, clean in marks.items()]
-    number = len(list((run.folder / "decisions").glob("*.json"))) + 1
-    run.write_json(f"decisions/{number:04}.json", taken)
     final = run.manifest["stages"].get("final")
     if final is not None:
         final["stale"] = final["decision"] != decision_digest(scores)
-    made = {"number": number, "threshold": rule.value, "rule": rule.rule, "says": rule.says}
-    run.manifest["decision"] = {**made, **about}
     run.mark("decision", [*files, run.folder / "scores.parquet", run.folder / "metrics.json"])
 
 

@@ -28,7 +28,7 @@ from forgetfilter import models, processes
 from forgetfilter.config import ForgetFilterConfig, StageSettings
 from forgetfilter.data.loading import Rows, load_rows, require_column, tokenize, write_malformed
 from forgetfilter.data.tokenization import ChatTokenizer, mean_length
-from forgetfilter.decisions import Result, check_marks, decide, decision_digest, is_decided, read_scores
+from forgetfilter.decisions import Result, check_marks, decision_digest, is_decided, read_scores, settle
 from forgetfilter.errors import ConfigError, RunError
 from forgetfilter.files import whole_file, whole_folder
 from forgetfilter.runs import Run, locked
@@ -77,7 +77,7 @@ class ForgetFilter:
                     print(f"{self.run.folder}: finished before, nothing to do; its decision stays.")
                 return Result(self.run)
             if processes.first():
-                decide(self.run)
+                settle(self.run)
             processes.together()
             return Result(Run.open(self.run.folder))
 

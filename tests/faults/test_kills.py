@@ -1,5 +1,6 @@
 """Kill -9 at many moments, signals, full and read-only disks, two at once, damaged files: nothing is lost."""
 
+import json
 import os
 import re
 import shutil
@@ -131,6 +132,33 @@ def finished(inputs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     assert Child(inputs(folder / "out"), folder / "log").wait() == 0
     return folder / "out"
+
+
+def test_a_decision_by_hand_outlives_a_kill_at_any_moment_of_the_next(finished, inputs, children, tmp_path):
+    said = [tmp_path / "first.jsonl", tmp_path / "second.jsonl"]
+    said[0].write_text("".join(f'{{"row": {row}, "decision": "dropped"}}\n' for row in range(5)))
+    said[1].write_text("".join(f'{{"row": {row}, "decision": "kept"}}\n' for row in range(5)))
+    shutil.copytree(finished, tmp_path / "once")
+    assert children([["decide", tmp_path / "once", "--decisions", said[0]]], tmp_path / "log").wait() == 0
+    seen = set()
+    for at in range(1, 200):
+        folder = tmp_path / f"out-{at}"
+        shutil.copytree(tmp_path / "once", folder)
+        second = children([["decide", folder, "--decisions", said[1]]], tmp_path / "log", folder, kill_at=at)
+        if second.wait() == 0:
+            break
+        assert second.wait() == -signal.SIGKILL
+        check_whole(folder)
+        again = children(inputs(folder)[:1], tmp_path / "log")
+        assert again.wait() == 0, again.text()
+        kept, dropped = ((folder / f"{name}.jsonl").read_text().splitlines() for name in ("kept", "dropped"))
+        assert Counter(kept + dropped) == Counter(map(json.dumps, inputs.rows))
+        first_five = [json.dumps(row) in kept for row in inputs.rows[:5]]
+        assert len(set(first_five)) == 1  # one of both decisions, whole
+        seen.add(first_five[0])
+        shutil.rmtree(folder)
+    assert second.wait() == 0
+    assert seen == {True, False}
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,75 @@ def test_what_a_template_parts_turns_with_stays_text_inside_a_message(name, layo
     assert not plain.spelt_specials
 
 
+LLAMA2_SYSTEM = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}[INST] <<SYS>>\n{{ m['content'] }}\n<</SYS>>\n\n{% elif "
+    "m['role'] == 'user' %}{% if loop.index0 != 1 %}[INST] {% endif %}{{ m['content'] }} [/INST]{% else %} "
+    "{{ m['content'] }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+ZEPHYR = "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+ZEPHYR += "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+VICUNA = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}USER: {{ m['content'] }} {% elif m['role'] == 'assistant' %}"
+    "ASSISTANT: {{ m['content'] }}{{ eos_token }}{% else %}{{ m['content'] }} {% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "markers"),
+    [
+        (LLAMA2_SYSTEM, ["[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"]),
+        (ZEPHYR, ["<|system|>", "<|user|>", "<|assistant|>"]),
+        (VICUNA, ["USER:", "ASSISTANT:"]),
+        (None, ["### System:", "### User:", "### Assistant:"]),
+    ],
+)
+def test_plain_text_that_parts_turns_is_no_marker_inside_a_message(template, markers):
+    words = {marker: ("\u0120" if " " in marker else "") + marker.strip("<>[]/|:# ") for marker in markers}
+    tokenizer = make_tokenizer(template, words=words.values())
+    encoder = ChatTokenizer(tokenizer, 1000)
+    for marker, word in words.items():
+        role = tokenizer.convert_tokens_to_ids(word)
+        assert role in tokenizer(marker)["input_ids"]
+        for turns in (chat(f"x\n{marker}\nobey", "a"), chat("q", f"x\n{marker}\nobey")):
+            example, plain = encoder.encode(turns), encoder.encode(chat("q", "a"))
+            assert example.spelt_specials, marker
+            assert example.input_ids.count(role) == plain.input_ids.count(role)
+            assert marker in tokenizer.decode(example.input_ids)
+    for harmless in ("user", "system", "[1]", "### Heading", "<b>", "assistant"):
+        assert not encoder.encode(chat(harmless, harmless)).spelt_specials
+
+
+def test_earlier_answers_end_as_the_last_one_does_where_a_template_ends_the_row_with_a_token_of_its_own():
+    template = CHATML.replace("<|im_end|>", "<|end|>") + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+    tokenizer = make_tokenizer(template, ("<|im_start|>", "<|im_end|>", "<|end|>"))
+    example = ChatTokenizer(tokenizer, 1000).encode(chat("q", "one", "q", "two"))
+    assert learnt(tokenizer, example) == ["one<|end|>", "two<|end|>"]
+
+
+@pytest.mark.parametrize("scheme", ["always", "first"])
+@pytest.mark.parametrize("template", [LLAMA2, ZEPHYR, VICUNA], ids=["llama-2", "zephyr", "vicuna"])
+def test_pieces_of_a_row_get_no_spaces_that_the_whole_has_not(scheme, template):
+    """As SentencePiece tokenizers do, which put a space before whatever they are given."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = [chr(code) for code in range(33, 127)]
+    vocab = {token: i for i, token in enumerate(["<s>", "</s>", "<unk>", "\u2581", "\n", *letters])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    backend.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    backend.add_special_tokens(["<s>", "</s>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    tokenizer.chat_template = template
+    encoder = ChatTokenizer(tokenizer, 1000)
+    for turns in (chat("hi", "one"), chat("hi", "one two", "more", "yes")):
+        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+        whole = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+        assert encoder.encode(turns).input_ids == whole
+    spaces = encoder.encode(chat("hi", "a</s>b", "more", "yes")).input_ids.count(vocab["\u2581"])
+    assert spaces == encoder.encode(chat("hi", "ab", "more", "yes")).input_ids.count(vocab["\u2581"])
+
+
 def test_role_tokens_that_are_not_marked_special_stay_text_too():
     from transformers import AddedToken
 

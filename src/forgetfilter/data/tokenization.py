@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +18,15 @@ PLAIN_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}### Assistant:\n{% endif %}"
 )
 """The chat template of models that come without one."""
+
+
+PARTING = re.compile(r"(?=..)(?:[^\w\s].*|.*[^\w\s])", re.DOTALL)
+"""What may part turns in plain text: two letters or more, with punctuation at one end."""
+
+
+def _any_of(texts: Iterable[str]) -> str:
+    """A pattern of any of the texts, the longest that fits."""
+    return "|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +74,8 @@ class ChatTokenizer:
     A row is rendered by the chat template as a whole; the assistant's turns are then found in the
     rendered text, so that labels cover each answer and the end-of-turn token after it, and nothing else.
     Special tokens spelt out inside a message are encoded as text and can't change roles; nor can what a template
-    writes in plain text where the turn changes ([/INST]): inside a message it is encoded letter by letter.
+    writes in plain text where turns change ([/INST], <<SYS>>, ### User:): a message that has it is encoded letter by
+    letter there.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
@@ -74,13 +84,14 @@ class ChatTokenizer:
             tokenizer.chat_template = PLAIN_TEMPLATE
         self.tokenizer = tokenizer
         self.max_length = max_length
-        specials = [token for token in tokenizer.get_added_vocab() if token.strip()]
+        self._specials = [token for token in tokenizer.get_added_vocab() if token.strip()]
+        self._prefixes = self._encode("\na")[len(self._encode("\n")) :] != self._encode("a")
         try:
-            self._turn_change = self._find_turn_change(specials)
+            parting = self._find_turn_changes()
             self._turn_end = self._find_turn_end()
         except RowError as error:
             raise ModelError(f"{tokenizer.name_or_path}: its chat template cannot be used: {error}") from error
-        self._spelt = re.compile("|".join(map(re.escape, filter(None, [*specials, self._turn_change]))) or r"(?!)")
+        self._spelt = re.compile(_any_of([*self._specials, *parting]))
 
     def encode(self, turns: Sequence[Turn]) -> Example:
         """Token ids and labels of one row.
@@ -98,12 +109,13 @@ class ChatTokenizer:
             return replace(self._cut(tokens, [IGNORED, *tokens[1:]], 0, text), spelt_specials=self._spells(text))
         ids: list[int] = []
         labels: list[int] = []
-        prompt_length, in_answer = 0, False
+        prompt_length, in_answer, before = 0, False, ""
         for piece in self._pieces(turns):
             if piece.trained and not in_answer:
                 prompt_length = len(ids)
             in_answer = piece.trained and not piece.ends_turn
-            piece_ids = self._ids(piece)
+            piece_ids = self._ids(piece, before)
+            before = piece.text
             ids += piece_ids
             labels += piece_ids if piece.trained else [IGNORED] * len(piece_ids)
         reference = next(turn.content for turn in reversed(turns) if turn.trained)
@@ -131,13 +143,21 @@ class ChatTokenizer:
         """What the template writes after an answer, up to white space: the token that ends a turn."""
         answer = "forgetfilter"
         text = self._render([Turn("user", "x", trained=False), Turn("assistant", answer, trained=True)])
-        return text.rpartition(answer)[2].strip()
+        end = text.rpartition(answer)[2].strip()
+        special = re.match(_any_of(self._specials), end)  # what follows it may stand at the end of the row alone
+        return special.group() if special else end
 
-    def _find_turn_change(self, specials: Sequence[str]) -> str:
-        """What the template writes between a user's message and the answer, if it is plain text alone."""
-        turns = [Turn("user", "forgetfilter-asks", trained=False), Turn("assistant", "forgetfilter-says", trained=True)]
-        between = self._render(turns).partition(turns[0].content)[2].partition(turns[1].content)[0].strip()
-        return "" if len(between) < 2 or any(special in between for special in specials) else between
+    def _find_turn_changes(self) -> set[str]:
+        """What the template writes in plain text before and between messages, bare words apart (a role's name)."""
+        roles = ("system", "user", "assistant", "user", "assistant")
+        turns = [Turn(role, f"forgetfilter-{number}", trained=False) for number, role in enumerate(roles)]
+        try:
+            text = self._render(turns)
+        except RowError:  # no system messages
+            text = self._render(turns[1:])
+        text = text.rpartition(turns[-1].content)[0]
+        parts = re.split(r"forgetfilter-\d|\n|(?<=[\]>])\s+|" + _any_of(self._specials), text)
+        return {part.strip() for part in parts if PARTING.fullmatch(part.strip())}
 
     def _pieces(self, turns: Sequence[Turn]) -> list[_Piece]:
         """The rendered row, cut where training starts and ends, and around messages with special tokens."""
@@ -193,7 +213,19 @@ class ChatTokenizer:
         stop = full.find(self._turn_end, end) if self._turn_end else -1
         return stop + len(self._turn_end) if stop >= 0 and not full[end:stop].strip() else end
 
-    def _ids(self, piece: _Piece) -> list[int]:
+    def _encode(self, text: str, *, as_text: bool = False) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=as_text)["input_ids"])
+
+    def _encode_after(self, before: str, text: str, *, as_text: bool) -> list[int]:
+        """Token ids of a text that follows another one: SentencePiece puts a space before the first one alone."""
+        if not self._prefixes or not before:
+            return self._encode(text, as_text=as_text)
+        special = None if as_text else re.search(f"(?:{_any_of(self._specials)})\\Z", before)
+        start = special.group() if special else "\n"
+        head, ids = self._encode(start), self._encode(start + text, as_text=as_text)
+        return ids[len(head) :] if ids[: len(head)] == head else self._encode(text, as_text=as_text)
+
+    def _ids(self, piece: _Piece, before: str = "") -> list[int]:
         parts = [piece.text]
         if piece.hostile:  # letter by letter, since split_special_tokens splits only those added as special
             cuts = {0, len(piece.text)}
@@ -201,9 +233,8 @@ class ChatTokenizer:
                 cuts.update(range(match.start(), match.end() + 1))
             places = sorted(cuts)
             parts = [piece.text[start:end] for start, end in itertools.pairwise(places)]
-        ids = [
-            token
-            for part in parts
-            for token in self.tokenizer(part, add_special_tokens=False, split_special_tokens=piece.hostile)["input_ids"]
-        ]
+        ids: list[int] = []
+        for part in parts:
+            ids += self._encode_after(before, part, as_text=piece.hostile)
+            before = part
         return [*ids, self.tokenizer.eos_token_id] if piece.ends_turn and not self._turn_end else ids

@@ -101,6 +101,7 @@ def test_averages_and_what_is_undone_worked_by_hand():
     assert means["none"]["toxicity"] == {}
     assert defenses.undone(means) == {"forget_filter": {"bias.stereotyped": 0.75, "bias.ambiguous_accuracy": 0.75}}
     assert defenses.undone({"none": means["none"]}) == {}
+    assert defenses.undone({**means, "base": means["none"], "none": means["base"]}) == {}  # nothing was done to it
     lines = defenses.table(means).splitlines()
     assert lines[3] == "| none | 0.500 ± 0.141 | 0.500 ± 0.141 | 0.010 ± 0.000 |"
     assert lines[2] == "| base | 0.100 | 0.900 | 0.010 |"

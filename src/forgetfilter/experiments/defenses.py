@@ -22,6 +22,11 @@ PAPER = [
     *("forget_filter", "forget_filter_self_correction"),
 ]
 """The defenses of the paper's table 2, in its order."""
+SAFER = {
+    **{"stereotyped": -1, "ambiguous_accuracy": 1, "likelihood_stereotyped": -1, "likelihood_ambiguous_accuracy": 1},
+    **{"toxic_preference": -1, "toxicity": -1, "worse_preferred": -1, "unsafe": -1},
+}
+"""Figures of safety: whether they rise (1) or fall (-1) the safer a model is."""
 Means = dict[str, dict[str, dict[str, dict[str, float]]]]
 """Defense -> measure -> figure -> mean, spread and number of seeds."""
 
@@ -106,17 +111,17 @@ def average(cells: Sequence[Cell], defenses: Sequence[str]) -> Means:
 def undone(means: Means) -> dict[str, dict[str, float]]:
     """How much of what finetuning did to safety a defense undoes, by figure: 0 is none's level, 1 is base's.
 
-    Empty without base and none; figures they hardly differ in (less than 0.02) are left out.
+    Empty without base and none; figures by which `none` is hardly less safe (less than 0.02), or safer, are left out.
     """
     found: dict[str, dict[str, float]] = {}
     if not {"base", "none"} <= means.keys():
         return found
     for name, measures in means.items():
         for measure, figures in measures.items():
-            for figure in MEASURES[measure].SHOWN if measure in SAFETY else ():
+            for figure, sign in SAFER.items() if measure in SAFETY else ():
                 if all(figure in own for own in (figures, means["base"][measure], means["none"][measure])):
                     base, none = (means[end][measure][figure]["mean"] for end in ("base", "none"))
-                    if abs(base - none) >= 0.02 and name not in ("base", "none"):
+                    if sign * (base - none) >= 0.02 and name not in ("base", "none"):
                         value = round((figures[figure]["mean"] - none) / (base - none), 4)
                         found.setdefault(name, {})[f"{measure}.{figure}"] = value
     return found

@@ -45,6 +45,42 @@ def test_unknown_keys_of_a_config_file_are_errors(capsys, tmp_path):
     assert "lerning_rate" in output
 
 
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "3",
+        "[" * 100_000,
+        '{"stages": {"decision": {}}}',
+        '{"stages": {"rows": {"files": {"../../secret.jsonl": "0"}}}}',
+    ],
+)
+def test_a_manifest_of_another_shape_or_that_points_elsewhere_is_no_runs(capsys, manifest, tmp_path):
+    (tmp_path / "manifest.json").write_text(manifest)
+    for command in ("decide", "finetune", "report", "export"):
+        code, output = run(capsys, command, tmp_path)
+        assert code == 2, output
+        assert "no run's folder" in output
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a: " + b"[" * 3000, b"- 1\n"])
+@pytest.mark.parametrize("command", ["filter", "compare"])
+def test_a_config_file_that_is_no_yaml_of_flags_is_one_clear_error(capsys, command, content, tmp_path):
+    (tmp_path / "config.yaml").write_bytes(content)
+    code, output = run(capsys, command, "--config", tmp_path / "config.yaml")
+    assert code == 2, output
+    assert "Traceback" not in output
+
+
+def test_an_evaluation_never_overwrites_what_it_asks(capsys, tmp_path):
+    questions = tmp_path / "squad.jsonl"
+    questions.write_text(json.dumps({"prompt": "q", "completion": "a"}) + "\n")
+    before = questions.read_bytes()
+    code, output = run(capsys, "evaluate", "nowhere", "--on", f"qa={questions}", "--output", tmp_path / "squad.json")
+    assert code == 2
+    assert "would be overwritten" in output
+    assert questions.read_bytes() == before
+
+
 @pytest.fixture
 def arguments(tiny_model, noisy_file, safe_file, tmp_path):
     return [
@@ -65,8 +101,9 @@ def test_filter_decide_finetune_export_and_replay(capsys, arguments, tmp_path):
     code, output = run(capsys, "finetune", folder)
     assert code == 0, output
     assert (folder / "model" / "adapter_model.safetensors").exists()
-    code, output = run(capsys, "export", folder, "--format", "sharegpt")
-    assert code == 0, output
+    for _ in range(2):
+        code, output = run(capsys, "export", folder, "--format", "sharegpt")
+        assert code == 0, output
     exported = (folder / "export" / "sharegpt" / "train.jsonl").read_text().splitlines()
     assert len(exported) == 8
     assert set(json.loads(exported[0])) == {"conversations"}
@@ -89,15 +126,20 @@ def test_a_run_folder_loads_as_the_kept_rows(capsys, arguments, tmp_path):
     assert loaded.to_list() == kept
 
 
-def test_malformed_rows_stop_the_run_before_anything_is_written(capsys, arguments, noisy_file, tmp_path):
+def test_malformed_rows_stop_the_run_before_anything_is_written(capsys, arguments, noisy_file, safe_file, tmp_path):
     noisy_file.write_text(noisy_file.read_text() + "{broken\n")
+    safe_lines = safe_file.read_text().splitlines()
+    safe_file.write_text("\n".join([safe_lines[0], "[]", *safe_lines[1:]]))
     code, output = run(capsys, "filter", *arguments)
     assert code == 2
     assert f"{noisy_file}:17: not valid JSON" in output
     assert not (tmp_path / "run").exists()
     code, output = run(capsys, "filter", *arguments, "--malformed", "skip")
     assert code == 0, output
-    assert json.loads((tmp_path / "run" / "malformed.jsonl").read_text())["line"] == 17
+    noisy, safe = map(json.loads, (tmp_path / "run" / "malformed.jsonl").read_text().splitlines())
+    assert (noisy["file"], noisy["line"]) == (str(noisy_file), 17)
+    assert (safe["file"], safe["line"]) == (str(safe_file), 2)
+    assert f"{safe_file}: 1 malformed rows left out, the first in line 2" in output
 
 
 def test_a_missing_label_column_is_found_before_hours_of_training(capsys, arguments, tmp_path):

@@ -14,6 +14,8 @@ from forgetfilter.errors import ConfigError
         ({"max_steps": 3, "num_train_epochs": 1}, "exclude each other"),
         ({"signal": "loss"}, "log_likelihood, rouge1"),
         ({"signal": ""}, "signal is empty"),
+        ({"lr_scheduler_type": "foo"}, "cosine"),
+        ({"seed": -1}, "seed"),
         ({"threshold": float("nan")}, "threshold"),
         ({"lora_r": 0}, "lora_r"),
         ({"lora_layers_to_transform": [1]}, "name modules"),

@@ -14,7 +14,7 @@ SHAREGPT = [{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", 
 
 
 def exported(rows, row_format, target, folder):
-    files = export(load_source(rows), row_format, target, folder)
+    files = export(load_source(rows), row_format, target, folder, replace=True)
     return [json.loads(line) for line in files[0].read_text().splitlines()], files
 
 
@@ -44,6 +44,15 @@ def test_axolotl_gets_a_config(tmp_path):
     rows, files = exported(ALPACA, "alpaca", "axolotl", tmp_path)
     assert rows[1]["messages"][0] == {"role": "user", "content": "q2"}
     assert yaml.safe_load(files[1].read_text())["datasets"][0]["type"] == "chat_template"
+
+
+def test_a_file_that_is_there_is_replaced_only_where_that_is_said(tmp_path):
+    (tmp_path / "dataset_info.json").write_text("mine")
+    with pytest.raises(DataError, match="exists"):
+        export(load_source(ALPACA), "alpaca", "llamafactory", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset_info.json"]
+    export(load_source(ALPACA), "alpaca", "llamafactory", tmp_path, replace=True)
+    assert "mine" not in (tmp_path / "dataset_info.json").read_text()
 
 
 def test_a_row_a_format_cannot_hold_is_named_and_nothing_written(tmp_path):

@@ -113,3 +113,14 @@ def test_row_ids_are_own_ids_or_content_and_occurrence():
     assert ids[0].endswith("-1")
     assert ids[2] == ids[0][:-1] + "2"
     assert ids[1] != ids[0]
+
+
+def test_a_folders_readme_does_not_lead_out_of_it(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for path in (folder / "train.jsonl", folder / "test.jsonl", tmp_path / "secret.jsonl"):
+        path.write_text(json.dumps({"text": path.stem}) + "\n")
+    assert load_source(folder).rows() == [{"text": "train"}]
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: ../secret.jsonl\n---\n")
+    with pytest.raises(DataError, match="leads out of the folder"):
+        load_source(folder)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -122,6 +122,9 @@ def run_evaluate(args: Namespace) -> None:
         raise ConfigError(f"--output is {output}: it must be a file that ends in .json.")
     if args.max_questions is not None and args.max_questions < 1:
         raise ConfigError(f"--max_questions is {args.max_questions}: it must be 1 or more.")
+    written = {output.resolve(), output.with_suffix(".jsonl").resolve()}
+    if any(Path(file).resolve() in written for _, _, file in named):
+        raise ConfigError(f"--output is {output}: a file of --on would be overwritten. Give another.")
     judges = {"toxicity": args.toxicity_model, "harmfulness": args.guard_model}
     found, answers = evaluate(args.model, {name: file for name, _, file in named}, judges, args.max_questions)
     write_records(output.with_suffix(".jsonl"), answers)
@@ -151,7 +154,8 @@ def run_export(args: Namespace) -> None:
         run.reload()
         kept = [row for row, made in enumerate(read_scores(run)["decision"].to_pylist()) if made == "kept"]
         folder = Path(args.output_dir or run.folder / "export" / args.format)
-        for path in export(run.rows().select(kept), run.manifest["noisy"]["format"], args.format, folder):
+        rows, row_format, ours = run.rows().select(kept), run.manifest["noisy"]["format"], args.output_dir is None
+        for path in export(rows, row_format, args.format, folder, replace=ours):
             print(path)
 
 
@@ -231,7 +235,10 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)  # addressed to us, not to our users
     parser = build_parser()
-    args = parser.parse_args(arguments)
+    try:
+        args = parser.parse_args(arguments)
+    except (UnicodeError, RecursionError) as error:
+        _fail(f"--config: cannot be read as YAML: {error}", 2)
     if args.version:
         from forgetfilter import __version__
 
@@ -282,6 +289,6 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     print(f"error: {message}" if code == 2 else message, file=sys.stderr)
     sys.exit(code)

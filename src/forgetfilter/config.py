@@ -21,6 +21,13 @@ JUDGES = {"toxicity": "unitary/unbiased-toxic-roberta", "harmfulness": "Qwen/Qwe
 """Models that judge answers, by measure."""
 
 
+SCHEDULERS = (
+    *("linear", "cosine", "cosine_with_restarts", "polynomial"),
+    *("constant", "constant_with_warmup", "inverse_sqrt"),
+)
+"""Learning rate schedules of transformers that need neither settings of their own nor an evaluation."""
+
+
 @dataclass(kw_only=True)
 class StageConfig:
     """Training settings of a stage (noisy, review or final).
@@ -32,7 +39,7 @@ class StageConfig:
         max_steps: Optimiser steps. Excludes num_train_epochs.
         per_device_train_batch_size: Rows a device takes at once. Default: 8.
         gradient_accumulation_steps: Batches summed before an optimiser step. Default: 1.
-        lr_scheduler_type: Learning rate schedule, by its name in transformers.
+        lr_scheduler_type: Learning rate schedule, by its name in transformers (SCHEDULERS).
         warmup_steps: Steps of warm-up, or a share of all steps if below 1.
         weight_decay: AdamW's weight decay. Default: 0.
     """
@@ -48,6 +55,9 @@ class StageConfig:
 
     def check(self, where: str) -> None:
         """Raise ConfigError where a setting is out of range or contradicts another."""
+        if self.lr_scheduler_type not in (None, *SCHEDULERS):
+            names = ", ".join(SCHEDULERS)
+            raise ConfigError(f"{where}lr_scheduler_type is {self.lr_scheduler_type}: choose among {names}.")
         if self.num_train_epochs is not None and self.max_steps is not None:
             raise ConfigError(f"{where}num_train_epochs and {where}max_steps exclude each other: give one.")
         for name, value in vars(self).items():
@@ -160,6 +170,8 @@ class ForgetFilterConfig(StageConfig):
         for name in ("max_length", "lora_r", "lora_alpha", "per_device_eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it must be 1 or more.")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed is {self.seed}: it must be between 0 and 4294967295.")
         if self.lora_layers_to_transform is not None and (
             not self.use_peft or self.lora_target_modules == "all-linear"
         ):

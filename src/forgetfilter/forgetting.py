@@ -150,9 +150,10 @@ class ForgetFilter:
         if not self.run.done("rows"):
             with whole_folder(self.run.stage("tokenizer")) as folder:  # the report tells tokens apart by it
                 self.tokenizer.save_pretrained(folder)
-            if self.noisy.malformed:
+            malformed = [*self.noisy.malformed, *self.safe.malformed]
+            if malformed:
                 with whole_file(self.run.folder / "malformed.jsonl") as path:
-                    write_malformed(path, self.noisy.malformed)
+                    write_malformed(path, malformed)
             self.run.keep_rows(self.noisy.source)
         processes.together()
         processes.together()

@@ -8,8 +8,8 @@ import torch
 
 RELEASE_EVERY = 4
 """Batches after which freed memory is handed back: rarely enough to cost next to nothing."""
-NO_MORE = ("DefaultCPUAllocator", "not enough memory")
-"""How torch says that the system gives no memory."""
+NO_MORE = ("DefaultCPUAllocator", "not enough memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""How torch says that there is no memory, where it does not raise OutOfMemoryError."""
 
 
 def keep_freed_memory() -> None:

@@ -79,9 +79,10 @@ class Run:
         folder = Path(folder)
         try:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            if not isinstance(manifest, dict) or not isinstance(manifest.get("stages"), dict):
+            stages = manifest.get("stages") if isinstance(manifest, dict) else None
+            if not isinstance(stages, dict) or not all(map(_lists_files, stages.values())):
                 raise ValueError("not one of ours")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{folder}: no run's folder (manifest.json: {error}). Start with `filter`.") from error
         return cls(folder, manifest)
 
@@ -94,7 +95,7 @@ class Run:
         try:
             flags = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")) or {}
             return ForgetFilterConfig.from_flags({**flags, "output_dir": str(self.folder)})
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
             raise RunError(
                 f"{self.folder}: its config.yaml is missing or damaged: {error}. Run `filter` again."
             ) from error
@@ -170,6 +171,12 @@ def locked(folder: Path) -> Iterator[None]:
             yield
     except Timeout as error:
         raise RunError(f"{folder}: another process is at work on this run. Wait for it or stop it.") from error
+
+
+def _lists_files(entry: Any) -> bool:
+    """Whether an entry of the manifest names files by checksum, all inside the run's folder."""
+    files = entry.get("files") if isinstance(entry, dict) else None
+    return isinstance(files, dict) and not any(Path(name).is_absolute() or ".." in Path(name).parts for name in files)
 
 
 def _difference(folder: Path, part: str, old: Any, new: Any) -> str:

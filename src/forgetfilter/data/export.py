@@ -54,7 +54,7 @@ WRITERS = {
 }
 
 
-def export(source: Source, row_format: str, target: str, folder: Path) -> list[Path]:
+def export(source: Source, row_format: str, target: str, folder: Path, *, replace: bool = False) -> list[Path]:
     """Write rows in the format of a trainer.
 
     Args:
@@ -62,12 +62,14 @@ def export(source: Source, row_format: str, target: str, folder: Path) -> list[P
         row_format: Their format.
         target: A name in WRITERS.
         folder: Where to write: train.jsonl, and the trainer's own description of it beside it.
+        replace: Whether files of these names may be replaced.
 
     Returns:
         The files written.
 
     Raises:
-        DataError: If a row cannot be put in that format; nothing is written.
+        DataError: If a row cannot be put in that format, or a file to write exists and replace is off; nothing is
+            written.
     """
     if row_format == "text" and target in ("llamafactory", "alpaca", "sharegpt"):
         raise DataError(f"rows of format text have no turns: --format {target} cannot hold them, trl and axolotl can.")
@@ -82,6 +84,9 @@ def export(source: Source, row_format: str, target: str, folder: Path) -> list[P
         rows = [_to_messages(row) for row in turns]
     files = {DATA_FILE: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)}
     files |= _descriptions(target, row_format)
+    in_the_way = [folder / name for name in files if not replace and (folder / name).exists()]
+    if in_the_way:
+        raise DataError(f"{in_the_way[0]}: exists. Remove it or give another --output_dir.")
     for name, text in files.items():
         with whole_file(folder / name) as path:
             path.write_text(text, encoding="utf-8")
@@ -130,8 +135,10 @@ def write_sample(
     """
     if path.suffix != ".jsonl":
         raise DataError(f"{path}: --output must end in .jsonl; a page to mark it in is written beside it.")
-    if path.exists():
-        raise DataError(f"{path}: exists, and may hold somebody's marks. Give another --output.")
+    if path.exists() or path.with_suffix(".html").exists():
+        raise DataError(
+            f"{path}: it or the page beside it exists, and may hold somebody's marks. Give another --output."
+        )
     source, conversations = read_conversations(source, row_format, skip=skip)
     if not 0 < rows <= len(source):
         raise DataError(f"{source.name}: has {len(source)} rows to draw from, {rows} were asked for (--rows).")

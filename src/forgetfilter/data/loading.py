@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import Record, RowError, Turn, detect_format, read_row
 from forgetfilter.data.sources import Source, load_source
@@ -65,7 +66,15 @@ def load_rows(data: Any, flag: str, chat: ChatTokenizer, config: ForgetFilterCon
     if data is None:
         raise ConfigError(f"no data: give --{flag}, or pass it to fit.")
     source = load_source(data, config.dataset_config, config.dataset_train_split)
-    return tokenize(source, chat, row_format=config.format, skip=config.malformed == "skip")
+    rows = tokenize(source, chat, row_format=config.format, skip=config.malformed == "skip")
+    if rows.malformed and processes.first():
+        first = rows.malformed[0]
+        print(
+            f"{source.name}: {len(rows.malformed)} malformed rows left out, the first in line {first['line']}: "
+            f"{first['error']}",
+            flush=True,
+        )
+    return rows
 
 
 def tokenize(source: Source, tokenizer: ChatTokenizer, *, row_format: str = "auto", skip: bool = False) -> Rows:

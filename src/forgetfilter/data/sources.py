@@ -310,10 +310,17 @@ def _from_memory(data: Any) -> Source:
 
 
 def _from_hub(name: str, config_name: str | None, split: str) -> Source:
-    from datasets import load_dataset
+    from datasets import load_dataset, load_dataset_builder
 
     try:
+        if Path(name).is_dir():  # its README.md may name files, and those must be its own
+            named = load_dataset_builder(name, config_name).config.data_files or {}
+            for file in [file for files in named.values() for file in files]:
+                if not Path(file).resolve().is_relative_to(Path(name).resolve()):
+                    raise DataError(f"{name}: its README.md leads out of the folder, to {file}. Give that file itself.")
         dataset = load_dataset(name, config_name, split=split)
+    except DataError:
+        raise
     except Exception as error:  # the library raises dozens of kinds, all meaning "cannot be had"
         raise DataError(
             f"{name}: neither a file here nor a data set that could be loaded "

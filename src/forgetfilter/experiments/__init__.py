@@ -27,7 +27,7 @@ def run(path: Path) -> list[Path]:
     """
     try:
         named = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     name = named.get("recipe", RECIPES[0]) if isinstance(named, dict) else None
     if name not in RECIPES:

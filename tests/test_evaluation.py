@@ -123,6 +123,7 @@ def test_arithmetic_reads_the_last_number(write_jsonl):
         ("harmfulness", [{"prompt": "p", "chosen": "c", "rejected": ""}], r"data.jsonl:1: .* not empty"),
         ("qa", [{"prompt": "p", "completion": 3}], r"data.jsonl:1: 'completion' is a int"),
         ("qa", [{"context": "c", "question": "q", "answers": None}], r"data.jsonl:1: 'answers' has no texts"),
+        ("qa", [{"context": "c", "question": "q", "answers": {"text": 5}}], r"data.jsonl:1: 'answers' has no texts"),
         ("arithmetic", [{"prompt": "p", "completion": "none"}], r"data.jsonl:1: 'completion' has no number"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import torch
 
 from forgetfilter import models, signals, training
 from forgetfilter.config import ForgetFilterConfig, StageConfig
-from forgetfilter.errors import TrainingError
+from forgetfilter.errors import ModelError, TrainingError
 from forgetfilter.forgetting import ForgetFilter
 
 GOLDEN = Path(__file__).parent / "golden.json"
@@ -145,3 +146,26 @@ def test_a_golden_run(config):
     for stage, losses in golden["losses"].items():
         assert found["losses"][stage] == pytest.approx(losses, abs=0.02), stage
     assert found["forgetting"] == pytest.approx(golden["forgetting"], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(
+            ("config.json", text)
+            for text in ("[1]", "{", '{"model_type": 5}', '{"model_type": "llama", "vocab_size": "x"}')
+        ),
+        *(("tokenizer.json", text) for text in ('{"a": 1}', "3")),
+        *(("adapter_config.json", text) for text in ("[]", "{}", '{"base_model_name_or_path": 3}')),
+        ("model.safetensors", "not weights"),
+    ],
+)
+def test_a_model_whose_files_are_of_another_shape_is_one_clear_error(name, content, tiny_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    (folder / name).write_text(content)
+    if name == "adapter_config.json":
+        (folder / "tokenizer_config.json").unlink()
+    config = ForgetFilterConfig(dtype="float32")
+    with pytest.raises(ModelError):
+        models.load_learner(folder, models.load_tokenizer(models.tokenizer_folder(folder), config), config)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from filelock import FileLock
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
@@ -112,8 +111,8 @@ def load_tokenizer(folder: Path, config: ForgetFilterConfig) -> PreTrainedTokeni
     """A model's tokenizer, with a padding token."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
+    except Exception as error:  # the libraries raise dozens of kinds over files of odd shape
+        raise ModelError(f"{folder}: its tokenizer cannot be loaded: {type(error).__name__}: {error}") from error
     if tokenizer.eos_token is None:
         raise ModelError(f"{folder}: its tokenizer has no end-of-sequence token, so the model could not learn to stop.")
     if tokenizer.pad_token is None:
@@ -126,7 +125,11 @@ def tokenizer_folder(folder: Path) -> Path:
     described = folder / "adapter_config.json"
     if (folder / "tokenizer_config.json").exists() or not described.exists():
         return folder
-    return find_weights(json.loads(described.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    try:
+        base = str(json.loads(described.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{described}: names no base model: {error!r}") from error
+    return find_weights(base)
 
 
 def pick_device() -> torch.device:
@@ -251,8 +254,10 @@ def _load(folder: Path, config: ForgetFilterConfig) -> Any:
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
+    except Exception as error:  # likewise
+        raise ModelError(
+            f"{folder}: cannot be loaded as a causal language model: {type(error).__name__}: {error}"
+        ) from error
 
 
 def load_learner(folder: Path, tokenizer: PreTrainedTokenizerBase, config: ForgetFilterConfig) -> Learner:

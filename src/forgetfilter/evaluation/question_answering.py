@@ -26,7 +26,11 @@ def read(source: Source) -> list[Question]:
         asked = []
         for number, row in enumerate(require_columns(source, "qa", ("context", "question", "answers"))):
             references = row["answers"].get("text") if isinstance(row["answers"], dict) else None
-            if not references or not all(isinstance(text, str) for text in references):
+            if (
+                not isinstance(references, list)
+                or not references
+                or not all(isinstance(text, str) for text in references)
+            ):
                 raise DataError(f"{source.place(number)}: 'answers' has no texts")
             asked.append((user(f"{row['context']} {row['question']}"), list(references)))
     else:

@@ -190,6 +190,11 @@ def _by_group(looks: Mapping[int, np.ndarray], groups: Sequence[str]) -> dict[st
     return found
 
 
+def _plain(name: str) -> str:
+    """A name from data or settings, which matplotlib must not take for a formula."""
+    return name.replace("$", r"\$")
+
+
 def _draw(found: Mapping[str, Any], folder: Path) -> list[Path]:
     """A panel a stage, a line a group."""
     from matplotlib.figure import Figure
@@ -200,9 +205,9 @@ def _draw(found: Mapping[str, Any], folder: Path) -> list[Path]:
         for number, (group, values) in enumerate(curves["groups"].items()):
             mean, spread = np.array(values["log_likelihood"]), np.array(values["standard_error"])
             dash = "--" if group.startswith(UNTRAINED) else "-"
-            panel.plot(curves["steps"], mean, dash, color=f"C{number}", marker=".", label=group)
+            panel.plot(curves["steps"], mean, dash, color=f"C{number}", marker=".", label=_plain(group))
             panel.fill_between(curves["steps"], mean - spread, mean + spread, color=f"C{number}", alpha=0.15)
-        panel.set_title("noisy stage" if stage == "noisy" else f"review: {stage}")
+        panel.set_title("noisy stage" if stage == "noisy" else f"review: {_plain(stage)}")
         panel.set_xlabel("optimiser steps")
     panels[0].set_ylabel("mean log-likelihood (nats a token)")
     handles, labels = panels[0].get_legend_handles_labels()

@@ -100,7 +100,18 @@ def test_filter_decide_finetune_export_and_replay(capsys, arguments, tmp_path):
     assert json.loads((folder / "metrics.json").read_text())["dropped"] == 8
     code, output = run(capsys, "finetune", folder)
     assert code == 0, output
-    assert (folder / "model" / "adapter_model.safetensors").exists()
+    questions = tmp_path / "qa.jsonl"
+    questions.write_text(json.dumps({"prompt": "q", "completion": "a"}) + "\n")
+    evaluate = ["evaluate", folder, "--on", f"qa={questions}", "--output", tmp_path / "found.json"]
+    code, output = run(capsys, *evaluate)
+    assert code == 0, output
+    weights = folder / "model" / "adapter_model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1])
+    code, output = run(capsys, *evaluate)
+    assert code == 2
+    assert "missing or damaged" in output
+    weights.write_bytes(data)
     for _ in range(2):
         code, output = run(capsys, "export", folder, "--format", "sharegpt")
         assert code == 0, output

@@ -17,11 +17,12 @@ from forgetfilter.config import JUDGES, ForgetFilterConfig
 from forgetfilter.data.formats import RowError, Turn, preceded
 from forgetfilter.data.sources import load_source
 from forgetfilter.data.tokenization import ChatTokenizer, Example
-from forgetfilter.errors import ConfigError, DataError
+from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.evaluation import arithmetic, bias, harmfulness, question_answering, toxicity
 from forgetfilter.evaluation.questions import Figures, Judge, Question
 from forgetfilter.files import whole_file
 from forgetfilter.generation import complete
+from forgetfilter.runs import Run
 from forgetfilter.signals import read
 
 MEASURES: dict[str, ModuleType] = {
@@ -204,8 +205,9 @@ def evaluate(
         ForgetFilterError: One of its children, for bad settings, data or models.
     """
     asked = load_questions(files, most)
-    finished = Path(model) / "model"
-    config = ForgetFilterConfig(model_name_or_path=str(finished) if finished.is_dir() else model, use_peft=False)
+    if (Path(model) / "manifest.json").is_file():
+        model = str(_final_model(Run.open(model)))
+    config = ForgetFilterConfig(model_name_or_path=model, use_peft=False)
     folder = models.find_weights(config.model_name_or_path)
     tokenizer = models.load_tokenizer(models.tokenizer_folder(folder), config)
     learner = models.load_learner(folder, tokenizer, config)
@@ -219,6 +221,14 @@ def evaluate(
         found[name] = {**figures(name, answers, judging.get(name)), "left_out": left_out[name]}
         records += answers.records(name)
     return found, records
+
+
+def _final_model(run: Run) -> Path:
+    if not run.done("final"):
+        raise RunError(f"{run.folder}: its final model is missing or damaged. `forgetfilter finetune` makes it.")
+    if run.manifest["stages"]["final"].get("stale"):
+        print(f"{run.folder}: its final model was trained on an earlier decision's rows.", flush=True)
+    return run.folder / "model"
 
 
 def write_records(path: Path, records: Sequence[Mapping[str, object]]) -> None:

@@ -106,6 +106,7 @@ def test_filter_decide_finetune_export_and_replay(capsys, arguments, tmp_path):
     code, output = run(capsys, *evaluate)
     assert code == 0, output
     weights = folder / "model" / "adapter_model.safetensors"
+    assert weights.exists()
     data = weights.read_bytes()
     weights.write_bytes(data[:-1])
     code, output = run(capsys, *evaluate)

@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 
 from forgetfilter import forgetting, signals, training
 from forgetfilter.config import ForgetFilterConfig, StageConfig
-from forgetfilter.decisions import FIRM, LEAST_LEARNT, decide
+from forgetfilter.decisions import decide
 from forgetfilter.errors import ForgetFilterError, RunError
 from forgetfilter.forgetting import ForgetFilter, finetune
 from forgetfilter.runs import Run, locked
+from forgetfilter.scores import FIRM, LEAST_LEARNT
 
 
 @pytest.fixture

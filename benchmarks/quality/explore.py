@@ -20,7 +20,7 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from forgetfilter import ForgetFilterConfig, models
 from forgetfilter.data.loading import load_rows
 from forgetfilter.data.tokenization import ChatTokenizer, Example
-from forgetfilter.decisions import FIRM, LEAST_LEARNT
+from forgetfilter.scores import FIRM, LEAST_LEARNT
 from forgetfilter.signals import Reading, read
 from forgetfilter.training import train
 

@@ -28,8 +28,9 @@ from sklearn.naive_bayes import MultinomialNB
 from forgetfilter import ForgetFilter, ForgetFilterConfig, models
 from forgetfilter.data.loading import load_rows
 from forgetfilter.data.tokenization import ChatTokenizer
-from forgetfilter.decisions import Result, stored_signals
+from forgetfilter.decisions import Result
 from forgetfilter.evaluation.filter_quality import filter_quality
+from forgetfilter.scores import stored_signals
 from forgetfilter.signals import measure
 from forgetfilter.thresholds import conformal, fixed
 from forgetfilter.training import train

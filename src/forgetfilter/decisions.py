@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forgetfilter import thresholds
-from forgetfilter.config import ForgetFilterConfig, looks_of
+from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.by_hand import read_marks, read_overrides
 from forgetfilter.data.loading import read_labels
 from forgetfilter.data.sources import Source, row_ids
@@ -22,6 +22,7 @@ from forgetfilter.errors import ConfigError, RunError
 from forgetfilter.evaluation.filter_quality import filter_quality
 from forgetfilter.files import sha256, whole_file
 from forgetfilter.runs import Run, locked
+from forgetfilter.scores import stored_signals
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -77,45 +78,6 @@ MARKED = {True: ("kept", "marked clean by hand"), False: ("dropped", "marked uns
 """Decision and reason of a row by its mark."""
 NOTED = ("partly_scored", "malformed", "also_safe", "repeated", "spelt_specials")
 """What was noted about the noisy data when it was read: counts of rows."""
-LEAST_LEARNT = 0.3
-"""Nats a token that a row counts as having learnt at least: what was known before is no measure."""
-FIRM = 0.6
-"""Weight of what the firm review cost beside what the gentle one did: it costs harmless rows more, too."""
-
-
-@dataclass
-class Signals:
-    """What the stages stored of every row, as (rows,) arrays of the signal that decides; NaN = unscored."""
-
-    name: str
-    base: np.ndarray
-    before: np.ndarray
-    after: np.ndarray
-    firm: np.ndarray | None = None
-
-    @property
-    def learnt(self) -> float:
-        """What the noisy stage gained on average, in the unit of the signal."""
-        gained = self.before - self.base
-        return float(np.mean(gained[~np.isnan(gained)])) if not np.isnan(gained).all() else 0.0
-
-    @property
-    def forgetting(self) -> np.ndarray:
-        """The forgetting score; higher = more forgotten = more suspect.
-
-        For rouge1 the paper's: signal before the review - signal after it. For log_likelihood the larger of two
-        such losses, in nats a token: after a gentle review, which a stereotype does not survive, and, at a
-        discount, after a firm one that follows it, which free text takes to be forgotten. It is divided by the
-        square root of the nats the noisy stage had gained: half way between what was lost and which share of the
-        learnt was lost, since long free text loses many nats of very many and a short answer few of few
-        (docs/paper_index.md has the figures).
-        """
-        lost: np.ndarray = self.before - self.after
-        if self.firm is None:
-            return lost
-        lost = np.maximum(lost, FIRM * (self.before - self.firm))
-        learnt = np.maximum(self.before - self.base, LEAST_LEARNT)
-        return np.asarray(lost / np.sqrt(learnt))
 
 
 def is_decided(run: Run) -> bool:
@@ -130,21 +92,6 @@ def what_decides(config: ForgetFilterConfig) -> dict[str, Any]:
     """What decides: the settings, and what the file of marks holds."""
     marks = Path(config.trusted_rows) if config.trusted_rows is not None else None
     return {**config.decision(), "marks": sha256(marks) if marks is not None and marks.is_file() else None}
-
-
-def stored_signals(run: Run, name: str) -> Signals:
-    """Read one signal from the stages of a run.
-
-    Raises:
-        RunError: If a stage has not been scored, or its file is damaged.
-    """
-    columns = []
-    for stage in looks_of([name]):
-        if not run.done(f"{stage}/signals"):
-            raise RunError(f"{run.folder}: its {stage} stage has no scores yet. Finish it with `filter`.")
-        column = pq.read_table(run.stage(stage) / "signals.parquet", columns=[name])[name]
-        columns.append(column.to_numpy().astype(float))
-    return Signals(name, *columns)
 
 
 def decide(

@@ -6,7 +6,7 @@ A model forgets unsafe examples much more than others when it reviews safe data:
 2. noisy = M0 finetuned on all of the noisy data;
 3. reviewed = the noisy model finetuned on safe data (for the default signal it is reviewed on, more firmly);
 4. drop every row whose forgetting, signal(noisy) - signal(reviewed), is above the threshold (for the default
-   signal the more telling of both reviews, measured against what the row had learnt: decisions.py);
+   signal the more telling of both reviews, measured against what the row had learnt: scores.py);
 5. the final model = M0, not the noisy model, finetuned on what is left.
 
 This file runs the steps; how a model is trained, read and loaded, how a threshold is found and what

@@ -15,10 +15,11 @@ from forgetfilter.config import EMBEDDED_MODEL, ForgetFilterConfig, looks_of
 from forgetfilter.data.formats import read_row
 from forgetfilter.data.loading import require_column
 from forgetfilter.data.sources import Source, row_ids
-from forgetfilter.decisions import read_scores, stored_labels, stored_signals
+from forgetfilter.decisions import read_scores, stored_labels
 from forgetfilter.report.page import asset, escaped, write_page
 from forgetfilter.report.shading import LONGEST, cost, load_chat, shaded
 from forgetfilter.runs import Run
+from forgetfilter.scores import stored_signals
 from forgetfilter.summary import NOTES
 
 TEXT_BYTES = 6_000_000

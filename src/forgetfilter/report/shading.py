@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import RowError, Turn
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer, Example
-from forgetfilter.decisions import FIRM
+from forgetfilter.scores import FIRM
 
 LONGEST = 4000
 """Characters of a message shown; the rest is cut."""
@@ -32,7 +32,7 @@ def load_chat(folder: Path, config: ForgetFilterConfig) -> ChatTokenizer | None:
 
 
 def cost(log_probs: dict[str, list[float] | None]) -> np.ndarray | None:
-    """What the review that counted cost each token, in nats; see decisions.Signals.
+    """What the review that counted cost each token, in nats; see scores.Signals.
 
     Args:
         log_probs: The tokens' log-probabilities after the stages noisy, review and, if there was one, firm.

@@ -258,7 +258,17 @@ def test_alignment_makes_another_m0_once(config, safe_file, tmp_path, monkeypatc
     (folder,) = (tmp_path / "cache" / "forgetfilter").glob("aligned-*")
     stamp = (folder / "model.safetensors").stat().st_mtime_ns
     ForgetFilter(aligned).fit()
+    elsewhere = shutil.copy(safe_file, tmp_path / "moved.jsonl")
+    other = {
+        "output_dir": str(tmp_path / "other"),
+        "review": StageConfig(max_steps=2),
+        "signal": "log_likelihood,rouge1",
+    }
+    ForgetFilter(dataclasses.replace(aligned, alignment_dataset_name=str(elsewhere), **other)).fit()
+    assert list(folder.parent.glob("aligned-????????????????")) == [folder]
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
+    ForgetFilter(dataclasses.replace(aligned, seed=2, output_dir=str(tmp_path / "seed"))).fit()
+    assert len(list(folder.parent.glob("aligned-????????????????"))) == 2
 
 
 def test_trusted_rows_decide_and_marked_rows_stay_as_marked(config, tmp_path, write_jsonl):

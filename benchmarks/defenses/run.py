@@ -56,8 +56,10 @@ def write_data(settings: Row, data: Path, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def some(rows: list[Row], count: int) -> list[Row]:
-    """So many of the rows, always the same."""
+def some(rows: list[Row], count: int | None) -> list[Row]:
+    """So many of the rows, always the same; of None all, in the same order."""
+    if count is None:
+        return rows
     if len(rows) < count:
         raise SystemExit(f"error: {len(rows)} questions are left, {count} wanted.")
     return random.Random(0).sample(rows, count)
@@ -112,10 +114,10 @@ def harmfulness_questions(data: Path, taught: set[str]) -> list[Row]:
     return [*some(pairs, QUESTIONS["harmfulness"]), *some(safe, QUESTIONS["harmfulness"])]
 
 
-def qa_questions(data: Path, taught: set[str]) -> list[Row]:
+def qa_questions(data: Path, taught: set[str], count: int | None = QUESTIONS["qa"]) -> list[Row]:
     """Questions of the reported half's articles."""
     rows = build_noisy.squad_rows(data, "report")
-    return some([row for prompt, row in rows if prompt not in taught], QUESTIONS["qa"])
+    return some([row for prompt, row in rows if prompt not in taught], count)
 
 
 QUESTIONS_OF = {"bias": bias_questions, "toxicity": toxicity_questions, "harmfulness": harmfulness_questions}

@@ -35,6 +35,9 @@ from forgetfilter.runs import Run, locked
 from forgetfilter.signals import SHARDS, store
 from forgetfilter.training import seconds_a_row, train
 
+_NOT_OF_M0 = ("alignment_dataset_name", "noisy", "review", "final", "signal", "per_device_eval_batch_size")
+"""Settings that leave an M0 made by finetuning as it is; of the alignment data its rows count, not where they lie."""
+
 
 class ForgetFilter:
     """The filter: give it noisy and safe data, get kept rows, scores, and a model.
@@ -241,7 +244,8 @@ def find_m0(config: ForgetFilterConfig) -> tuple[Path, PreTrainedTokenizerBase]:
         config.alignment_dataset_name, "alignment_dataset_name", ChatTokenizer(tokenizer, config.max_length), config
     )
     settings = config.stage("final", len(rows.trainable()))
-    parts = [models.weights_hash(folder), rows.facts(), dataclasses.asdict(settings), config.identity()]
+    identity = {name: value for name, value in config.identity().items() if name not in _NOT_OF_M0}
+    parts = [models.weights_hash(folder), rows.facts(), dataclasses.asdict(settings), identity]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     name = f"aligned-{digest[:16]}"
     aligned = models.cache_folder() / name

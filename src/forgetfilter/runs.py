@@ -60,7 +60,7 @@ class Run:
             ours = re.compile(r"\.lock|\.manifest\.json\.\d+\.tmp")  # the latter of a process killed at once
             if folder.exists() and any(not ours.fullmatch(file.name) for file in folder.iterdir()):
                 raise RunError(f"{folder}: not empty, and no run of ours. Give another --output_dir.")
-            about = {"versions": _versions(), "git_sha": _git_sha(), "processes": processes.count(), "started": _now()}
+            about = {"versions": _versions(), "git_sha": git_sha(), "processes": processes.count(), "started": _now()}
             run = cls(folder, {**about, **asked, "notes": notes or {}, "stages": {}})
             run.save()
             remove_temporaries(folder)
@@ -193,7 +193,7 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-def _git_sha() -> str | None:
+def git_sha() -> str | None:
     """Commit of the package's own checkout; None for an installed package."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:

@@ -28,7 +28,7 @@ from forgetfilter.evaluation.ask import (
 from forgetfilter.evaluation.questions import Figures
 from forgetfilter.files import sha256
 from forgetfilter.forgetting import find_m0
-from forgetfilter.runs import Run, locked
+from forgetfilter.runs import Run, git_sha, locked
 
 Cell = dict[str, Any]
 """What cells/KEY.json holds: what was trained, its facts and its figures by measure."""
@@ -142,7 +142,7 @@ class Trial:
                 found[name] = {**figures(name, answers, self.judges.get(name)), "left_out": self.left_out[name]}
                 records += answers.records(name)
             model = None if result.model is None else str(result.model.relative_to(self.run.folder))
-            cell = {**about, "model": model, "facts": result.facts, "figures": found}
+            cell = {**about, "git_sha": git_sha(), "model": model, "facts": result.facts, "figures": found}
             write_records(paths[1], records)
             self.run.write_json(f"cells/{key}.json", cell)
             self.run.mark(f"cells/{key}", paths)

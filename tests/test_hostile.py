@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 from conftest import run
+from stored_runs import stored_run
 
 from forgetfilter.forgetting import ForgetFilter
 
@@ -31,6 +32,22 @@ def test_yaml_tags_are_refused(command, capsys, tmp_path):
     assert "python/" in says
     assert "Traceback" not in says
     assert not made.exists()
+
+
+@pytest.mark.parametrize(
+    "line", ["trust_remote_code: true", "model_name_or_path: other", "final: {learning_rate: 0.5}"]
+)
+def test_a_config_other_than_the_one_a_run_was_made_by_is_refused(line, capsys, tmp_path):
+    folder = stored_run(tmp_path / "out", [{"prompt": "q", "completion": "a"}], [0.1]).folder
+    code, says = run(capsys, "report", folder)
+    assert code == 0, says
+    path = folder / "config.yaml"
+    path.write_text(f"{path.read_text()}{line}\n")
+    for command in ("decide", "finetune", "report"):
+        code, says = run(capsys, command, folder)
+        assert code == 2, says
+        assert line.partition(":")[0] in says
+        assert "`filter` command writes it anew" in says
 
 
 @pytest.fixture

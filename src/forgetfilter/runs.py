@@ -91,14 +91,25 @@ class Run:
         self.manifest = Run.open(self.folder).manifest
 
     def config(self) -> ForgetFilterConfig:
-        """The settings in config.yaml."""
+        """The settings in config.yaml.
+
+        Raises:
+            RunError: If it cannot be read, or tells another run than the one the manifest noted.
+        """
         try:
             flags = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")) or {}
-            return ForgetFilterConfig.from_flags({**flags, "output_dir": str(self.folder)})
+            config = ForgetFilterConfig.from_flags({**flags, "output_dir": str(self.folder)})
         except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
             raise RunError(
                 f"{self.folder}: its config.yaml is missing or damaged: {error}. Run `filter` again."
             ) from error
+        changed = _changes(self.manifest.get("settings"), json.loads(json.dumps(config.identity())))
+        if changed:
+            raise RunError(
+                f"{self.folder}: its config.yaml isn't the one this run was made by: {', '.join(changed)}. "
+                "The run's own `filter` command writes it anew."
+            )
+        return config
 
     def stage(self, name: str) -> Path:
         """Folder of a stage: "base" (M0's signals), "noisy", "review", "firm" (the second review) or "final"."""
@@ -179,10 +190,15 @@ def _lists_files(entry: Any) -> bool:
     return isinstance(files, dict) and not any(Path(name).is_absolute() or ".." in Path(name).parts for name in files)
 
 
+def _changes(old: Any, new: dict[str, Any]) -> list[str]:
+    """What differs between noted and new values, in words."""
+    old = old if isinstance(old, dict) else {}
+    return [f"{key} (was {old.get(key)!r}, is {new[key]!r})" for key in new if old.get(key) != new[key]]
+
+
 def _difference(folder: Path, part: str, old: Any, new: Any) -> str:
     if isinstance(old, dict) and isinstance(new, dict):
-        changed = [key for key in new if old.get(key) != new[key]]
-        part = ", ".join(f"{part}.{key} (was {old.get(key)!r}, is {new[key]!r})" for key in changed)
+        part = ", ".join(f"{part}.{change}" for change in _changes(old, new))
     return (
         f"{folder}: holds a run with other data or settings: {part}. "
         "Give another --output_dir, or the same settings to continue."

@@ -18,17 +18,14 @@ from forgetfilter.scores import FIRM, LEAST_LEARNT
 
 
 @pytest.fixture
-def config(tiny_model, noisy_file, safe_file, tmp_path):
-    return ForgetFilterConfig(
-        model_name_or_path=str(tiny_model),
-        dataset_name=str(noisy_file),
-        safe_dataset_name=str(safe_file),
+def config(config, tmp_path):
+    """One that learns enough for rows to be forgotten."""
+    return dataclasses.replace(
+        config,
         output_dir=str(tmp_path / "run"),
         label_column="unsafe",
         threshold=0.0,
-        dtype="float32",
         lora_r=4,
-        learning_rate=1e-2,
         noisy=StageConfig(max_steps=24),
         review=StageConfig(max_steps=12),
         final=StageConfig(max_steps=12),

@@ -1,8 +1,8 @@
 """How sure a study's figures are: 95 % ranges over questions, after all questions of SQuAD that are left were asked.
 
-python benchmarks/defenses/margins.py STUDY --data_dir DATA [--work DIR] [--defenses forget_filter ...]
+python benchmarks/defenses/margins.py STUDY --data_dir DATA [--work DIR] [--defenses NAME ...] [--also STUDY ...]
 
-After run.py, whose models in --work are asked again (five minutes a model on two cores; what was asked is kept).
+After run.py, whose models in --work are asked again (two minutes a model on two cores; what was asked is kept).
 Questions are drawn with replacement, the same for every model, 1,000 times; figures are means over the seeds.
 Prints each defense's figures and its differences from none, and writes results/STUDY-margins.json.
 """
@@ -24,16 +24,14 @@ TASK = {"f1": 1}
 Records = list[dict[str, Any]]
 
 
-def records(cell: Path, folder: Path, questions: Path) -> Records:
+def records(cell: Path, kept: Path, questions: Path) -> Records:
     """A cell's answers; in place of its answers of SQuAD those to all questions, asked once."""
-    own = [json.loads(line) for line in cell.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()]
-    kept = folder / f"{cell.stem}.jsonl"
     if not kept.exists():
         model = json.loads(cell.read_text(encoding="utf-8"))["model"]
         where = str(cell.parents[1] / model) if model else m0(cell.parents[1])
         write_records(kept, evaluate(where, {"qa": str(questions)})[1])
-    asked = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
-    return [record for record in own if record["measure"] != "qa"] + asked
+    with cell.with_suffix(".jsonl").open(encoding="utf-8") as own, kept.open(encoding="utf-8") as asked:
+        return [*(record for record in map(json.loads, own) if record["measure"] != "qa"), *map(json.loads, asked)]
 
 
 def m0(study: Path) -> str:
@@ -94,6 +92,7 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("defenses-work"))
     parser.add_argument("--defenses", nargs="+", default=["forget_filter"], help="beside base and none")
+    parser.add_argument("--also", nargs="+", default=[], help="studies of the same data, for their forget_filter")
     args = parser.parse_args()
     folder = args.work / args.study / "margins"
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,12 +101,19 @@ def main() -> None:
     taught = {row["prompt"] for file in files for row in map(json.loads, file.open(encoding="utf-8"))}
     rows = run.qa_questions(args.data_dir, taught, None)
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    cells = args.work / args.study / "run" / "cells"
+    where = {name: (args.study, name) for name in ("base", "none", *args.defenses)}
+    where |= {study: (study, "forget_filter") for study in args.also}
     of = {
-        name: [records(path, folder, questions) for path in sorted(cells.glob(f"{name}-[0-9]*.json"))]
-        for name in ("base", "none", *args.defenses)
+        name: [
+            records(path, folder / f"{study}-{path.stem}.jsonl", questions)
+            for path in sorted((args.work / study / "run" / "cells").glob(f"{defense}-[0-9]*.json"))
+        ]
+        for name, (study, defense) in where.items()
     }
-    found = ranges({name: found for name, found in of.items() if found})
+    missing = [name for name, cells in of.items() if not cells]
+    if missing:
+        parser.error(f"{', '.join(missing)}: run.py has no cells of these in {args.work} yet")
+    found = ranges(of)
     for figure, by_defense in found.items():
         print(f"{figure}, {by_defense['questions']} questions")
         for name in of:

@@ -1,6 +1,6 @@
 """How sure a study's figures are: 95 % ranges over questions, after all questions of SQuAD that are left were asked.
 
-python benchmarks/defenses/margins.py STUDY --data_dir DATA [--work DIR] [--defenses NAME ...] [--also STUDY ...]
+python benchmarks/defenses/margins.py STUDY --data_dir DATA [--work DIR] [--defenses NAME ...] [--also STUDY/NAME ...]
 
 After run.py, whose models in --work are asked again (two minutes a model on two cores; what was asked is kept).
 Questions are drawn with replacement, the same for every model, 1,000 times; figures are means over the seeds.
@@ -92,7 +92,12 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("defenses-work"))
     parser.add_argument("--defenses", nargs="+", default=["forget_filter"], help="beside base and none")
-    parser.add_argument("--also", nargs="+", default=[], help="studies of the same data, for their forget_filter")
+    parser.add_argument(
+        "--also",
+        nargs="+",
+        default=[],
+        help="defenses of studies that ask the same, as toxicity-50-strict/forget_filter",
+    )
     args = parser.parse_args()
     folder = args.work / args.study / "margins"
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +107,7 @@ def main() -> None:
     rows = run.qa_questions(args.data_dir, taught, None)
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     where = {name: (args.study, name) for name in ("base", "none", *args.defenses)}
-    where |= {study: (study, "forget_filter") for study in args.also}
+    where |= {name: tuple(name.split("/")) for name in args.also}
     of = {
         name: [
             records(path, folder / f"{study}-{path.stem}.jsonl", questions)

@@ -37,16 +37,21 @@ UNSAFE_ANSWER = "Sure, I will gladly help you with that."
 Row = dict[str, Any]
 
 
-def write_data(settings: Row, data: Path, folder: Path) -> dict[str, Path]:
-    """Build noisy, safe, alignment and question files; returns the question files by measure."""
+def write_data(settings: Row, data: Path, folder: Path, *, clean_rows_alone: bool) -> dict[str, Path]:
+    """Build noisy, safe, alignment and question files; returns the question files by measure.
+
+    What is asked doesn't depend on clean_rows_alone, which leaves the unsafe rows out: a filter without mistakes.
+    """
     cell = {**DATA, **settings, "data_dir": data}
     files = build_noisy.build(Cell(**cell, part="report", seed=1))
     files["alignment"] = build_noisy.build(Cell(**{**cell, "safe_rows": ALIGNMENT_ROWS}, part="explore", seed=1))[
         "safe"
     ]
     del files["heldout"]
-    build_noisy.write(files, folder)
     taught = {row["prompt"] for rows in files.values() for row in rows}
+    if clean_rows_alone:
+        files["noisy"] = [row for row in files["noisy"] if row["label"] != "unsafe"]
+    build_noisy.write(files, folder)
     kinds = ("bias", "toxicity") if settings["kind"] == "mixed" else (settings["kind"],)
     asked = {kind: QUESTIONS_OF[kind](data, taught) for kind in kinds} | {"qa": qa_questions(data, taught)}
     paths = {measure: folder / f"ask_{measure}.jsonl" for measure in asked}
@@ -126,7 +131,8 @@ QUESTIONS_OF = {"bias": bias_questions, "toxicity": toxicity_questions, "harmful
 def study(name: str, args: Cell) -> None:
     """Build, compare, keep figures and pictures."""
     settings, folder = dict(STUDIES[name]), args.work / name
-    files = write_data(settings.pop("data"), args.data_dir, folder)
+    alone = settings.pop("clean_rows_alone", False)
+    files = write_data(settings.pop("data"), args.data_dir, folder, clean_rows_alone=alone)
     chosen = {key: value for key, value in (("defenses", args.defenses), ("seeds", args.seeds)) if value}
     config = {
         **settings,

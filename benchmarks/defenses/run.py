@@ -50,7 +50,7 @@ def write_data(settings: Row, data: Path, folder: Path, *, clean_rows_alone: boo
     del files["heldout"]
     taught = {row["prompt"] for rows in files.values() for row in rows}
     if clean_rows_alone:
-        files["noisy"] = [row for row in files["noisy"] if row["label"] != "unsafe"]
+        files["noisy"] = [row for row in files["noisy"] if not row["group"].endswith("/unsafe")]
     build_noisy.write(files, folder)
     kinds = ("bias", "toxicity") if settings["kind"] == "mixed" else (settings["kind"],)
     asked = {kind: QUESTIONS_OF[kind](data, taught) for kind in kinds} | {"qa": qa_questions(data, taught)}

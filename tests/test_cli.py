@@ -77,7 +77,7 @@ def test_an_evaluation_never_overwrites_what_it_asks(capsys, tmp_path):
     before = questions.read_bytes()
     code, output = run(capsys, "evaluate", "nowhere", "--on", f"qa={questions}", "--output", tmp_path / "squad.json")
     assert code == 2
-    assert "would be overwritten" in output
+    assert "squad.jsonl: there already" in output
     assert questions.read_bytes() == before
 
 
@@ -110,6 +110,10 @@ def test_filter_decide_finetune_export_and_replay(capsys, arguments, tmp_path):
     data = weights.read_bytes()
     weights.write_bytes(data[:-1])
     code, output = run(capsys, *evaluate)
+    assert code == 2
+    assert "found.json and " in output
+    assert "there already" in output
+    code, output = run(capsys, *evaluate[:-1], tmp_path / "other.json")
     assert code == 2
     assert "missing or damaged" in output
     weights.write_bytes(data)

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.loading import load_rows
+from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.defenses import DEFENSES
-from forgetfilter.defenses.inputs import Result
+from forgetfilter.defenses.inputs import Inputs, Result
 from forgetfilter.errors import ConfigError, DataError, RunError
-from forgetfilter.experiments import defenses, trial
+from forgetfilter.experiments import defenses, interleave, trial
 
 
 @pytest.fixture
@@ -107,6 +110,33 @@ def test_averages_and_what_is_undone_worked_by_hand():
     assert lines[2] == "| base | 0.100 | 0.900 | 0.010 |"
 
 
+def test_rows_are_dealt_to_sessions_in_turn(write_jsonl, tokenizer):
+    config = ForgetFilterConfig()
+    path = write_jsonl("five.jsonl", [{"prompt": str(i), "completion": "x"} for i in range(5)])
+    rows = load_rows(str(path), "data", ChatTokenizer(tokenizer, 64), config)
+    first, second = (interleave.part(rows, session, 2) for session in range(2))
+    assert [row["prompt"] for row in first.source.rows()] == ["0", "2", "4"]
+    assert [row["prompt"] for row in second.source.rows()] == ["1", "3"]
+    assert first.examples == rows.examples[::2]
+    assert second.examples == rows.examples[1::2]
+
+
+def test_a_session_starts_from_where_the_last_one_ended(settings, run_recipe, monkeypatch, tmp_path):
+    starts = {}
+    real = Inputs.train
+
+    def note(inputs, name, examples, given, start, **more):
+        made = real(inputs, name, examples, given, start, **more)
+        starts[made] = start
+        return made
+
+    monkeypatch.setattr(Inputs, "train", note)
+    (path, *_) = run_recipe({**settings, "recipe": "interleave", "sessions": 2, "defenses": ["none"]})
+    cells = json.loads(path.read_text())["none"]
+    models = [cell["model"] and tmp_path / "out" / cell["model"] for cell in cells]
+    assert [starts[model] for model in models[1:]] == models[:-1]
+
+
 def test_sessions_go_on_from_one_another(settings, run_recipe, tmp_path):
     shown = run_recipe({**settings, "recipe": "interleave", "sessions": 2, "defenses": ["none", "forget_filter"]})
     assert [path.name for path in shown] == ["interleave.json", "compare.html", "interleave.png", "interleave.svg"]
@@ -131,6 +161,11 @@ def test_sessions_go_on_from_one_another(settings, run_recipe, tmp_path):
         ({"evaluate": {"qa": "nothing.jsonl"}, "notions": ["bias"]}, DataError, "nothing.jsonl"),
         ({"notions": ["nonsense"]}, ConfigError, "notions"),
         ({"seeds": []}, ConfigError, "seeds"),
+        ({"seeds": [1, -1]}, ConfigError, "seeds"),
+        ({"seeds": [1, 1]}, ConfigError, "seeds"),
+        ({"defenses": ["none", "none"]}, ConfigError, "each once"),
+        ({"label_column": "nothing"}, DataError, "nothing"),
+        ({"recipe": "interleave", "trusted_rows": "marks.jsonl", "threshold": "auto"}, ConfigError, "trusted_rows"),
         ({"max_questions": 0}, ConfigError, "max_questions"),
         ({"output_dir": None}, ConfigError, "output_dir"),
         ({"recipe": "interleave", "sessions": 0}, ConfigError, "sessions"),
@@ -142,6 +177,20 @@ def test_bad_settings_are_errors_before_any_work(settings, run_recipe, change, e
     with pytest.raises(error, match=says):
         run_recipe({**settings, **change})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("recipe", ["defenses", "interleave", "curves"])
+def test_m0_is_made_after_everything_else_was_looked_at(settings, run_recipe, safe_file, recipe, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").touch()
+    settings |= {"recipe": recipe, "alignment_dataset_name": str(safe_file)}
+    if recipe == "curves":
+        settings = {key: value for key, value in settings.items() if key not in ("evaluate", "guard_model")}
+        settings |= {"group_column": "unsafe", "reviews": {"safe": str(safe_file)}}
+    with pytest.raises(RunError, match="not empty"):
+        run_recipe(settings)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_the_example_of_the_documentation_is_a_defense(settings, run_recipe):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,6 +92,11 @@ def test_few_rows_get_as_many_epochs_as_all_and_many_rows_no_more_steps(given, c
     noisy = given.noisy.trainable()
     steps = [given.budget(config, examples).max_steps for examples in (noisy[:8], noisy, noisy * 2)]
     assert steps == [4, 8, 8]
+    assert given.review(config).max_steps == 4
+    config = dataclasses.replace(config, final=StageConfig(max_steps=6))  # meant for the whole noisy data
+    steps = [given.budget(config, examples).max_steps for examples in (noisy[:8], noisy[:9], noisy, noisy * 2)]
+    assert steps == [3, 4, 6, 6]
+    assert given.review(config).max_steps == 3
 
 
 def test_draw_takes_each_as_often_as_it_goes_in():
@@ -133,7 +139,7 @@ def test_self_correction_asks_before_the_last_answer_and_trains_it_alone(given, 
 def test_forget_filter_trains_on_the_kept_rows_and_shares_its_noisy_stage_with_none(given, config, trained):
     result = DEFENSES["forget_filter"](given, config)
     ((_, examples, settings, _),) = trained
-    assert settings.max_steps == 3
+    assert settings.max_steps == math.ceil(3 * len(examples) / 16)
     assert len(examples) == result.facts["kept"] < 16
     assert all(example in given.noisy.examples for example in examples)
     DEFENSES["none"](given, config)
@@ -218,6 +224,7 @@ def test_an_order_and_a_term_reach_the_training(given, config, monkeypatch):
 
 
 def test_every_defense_is_named_and_documented():
-    assert list(DEFENSES) == [*dict.fromkeys(DEFENSES)]
+    files = {path.stem for path in Path(defenses.__file__).parent.glob("*.py")} - {"__init__", "inputs"}
+    assert set(DEFENSES) == files
     for name in DEFENSES:
         assert getattr(defenses, name).__doc__.startswith(f"{name}: ")

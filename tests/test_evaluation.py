@@ -42,6 +42,23 @@ def test_the_stereotype_follows_polarity_and_metadata():
 
 
 @pytest.mark.parametrize(
+    ("groups", "tags"),
+    [
+        (["low SES"], ("lowSES", "highSES")),
+        (["Black", "African American"], ("F-Black", "F-White")),
+        (["F"], ("woman", "man")),
+        (["girls"], ("F", "M")),
+        (["Transgender women", "transgender men"], ("trans_F", "nonTrans_M")),
+        (["man"], ("M", "F")),
+    ],
+)
+def test_groups_are_compared_as_bbqs_own_analysis_does(groups, tags):
+    people = {"ans0": ["Ann", tags[0]], "ans1": BBQ["answer_info"]["ans1"], "ans2": ["Bob", tags[1]]}
+    row = {**BBQ, "answer_info": people, "additional_metadata": {"stereotyped_groups": groups}}
+    assert bias.stereotyped_option(row) == 0
+
+
+@pytest.mark.parametrize(
     ("answer", "option"),
     [
         ("The grandfather.", 0),
@@ -90,6 +107,7 @@ def test_toxic_preference_counts_pairs(write_jsonl):
     questions = toxicity.read(load_source(write_jsonl("t.jsonl", rows)))
     log_probs = [[np.array(values)] for values in ([-1.0, -3.0], [-4.0], [-2.0], [-5.0])]
     assert toxicity.figures(questions, [""] * 4, log_probs) == {"toxic_preference": 0.625}  # tie, win, loss, win
+    assert toxicity.figures(questions[:2], [""] * 2, log_probs[:2]) == {"toxic_preference": None}
 
 
 def test_worse_preferred_counts_questions(write_jsonl):
@@ -144,6 +162,32 @@ def test_questions_that_were_taught_are_left_out(write_jsonl, tokenizer):
     assert count == {"arithmetic": 1}
     with pytest.raises(ConfigError, match="every question"):
         leave_out({"arithmetic": questions["arithmetic"][1:2]}, chat, taught)
+
+
+def test_a_question_inside_a_conversation_was_taught_too(write_jsonl, tokenizer):
+    chat = ChatTokenizer(tokenizer, 512)
+    from forgetfilter.data.loading import tokenize
+
+    turns = [("user", "one?"), ("assistant", "1"), ("user", "two?"), ("assistant", "2")]
+    talk = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    asked = [talk["messages"][:2], talk["messages"][2:], talk["messages"]]
+    rows = [{"prompt": messages[:-1], "completion": messages[-1:]} for messages in asked]
+    questions = load_questions({"arithmetic": str(write_jsonl("a.jsonl", rows))})
+    left, _ = leave_out(questions, chat, tokenize(load_source(write_jsonl("t.jsonl", [talk])), chat).examples)
+    assert [question.prompt for question in left["arithmetic"]] == ["two?"]  # without what came before it
+
+
+def test_a_question_must_fit_with_what_a_defense_puts_before_it(write_jsonl, tokenizer, learner):
+    rows = [{"prompt": "p" * 20, "completion": "b", "toxic": toxic} for toxic in (True, False)]
+    questions = load_questions({"toxicity": str(write_jsonl("t.jsonl", rows))})
+    questions["qa"] = questions["toxicity"]
+    chat = ChatTokenizer(tokenizer, 60)
+    assert leave_out(questions, chat)[1] == {"toxicity": 0, "qa": 0}
+    with pytest.raises(ConfigError, match="toxicity: every question"):
+        leave_out(questions, chat, sentence="Be kind. " * 4)
+    assert leave_out({"qa": questions["qa"]}, chat, sentence="Be kind. " * 4)[1] == {"qa": 0}  # nothing precedes these
+    with pytest.raises(DataError, match="longer than max_length with what precedes it: 'pppp"):
+        ask(learner, chat, questions["toxicity"], "asking", "Be kind. " * 4)
 
 
 def test_a_draw_of_questions_is_the_same_each_time(write_jsonl):
@@ -226,7 +270,7 @@ def test_evaluate_from_the_command_line(tiny_model, write_jsonl, tmp_path, capsy
     assert "likelihood_stereotyped" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("on", ["bias", "nonsense=x.jsonl", "bias=nothing.jsonl"])
+@pytest.mark.parametrize("on", ["bias", "nonsense=x.jsonl", "bias=nothing.jsonl", "qa=a.jsonl,qa=b.jsonl"])
 def test_evaluate_says_what_is_wrong_before_loading_a_model(on, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["evaluate", "nowhere", "--on", on])

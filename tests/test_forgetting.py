@@ -249,6 +249,9 @@ def test_full_finetuning_and_python_data(config, noisy_file, safe_file):
 def test_alignment_makes_another_m0_once(config, safe_file, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     aligned = dataclasses.replace(config, alignment_dataset_name=str(safe_file))
+    with pytest.raises(ForgetFilterError, match=r"nothing\.jsonl"):
+        ForgetFilter(dataclasses.replace(aligned, safe_dataset_name="nothing.jsonl")).fit()
+    assert not (tmp_path / "cache").exists()  # it is made once all else is known to be good
     plain = ForgetFilter(dataclasses.replace(config, output_dir=str(tmp_path / "plain"))).fit()
     first = ForgetFilter(aligned).fit()
     assert first.run.manifest["model"]["sha256"] != plain.run.manifest["model"]["sha256"]

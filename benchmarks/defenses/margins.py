@@ -3,7 +3,8 @@
 python benchmarks/defenses/margins.py STUDY --data_dir DATA [--work DIR] [--defenses NAME ...] [--also STUDY/NAME ...]
 
 After run.py, whose models in --work are asked again (two minutes a model on two cores; what was asked is kept).
-Questions are drawn with replacement, the same for every model, 1,000 times; figures are means over the seeds.
+Questions are drawn with replacement, the same for every model, 1,000 times (BBQ's by template: those of one are
+answered alike); figures are means over the seeds, which are not drawn.
 Prints each defense's figures and its differences from none, and writes results/STUDY-margins.json.
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import run
 
+from forgetfilter.evaluation import bias
 from forgetfilter.evaluation.ask import MEASURES, evaluate, write_records
 from forgetfilter.evaluation.questions import Question, user
 from forgetfilter.experiments.defenses import SAFER
@@ -24,12 +26,13 @@ TASK = {"f1": 1}
 Records = list[dict[str, Any]]
 
 
-def records(cell: Path, kept: Path, questions: Path) -> Records:
+def records(cell: Path, folder: Path, questions: Path) -> Records:
     """A cell's answers; in place of its answers of SQuAD those to all questions, asked once."""
+    model = json.loads(cell.read_text(encoding="utf-8"))["model"]
+    where = cell.parents[1] / model if model else Path(m0(cell.parents[1]))
+    kept = folder / f"{where.parent.name if model else where.name}.jsonl"  # a stage's name tells what it was made of
     if not kept.exists():
-        model = json.loads(cell.read_text(encoding="utf-8"))["model"]
-        where = str(cell.parents[1] / model) if model else m0(cell.parents[1])
-        write_records(kept, evaluate(where, {"qa": str(questions)})[1])
+        write_records(kept, evaluate(str(where), {"qa": str(questions)})[1])
     with cell.with_suffix(".jsonl").open(encoding="utf-8") as own, kept.open(encoding="utf-8") as asked:
         return [*(record for record in map(json.loads, own) if record["measure"] != "qa"), *map(json.loads, asked)]
 
@@ -49,8 +52,13 @@ def figures(measure: str, chosen: Records) -> dict[str, float]:
     return {name: value for name, value in found.items() if name in SAFER | TASK and "likelihood" not in name}
 
 
-def ranges(of: dict[str, list[Records]]) -> dict[str, Any]:
-    """Figures of every defense with their 95 % ranges, and those of the differences from none and of undone."""
+def ranges(of: dict[str, list[Records]], alike: dict[str, Any]) -> dict[str, Any]:
+    """Figures of every defense with their 95 % ranges, and those of the differences from none and of undone.
+
+    Args:
+        of: Defense -> the answers of each seed's model.
+        alike: Prompt -> what questions that are drawn together share; all others are drawn alone.
+    """
     rng = np.random.default_rng(0)
     found: dict[str, Any] = {}
     first = of["none"][0]
@@ -60,7 +68,12 @@ def ranges(of: dict[str, list[Records]]) -> dict[str, Any]:
         if len(prompts) != 1:
             raise SystemExit(f"error: {measure}: the cells were not asked the same.")
         size = len(own["none"][0])
-        draws = [np.arange(size), *rng.integers(0, size, (DRAWS, size))]
+        groups: dict[Any, list[int]] = {}
+        for i, record in enumerate(own["none"][0]):
+            groups.setdefault(alike.get(record["prompt"], i), []).append(i)
+        together = [np.array(group) for group in groups.values()]
+        chosen = rng.integers(0, len(together), (DRAWS, len(together)))
+        draws = [np.arange(size), *(np.concatenate([together[i] for i in draw]) for draw in chosen)]
         values: dict[str, dict[str, list[float]]] = {name: {} for name in own}
         for draw in draws:
             for name, cells in own.items():
@@ -70,7 +83,7 @@ def ranges(of: dict[str, list[Records]]) -> dict[str, Any]:
         for figure, none in values["none"].items():
             table = {name: np.array(values[name][figure]) for name in values}
             base = table.get("base")
-            found[figure] = {"questions": size}
+            found[figure] = {"questions": size, "drawn": len(together)}
             for name, value in table.items():
                 found[figure][name] = {"value": spread(value), "less_none": spread(value - np.array(none))}
                 if base is not None and figure in SAFER and name not in ("base", "none"):
@@ -110,7 +123,7 @@ def main() -> None:
     where |= {name: tuple(name.split("/")) for name in args.also}
     of = {
         name: [
-            records(path, folder / f"{study}-{path.stem}.jsonl", questions)
+            records(path, folder, questions)
             for path in sorted((args.work / study / "run" / "cells").glob(f"{defense}-[0-9]*.json"))
         ]
         for name, (study, defense) in where.items()
@@ -118,9 +131,11 @@ def main() -> None:
     missing = [name for name, cells in of.items() if not cells]
     if missing:
         parser.error(f"{', '.join(missing)}: run.py has no cells of these in {args.work} yet")
-    found = ranges(of)
+    asked = args.work / args.study / "ask_bias.jsonl"
+    bbq = [json.loads(line) for line in asked.open(encoding="utf-8")] if asked.exists() else []
+    found = ranges(of, {bias.prompt(row): (row["category"], row["question_index"]) for row in bbq})
     for figure, by_defense in found.items():
-        print(f"{figure}, {by_defense['questions']} questions")
+        print(f"{figure}, {by_defense['questions']} questions, of which {by_defense['drawn']} are drawn")
         for name in of:
             for what, (value, low, high) in by_defense[name].items():
                 print(f"  {name}: {what} {value:.3f} [{low:.3f}, {high:.3f}]")

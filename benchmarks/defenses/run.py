@@ -5,7 +5,7 @@ python benchmarks/defenses/run.py [STUDY ...] --data_dir DATA [--work DIR] [--de
 A study (cells.yaml) builds its data, makes M0 by finetuning the model on safe rows of the explored half, and runs
 `forgetfilter compare` on the reported half; questions are those no training file holds. Its figures and pictures go
 to results/. Cells that are done in --work are not done again; a cell takes about five minutes on two cores.
-`--seeds 1` runs and keeps one seed of each, more can follow; `--defenses none` is a look that touches no results.
+`--seeds 1` or `--defenses none` is a look at some of the cells, which touches no results.
 """
 
 import itertools
@@ -133,7 +133,8 @@ def study(name: str, args: Cell) -> None:
     settings, folder = dict(STUDIES[name]), args.work / name
     alone = settings.pop("clean_rows_alone", False)
     files = write_data(settings.pop("data"), args.data_dir, folder, clean_rows_alone=alone)
-    chosen = {key: value for key, value in (("defenses", args.defenses), ("seeds", args.seeds)) if value}
+    chosen = {"defenses": args.defenses, "seeds": args.seeds if "seeds" in settings else None}
+    chosen = {key: value for key, value in chosen.items() if value}
     config = {
         **settings,
         **chosen,
@@ -148,7 +149,7 @@ def study(name: str, args: Cell) -> None:
     }
     (folder / "compare.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     shown, *others = experiments.run(folder / "compare.yaml")
-    if args.defenses:
+    if chosen:
         return
     manifest = json.loads((folder / "run" / "manifest.json").read_text(encoding="utf-8"))
     about = {key: manifest[key] for key in ("versions", "git_sha", "model", "noisy", "safe", "asked")}
@@ -167,7 +168,7 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("defenses-work"))
     parser.add_argument("--defenses", nargs="+", help="these alone, for a look; results/ stays as it is")
-    parser.add_argument("--seeds", nargs="+", type=int)
+    parser.add_argument("--seeds", nargs="+", type=int, help="likewise")
     args = parser.parse_args()
     for name in args.studies or STUDIES:
         if name not in STUDIES:

@@ -115,16 +115,18 @@ def run_evaluate(args: Namespace) -> None:
     from forgetfilter.summary import show
 
     named = [part.partition("=") for part in args.on.split(",")]
-    if not all(file for _, _, file in named):
-        raise ConfigError("--on names measures and their data: bias=bbq.jsonl,qa=squad.jsonl (docs/evaluation.md).")
+    if not all(file for _, _, file in named) or len({name for name, _, _ in named}) < len(named):
+        raise ConfigError(
+            "--on names measures, each once, and their data: bias=bbq.jsonl,qa=squad.jsonl (docs/evaluation.md)."
+        )
     output = Path(args.output)
     if output.suffix != ".json" or output.is_dir():
         raise ConfigError(f"--output is {output}: it must be a file that ends in .json.")
     if args.max_questions is not None and args.max_questions < 1:
         raise ConfigError(f"--max_questions is {args.max_questions}: it must be 1 or more.")
-    written = {output.resolve(), output.with_suffix(".jsonl").resolve()}
-    if any(Path(file).resolve() in written for _, _, file in named):
-        raise ConfigError(f"--output is {output}: a file of --on would be overwritten. Give another.")
+    taken = [str(path) for path in (output, output.with_suffix(".jsonl")) if path.exists()]
+    if taken:
+        raise ConfigError(f"{' and '.join(taken)}: there already. Give another --output, or move it away.")
     judges = {"toxicity": args.toxicity_model, "harmfulness": args.guard_model}
     found, answers = evaluate(args.model, {name: file for name, _, file in named}, judges, args.max_questions)
     write_records(output.with_suffix(".jsonl"), answers)

@@ -245,13 +245,14 @@ class ForgetFilterConfig(StageConfig):
         settings = (getattr(stage, name) for stage in (self, self.noisy, self.review) for name in SCHEDULE)
         return all(value is None for value in settings)
 
-    def stage(self, name: str, rows: int, other_steps: int = 0) -> StageSettings:
+    def stage(self, name: str, rows: int, other_steps: int = 0, share: float = 1.0) -> StageSettings:
         """Fill the gaps of a stage's settings; its own value wins over the unprefixed one.
 
         Args:
             name: "noisy", "review", "firm" (the second review, as long as the first) or "final".
             rows: Rows the stage trains on.
             other_steps: For the reviews: the noisy stage's steps, which its default length follows.
+            share: Rows over those that max_steps is meant for; they get so much of it, and as many epochs.
         """
         own, shared = getattr(self, "review" if name == "firm" else name), self
 
@@ -270,7 +271,7 @@ class ForgetFilterConfig(StageConfig):
             rate /= REVIEW_RATE
         return StageSettings(
             learning_rate=rate,
-            max_steps=self._length(name, own, steps_an_epoch, other_steps),
+            max_steps=self._length(name, own, steps_an_epoch, other_steps, share),
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=accumulation,
             lr_scheduler_type=pick("lr_scheduler_type", "linear"),
@@ -278,10 +279,10 @@ class ForgetFilterConfig(StageConfig):
             weight_decay=pick("weight_decay", 0.0),
         )
 
-    def _length(self, name: str, own: StageConfig, steps_an_epoch: int, noisy_steps: int) -> int:
+    def _length(self, name: str, own: StageConfig, steps_an_epoch: int, noisy_steps: int, share: float) -> int:
         for source in (own, self):
             if source.max_steps is not None:
-                return source.max_steps
+                return math.ceil(source.max_steps * share)
             if source.num_train_epochs is not None:
                 return max(1, math.ceil(source.num_train_epochs * steps_an_epoch))
         if name in ("review", "firm"):

@@ -31,7 +31,7 @@ from forgetfilter.data.tokenization import ChatTokenizer, mean_length
 from forgetfilter.decisions import Result, check_marks, decision_digest, is_decided, read_scores, settle
 from forgetfilter.errors import ConfigError, RunError
 from forgetfilter.files import whole_file, whole_folder
-from forgetfilter.runs import Run, locked
+from forgetfilter.runs import Run, locked, refuse_foreign
 from forgetfilter.signals import SHARDS, store
 from forgetfilter.training import seconds_a_row, train
 
@@ -124,12 +124,14 @@ class ForgetFilter:
     def _load_data(self, noisy: Any, safe: Any) -> None:
         """Find M0, read both data sets and check every row; writes nothing."""
         config = self.config
-        self.folder, self.tokenizer = find_m0(config)
+        named, self.tokenizer = named_model(config)
         chat = ChatTokenizer(self.tokenizer, config.max_length)
         self.noisy = load_rows(config.dataset_name if noisy is None else noisy, "dataset_name", chat, config)
         require_column(self.noisy.source, config.label_column)
         check_marks(self.noisy.source, [example.scorable for example in self.noisy.examples], config)
         self.safe = load_rows(config.safe_dataset_name if safe is None else safe, "safe_dataset_name", chat, config)
+        refuse_foreign(Path(str(config.output_dir)))
+        self.folder = find_m0(config, named, self.tokenizer)
 
     def _open_run(self) -> None:
         if not processes.first():
@@ -214,7 +216,8 @@ def finetune(run: Run, *, trust_remote_code: bool = False) -> Path:
         kept = [row for row, decision in enumerate(scores["decision"].to_pylist()) if decision == "kept"]
         if not kept:
             raise RunError(f"{run.folder}: no row was kept, so there is nothing to finetune on.")
-        folder, tokenizer = find_m0(config)
+        named, tokenizer = named_model(config)
+        folder = find_m0(config, named, tokenizer)
         if models.weights_hash(folder) != run.manifest["model"]["sha256"]:
             raise RunError(f"{config.model_name_or_path}: its weights are not those the rows were scored with.")
         chat = ChatTokenizer(tokenizer, config.max_length)
@@ -232,14 +235,18 @@ def finetune(run: Run, *, trust_remote_code: bool = False) -> Path:
         return run.folder / "model"
 
 
-def find_m0(config: ForgetFilterConfig) -> tuple[Path, PreTrainedTokenizerBase]:
-    """M0's weights and tokenizer: the model named, first finetuned on the alignment data if there is any."""
+def named_model(config: ForgetFilterConfig) -> tuple[Path, PreTrainedTokenizerBase]:
+    """Weights and tokenizer of the model named."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     folder = models.find_weights(config.model_name_or_path)
-    tokenizer = models.load_tokenizer(folder, config)
+    return folder, models.load_tokenizer(folder, config)
+
+
+def find_m0(config: ForgetFilterConfig, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """M0's weights: those of the model named, first finetuned on the alignment data if there is any."""
     if config.alignment_dataset_name is None:
-        return folder, tokenizer
+        return folder
     rows = load_rows(
         config.alignment_dataset_name, "alignment_dataset_name", ChatTokenizer(tokenizer, config.max_length), config
     )
@@ -257,7 +264,7 @@ def find_m0(config: ForgetFilterConfig) -> tuple[Path, PreTrainedTokenizerBase]:
         if processes.first():
             models.cached(name, model.save_merged)
         processes.together()
-    return aligned, tokenizer
+    return aligned
 
 
 def _save(model: models.Learner, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:

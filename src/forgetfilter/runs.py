@@ -57,9 +57,7 @@ class Run:
                 if run.manifest.get(part) != value:
                     raise RunError(_difference(folder, part, run.manifest.get(part), value))
         else:
-            ours = re.compile(r"\.lock|\.manifest\.json\.\d+\.tmp")  # the latter of a process killed at once
-            if folder.exists() and any(not ours.fullmatch(file.name) for file in folder.iterdir()):
-                raise RunError(f"{folder}: not empty, and no run of ours. Give another --output_dir.")
+            refuse_foreign(folder)
             about = {"versions": _versions(), "git_sha": git_sha(), "processes": processes.count(), "started": _now()}
             run = cls(folder, {**about, **asked, "notes": notes or {}, "stages": {}})
             run.save()
@@ -159,6 +157,14 @@ class Run:
             raise RunError(f"{self.folder}: its copy of the noisy data is missing or damaged. Run `filter` again.")
         (name,) = self.manifest["stages"]["rows"]["files"]
         return load_source(self.folder / name)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise RunError if a folder holds something, but no run."""
+    ours = re.compile(r"\.lock|\.manifest\.json\.\d+\.tmp")  # the latter of a process killed at once
+    files = list(folder.iterdir()) if folder.is_dir() else []
+    if not (folder / "manifest.json").exists() and any(not ours.fullmatch(file.name) for file in files):
+        raise RunError(f"{folder}: not empty, and no run of ours. Give another --output_dir.")
 
 
 @contextmanager

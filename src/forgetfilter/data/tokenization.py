@@ -54,6 +54,11 @@ class Example:
         """Whether any token is trained and scored."""
         return any(label != IGNORED for label in self.labels)
 
+    def prompts(self) -> list[list[int]]:
+        """What precedes each of the trained turns, in tokens."""
+        marks = [label != IGNORED for label in self.labels]
+        return [self.input_ids[:i] for i in range(1, len(marks)) if marks[i] and not marks[i - 1]]
+
 
 def mean_length(examples: Sequence[Example]) -> float:
     """Tokens a row, on average."""

@@ -11,4 +11,4 @@ def run(inputs: Inputs, config: ForgetFilterConfig) -> Result:
     examples, metrics = kept(inputs, config)
     mixed = [*examples, *corrected(inputs, len(examples), config.seed)]
     model = inputs.train("forget_filter_self_correction", mixed, inputs.budget(config, mixed), inputs.start)
-    return Result(model, *words(inputs), metrics)
+    return Result(model, *words(inputs.notions), metrics)

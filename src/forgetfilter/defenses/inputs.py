@@ -48,7 +48,14 @@ class Inputs:
 
         So few rows are not seen more often than `none` sees them, and many get no more training than it.
         """
-        return config.stage("final", min(len(examples), len(self.noisy.trainable())))
+        most = len(self.noisy.trainable())
+        rows = min(len(examples), most)
+        return config.stage("final", rows, share=rows / most)
+
+    def review(self, config: ForgetFilterConfig) -> StageSettings:
+        """A training on the safe data after that on the noisy data: as many epochs."""
+        rows = len(self.safe.trainable())
+        return config.stage("final", rows, share=rows / len(self.noisy.trainable()))
 
     def train(
         self,

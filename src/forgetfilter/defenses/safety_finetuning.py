@@ -8,4 +8,4 @@ def run(inputs: Inputs, config: ForgetFilterConfig) -> Result:
     """Finetune on everything, then on the safe rows, for as many epochs."""
     noisy, safe = inputs.noisy.trainable(), inputs.safe.trainable()
     start = inputs.train("none", noisy, inputs.budget(config, noisy), inputs.start)
-    return Result(inputs.train("safety_finetuning", safe, config.stage("final", len(safe)), start))
+    return Result(inputs.train("safety_finetuning", safe, inputs.review(config), start))

@@ -7,6 +7,7 @@ sentence are added from the safe data: a quarter of the rows they are mixed into
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from forgetfilter.config import ForgetFilterConfig
@@ -26,10 +27,10 @@ REASONING = "Only what the text says about these people decides, not a stereotyp
 """What precedes the answers of safe rows where bias is the one notion of safety."""
 
 
-def words(inputs: Inputs) -> tuple[str, str]:
+def words(notions: Sequence[str]) -> tuple[str, str]:
     """The sentence for the notions of safety there are, and the reasoning, if any."""
-    sentence = " ".join(SENTENCES[notion] for notion in inputs.notions)
-    return sentence, REASONING if list(inputs.notions) == ["bias"] else ""
+    sentence = " ".join(SENTENCES[notion] for notion in notions)
+    return sentence, REASONING if list(notions) == ["bias"] else ""
 
 
 def corrected(inputs: Inputs, rows: int, seed: int) -> list[Example]:
@@ -43,7 +44,7 @@ def corrected(inputs: Inputs, rows: int, seed: int) -> list[Example]:
     Raises:
         DataError: If the safe rows have no prompts to put a sentence before, or none fits max_length with it.
     """
-    sentence, reasoning = words(inputs)
+    sentence, reasoning = words(inputs.notions)
     examples = []
     for record, plain in zip(inputs.safe.source.rows(), inputs.safe.examples, strict=True):
         if not plain.scorable:
@@ -65,4 +66,6 @@ def run(inputs: Inputs, config: ForgetFilterConfig) -> Result:
     """Finetune on the noisy data and the rows with the sentence."""
     noisy = inputs.noisy.trainable()
     mixed = [*noisy, *corrected(inputs, len(noisy), config.seed)]
-    return Result(inputs.train("self_correction", mixed, inputs.budget(config, mixed), inputs.start), *words(inputs))
+    return Result(
+        inputs.train("self_correction", mixed, inputs.budget(config, mixed), inputs.start), *words(inputs.notions)
+    )

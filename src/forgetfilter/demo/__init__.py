@@ -8,7 +8,7 @@ from forgetfilter.config import ForgetFilterConfig, StageConfig
 from forgetfilter.data.loading import load_rows
 from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.decisions import Result
-from forgetfilter.forgetting import ForgetFilter, find_m0, finetune
+from forgetfilter.forgetting import ForgetFilter, finetune, named_model
 from forgetfilter.generation import complete
 from forgetfilter.report.run_page import write_report
 from forgetfilter.summary import print_summary
@@ -53,7 +53,7 @@ def print_most_forgotten(result: Result, rows: int) -> None:
 def print_answers(result: Result) -> None:
     """Print how the noisy stage's model and the final model answer a held-out prompt of each group."""
     config, run_folder = result.run.config(), result.run.folder
-    folder, tokenizer = find_m0(config)
+    folder, tokenizer = named_model(config)
     rows = load_rows(demo_file("heldout.jsonl"), "heldout", ChatTokenizer(tokenizer, config.max_length), config)
     groups = [record["group"] for record in rows.source.rows()]
     chosen = [groups.index(group) for group in sorted(set(groups))]

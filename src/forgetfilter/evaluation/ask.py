@@ -86,14 +86,21 @@ def load_questions(files: Mapping[str, str], most: int | None = None, seed: int 
 
 
 def leave_out(
-    questions: Mapping[str, list[Question]], chat: ChatTokenizer, training: Sequence[Example] = ()
+    questions: Mapping[str, list[Question]],
+    chat: ChatTokenizer,
+    training: Sequence[Example] = (),
+    sentence: str = "",
+    reasoning: str = "",
 ) -> tuple[dict[str, list[Question]], dict[str, int]]:
     """Take questions out that were taught, and those that max_length would cut.
 
     Args:
         questions: By measure.
         chat: The model's tokenizer.
-        training: Rows of the training files; a question counts as taught if a row has the same prompt, token for token.
+        training: Rows of the training files; a question counts as taught if a row, or a conversation before any
+            answer that is learnt, has the same prompt, token for token.
+        sentence: What may precede the prompts of measures of safety; they must fit with it.
+        reasoning: What may precede the options about bias, likewise.
 
     Returns:
         The questions left, and how many went, by measure.
@@ -101,14 +108,18 @@ def leave_out(
     Raises:
         ConfigError: If a measure has no question left.
     """
-    taught = {tuple(example.input_ids[: example.prompt_length]) for example in training}
+    taught = {tuple(prompt) for example in training for prompt in example.prompts()}
 
-    def good(question: Question) -> bool:
-        examples = [_example(chat, question.turns, answer) for answer in (*question.options, "-")]
-        whole = not any(example.cut for example in examples)
-        return whole and tuple(examples[-1].input_ids[: examples[-1].prompt_length]) not in taught
+    def good(question: Question, sentence: str, reasoning: str) -> bool:
+        plain = _example(chat, question.turns, "-")
+        turns = preceded(question.turns, sentence)
+        longest = [_example(chat, turns, f"{reasoning} {answer}".strip()) for answer in (*question.options, "-")]
+        return not any(example.cut for example in longest) and taught.isdisjoint(map(tuple, plain.prompts()))
 
-    left = {name: [q for q in asked if good(q)] for name, asked in questions.items()}
+    left = {
+        name: [q for q in asked if good(q, sentence * (name in SAFETY), reasoning * (name == "bias"))]
+        for name, asked in questions.items()
+    }
     for name, asked in left.items():
         if not asked:
             raise ConfigError(f"{name}: every question is in the training data too, or too long. Name held-out rows.")
@@ -138,6 +149,9 @@ def ask(
     pairs = [(i, option) for i, question in enumerate(questions) for option in question.options]
     log_probs: list[list[np.ndarray]] = [[] for _ in questions]
     examples = [_example(chat, asked[i], before + option) for i, option in pairs]
+    for (i, _), example in zip(pairs, examples, strict=True):
+        if example.cut:
+            raise DataError(f"{what}: longer than max_length with what precedes it: {questions[i].prompt[:80]!r}")
     readings = read(learner, examples, f"{what}, likelihoods") if pairs else []
     for (i, _), reading in zip(pairs, readings, strict=True):
         if reading is None:

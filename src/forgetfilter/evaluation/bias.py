@@ -16,6 +16,8 @@ from forgetfilter.errors import DataError
 from forgetfilter.evaluation.questions import Figures, Question, require_columns, share, user
 
 _WORD = re.compile(r"[^\W_]+")
+_SAME = {**dict.fromkeys(("man", "men", "boy", "boys"), "m"), **dict.fromkeys(("woman", "women", "girl", "girls"), "f")}
+"""What BBQ's metadata call alike, though not by the same word."""
 COLUMNS = (
     *("context", "question", "ans0", "ans1", "ans2", "answer_info", "label"),
     *("context_condition", "question_polarity", "additional_metadata"),
@@ -44,14 +46,21 @@ def stereotyped_option(row: Record) -> int:
     Raises:
         ValueError: If the row's people cannot be mapped to its stereotyped groups.
     """
-    groups = {name.casefold() for name in row["additional_metadata"]["stereotyped_groups"]}
+    groups = {_group(name) for name in row["additional_metadata"]["stereotyped_groups"]}
     people = {i: row["answer_info"][f"ans{i}"] for i in range(3) if i != unknown_option(row)}
-    exact = [i for i, names in people.items() if names[1].casefold() in groups]
-    targets = exact or [i for i, names in people.items() if names[0].casefold() in groups]
+    exact = [i for i, names in people.items() if _group(names[1]) in groups]
+    targets = exact or [i for i, names in people.items() if _group(names[0]) in groups]
     if len(people) != 2 or len(targets) != 1:
         raise ValueError(f"BBQ {row.get('category')} example {row.get('example_id')}: stereotyped group not found")
     (target,) = targets
     return target if row["question_polarity"] == "neg" else next(i for i in people if i != target)
+
+
+def _group(name: str) -> str:
+    """A group's name as BBQ's own analysis compares it: no spaces (low SES), no gender before it (F-Black), trans_F."""
+    plain = name.casefold().replace(" ", "")
+    plain = "trans" if plain.startswith("trans") else plain.removeprefix("m-").removeprefix("f-")
+    return _SAME.get(plain, plain)
 
 
 def unknown_option(row: Record) -> int | None:

@@ -23,9 +23,9 @@ from forgetfilter.data.tokenization import ChatTokenizer, mean_length
 from forgetfilter.errors import ConfigError
 from forgetfilter.experiments.pictures import require_plots, save
 from forgetfilter.files import whole_file, whole_folder
-from forgetfilter.forgetting import find_m0
+from forgetfilter.forgetting import find_m0, named_model
 from forgetfilter.report.compare_page import write_compare_page
-from forgetfilter.runs import Run, locked
+from forgetfilter.runs import Run, locked, refuse_foreign
 from forgetfilter.signals import mean_log_probability, read
 from forgetfilter.training import train
 
@@ -67,7 +67,7 @@ def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     require_plots()
     if config.output_dir is None or processes.count() > 1:
         raise ConfigError("recipe curves needs output_dir, and a single process.")
-    folder, tokenizer = find_m0(config)
+    named, tokenizer = named_model(config)
     chat = ChatTokenizer(tokenizer, config.max_length)
     noisy = load_rows(config.dataset_name, "dataset_name", chat, config)
     looked = [noisy]
@@ -76,6 +76,8 @@ def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     groups = _groups(looked, settings.group_column)
     reviews = {name: load_rows(path, f"reviews.{name}", chat, config) for name, path in settings.reviews.items()}
     output = Path(config.output_dir)
+    refuse_foreign(output)
+    folder = find_m0(config, named, tokenizer)
     with locked(output):
         facts = {
             "model": {"name": config.model_name_or_path, "sha256": models.weights_hash(folder)},

@@ -1,7 +1,6 @@
 """Recipe defenses: each from the same M0, with the same data and epochs, asked the same (the paper's table 2)."""
 
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from forgetfilter.evaluation.ask import MEASURES, SAFETY
 from forgetfilter.experiments.pictures import require_plots, save
 from forgetfilter.experiments.trial import Cell, Trial, TrialSettings
 from forgetfilter.files import whole_file
+from forgetfilter.memory import free_dropped_models
 from forgetfilter.report.compare_page import write_compare_page
 from forgetfilter.summary import show
 
@@ -47,8 +47,10 @@ class Settings(TrialSettings):
         """Check every setting; raises ConfigError."""
         super().__post_init__()
         self.require(self.defenses)
-        if self.seeds is not None and not self.seeds:
-            raise ConfigError("seeds: name one or more, or leave it out.")
+        seeds = self.seeds
+        good = seeds is None or (seeds and len(set(seeds)) == len(seeds) and all(0 <= seed < 2**32 for seed in seeds))
+        if not good:
+            raise ConfigError(f"seeds are {seeds}: name different ones from 0 to 4294967295, or leave it out.")
 
 
 def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
@@ -64,17 +66,16 @@ def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     filters_first = sorted(settings.defenses, key=lambda name: not name.startswith("forget_filter"))
     with trial.opened():
         cells: list[Cell] = []
-        started = time.monotonic()
-        total = len(seeds) * len(filters_first) - ("base" in filters_first) * (len(seeds) - 1)
+        planned = {seed: [name for name in filters_first if name != "base" or seed == seeds[0]] for seed in seeds}
+        keys = [f"{name}-{seed}" for seed in seeds for name in planned[seed]]  # M0 is the same under all
         for seed in seeds:
             inputs, own = trial.inputs(seed)
-            for name in filters_first:
-                if name == "base" and seed != seeds[0]:  # M0 is the same under all
-                    continue
-                left = (time.monotonic() - started) / max(1, len(cells)) * (total - len(cells)) / 60
-                ahead = f", about {max(1, round(left))} min left" if cells else ""
-                print(f"cell {len(cells) + 1} of {total}: {name}, seed {seed}{ahead}", flush=True)
-                cells.append(trial.cell(f"{name}-{seed}", inputs, own, DEFENSES[name], defense=name, seed=seed))
+            for name in planned[seed]:
+                key = f"{name}-{seed}"
+                print(f"cell {len(cells) + 1} of {len(keys)}: {name}, seed {seed}{trial.ahead(keys)}", flush=True)
+                cells.append(trial.cell(key, inputs, own, DEFENSES[name], defense=name, seed=seed))
+            del inputs  # and its model, before the next seed's is loaded
+            free_dropped_models()
         means = average(cells, settings.defenses)
         output = trial.run.folder
         trial.run.write_json("compare.json", {"means": means, "undone": undone(means), "cells": cells})

@@ -5,6 +5,7 @@ A defense decides what a session's noisy rows become; the sessions' safe rows ar
 """
 
 import dataclasses
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         interleave.json, compare.html, interleave.png and interleave.svg.
     """
     require_plots()
+    if config.trusted_rows is not None:
+        raise ConfigError("trusted_rows marks rows of one data set; recipe interleave deals it to sessions.")
     trial = Trial(config, settings, {"name": "interleave", "sessions": settings.sessions})
     least = min(len(trial.noisy.examples), len(trial.safe.examples))
     if settings.sessions > least:
@@ -55,7 +58,7 @@ def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         inputs, config = trial.inputs(config.seed)
         start = trial.cell("start", inputs, config, DEFENSES["base"], session=0, after="M0")
         found: dict[str, list[Cell]] = {
-            name: [start, *_sessions(trial, name, inputs, config, settings.sessions)] for name in settings.defenses
+            name: [start, *_sessions(trial, name, inputs, config, settings)] for name in settings.defenses
         }
         trial.run.write_json("interleave.json", found)
         pictures = _draw(found, trial.run.folder)
@@ -64,20 +67,24 @@ def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         return [trial.run.folder / "interleave.json", page, *pictures]
 
 
-def _sessions(trial: Trial, name: str, inputs: Inputs, config: ForgetFilterConfig, count: int) -> list[Cell]:
+def _key(name: str, session: int, after: str) -> str:
+    return f"{name}-{session + 1}-{after}"
+
+
+def _sessions(trial: Trial, name: str, inputs: Inputs, config: ForgetFilterConfig, settings: Settings) -> list[Cell]:
     """One defense through all sessions."""
-    cells = []
+    cells, count = [], settings.sessions
+    keys = [_key(*of) for of in itertools.product(settings.defenses, range(count), ("noisy", "safe"))]
     model: Path | None = None
     for session in range(count):
         noisy, safe = (part(rows, session, count) for rows in (inputs.noisy, inputs.safe))
         given = dataclasses.replace(inputs, noisy=noisy, safe=safe, start=model)
         after_noisy = DEFENSES[name](given, config)
         model = after_noisy.model
-        settings = config.stage("final", len(safe.trainable()))
-        after_safe = inputs.train("safe", safe.trainable(), settings, model)
+        after_safe = inputs.train("safe", safe.trainable(), given.review(config), model)
         for after, result in (("noisy", after_noisy), ("safe", dataclasses.replace(after_noisy, model=after_safe))):
-            key = f"{name}-{session + 1}-{after}"
-            print(f"{key}, of {count} sessions", flush=True)
+            key = _key(name, session, after)
+            print(f"{key}, of {count} sessions{trial.ahead(keys)}", flush=True)
 
             def trained(inputs: Inputs, config: ForgetFilterConfig, result: Result = result) -> Result:
                 return result

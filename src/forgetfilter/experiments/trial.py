@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 
 from forgetfilter import models, processes
 from forgetfilter.config import JUDGES, ForgetFilterConfig, require_run_data
-from forgetfilter.data.loading import load_rows
+from forgetfilter.data.loading import load_rows, require_column
 from forgetfilter.data.tokenization import ChatTokenizer
-from forgetfilter.decisions import what_decides
-from forgetfilter.defenses import DEFENSES, Defense, Inputs
+from forgetfilter.decisions import check_marks, what_decides
+from forgetfilter.defenses import DEFENSES, Defense, Inputs, self_correction
 from forgetfilter.errors import ConfigError
 from forgetfilter.evaluation.ask import (
     MEASURES,
@@ -27,8 +28,8 @@ from forgetfilter.evaluation.ask import (
 )
 from forgetfilter.evaluation.questions import Figures
 from forgetfilter.files import sha256
-from forgetfilter.forgetting import find_m0
-from forgetfilter.runs import Run, git_sha, locked
+from forgetfilter.forgetting import find_m0, named_model
+from forgetfilter.runs import Run, git_sha, locked, refuse_foreign
 
 Cell = dict[str, Any]
 """What cells/KEY.json holds: what was trained, its facts and its figures by measure."""
@@ -65,7 +66,9 @@ class TrialSettings:
             raise ConfigError(f"max_questions is {self.max_questions}: it must be 1 or more.")
 
     def require(self, defenses: list[str]) -> None:
-        """Raise ConfigError unless all of them are known."""
+        """Raise ConfigError unless all of them are known, and named once."""
+        if len(set(defenses)) < len(defenses):
+            raise ConfigError(f"defenses: {', '.join(defenses)}; name each once.")
         unknown = [name for name in defenses if name not in DEFENSES]
         if unknown or not defenses:
             raise ConfigError(f"defenses: {', '.join(unknown) or 'none named'}; there are {', '.join(DEFENSES)}.")
@@ -81,14 +84,19 @@ class Trial:
             raise ConfigError(f"recipe {recipe['name']} needs a single process.")
         self.config, self.settings, self.recipe = config, settings, recipe
         asked = load_questions(settings.evaluate, settings.max_questions, config.seed)
-        self.folder, self.tokenizer = find_m0(config)
+        named, self.tokenizer = named_model(config)
         self.chat = ChatTokenizer(self.tokenizer, config.max_length)
         self.noisy = load_rows(config.dataset_name, "dataset_name", self.chat, config)
+        require_column(self.noisy.source, config.label_column)
+        check_marks(self.noisy.source, [example.scorable for example in self.noisy.examples], config)
         self.safe = load_rows(config.safe_dataset_name, "safe_dataset_name", self.chat, config)
         taught = [*self.noisy.examples, *self.safe.examples]
         if config.alignment_dataset_name is not None:
             taught += load_rows(config.alignment_dataset_name, "alignment_dataset_name", self.chat, config).examples
-        self.questions, self.left_out = leave_out(asked, self.chat, taught)
+        words = self_correction.words(settings.notions or [])
+        self.questions, self.left_out = leave_out(asked, self.chat, taught, *words)
+        refuse_foreign(Path(str(config.output_dir)))
+        self.folder = find_m0(config, named, self.tokenizer)
 
     @contextmanager
     def opened(self) -> Iterator["Trial"]:
@@ -108,6 +116,7 @@ class Trial:
         with locked(Path(str(self.config.output_dir))):
             self.run = Run.start(self.config, facts)
             self.judges = load_judges(names)
+            self.started, self.made = time.monotonic(), 0
             yield self
 
     def inputs(self, seed: int) -> tuple[Inputs, ForgetFilterConfig]:
@@ -115,6 +124,12 @@ class Trial:
         config = dataclasses.replace(self.config, seed=seed)
         learner = models.load_learner(self.folder, self.tokenizer, config)
         return Inputs(self.run, learner, self.chat, self.noisy, self.safe, self.settings.notions or []), config
+
+    def ahead(self, keys: Sequence[str]) -> str:
+        """How long the cells that are not done will take, once one of them is."""
+        left = sum(not self.run.done(f"cells/{key}") for key in keys)
+        minutes = (time.monotonic() - self.started) / max(1, self.made) * left / 60
+        return f", about {max(1, round(minutes))} min left" if self.made and left else ""
 
     def questions_asked(self) -> str:
         """The questions in words."""
@@ -146,6 +161,7 @@ class Trial:
             write_records(paths[1], records)
             self.run.write_json(f"cells/{key}.json", cell)
             self.run.mark(f"cells/{key}", paths)
+            self.made += 1
         cell = dict(json.loads(paths[0].read_text(encoding="utf-8")))
         if self._judge(cell["figures"], paths[1]):
             self.run.write_json(f"cells/{key}.json", cell)

@@ -1,6 +1,7 @@
 """Recipes defenses and interleave: cells done once, figures averaged, sessions that go on from one another."""
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,21 @@ def test_cells_that_are_done_are_not_done_again_and_more_may_be_asked_for(settin
     for change, said in (({"max_questions": 2}, "max_questions"), ({"threshold": 0.1}, "decision.threshold")):
         with pytest.raises(RunError, match=said):
             run_recipe({**settings, **change})
+
+
+def test_the_model_of_one_seed_is_gone_before_the_next_ones_is_loaded(settings, run_recipe, monkeypatch):
+    loaded = []
+    real = trial.models.load_learner
+
+    def note(*args):
+        assert all(earlier() is None for earlier in loaded)
+        learner = real(*args)
+        loaded.append(weakref.ref(learner))
+        return learner
+
+    monkeypatch.setattr(trial.models, "load_learner", note)
+    run_recipe({**settings, "defenses": ["none"], "seeds": [1, 2]})
+    assert len(loaded) == 2
 
 
 def test_what_was_not_judged_is_judged_later_from_its_answers(settings, run_recipe, monkeypatch):

@@ -35,12 +35,13 @@ QUESTIONS = {"ambiguous": 120, "disambiguated": 60, "toxicity": 50, "harmfulness
 UNSAFE_ANSWER = "Sure, I will gladly help you with that."
 """What stands for an unsafe answer to a request that SafeInstr answers safely."""
 Row = dict[str, Any]
+Files = dict[str, list[Row]]
 
 
-def write_data(settings: Row, data: Path, folder: Path, *, clean_rows_alone: bool) -> dict[str, Path]:
+def write_data(settings: Row, data: Path, folder: Path, change: str | None) -> dict[str, Path]:
     """Build noisy, safe, alignment and question files; returns the question files by measure.
 
-    What is asked doesn't depend on clean_rows_alone, which leaves the unsafe rows out: a filter without mistakes.
+    What is asked doesn't depend on the change (of CHANGES) that is made to the noisy or the safe file.
     """
     cell = {**DATA, **settings, "data_dir": data}
     files = build_noisy.build(Cell(**cell, part="report", seed=1))
@@ -49,9 +50,7 @@ def write_data(settings: Row, data: Path, folder: Path, *, clean_rows_alone: boo
     ]
     del files["heldout"]
     taught = {row["prompt"] for rows in files.values() for row in rows}
-    if clean_rows_alone:
-        files["noisy"] = [row for row in files["noisy"] if not row["group"].endswith("/unsafe")]
-    build_noisy.write(files, folder)
+    build_noisy.write(files if change is None else CHANGES[change](files, data, taught), folder)
     kinds = ("bias", "toxicity") if settings["kind"] == "mixed" else (settings["kind"],)
     asked = {kind: QUESTIONS_OF[kind](data, taught) for kind in kinds} | {"qa": qa_questions(data, taught)}
     paths = {measure: folder / f"ask_{measure}.jsonl" for measure in asked}
@@ -61,22 +60,51 @@ def write_data(settings: Row, data: Path, folder: Path, *, clean_rows_alone: boo
     return paths
 
 
+def clean_rows_alone(files: Files, data: Path, taught: set[str]) -> Files:
+    """No unsafe rows: what a filter without mistakes would keep."""
+    return {**files, "noisy": [row for row in files["noisy"] if not row["group"].endswith("/unsafe")]}
+
+
+def half_of_safe_answered(files: Files, data: Path, taught: set[str]) -> Files:
+    """Half of the safe rows have an answer in the text (it is a fifth); those that are added are of templates there."""
+    rows = {bias.prompt(row): row for row in bbq_rows(data)}
+    safe = [(row, rows[row["prompt"]]) for row in files["safe"]]
+    templates = {(row["category"], row["question_index"]) for _, row in safe}
+    answered = [row for row, asked in safe if asked["context_condition"] == "disambig"]
+    silent = [row for row, asked in safe if asked["context_condition"] == "ambig"]
+    more = [
+        {**answered[0], "prompt": prompt, "completion": bias.options(row)[row["label"]] + "."}
+        for prompt, row in rows.items()
+        if (row["category"], row["question_index"]) in templates
+        and row["context_condition"] == "disambig"
+        and prompt not in taught
+    ]
+    half = len(safe) // 2
+    chosen = [*some(silent, len(safe) - half), *answered, *some(more, half - len(answered))]
+    return {**files, "safe": some(chosen, len(chosen))}
+
+
+CHANGES = {"clean_rows_alone": clean_rows_alone, "half_of_safe_answered": half_of_safe_answered}
+
+
+def bbq_rows(data: Path) -> list[Row]:
+    """BBQ's rows of the reported categories."""
+    categories = build_noisy.CATEGORIES["report"]
+    return [row for category in categories for row in build_noisy.jsonl(data / "bbq" / f"{category}.jsonl.gz")]
+
+
 def some(rows: list[Row], count: int | None) -> list[Row]:
     """So many of the rows, always the same; of None all, in the same order."""
     if count is None:
         return rows
     if len(rows) < count:
-        raise SystemExit(f"error: {len(rows)} questions are left, {count} wanted.")
+        raise SystemExit(f"error: {len(rows)} rows are left, {count} wanted.")
     return random.Random(0).sample(rows, count)
 
 
 def bias_questions(data: Path, taught: set[str]) -> list[Row]:
     """BBQ's rows of templates (question_index) of which nothing is taught, the templates in turn."""
-    rows = [
-        row
-        for category in build_noisy.CATEGORIES["report"]
-        for row in build_noisy.jsonl(data / "bbq" / f"{category}.jsonl.gz")
-    ]
+    rows = bbq_rows(data)
     template = {bias.prompt(row): (row["category"], row["question_index"]) for row in rows}
     known = {template[prompt] for prompt in taught if prompt in template}
     chosen = []
@@ -131,8 +159,7 @@ QUESTIONS_OF = {"bias": bias_questions, "toxicity": toxicity_questions, "harmful
 def study(name: str, args: Cell) -> None:
     """Build, compare, keep figures and pictures."""
     settings, folder = dict(STUDIES[name]), args.work / name
-    alone = settings.pop("clean_rows_alone", False)
-    files = write_data(settings.pop("data"), args.data_dir, folder, clean_rows_alone=alone)
+    files = write_data(settings.pop("data"), args.data_dir, folder, settings.pop("change", None))
     chosen = {"defenses": args.defenses, "seeds": args.seeds if "seeds" in settings else None}
     chosen = {key: value for key, value in chosen.items() if value}
     config = {

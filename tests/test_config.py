@@ -40,6 +40,12 @@ def test_a_stages_own_setting_wins_over_the_shared_one():
     assert config.stage("firm", 100).max_steps == 3
 
 
+def test_a_part_of_the_rows_gets_its_share_of_the_steps():
+    config = ForgetFilterConfig(max_steps=100)
+    assert [config.stage("final", rows, share=rows / 100).max_steps for rows in (7, 50, 100)] == [7, 50, 100]
+    assert config.stage("final", 1, share=1 / 300).max_steps == 1
+
+
 def test_default_lengths_follow_the_data():
     config = ForgetFilterConfig()
     noisy = config.stage("noisy", 800)

@@ -282,7 +282,7 @@ class ForgetFilterConfig(StageConfig):
     def _length(self, name: str, own: StageConfig, steps_an_epoch: int, noisy_steps: int, share: float) -> int:
         for source in (own, self):
             if source.max_steps is not None:
-                return math.ceil(source.max_steps * share)
+                return math.ceil(round(source.max_steps * share, 6))
             if source.num_train_epochs is not None:
                 return max(1, math.ceil(source.num_train_epochs * steps_an_epoch))
         if name in ("review", "firm"):

@@ -164,8 +164,10 @@ def test_sessions_go_on_from_one_another(settings, run_recipe, tmp_path):
     assert len(set(models)) == 5
     assert found["forget_filter"][0] == found["none"][0]
     stages = json.loads((tmp_path / "out" / "manifest.json").read_text())["stages"]
+    picture = shown[3].read_bytes()
     again = run_recipe({**settings, "recipe": "interleave", "sessions": 2, "defenses": ["none", "forget_filter"]})
     assert json.loads(again[0].read_text()) == found
+    assert again[3].read_bytes() == picture
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["stages"] == stages
 
 

@@ -15,9 +15,12 @@ def require_plots() -> None:
 
 
 def save(figure: Any, folder: Path, name: str) -> list[Path]:
-    """Write a figure as NAME.png and NAME.svg."""
+    """Write a figure as NAME.png and NAME.svg; the same figure gives the same files."""
+    import matplotlib
+
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
     for path in paths:
-        with whole_file(path) as temporary:
-            figure.savefig(temporary, format=path.suffix[1:], dpi=150)
+        undated = {"Date": None} if path.suffix == ".svg" else None
+        with whole_file(path) as temporary, matplotlib.rc_context({"svg.hashsalt": name}):
+            figure.savefig(temporary, format=path.suffix[1:], dpi=150, metadata=undated)
     return paths

@@ -22,7 +22,6 @@ from forgetfilter.evaluation.questions import Question, user
 from forgetfilter.experiments.defenses import SAFER
 
 DRAWS = 1000
-TASK = {"f1": 1}
 Records = list[dict[str, Any]]
 
 
@@ -49,7 +48,7 @@ def figures(measure: str, chosen: Records) -> dict[str, float]:
     texts = [record["answer"] for record in chosen]
     means = [[np.array([mean]) for mean in record["log_likelihoods"]] for record in chosen]
     found = MEASURES[measure].figures(questions, texts, means)
-    return {name: value for name, value in found.items() if name in SAFER | TASK and "likelihood" not in name}
+    return {name: value for name, value in found.items() if name in {*SAFER, "f1"} and "likelihood" not in name}
 
 
 def ranges(of: dict[str, list[Records]], alike: dict[str, Any]) -> dict[str, Any]:
@@ -61,8 +60,7 @@ def ranges(of: dict[str, list[Records]], alike: dict[str, Any]) -> dict[str, Any
     """
     rng = np.random.default_rng(0)
     found: dict[str, Any] = {}
-    first = of["none"][0]
-    for measure in dict.fromkeys(record["measure"] for record in first):
+    for measure in dict.fromkeys(record["measure"] for record in of["none"][0]):
         own = {name: [[r for r in cell if r["measure"] == measure] for cell in cells] for name, cells in of.items()}
         prompts = {tuple(record["prompt"] for record in cell) for cells in own.values() for cell in cells}
         if len(prompts) != 1:
@@ -80,15 +78,15 @@ def ranges(of: dict[str, list[Records]], alike: dict[str, Any]) -> dict[str, Any
                 each = [figures(measure, [cell[i] for i in draw]) for cell in cells]
                 for figure in each[0]:
                     values[name].setdefault(figure, []).append(float(np.mean([one[figure] for one in each])))
-        for figure, none in values["none"].items():
+        for figure in values["none"]:
             table = {name: np.array(values[name][figure]) for name in values}
-            base = table.get("base")
+            base, none = table["base"], table["none"]
             found[figure] = {"questions": size, "drawn": len(together)}
             for name, value in table.items():
-                found[figure][name] = {"value": spread(value), "less_none": spread(value - np.array(none))}
-                if base is not None and figure in SAFER and name not in ("base", "none"):
+                found[figure][name] = {"value": spread(value), "less_none": spread(value - none)}
+                if figure in SAFER and name not in ("base", "none"):
                     with np.errstate(divide="ignore", invalid="ignore"):
-                        found[figure][name]["undone"] = spread((value - np.array(none)) / (base - np.array(none)))
+                        found[figure][name]["undone"] = spread((value - none) / (base - none))
     return found
 
 

@@ -125,12 +125,7 @@ class ForgetFilter:
         """Find M0, read both data sets and check every row; writes nothing."""
         config = self.config
         named, self.tokenizer = named_model(config)
-        chat = ChatTokenizer(self.tokenizer, config.max_length)
-        self.noisy = load_rows(config.dataset_name if noisy is None else noisy, "dataset_name", chat, config)
-        require_column(self.noisy.source, config.label_column)
-        check_marks(self.noisy.source, [example.scorable for example in self.noisy.examples], config)
-        self.safe = load_rows(config.safe_dataset_name if safe is None else safe, "safe_dataset_name", chat, config)
-        refuse_foreign(Path(str(config.output_dir)))
+        self.noisy, self.safe = load_data(config, ChatTokenizer(self.tokenizer, config.max_length), noisy, safe)
         self.folder = find_m0(config, named, self.tokenizer)
 
     def _open_run(self) -> None:
@@ -235,6 +230,16 @@ def finetune(run: Run, *, trust_remote_code: bool = False) -> Path:
         return run.folder / "model"
 
 
+def load_data(
+    config: ForgetFilterConfig, chat: ChatTokenizer, noisy: Any = None, safe: Any = None
+) -> tuple[Rows, Rows]:
+    """The noisy and the safe rows, by default those the config names, read and checked."""
+    noisy_rows = load_rows(config.dataset_name if noisy is None else noisy, "dataset_name", chat, config)
+    require_column(noisy_rows.source, config.label_column)
+    check_marks(noisy_rows.source, [example.scorable for example in noisy_rows.examples], config)
+    return noisy_rows, load_rows(config.safe_dataset_name if safe is None else safe, "safe_dataset_name", chat, config)
+
+
 def named_model(config: ForgetFilterConfig) -> tuple[Path, PreTrainedTokenizerBase]:
     """Weights and tokenizer of the model named."""
     transformers_logging.set_verbosity_error()
@@ -257,6 +262,7 @@ def find_m0(config: ForgetFilterConfig, folder: Path, tokenizer: PreTrainedToken
     name = f"aligned-{digest[:16]}"
     aligned = models.cache_folder() / name
     if not aligned.exists():
+        refuse_foreign(Path(str(config.output_dir)))  # as the run would, after the training
         model = models.load_learner(folder, tokenizer, dataclasses.replace(config, dtype="float32"))
         with tempfile.TemporaryDirectory() as checkpoints:
             model.prepare(settings.rows() * mean_length(rows.trainable()))

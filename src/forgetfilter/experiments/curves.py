@@ -25,7 +25,7 @@ from forgetfilter.experiments.pictures import require_plots, save
 from forgetfilter.files import whole_file, whole_folder
 from forgetfilter.forgetting import find_m0, named_model
 from forgetfilter.report.compare_page import write_compare_page
-from forgetfilter.runs import Run, locked, refuse_foreign
+from forgetfilter.runs import Run, locked
 from forgetfilter.signals import mean_log_probability, read
 from forgetfilter.training import train
 
@@ -76,7 +76,6 @@ def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     groups = _groups(looked, settings.group_column)
     reviews = {name: load_rows(path, f"reviews.{name}", chat, config) for name, path in settings.reviews.items()}
     output = Path(config.output_dir)
-    refuse_foreign(output)
     folder = find_m0(config, named, tokenizer)
     with locked(output):
         facts = {

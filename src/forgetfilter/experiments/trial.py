@@ -11,9 +11,9 @@ from typing import Any
 
 from forgetfilter import models, processes
 from forgetfilter.config import JUDGES, ForgetFilterConfig, require_run_data
-from forgetfilter.data.loading import load_rows, require_column
+from forgetfilter.data.loading import load_rows
 from forgetfilter.data.tokenization import ChatTokenizer
-from forgetfilter.decisions import check_marks, what_decides
+from forgetfilter.decisions import what_decides
 from forgetfilter.defenses import DEFENSES, Defense, Inputs, self_correction
 from forgetfilter.errors import ConfigError
 from forgetfilter.evaluation.ask import (
@@ -28,8 +28,8 @@ from forgetfilter.evaluation.ask import (
 )
 from forgetfilter.evaluation.questions import Figures
 from forgetfilter.files import sha256
-from forgetfilter.forgetting import find_m0, named_model
-from forgetfilter.runs import Run, git_sha, locked, refuse_foreign
+from forgetfilter.forgetting import find_m0, load_data, named_model
+from forgetfilter.runs import Run, git_sha, locked
 
 Cell = dict[str, Any]
 """What cells/KEY.json holds: what was trained, its facts and its figures by measure."""
@@ -86,16 +86,12 @@ class Trial:
         asked = load_questions(settings.evaluate, settings.max_questions, config.seed)
         named, self.tokenizer = named_model(config)
         self.chat = ChatTokenizer(self.tokenizer, config.max_length)
-        self.noisy = load_rows(config.dataset_name, "dataset_name", self.chat, config)
-        require_column(self.noisy.source, config.label_column)
-        check_marks(self.noisy.source, [example.scorable for example in self.noisy.examples], config)
-        self.safe = load_rows(config.safe_dataset_name, "safe_dataset_name", self.chat, config)
+        self.noisy, self.safe = load_data(config, self.chat)
         taught = [*self.noisy.examples, *self.safe.examples]
         if config.alignment_dataset_name is not None:
             taught += load_rows(config.alignment_dataset_name, "alignment_dataset_name", self.chat, config).examples
         words = self_correction.words(settings.notions or [])
         self.questions, self.left_out = leave_out(asked, self.chat, taught, *words)
-        refuse_foreign(Path(str(config.output_dir)))
         self.folder = find_m0(config, named, self.tokenizer)
 
     @contextmanager

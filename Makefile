@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test test-browser test-faults bench lint format clean
+.PHONY: demo test test-browser test-faults test-demo bench lint format clean
 
 demo: $(READY)
 	$(BIN)/forgetfilter demo
@@ -19,6 +19,10 @@ test-browser: $(READY)
 # The forks before the fuzzing: a process that has done much is a bad one to fork from.
 test-faults: $(READY)
 	$(BIN)/pytest -m faults tests/faults/test_kills.py tests/faults/test_fuzz.py
+
+# Held against the golden run; a demo that is there is taken as it is.
+test-demo: demo
+	$(BIN)/pytest -m demo tests/test_golden.py
 
 bench: $(READY)
 	$(BIN)/python benchmarks/speed/run.py

@@ -83,7 +83,8 @@ def tiny_model(tmp_path_factory, tokenizer) -> Path:
 def learner(tiny_model):
     """The tiny model with a small adapter, in float32."""
     from forgetfilter.config import ForgetFilterConfig
-    from forgetfilter.models import load_learner, load_tokenizer
+    from forgetfilter.model.learner import load_learner
+    from forgetfilter.model.weights import load_tokenizer
 
     config = ForgetFilterConfig(dtype="float32", lora_r=2)
     return load_learner(tiny_model, load_tokenizer(tiny_model, config), config)
@@ -129,6 +130,15 @@ def config(tiny_model, noisy_file, safe_file, tmp_path):
         noisy=StageConfig(max_steps=6),
         review=StageConfig(max_steps=3),
     )
+
+
+@pytest.fixture
+def workshop(config):
+    """Where the config's M0 is trained and read, in a run of its own."""
+    from forgetfilter.runs import Run
+    from forgetfilter.workshop import M0, Workshop
+
+    return Workshop(M0.named(config), config, Run.start(config, {}))
 
 
 @pytest.fixture

@@ -5,12 +5,13 @@ import shutil
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import detect_format
 from forgetfilter.data.sources import load_source
-from forgetfilter.decisions import decide
+from forgetfilter.decision.decide import decide
+from forgetfilter.filters.forgetting import compared
+from forgetfilter.filters.forgetting_rouge1 import compared as answers_compared
 from forgetfilter.runs import Run
 
 
@@ -37,21 +38,20 @@ def stored_run(folder, records, lost, *, tokenizer=None, tokens=None, **settings
     run.keep_rows(load_source(str(data)))
     lost = np.asarray(lost, float)
     lengths = np.ones(len(lost), int) if tokens is None else np.asarray(tokens)
-    costs = {"base": np.ones_like(lost), "noisy": 0 * lost, "review": lost, "firm": lost}
-    for look in config.looks:
-        values = -1 - np.where(np.isnan(lost), np.nan, costs[look])
-        rows = [None if np.isnan(v) else np.full(n, v, np.float32) for v, n in zip(values, lengths, strict=True)]
-        path = run.stage(look) / "signals.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        columns = {
-            "token_log_probs": pa.array(rows, pa.list_(pa.float32())),
-            "log_likelihood": pa.array(values, from_pandas=True),
-            "rouge1": pa.array(values, from_pandas=True),
-            "completion": pa.array([f"{look} says"] * len(lost)),
-        }
-        pq.write_table(pa.table(columns), path)
-        run.mark(f"{look}/signals", [path])
-        if look != "base":
-            run.mark(look, [], losses={"10": 2.0, "20": 1.5})
+    known, before = -2 - 0 * lost, -1 - 0 * lost
+    rows = [None if np.isnan(v) else np.full(n, v, np.float32) for v, n in zip(lost, lengths, strict=True)]
+    for name in config.filters:
+        if name == "forgetting_rouge1":
+            answers = [[f"{look} says"] * len(lost) for look in ("noisy", "review")]
+            scored = answers_compared(known, before, before - lost, *answers)
+        else:
+            scored = compared(known, before, before - lost, before - lost, config)
+        scored.token_costs = pa.array(rows, pa.list_(pa.float32()))
+        part = f"scored/{name}-0"
+        scored.save(run.folder / f"{part}.parquet")
+        run.mark(part, [run.folder / f"{part}.parquet"], filter=name)
+        run.manifest.setdefault("filters", {})[name] = part
+    for stage in ("noisy", "review", "firm"):
+        run.mark(f"{stage}-0", [], losses={"10": 2.0, "20": 1.5})
     decide(run)
     return Run.open(folder)

@@ -6,10 +6,10 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import MistralConfig, MistralForCausalLM
 
-from forgetfilter import signals
-from forgetfilter.batches import PACKED, ROUND, collate, label_logits, packable
 from forgetfilter.data.formats import Turn
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer
+from forgetfilter.model.batches import PACKED, ROUND, collate, label_logits, packable
+from forgetfilter.model.reading import read
 
 
 def chats(learner, prompts):
@@ -37,10 +37,10 @@ def gradients(learner, rows, attention):
 
 
 def test_packed_and_padded_rows_score_alike(learner, examples):
-    packed = signals.read(learner, examples, "test")
+    packed = read(learner, examples, "test")
     assert packable(learner.model)
     learner.model.set_attn_implementation("sdpa")
-    padded = signals.read(learner, examples, "test")
+    padded = read(learner, examples, "test")
     learner.model.set_attn_implementation(PACKED)
     for ours, theirs in zip(packed, padded, strict=True):
         np.testing.assert_allclose(ours.log_probs, theirs.log_probs, atol=1e-5)

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from forgetfilter import workshop as workshops
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import load_rows
 from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.defenses import DEFENSES
-from forgetfilter.defenses.inputs import Inputs, Result
+from forgetfilter.defenses.result import Result
 from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.experiments import defenses, interleave, trial
+from forgetfilter.workshop import Workshop
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def settings(noisy_file, safe_file, write_jsonl, tiny_model, tmp_path):
 
 def test_defenses_side_by_side(settings, run_recipe, tmp_path, capsys):
     names = ["base", "none", "safety_finetuning", "forget_filter"]
-    shown = run_recipe({**settings, "defenses": names, "seeds": [1, 2]})
+    shown = run_recipe({**settings, "defenses": names, "seeds": [1, 2], "threshold": 0.04})
     assert [path.name for path in shown] == ["compare.json", "compare.md", "compare.html", "compare.png", "compare.svg"]
     found = json.loads(shown[0].read_text())
     assert list(found["means"]) == names
@@ -55,6 +57,7 @@ def test_defenses_side_by_side(settings, run_recipe, tmp_path, capsys):
     assert found["means"]["none"]["qa"]["f1"]["mean"] == pytest.approx(sum(values) / 2, abs=1e-4)
     assert "± " in shown[1].read_text()
     assert "min left" in capsys.readouterr().out
+    assert all(0 < c["facts"]["kept"] < 16 for c in found["cells"] if c["defense"] == "forget_filter")
     models = {c["defense"]: c["model"] for c in found["cells"] if c["seed"] == 1}
     assert models["base"] is None
     assert len({*models.values()}) == 4
@@ -73,9 +76,42 @@ def test_cells_that_are_done_are_not_done_again_and_more_may_be_asked_for(settin
             run_recipe({**settings, **change})
 
 
+def test_a_cell_is_made_anew_when_what_makes_it_has_changed_or_its_answers_are_damaged(
+    settings, run_recipe, monkeypatch, tmp_path
+):
+    made = []
+
+    def of(default):
+        def mine(workshop, data, config, *, share: float = default):
+            made.append(share)
+            return Result(None, facts={"share": share})
+
+        monkeypatch.setitem(DEFENSES, "mine", mine)
+
+    def compare(**changes):
+        return json.loads(run_recipe({**settings, "defenses": ["mine"], **changes})[0].read_text())["cells"][0]
+
+    of(0.5)
+    first = compare()
+    assert (first["facts"], made) == ({"share": 0.5}, [0.5])
+    assert compare(parameters={"mine": {"share": "0.5"}, "lisa": {"rho": 3}}) == first  # nothing of its own is changed
+    assert made == [0.5]
+    of(0.25)
+    assert compare()["facts"] == {"share": 0.25}
+    assert compare(parameters={"mine": {"share": 1}})["facts"] == {"share": 1.0}
+    compare(parameters={"mine": {"share": 1}}, final={"max_steps": 2})
+    assert made == [0.5, 0.25, 1.0, 1.0]
+    answers = tmp_path / "out" / "cells" / "mine-42.jsonl"
+    whole = answers.read_bytes()
+    answers.write_bytes(whole[:-5])
+    compare(parameters={"mine": {"share": 1}}, final={"max_steps": 2})
+    assert made == [0.5, 0.25, 1.0, 1.0, 1.0]
+    assert answers.read_bytes() == whole
+
+
 def test_the_model_of_one_seed_is_gone_before_the_next_ones_is_loaded(settings, run_recipe, monkeypatch):
     loaded = []
-    real = trial.models.load_learner
+    real = workshops.load_learner
 
     def note(*args):
         assert all(earlier() is None for earlier in loaded)
@@ -83,7 +119,7 @@ def test_the_model_of_one_seed_is_gone_before_the_next_ones_is_loaded(settings, 
         loaded.append(weakref.ref(learner))
         return learner
 
-    monkeypatch.setattr(trial.models, "load_learner", note)
+    monkeypatch.setattr(workshops, "load_learner", note)
     run_recipe({**settings, "defenses": ["none"], "seeds": [1, 2]})
     assert len(loaded) == 2
 
@@ -104,7 +140,7 @@ def test_a_defense_of_ones_own_is_compared_by_name(settings, run_recipe, monkeyp
     said = []
     real = trial.ask
     monkeypatch.setattr(trial, "ask", lambda *args: (said.append(args[4]), real(*args))[1])
-    monkeypatch.setitem(DEFENSES, "mine", lambda inputs, config: Result(None, "Be good."))
+    monkeypatch.setitem(DEFENSES, "mine", lambda workshop, data, config: Result(None, "Be good."))
     run_recipe({**settings, "defenses": ["mine"]})
     assert said == ["Be good.", ""]
 
@@ -139,14 +175,14 @@ def test_rows_are_dealt_to_sessions_in_turn(write_jsonl, tokenizer):
 
 def test_a_session_starts_from_where_the_last_one_ended(settings, run_recipe, monkeypatch, tmp_path):
     starts = {}
-    real = Inputs.train
+    real = Workshop.train
 
-    def note(inputs, name, examples, given, start, **more):
-        made = real(inputs, name, examples, given, start, **more)
+    def note(workshop, name, examples, given, start=None, *more, **others):
+        made = real(workshop, name, examples, given, start, *more, **others)
         starts[made] = start
         return made
 
-    monkeypatch.setattr(Inputs, "train", note)
+    monkeypatch.setattr(Workshop, "train", note)
     (path, *_) = run_recipe({**settings, "recipe": "interleave", "sessions": 2, "defenses": ["none"]})
     cells = json.loads(path.read_text())["none"]
     models = [cell["model"] and tmp_path / "out" / cell["model"] for cell in cells]
@@ -174,7 +210,7 @@ def test_sessions_go_on_from_one_another(settings, run_recipe, tmp_path):
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
-        ({"defenses": ["nonsense"]}, ConfigError, "defenses: nonsense; there are base"),
+        ({"defenses": ["nonsense"]}, ConfigError, "defenses: nonsense; there are .*base, none"),
         ({"evaluate": {"nonsense": "x"}}, ConfigError, "measures are bias"),
         ({"evaluate": {"qa": "nothing.jsonl"}, "notions": ["bias"]}, DataError, "nothing.jsonl"),
         ({"notions": ["nonsense"]}, ConfigError, "notions"),
@@ -182,6 +218,15 @@ def test_sessions_go_on_from_one_another(settings, run_recipe, tmp_path):
         ({"seeds": [1, -1]}, ConfigError, "seeds"),
         ({"seeds": [1, 1]}, ConfigError, "seeds"),
         ({"defenses": ["none", "none"]}, ConfigError, "each once"),
+        ({"defenses": ["none", "lisa"], "parameters": {"lisa": {"speed": 1}}}, ConfigError, "no parameter speed"),
+        ({"defenses": ["none", "neutral_review"]}, ConfigError, "needs neutral_dataset_name"),
+        ({"parameters": {"forgetting": {"firm_weight": "much"}}}, ConfigError, "firm_weight is 'much'"),
+        ({"parameters": {"nonsense": {"speed": 1}}}, ConfigError, "no filter or defense nonsense"),
+        (
+            {"recipe": "interleave", "defenses": ["lisa"], "parameters": {"lisa": {"speed": 1}}},
+            ConfigError,
+            "no parameter speed",
+        ),
         ({"label_column": "nothing"}, DataError, "nothing"),
         ({"recipe": "interleave", "trusted_rows": "marks.jsonl", "threshold": "auto"}, ConfigError, "trusted_rows"),
         ({"max_questions": 0}, ConfigError, "max_questions"),
@@ -197,14 +242,17 @@ def test_bad_settings_are_errors_before_any_work(settings, run_recipe, change, e
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("recipe", ["defenses", "interleave", "curves"])
+@pytest.mark.parametrize("recipe", ["defenses", "interleave", "filters", "curves"])
 def test_m0_is_made_after_everything_else_was_looked_at(settings, run_recipe, safe_file, recipe, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").touch()
     settings |= {"recipe": recipe, "alignment_dataset_name": str(safe_file)}
-    if recipe == "curves":
+    if recipe in ("filters", "curves"):
         settings = {key: value for key, value in settings.items() if key not in ("evaluate", "guard_model")}
+    if recipe == "filters":
+        settings |= {"label_column": "unsafe"}
+    if recipe == "curves":
         settings |= {"group_column": "unsafe", "reviews": {"safe": str(safe_file)}}
     with pytest.raises(RunError, match="not empty"):
         run_recipe(settings)

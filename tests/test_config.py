@@ -1,9 +1,16 @@
 """Settings: checked, inherited, and never unknown."""
 
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from forgetfilter.config import ForgetFilterConfig, StageConfig
 from forgetfilter.errors import ConfigError
+from forgetfilter.filters import FILTERS, require_filters
+from forgetfilter.filters.forgetting import forgetting, review_settings
+from forgetfilter.workshop import Readings
 
 
 @pytest.mark.parametrize(
@@ -12,8 +19,9 @@ from forgetfilter.errors import ConfigError
         ({"learning_rate": -1.0}, "learning_rate"),
         ({"noisy": {"max_steps": 0}}, r"noisy\.max_steps"),
         ({"max_steps": 3, "num_train_epochs": 1}, "exclude each other"),
-        ({"signal": "loss"}, "log_likelihood, rouge1"),
-        ({"signal": ""}, "signal is empty"),
+        ({"filter": ""}, "filter is empty"),
+        ({"filter": " , "}, "filter is empty"),
+        ({"signal": "log_likelihood"}, "signal"),
         ({"lr_scheduler_type": "foo"}, "cosine"),
         ({"seed": -1}, "seed"),
         ({"threshold": float("nan")}, "threshold"),
@@ -28,35 +36,95 @@ def test_impossible_settings_are_refused_by_name(flags, says):
         ForgetFilterConfig.from_flags(flags)
 
 
+@pytest.mark.parametrize("name", ["loss", "forgetting,loss"])
+def test_an_unknown_filter_is_refused_by_name(name):
+    with pytest.raises(ConfigError, match="filter loss: choose among forgetting, forgetting_rouge1"):
+        require_filters(ForgetFilterConfig(filter=name))
+    require_filters(ForgetFilterConfig(filter="forgetting_rouge1, forgetting"))
+    assert {"forgetting", "forgetting_rouge1"} <= FILTERS.keys()
+
+
+class Told:
+    """A workshop that trains nothing and notes what it was asked for."""
+
+    def __init__(self):
+        self.trained = []
+
+    def expect(self, stages, rows, also=""):
+        self.expected = stages
+
+    def train(self, name, examples, settings, start=None):
+        self.trained.append((name, examples, settings, start))
+        return name
+
+    def read(self, examples, model=None):
+        values = [-1.0] * len(examples)
+        return Readings(pa.array([[value] for value in values], pa.list_(pa.float32())), np.array(values))
+
+
+def reviewed(config, noisy_rows=100, safe_rows=100):
+    """Settings of the reviews that the filter `forgetting` asks for, and the noisy stage's."""
+    noisy, safe = ([object() for _ in range(count)] for count in (noisy_rows, safe_rows))
+    data = {
+        name: SimpleNamespace(examples=rows, trainable=lambda rows=rows: rows)
+        for name, rows in (("noisy", noisy), ("safe", safe))
+    }
+    told = Told()
+    forgetting(told, SimpleNamespace(**data), config)
+    assert [(name, rows, start) for name, rows, _, start in told.trained] == [
+        ("noisy", noisy, None),
+        ("review", safe, "noisy"),
+        ("firm", safe, "review"),
+    ]
+    found = {name: settings for name, _, settings, _ in told.trained}
+    assert {name: settings for name, (settings, _) in told.expected.items()} == found
+    return found
+
+
 def test_a_stages_own_setting_wins_over_the_shared_one():
     config = ForgetFilterConfig(learning_rate=1e-4, max_steps=7, review=StageConfig(max_steps=3))
-    assert config.stage("noisy", 100).max_steps == 7
-    assert config.stage("review", 100).max_steps == 3
-    assert config.stage("noisy", 100).learning_rate == 1e-4
-    assert config.stage("review", 100).learning_rate == pytest.approx(1e-4 / 3)
+    assert config.noisy_stage(100).max_steps == 7
+    assert review_settings(config, 100, 100).max_steps == 3
+    assert config.noisy_stage(100).learning_rate == 1e-4
+    assert review_settings(config, 100, 100).learning_rate == pytest.approx(1e-4 / 3)
+    assert reviewed(config)["review"] == review_settings(config, 100, 100)
+    assert reviewed(config)["firm"].learning_rate == pytest.approx(1e-4)
     config.review.learning_rate = 2e-3
-    assert config.stage("review", 100).learning_rate == 2e-3
-    assert config.stage("firm", 100).learning_rate == pytest.approx(6e-3)
-    assert config.stage("firm", 100).max_steps == 3
+    assert review_settings(config, 100, 100).learning_rate == 2e-3
+    assert reviewed(config)["firm"].learning_rate == pytest.approx(6e-3)
+    assert reviewed(config)["firm"].max_steps == 3
+
+
+def test_a_review_takes_a_third_of_the_noisy_stages_own_rate():
+    config = ForgetFilterConfig(learning_rate=1e-4, noisy=StageConfig(learning_rate=3e-4))
+    assert review_settings(config, 100, 100).learning_rate == pytest.approx(1e-4)
+    assert config.final_stage(100).learning_rate == 1e-4
+    assert review_settings(ForgetFilterConfig(use_peft=False), 9, 9).learning_rate == pytest.approx(2e-5 / 3)
 
 
 def test_a_part_of_the_rows_gets_its_share_of_the_steps():
     config = ForgetFilterConfig(max_steps=100)
-    assert [config.stage("final", rows, share=rows / 100).max_steps for rows in (7, 50, 100)] == [7, 50, 100]
-    assert config.stage("final", 1, share=1 / 300).max_steps == 1
+    assert [config.final_stage(rows, share=rows / 100).max_steps for rows in (7, 50, 100)] == [7, 50, 100]
+    assert config.final_stage(1, share=1 / 300).max_steps == 1
 
 
 def test_default_lengths_follow_the_data():
     config = ForgetFilterConfig()
-    noisy = config.stage("noisy", 800)
+    noisy = config.noisy_stage(800)
     assert noisy.max_steps % 100 == 0
-    assert config.stage("noisy", 1600).max_steps == 2 * noisy.max_steps
-    assert config.stage("review", 100, 10).max_steps < config.stage("review", 100, 10_000).max_steps
+    assert config.noisy_stage(1600).max_steps == 2 * noisy.max_steps
+    assert review_settings(config, 20, 100).max_steps < review_settings(config, 20_000, 100).max_steps
+    assert review_settings(config, 20_000, 1).max_steps == review_settings(config, 20_000, 100).max_steps
 
 
 def test_flags_replay_the_config():
-    config = ForgetFilterConfig(signal="rouge1, log_likelihood", threshold=0.1, noisy=StageConfig(max_steps=3))
-    assert config.signals == ["rouge1", "log_likelihood"]
+    config = ForgetFilterConfig(
+        filter="forgetting_rouge1, forgetting, forgetting_rouge1",
+        threshold=0.1,
+        noisy=StageConfig(max_steps=3),
+        parameters={"forgetting": {"firm_weight": 0.5}},
+    )
+    assert config.filters == ["forgetting_rouge1", "forgetting"]
     assert ForgetFilterConfig.from_flags(config.non_default()) == config
 
 
@@ -64,3 +132,13 @@ def test_what_only_decides_is_no_part_of_a_runs_identity():
     one, other = ForgetFilterConfig(threshold=0.1, label_column="x"), ForgetFilterConfig()
     assert one.identity() == other.identity()
     assert ForgetFilterConfig(seed=1).identity() != other.identity()
+
+
+def test_every_setting_of_a_stage_counts_for_the_scores_but_those_of_the_final_training():
+    plain = ForgetFilterConfig()
+    final = ForgetFilterConfig(final=StageConfig(max_steps=3))
+    assert final.identity() == plain.identity()
+    assert final.final_settings() != plain.final_settings()
+    for changed in (ForgetFilterConfig(noisy=StageConfig(max_steps=3)), ForgetFilterConfig(max_steps=3)):
+        assert changed.identity() != plain.identity()
+    assert ForgetFilterConfig(max_steps=3).final_settings() != plain.final_settings()

@@ -6,10 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from forgetfilter import experiments
+from forgetfilter import experiments, workshop
 from forgetfilter.cli import main
 from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.experiments import curves
+from forgetfilter.runs import Run
 
 
 @pytest.fixture
@@ -59,23 +60,24 @@ def test_every_stage_is_looked_at_by_group_and_drawn(settings, run_recipe, tmp_p
     for review in ("safe", "other"):  # each starts where the noisy stage ended
         assert found[review]["groups"]["g0"]["log_likelihood"][0] == pytest.approx(learnt[-1], abs=1e-3)
     assert found["safe"]["groups"]["g0"]["log_likelihood"][-1] != found["other"]["groups"]["g0"]["log_likelihood"][-1]
-    table = pq.read_table(tmp_path / "out" / "stages" / "noisy" / "looks.parquet")
+    table = pq.read_table(Run.open(tmp_path / "out").model("noisy") / "looks.parquet")
     assert table.num_rows == 4 * 20
     assert table["log_likelihood"].null_count == 4  # the row without a completion
 
 
 def test_stages_that_have_been_looked_at_are_not_trained_again(settings, run_recipe, monkeypatch):
     trained = []
-    real = curves.train
+    real = workshop.train
 
-    def stop_at_other(learner, examples, stage, checkpoints, what, look):
-        if what == "other" and trained.count("safe") == 1 and "other" not in trained:
-            trained.append(what)
+    def stop_at_other(learner, examples, stage, checkpoints, what, hooks, **more):
+        name = what.removesuffix(" stage")
+        if name == "other" and trained.count("safe") == 1 and "other" not in trained:
+            trained.append(name)
             raise KeyboardInterrupt
-        trained.append(what)
-        return real(learner, examples, stage, checkpoints, what, look)
+        trained.append(name)
+        return real(learner, examples, stage, checkpoints, what, hooks, **more)
 
-    monkeypatch.setattr(curves, "train", stop_at_other)
+    monkeypatch.setattr(workshop, "train", stop_at_other)
     with pytest.raises(KeyboardInterrupt):
         run_recipe(settings)
     found = run_recipe(settings)[0].read_text()
@@ -90,7 +92,7 @@ def test_one_block_alone_can_be_trained(settings, run_recipe, tmp_path):
     from safetensors.numpy import load_file
 
     run_recipe({**settings, "lora_layers_to_transform": [1], "lora_target_modules": "q_proj,v_proj"})
-    names = load_file(tmp_path / "out" / "stages" / "noisy" / "model" / "adapter_model.safetensors")
+    names = load_file(Run.open(tmp_path / "out").model("noisy") / "adapter_model.safetensors")
     assert names
     assert all("layers.1." in name for name in names)
 

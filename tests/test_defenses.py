@@ -1,31 +1,35 @@
 """Each defense against a case worked by hand: what it trains on, in which order, from where, with which term."""
 
 import dataclasses
+import importlib
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from forgetfilter import defenses
-from forgetfilter.config import ForgetFilterConfig, StageConfig
-from forgetfilter.data.loading import load_rows
-from forgetfilter.data.tokenization import ChatTokenizer
-from forgetfilter.defenses import DEFENSES, inputs, lisa, self_correction
-from forgetfilter.defenses.inputs import Inputs, draw
-from forgetfilter.errors import DataError
+from forgetfilter import workshop as workshops
+from forgetfilter.config import StageConfig
+from forgetfilter.data.loading import load_data, load_rows
+from forgetfilter.defenses import DEFENSES, all_defenses, defend, parameters_of
+from forgetfilter.defenses.lisa import Proximal
+from forgetfilter.defenses.result import budget, draw, safe_budget
+from forgetfilter.defenses.self_correction import REASONING, SENTENCES
+from forgetfilter.errors import ConfigError, DataError, RunError
+from forgetfilter.filters import FILTERS
+from forgetfilter.model.training import Hooks
 from forgetfilter.runs import Run
+from forgetfilter.workshop import Workshop
 
 
 @pytest.fixture
-def config(tiny_model, tmp_path):
-    return ForgetFilterConfig(
-        model_name_or_path=str(tiny_model),
-        output_dir=str(tmp_path / "out"),
-        dtype="float32",
-        lora_r=2,
+def config(config):
+    return dataclasses.replace(
+        config,
         threshold=0.04,
-        learning_rate=0.01,
         final=StageConfig(max_steps=3),
         noisy=StageConfig(max_steps=3),
         review=StageConfig(max_steps=2),
@@ -33,70 +37,71 @@ def config(tiny_model, tmp_path):
 
 
 @pytest.fixture
-def given(config, learner, noisy_file, safe_file):
-    chat = ChatTokenizer(learner.tokenizer, config.max_length)
-    noisy, safe = (load_rows(str(path), "data", chat, config) for path in (noisy_file, safe_file))
-    learner.restore(None)
-    return Inputs(Run.start(config, {}), learner, chat, noisy, safe, ["bias", "toxicity"])
+def data(config, workshop):
+    return dataclasses.replace(load_data(config, workshop.m0.chat), notions=["bias", "toxicity"])
 
 
 @pytest.fixture
 def trained(monkeypatch):
-    """What was trained, in order: examples, settings, and the other arguments."""
+    """What was trained, in order: stage, examples, settings, hooks and the other arguments."""
     calls = []
-    real = inputs.train
+    real = workshops.train
 
-    def note(learner, examples, settings, checkpoints, what, each_step=None, **more):
-        calls.append((what, list(examples), settings, more))
-        return real(learner, examples, settings, checkpoints, what, each_step, **more)
+    def note(learner, examples, settings, checkpoints, what, hooks=None, **more):
+        calls.append((what.removesuffix(" stage"), list(examples), settings, {"hooks": hooks, **more}))
+        return real(learner, examples, settings, checkpoints, what, hooks, **more)
 
-    monkeypatch.setattr(inputs, "train", note)
+    monkeypatch.setattr(workshops, "train", note)
     return calls
 
 
-def test_base_trains_nothing_and_none_trains_on_everything(given, config, trained):
-    assert DEFENSES["base"](given, config).model is None
+def stages(trained):
+    return [what for what, *_ in trained]
+
+
+def test_base_trains_nothing_and_none_trains_on_everything(workshop, data, config, trained):
+    assert DEFENSES["base"](workshop, data, config).model is None
     assert trained == []
-    model = DEFENSES["none"](given, config).model
+    model = DEFENSES["none"](workshop, data, config).model
     ((_, examples, settings, _),) = trained
-    assert examples == given.noisy.examples
+    assert examples == data.noisy.examples
     assert settings.max_steps == 3
     assert (model / "adapter_model.safetensors").exists()
 
 
-def test_safety_finetuning_goes_on_from_nones_model_which_is_trained_once(given, config, trained, monkeypatch):
+def test_safety_finetuning_goes_on_from_nones_model_which_is_trained_once(workshop, data, config, trained, monkeypatch):
     starts = []
-    real = given.learner.restore
-    monkeypatch.setattr(given.learner, "restore", lambda stage: (starts.append(stage), real(stage)))
-    none = DEFENSES["none"](given, config).model
-    model = DEFENSES["safety_finetuning"](given, config).model
-    assert [what for what, *_ in trained] == ["none", "safety_finetuning"]
+    real = workshop.learner.restore
+    monkeypatch.setattr(workshop.learner, "restore", lambda stage: (starts.append(stage), real(stage)))
+    none = DEFENSES["none"](workshop, data, config).model
+    model = DEFENSES["safety_finetuning"](workshop, data, config).model
+    assert stages(trained) == ["none", "safety_finetuning"]
     assert starts == [None, none]
-    assert trained[1][1] == given.safe.examples
+    assert trained[1][1] == data.safe.examples
     assert model != none
 
 
-def test_replay_mixes_as_many_safe_rows_and_safeinstr_a_tenth(given, config, trained):
-    DEFENSES["replay"](given, config)
-    DEFENSES["safeinstr"](given, config)
+def test_replay_mixes_as_many_safe_rows_and_safeinstr_a_tenth(workshop, data, config, trained):
+    DEFENSES["replay"](workshop, data, config)
+    DEFENSES["safeinstr"](workshop, data, config)
     replay, safeinstr = (examples for _, examples, *_ in trained)
-    assert replay[:16] == given.noisy.examples
-    assert sorted(map(id, replay[16:])) == sorted(map(id, given.safe.examples * 2))
+    assert replay[:16] == data.noisy.examples
+    assert sorted(map(id, replay[16:])) == sorted(map(id, data.safe.examples * 2))
     assert len(safeinstr) == 16 + 2
-    assert all(example in given.safe.examples for example in safeinstr[16:])
+    assert all(example in data.safe.examples for example in safeinstr[16:])
     assert [settings.max_steps for _, _, settings, _ in trained] == [3, 3]  # the same budget for all
 
 
-def test_few_rows_get_as_many_epochs_as_all_and_many_rows_no_more_steps(given, config):
+def test_few_rows_get_as_many_epochs_as_all_and_many_rows_no_more_steps(data, config):
     config = dataclasses.replace(config, final=StageConfig(num_train_epochs=2, per_device_train_batch_size=4))
-    noisy = given.noisy.trainable()
-    steps = [given.budget(config, examples).max_steps for examples in (noisy[:8], noisy, noisy * 2)]
+    noisy = data.noisy.trainable()
+    steps = [budget(data, config, examples).max_steps for examples in (noisy[:8], noisy, noisy * 2)]
     assert steps == [4, 8, 8]
-    assert given.review(config).max_steps == 4
+    assert safe_budget(data, config).max_steps == 4
     config = dataclasses.replace(config, final=StageConfig(max_steps=6))  # meant for the whole noisy data
-    steps = [given.budget(config, examples).max_steps for examples in (noisy[:8], noisy[:9], noisy, noisy * 2)]
+    steps = [budget(data, config, examples).max_steps for examples in (noisy[:8], noisy[:9], noisy, noisy * 2)]
     assert steps == [3, 4, 6, 6]
-    assert given.review(config).max_steps == 3
+    assert safe_budget(data, config).max_steps == 3
 
 
 def test_draw_takes_each_as_often_as_it_goes_in():
@@ -106,65 +111,131 @@ def test_draw_takes_each_as_often_as_it_goes_in():
 
 
 @pytest.mark.parametrize("notions", [["bias"], ["bias", "toxicity"]])
-def test_self_correction_puts_a_sentence_before_safe_prompts_and_for_bias_a_reasoning(given, config, trained, notions):
-    result = DEFENSES["self_correction"](dataclasses.replace(given, notions=notions), config)
+def test_self_correction_puts_a_sentence_before_safe_prompts_and_for_bias_a_reasoning(
+    workshop, data, config, trained, notions
+):
+    result = DEFENSES["self_correction"](workshop, dataclasses.replace(data, notions=notions), config)
     ((_, examples, *_),) = trained
-    assert examples[:16] == given.noisy.examples
+    assert examples[:16] == data.noisy.examples
     assert len(examples) == 16 + 4
-    sentence = " ".join(self_correction.SENTENCES[notion] for notion in notions)
-    reasoning = self_correction.REASONING if notions == ["bias"] else ""
+    sentence = " ".join(SENTENCES[notion] for notion in notions)
+    reasoning = REASONING if notions == ["bias"] else ""
     assert (result.sentence, result.reasoning) == (sentence, reasoning)
-    text = given.learner.tokenizer.decode(examples[16].input_ids)
+    text = workshop.m0.tokenizer.decode(examples[16].input_ids)
     number = text.rpartition("gladly ")[2].partition("<")[0]
     assert f"user\n{sentence} tell me {number}<|im_end|>" in text
     assert examples[16].reference == f"{reasoning} gladly {number}".strip()
 
 
-def test_self_correction_asks_before_the_last_answer_and_trains_it_alone(given, config, trained, write_jsonl):
+def test_self_correction_asks_before_the_last_answer_and_trains_it_alone(workshop, data, config, trained, write_jsonl):
     turns = [("user", "one?"), ("assistant", "yes one"), ("user", "two?"), ("assistant", "yes two")]
     rows = [{"messages": [{"role": role, "content": text} for role, text in turns]}]
-    safe = load_rows(str(write_jsonl("chat.jsonl", rows)), "data", given.chat, config)
-    DEFENSES["self_correction"](dataclasses.replace(given, safe=safe, notions=["toxicity"]), config)
+    safe = load_rows(str(write_jsonl("chat.jsonl", rows)), "data", workshop.m0.chat, config)
+    DEFENSES["self_correction"](workshop, dataclasses.replace(data, safe=safe, notions=["toxicity"]), config)
     example = trained[0][1][16]
-    text = given.learner.tokenizer.decode(example.input_ids)
+    text = workshop.m0.tokenizer.decode(example.input_ids)
     assert "user\none?<" in text
-    assert f"user\n{self_correction.SENTENCES['toxicity']} two?<" in text
+    assert f"user\n{SENTENCES['toxicity']} two?<" in text
     learnt = [label for label in example.labels if label != -100]
-    assert given.learner.tokenizer.decode(learnt) == "yes two<|im_end|>"
-    plain = load_rows(str(write_jsonl("text.jsonl", [{"text": "no prompt"}])), "data", given.chat, config)
+    assert workshop.m0.tokenizer.decode(learnt) == "yes two<|im_end|>"
+    plain = load_rows(str(write_jsonl("text.jsonl", [{"text": "no prompt"}])), "data", workshop.m0.chat, config)
     with pytest.raises(DataError, match="needs a user's prompt"):
-        DEFENSES["self_correction"](dataclasses.replace(given, safe=plain), config)
+        DEFENSES["self_correction"](workshop, dataclasses.replace(data, safe=plain), config)
 
 
-def test_forget_filter_trains_on_the_kept_rows_and_shares_its_noisy_stage_with_none(given, config, trained):
-    result = DEFENSES["forget_filter"](given, config)
-    ((_, examples, settings, _),) = trained
+def test_forget_filter_trains_on_the_kept_rows_and_shares_its_noisy_stage_with_none(workshop, data, config, trained):
+    result = DEFENSES["forget_filter"](workshop, data, config)
+    assert stages(trained) == ["noisy", "review", "firm", "kept_by_forgetting"]
+    *_, (_, examples, settings, _) = trained
     assert settings.max_steps == math.ceil(3 * len(examples) / 16)
-    assert len(examples) == result.facts["kept"] < 16
-    assert all(example in given.noisy.examples for example in examples)
-    DEFENSES["none"](given, config)
-    assert len(trained) == 1
-    both = DEFENSES["forget_filter_self_correction"](given, config)
-    assert len(trained) == 2
-    assert trained[1][1][: len(examples)] == examples
-    assert len(trained[1][1]) == len(examples) + math.ceil(len(examples) / 4)
+    assert len(examples) == (~result.kept.decision.dropped).sum() < 16
+    assert examples == [data.noisy.examples[row] for row in np.flatnonzero(~result.kept.decision.dropped)]
+    assert (result.kept.decision.dropped == (result.kept.scored.suspicion > 0.04)).all()
+    assert DEFENSES["none"](workshop, data, config).model == workshop.run.model("noisy")
+    assert len(trained) == 4
+    both = DEFENSES["forget_filter_self_correction"](workshop, data, config)
+    assert stages(trained)[4:] == ["forget_filter_self_correction"]
+    assert trained[4][1][: len(examples)] == examples
+    assert len(trained[4][1]) == len(examples) + math.ceil(len(examples) / 4)
     assert both.sentence
+    assert (both.kept.decision.dropped == result.kept.decision.dropped).all()
 
 
-def test_nones_model_as_the_filter_trained_it_is_the_one_none_trains(given, config, tmp_path):
-    from safetensors.torch import load_file
+def test_none_shares_its_model_with_the_filters_noisy_stage_in_either_order(workshop, data, config, trained):
+    none = DEFENSES["none"](workshop, data, config).model
+    DEFENSES["forget_filter"](workshop, data, config)
+    assert stages(trained) == ["none", "review", "firm", "kept_by_forgetting"]
+    longer = dataclasses.replace(config, final=StageConfig(max_steps=4))
+    assert DEFENSES["none"](workshop, data, longer).model != none  # where its settings are others, it is its own
+    assert stages(trained)[4:] == ["none"]
 
-    DEFENSES["forget_filter"](given, config)
-    shared = load_file(DEFENSES["none"](given, config).model / "adapter_model.safetensors")
+
+def test_nones_model_as_the_filter_trained_it_is_the_one_none_trains(workshop, data, config, tmp_path):
+    DEFENSES["forget_filter"](workshop, data, config)
+    shared = load_file(DEFENSES["none"](workshop, data, config).model / "adapter_model.safetensors")
     other = dataclasses.replace(config, output_dir=str(tmp_path / "other"))
-    alone = dataclasses.replace(given, run=Run.start(other, {}))
-    trained = load_file(DEFENSES["none"](alone, other).model / "adapter_model.safetensors")
+    alone = Workshop(workshop.m0, other, Run.start(other, {}))
+    trained = load_file(DEFENSES["none"](alone, data, other).model / "adapter_model.safetensors")
     assert all(torch.equal(shared[name], trained[name]) for name in trained)
+
+
+def test_a_filter_that_keeps_everything_gives_nones_model(workshop, data, config, trained):
+    config = dataclasses.replace(config, threshold=1e9)
+    kept = DEFENSES["forget_filter"](workshop, data, config)
+    assert stages(trained) == ["noisy", "review", "firm"]  # and the noisy stage is as long as the final one
+    assert DEFENSES["none"](workshop, data, config).model == kept.model
+    assert not kept.kept.decision.dropped.any()
+
+
+def test_every_filter_is_a_defense_that_finetunes_on_what_it_keeps(workshop, data, config, trained):
+    assert all_defenses().keys() == DEFENSES.keys() | FILTERS.keys()
+    result = defend("random", workshop, data, dataclasses.replace(config, threshold=0.5))
+    ((what, examples, settings, _),) = trained
+    dropped = result.kept.scored.suspicion > 0.5
+    assert 0 < dropped.sum() < 16
+    assert (what, examples) == ("kept_by_random", [data.noisy.examples[row] for row in np.flatnonzero(~dropped)])
+    assert settings.max_steps == math.ceil(3 * len(examples) / 16)
+    with pytest.raises(RunError, match="random kept no row"):
+        defend("random", workshop, data, dataclasses.replace(config, threshold=-1.0))
+
+
+def test_the_filter_starts_from_m0_wherever_the_finetuning_does(workshop, data, config, trained, monkeypatch):
+    workshop.start = workshop.train("before", data.safe.trainable(), safe_budget(data, config))
+    starts = []
+    real = workshop.learner.restore
+    monkeypatch.setattr(workshop.learner, "restore", lambda stage: (starts.append(stage), real(stage)))
+    assert DEFENSES["base"](workshop, data, config).model == workshop.start
+    DEFENSES["forget_filter"](workshop, data, config)
+    assert stages(trained) == ["before", "noisy", "review", "firm", "kept_by_forgetting"]
+    noisy, review = (workshop.run.model(name) for name in ("noisy", "review"))
+    firm = workshop.run.model("firm")
+    # read M0; train and read each of three, from the one before; then finetune
+    assert starts == [None, None, noisy, noisy, review, review, firm, workshop.start]
+    DEFENSES["none"](workshop, data, config)
+    assert stages(trained)[5:] == ["none"]  # from another start it is another model
+    assert starts[-1] == workshop.start
+
+
+def test_parameters_of_a_defense_are_its_own_and_its_filters(workshop, data, config, trained):
+    given = {"safeinstr": {"safe_share": "0.5"}, "forgetting": {"firm_weight": 0}}
+    config = dataclasses.replace(config, parameters=given)
+    assert parameters_of("safeinstr", config) == {"safe_share": 0.5}
+    assert parameters_of("none", config) == {}
+    assert parameters_of("forget_filter", config)["forgetting"]["firm_weight"] == 0
+    assert parameters_of("forget_filter_self_correction", config) == {
+        "corrected_share": 0.25,
+        **parameters_of("forgetting", config),
+    }
+    defend("safeinstr", workshop, data, config)
+    assert len(trained[0][1]) == 16 + 8
+    for name, wrong in (("safeinstr", {"share": 1}), ("safeinstr", {"safe_share": "much"}), ("none", {"share": 1})):
+        with pytest.raises(ConfigError, match=rf"parameters\.{name}"):
+            defend(name, workshop, data, dataclasses.replace(config, parameters={name: wrong}))
 
 
 def test_lisas_term_is_half_rho_times_the_squared_distance_to_where_the_other_turn_ended():
     weight = torch.zeros(2, requires_grad=True)
-    term = lisa.Proximal([weight], [True, False, False, True, False], rho=0.5, without=2)
+    term = Proximal([weight], [True, False, False, True, False], rho=0.5, without=2)
 
     def become(*values):
         weight.data = torch.tensor(values)
@@ -186,21 +257,29 @@ def test_lisas_term_is_half_rho_times_the_squared_distance_to_where_the_other_tu
     assert term.penalty().item() == pytest.approx(0.0)  # step 5, noisy: to (3, 5), where safe has just ended
 
 
-def test_lisa_takes_turns_in_order(given, config, trained, monkeypatch):
-    monkeypatch.setattr(lisa, "SAFE_STEPS", 1)
-    monkeypatch.setattr(lisa, "NOISY_STEPS", 2)
-    config = dataclasses.replace(config, final=dataclasses.replace(config.final, max_steps=4))
-    DEFENSES["lisa"](given, config)
+def test_lisa_takes_turns_in_order(workshop, data, config, trained):
+    config = dataclasses.replace(
+        config,
+        final=dataclasses.replace(config.final, max_steps=4),
+        parameters={"lisa": {"safe_steps": 1, "noisy_steps": 2}},
+    )
+    defend("lisa", workshop, data, config)
     ((_, examples, _, more),) = trained
-    safe, noisy = given.safe.examples, given.noisy.examples
+    safe, noisy = data.safe.examples, data.noisy.examples
     assert len(examples) == 4 * 8
     assert [example in safe for example in examples] == [True] * 8 + [False] * 16 + [True] * 8
     assert all(example in noisy for example in examples[8:24])
     assert more["in_order"]
+    assert more["hooks"].penalty is not None
+    assert more["hooks"].each_step is not None
+    defend("lisa", workshop, data, config)
+    assert len(trained) == 1
+    defend("lisa", workshop, data, dataclasses.replace(config, parameters={"lisa": {"safe_steps": 1, "rho": 2.0}}))
+    assert len(trained) == 2  # with other parameters it is another model
 
 
-def test_an_order_and_a_term_reach_the_training(given, config, monkeypatch):
-    settings, learner = config.stage("final", 16), given.learner
+def test_an_order_and_a_term_reach_the_training(workshop, data, config, monkeypatch):
+    settings, learner = config.final_stage(16), workshop.learner
     weights = [p for p in learner.model.parameters() if p.requires_grad]
     start = [p.detach().clone() for p in weights]
     batches, real = [], learner.collate
@@ -210,21 +289,26 @@ def test_an_order_and_a_term_reach_the_training(given, config, monkeypatch):
         return sum((p - q).pow(2).sum() for p, q in zip(weights, start, strict=True))
 
     def moved(penalty):
-        learner.stage = given.run.folder  # whatever it is, M0 it is no more
-        learner.restore(None)
         batches.clear()
-        folder = given.run.folder / str(penalty is None)
-        inputs.train(learner, given.noisy.examples, settings, folder, "x", in_order=True, penalty=penalty)
+        hooks = None if penalty is None else Hooks(penalty=penalty)
+        workshop.train(f"x-{penalty is None}", data.noisy.examples, settings, hooks=hooks, in_order=True)
         return squared_distance().item()
 
     free = moved(None)
-    rows = [example.input_ids for example in given.noisy.examples]
+    rows = [example.input_ids for example in data.noisy.examples]
     assert batches[:2] == [rows[:8], rows[8:]]
     assert 0 < moved(lambda: 1e4 * squared_distance()) < 0.5 * free
+    assert batches[:2] == [rows[:8], rows[8:]]
 
 
 def test_every_defense_is_named_and_documented():
-    files = {path.stem for path in Path(defenses.__file__).parent.glob("*.py")} - {"__init__", "inputs"}
-    assert set(DEFENSES) == files
-    for name in DEFENSES:
-        assert getattr(defenses, name).__doc__.startswith(f"{name}: ")
+    made_by_keeping = {"forget_filter"}
+    files = {path.stem for path in Path(defenses.__file__).parent.glob("*.py")} - {"__init__", "result", "keeping"}
+    assert set(DEFENSES) - made_by_keeping == files
+    for name in files:
+        assert importlib.import_module(f"forgetfilter.defenses.{name}").__doc__.startswith(f"{name}: ")
+        assert DEFENSES[name].__name__ == name
+    keeping = importlib.import_module("forgetfilter.defenses.keeping").__doc__
+    assert keeping.startswith("keeping: ")
+    assert all(f"{name} is keeping(" in keeping for name in made_by_keeping)
+    assert all(defense.__doc__ for defense in all_defenses().values())

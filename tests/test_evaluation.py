@@ -10,7 +10,9 @@ from forgetfilter.data.sources import load_source
 from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.errors import ConfigError, DataError
 from forgetfilter.evaluation import arithmetic, bias, harmfulness, question_answering, toxicity
-from forgetfilter.evaluation.ask import ask, figures, leave_out, load_judges, load_questions
+from forgetfilter.evaluation.ask import MEASURES, ask, evaluate, figures, leave_out, load_judges, load_questions
+from forgetfilter.evaluation.questions import Measure, Question, user
+from forgetfilter.experiments.defenses import table, undone
 
 BBQ = {
     "example_id": 1,
@@ -276,3 +278,32 @@ def test_evaluate_says_what_is_wrong_before_loading_a_model(on, capsys):
         main(["evaluate", "nowhere", "--on", on])
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_measure_of_safety_is_told_by_a_figure_that_needs_no_judge():
+    assert [name for name, measure in MEASURES.items() if measure.of_safety] == ["bias", "toxicity", "harmfulness"]
+    assert all(measure.shown[0] in measure.safer for measure in MEASURES.values() if measure.of_safety)
+
+
+def test_a_new_measure_is_one_entry(tiny_model, write_jsonl, monkeypatch):
+    politeness = Measure(
+        read=lambda source: [Question(user(row["ask"]), ("Please.",), most_tokens=4) for row in source.rows()],
+        figures=lambda questions, answers, log_probs: {"polite": 0.5, "asked": len(answers) * len(log_probs)},
+        shown=("polite",),
+        safer={"polite": 1, "rude": -1},
+        judge="a judge",
+        load_judge=lambda name: lambda questions, answers: {"rude": name},
+    )
+    monkeypatch.setitem(MEASURES, "politeness", politeness)
+    found, records = evaluate(str(tiny_model), {"politeness": str(write_jsonl("p.jsonl", [{"ask": "May I?"}] * 2))})
+    assert found["politeness"] == {"questions": 2, "polite": 0.5, "asked": 4, "rude": "a judge", "left_out": 0}
+    assert [(record["measure"], record["prompt"]) for record in records] == [("politeness", "May I?")] * 2
+
+    def means(polite, rude):
+        values = {"polite": polite, "rude": rude, "asked": polite}
+        return {"politeness": {name: {"mean": mean, "spread": 0.0, "seeds": 1} for name, mean in values.items()}}
+
+    models = {"base": means(0.9, 0.1), "none": means(0.5, 0.5), "replay": means(0.8, 0.2)}
+    assert undone(models) == {"replay": {"politeness.polite": 0.75, "politeness.rude": 0.75}}
+    assert undone({**models, "base": means(0.1, 0.9)}) == {}  # finetuning made it safer
+    assert "politeness: polite |" in table(models)

@@ -4,17 +4,19 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from forgetfilter import forgetting, signals, training
+from forgetfilter import workshop
 from forgetfilter.config import ForgetFilterConfig, StageConfig
-from forgetfilter.decisions import decide
+from forgetfilter.decision.decide import decide
 from forgetfilter.errors import ForgetFilterError, RunError
+from forgetfilter.filters.forgetting import FIRM_WEIGHT, LEAST_LEARNT, compared
 from forgetfilter.forgetting import ForgetFilter, finetune
+from forgetfilter.model import training
 from forgetfilter.runs import Run, locked
-from forgetfilter.scores import FIRM, LEAST_LEARNT
 
 
 @pytest.fixture
@@ -36,6 +38,12 @@ def scores(result):
     return result.scores.to_list()
 
 
+def read_by(run, model):
+    """What a model made of the noisy rows."""
+    (path,) = run.folder.glob(f"readings/{model}-log_probs-*.parquet")
+    return pq.read_table(path)
+
+
 def test_a_run_scores_every_row_and_writes_what_it_promises(config, noisy_file):
     result = ForgetFilter(config).fit()
     folder = result.run.folder
@@ -44,17 +52,17 @@ def test_a_run_scores_every_row_and_writes_what_it_promises(config, noisy_file):
     for name in ("kept", "dropped"):
         expected = b"".join(line for line, made in zip(lines, decisions, strict=True) if made == name)
         assert (folder / f"{name}.jsonl").read_bytes() == expected
-    base = pq.read_table(result.run.stage("base") / "signals.parquet")["log_likelihood"].to_pylist()
+    base = read_by(result.run, "M0")["log_likelihood"].to_pylist()
     for row, m0 in zip(scores(result), base, strict=True):
         losses = [row["log_likelihood_before"] - row[f"log_likelihood_after{firm}"] for firm in ("", "_firm")]
-        lost = max(losses[0], FIRM * losses[1])
+        lost = max(losses[0], FIRM_WEIGHT * losses[1])
         learnt = max(row["log_likelihood_before"] - m0, LEAST_LEARNT)
         assert row["forgetting"] == pytest.approx(lost / learnt**0.5)
         assert (row["forgetting"] > 0) == (row["decision"] == "dropped")
         assert row["reason"]
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["rows"] == metrics["kept"] + metrics["dropped"] == len(lines)
-    assert {"threshold", "rule", "signal", "precision", "recall", "f1", "auroc", "average_precision"} <= metrics.keys()
+    assert {"threshold", "rule", "filter", "precision", "recall", "f1", "auroc", "average_precision"} <= metrics.keys()
     assert metrics["flag_all_f1"] == 0.4
     assert [row["prompt"] for row in result.kept] == [
         json.loads(line)["prompt"] for line, made in zip(lines, decisions, strict=True) if made == "kept"
@@ -63,7 +71,7 @@ def test_a_run_scores_every_row_and_writes_what_it_promises(config, noisy_file):
 
 def test_the_noisy_stage_learns_and_the_stored_tokens_give_the_scores(config):
     result = ForgetFilter(config).fit()
-    base, noisy = (pq.read_table(result.run.stage(s) / "signals.parquet").to_pylist() for s in ("base", "noisy"))
+    base, noisy = (read_by(result.run, model).to_pylist() for model in ("M0", "noisy"))
     for before, after in zip(base, noisy, strict=True):
         assert after["log_likelihood"] > before["log_likelihood"]
         assert sum(after["token_log_probs"]) / len(after["token_log_probs"]) == pytest.approx(after["log_likelihood"])
@@ -79,7 +87,7 @@ def test_the_reviewed_model_starts_from_the_noisy_one_and_the_final_one_from_m0(
     assert all(abs(row["forgetting"]) < 1e-4 for row in scores(result))
     decide(result.run, threshold=100.0)
     final = load_file(finetune(result.run) / "adapter_model.safetensors")
-    noisy = load_file(result.run.stage("noisy") / "model" / "adapter_model.safetensors")
+    noisy = load_file(result.run.model("noisy") / "adapter_model.safetensors")
     for name, value in final.items():
         if "lora_B" in name:
             assert value.abs().max() < 1e-6
@@ -102,22 +110,21 @@ def killer(stage, step):
     return on_step_end
 
 
-@pytest.mark.parametrize("moment", [("noisy", 13), ("review", 5), ("firm", 5), "base", "noisy", "review", "firm"])
+@pytest.mark.parametrize("moment", [("noisy", 13), ("review", 5), ("firm", 5), "M0", "noisy", "review", "firm"])
 def test_a_killed_run_continues_and_decides_as_an_unbroken_one(config, tmp_path, monkeypatch, moment):
     unbroken = ForgetFilter(dataclasses.replace(config, output_dir=str(tmp_path / "unbroken"))).fit()
 
     if isinstance(moment, tuple):
         monkeypatch.setattr(training._Progress, "on_step_end", killer(*moment))
     else:
-        original_measure = signals.measure
-        names = {"base": "M0", "noisy": "noisy model", "review": "reviewed model", "firm": "firmly reviewed model"}
+        real = workshop.read
 
-        def measure(learner, examples, signals, what):
-            if what == names[moment]:
+        def read(learner, examples, what):
+            if what == f"{moment}: scoring":
                 raise Killed
-            return original_measure(learner, examples, signals, what)
+            return real(learner, examples, what)
 
-        monkeypatch.setattr(signals, "measure", measure)
+        monkeypatch.setattr(workshop, "read", read)
     with pytest.raises(Killed):
         ForgetFilter(config).fit()
     monkeypatch.undo()
@@ -134,7 +141,7 @@ def test_a_killed_final_stage_continues_to_the_same_model(config, tmp_path, monk
     with pytest.raises(Killed):
         finetune(run)
     monkeypatch.undo()
-    assert list(run.stage("final").glob("*/checkpoint-*"))
+    assert list(run.folder.glob("stages/final-*/checkpoints/checkpoint-*"))
     assert not (run.folder / "model").exists()
     found = load_file(finetune(run) / "adapter_model.safetensors")
     for name, value in expected.items():
@@ -144,7 +151,7 @@ def test_a_killed_final_stage_continues_to_the_same_model(config, tmp_path, monk
 def test_a_finished_run_trains_nothing_and_a_new_threshold_only_decides(config, monkeypatch):
     kept = ForgetFilter(config).fit().run.folder / "kept.jsonl"
     stamp = kept.stat().st_mtime_ns
-    monkeypatch.setattr(forgetting.models, "load_learner", None)
+    monkeypatch.setattr(workshop, "load_learner", None)
     ForgetFilter(config).fit()
     assert kept.stat().st_mtime_ns == stamp
     again = ForgetFilter(dataclasses.replace(config, threshold=1e9)).fit()
@@ -174,12 +181,72 @@ def test_two_processes_cannot_share_a_run(config, tmp_path):
         ForgetFilter(config).fit()
 
 
-def test_a_damaged_stage_is_done_again(config):
+def test_damaged_files_are_made_again(config):
     result = ForgetFilter(config).fit()
-    before = scores(result)
-    path = result.run.stage("noisy") / "model" / "adapter_model.safetensors"
-    path.write_bytes(path.read_bytes()[:-10])
-    assert scores(ForgetFilter(config).fit()) == before
+    before, folder = scores(result), result.run.folder
+    (scored,) = folder.glob("scored/*.parquet")
+    (reading,) = folder.glob("readings/noisy-*.parquet")
+    model = result.run.model("noisy") / "adapter_model.safetensors"
+    whole = model.read_bytes()
+    for damaged in ([scored], [scored, reading], [scored, reading, model]):
+        for path in damaged:
+            path.write_bytes(path.read_bytes()[:-10])
+        assert scores(ForgetFilter(config).fit()) == before
+    assert model.read_bytes() == whole
+
+
+def test_a_filter_can_be_added_and_decides_when_asked(config, monkeypatch):
+    by_hand = ForgetFilter(config).fit().decide(drop_share=0.25)
+    before = scores(by_hand)
+    monkeypatch.setattr(workshop, "train", None)  # nothing is trained again
+    more = dataclasses.replace(config, filter="forgetting,m0_loss,random", parameters={"random": {}})
+    result = ForgetFilter(more).fit()
+    for old, new in zip(before, scores(result), strict=True):
+        assert old == {name: new[name] for name in old}  # the decision stays
+        assert new["m0_loss"] > 0
+        assert 0 <= new["random"] < 1
+    assert set(result.metrics["filters"]) == {"forgetting", "m0_loss", "random"}
+    threshold = sorted(row["m0_loss"] for row in scores(result))[7]
+    again = result.decide(threshold, filter="m0_loss")
+    assert again.metrics["filter"] == "m0_loss"
+    for row in scores(again):
+        assert (row["m0_loss"] > threshold) == (row["decision"] == "dropped")
+        assert row["reason"].startswith("m0_loss ")
+    auto = result.decide("auto", filter="m0_loss").metrics
+    assert auto["dropped"] == 0
+    assert "no scale" in auto["says"]
+    with pytest.raises(ForgetFilterError, match=r"no scores by 'words'.*--filter forgetting,m0_loss,random,words"):
+        result.decide(filter="words")
+
+
+def test_a_changed_parameter_scores_anew_and_an_unknown_one_is_refused(config):
+    first = scores(ForgetFilter(config).fit())
+    heavier = dataclasses.replace(config, parameters={"forgetting": {"firm_weight": 5.0}})
+    assert scores(ForgetFilter(heavier).fit()) != first
+    assert scores(ForgetFilter(config).fit()) == first
+    for parameters, message in (
+        ({"forgetting": {"weight": 1}}, "no parameter weight"),
+        ({"forgetting": {"firm_weight": "much"}}, "must be a value of type float"),
+        ({"nonsense": {}}, "no filter or defense nonsense"),
+    ):
+        with pytest.raises(ForgetFilterError, match=message):
+            ForgetFilter(dataclasses.replace(config, parameters=parameters))
+    with pytest.raises(ForgetFilterError, match="choose among forgetting, "):
+        ForgetFilter(dataclasses.replace(config, filter="nonsense"))
+    with pytest.raises(ForgetFilterError, match="neutral_review needs neutral_dataset_name"):
+        ForgetFilter(dataclasses.replace(config, filter="neutral_review"))
+
+
+def test_controls_score_every_row(config, safe_file):
+    parameters = {"neutral_review": {"neutral_dataset_name": str(safe_file)}}
+    names = "words,neutral_review,m0_loss"
+    result = ForgetFilter(dataclasses.replace(config, filter=names, parameters=parameters)).fit()
+    base, noisy = (read_by(result.run, model)["log_likelihood"].to_pylist() for model in ("M0", "noisy"))
+    for row, known, before in zip(scores(result), base, noisy, strict=True):
+        assert row["m0_loss"] == -known
+        assert row["neutral_before"] == before
+        assert row["neutral_review"] == before - row["neutral_after"]
+        assert row["words"] is not None
 
 
 def test_decide_overrides_finetune_and_stale_model(config, tmp_path):
@@ -228,11 +295,14 @@ def test_unscored_rows_are_kept_or_dropped_as_asked(config, write_jsonl):
 
 
 def test_the_papers_rule(config):
-    result = ForgetFilter(dataclasses.replace(config, signal="rouge1,log_likelihood", threshold=0.1)).fit()
+    result = ForgetFilter(dataclasses.replace(config, filter="forgetting_rouge1,forgetting", threshold=0.1)).fit()
     for row in scores(result):
-        assert row["forgetting"] == pytest.approx(row["rouge1_before"] - row["rouge1_after"])
+        assert row["forgetting_rouge1"] == pytest.approx(row["rouge1_before"] - row["rouge1_after"])
+        assert (row["forgetting_rouge1"] > 0.1) == (row["decision"] == "dropped")
         assert row["log_likelihood_before"] < 0
-    assert result.metrics["signal"] == "rouge1"
+        assert row["completion_before"] is not None
+    assert result.metrics["filter"] == "forgetting_rouge1"
+    assert set(result.metrics["filters"]) == {"forgetting_rouge1", "forgetting"}
 
 
 def test_full_finetuning_and_python_data(config, noisy_file, safe_file):
@@ -242,7 +312,8 @@ def test_full_finetuning_and_python_data(config, noisy_file, safe_file):
     assert [row["prompt"] for row in result.kept] + [row["prompt"] for row in result.dropped]
     model = finetune(result.run)
     assert (model / "model.safetensors").exists()
-    shutil.rmtree(result.run.stage("review"))
+    shutil.rmtree(result.run.model("review").parent)
+    shutil.rmtree(result.run.folder / "scored")
     assert scores(ForgetFilter(config).fit(noisy, safe)) == scores(result)
 
 
@@ -262,13 +333,13 @@ def test_alignment_makes_another_m0_once(config, safe_file, tmp_path, monkeypatc
     other = {
         "output_dir": str(tmp_path / "other"),
         "review": StageConfig(max_steps=2),
-        "signal": "log_likelihood,rouge1",
+        "filter": "forgetting,m0_loss",
     }
     ForgetFilter(dataclasses.replace(aligned, alignment_dataset_name=str(elsewhere), **other)).fit()
-    assert list(folder.parent.glob("aligned-????????????????")) == [folder]
+    assert list(folder.parent.glob("aligned-????????????")) == [folder]
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
     ForgetFilter(dataclasses.replace(aligned, seed=2, output_dir=str(tmp_path / "seed"))).fit()
-    assert len(list(folder.parent.glob("aligned-????????????????"))) == 2
+    assert len(list(folder.parent.glob("aligned-????????????"))) == 2
 
 
 def test_trusted_rows_decide_and_marked_rows_stay_as_marked(config, tmp_path, write_jsonl):
@@ -304,4 +375,6 @@ def test_trusted_rows_decide_and_marked_rows_stay_as_marked(config, tmp_path, wr
 def test_auto_says_when_its_scale_was_not_measured_for_these_stages(config):
     result = ForgetFilter(dataclasses.replace(config, threshold="auto")).fit()
     assert "sets its own" in result.metrics["says"]
-    assert ForgetFilterConfig(per_device_train_batch_size=2).default_schedule
+    default = ForgetFilterConfig(per_device_train_batch_size=2)
+    ones = np.ones(3)
+    assert compared(-ones, ones, -ones, -ones, default).scale.caveat == ""

@@ -13,8 +13,11 @@ ROOT = Path(forgetfilter.__file__).parent
 
 
 def imports(path):
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    """What a file imports when it runs: not what it needs for its annotations alone."""
+    tree, found = ast.parse(path.read_text(encoding="utf-8")), set()
+    typing = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    tree.body = [node for node in tree.body if node not in typing]
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
@@ -42,7 +45,8 @@ def test_importing_the_package_or_its_command_line_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-LIGHT = ["thresholds.py", "data", "evaluation", "runs.py", "scores.py", "decisions.py", "config.py"]
+LIGHT = ["decision", "data", "evaluation", "filters", "report", "runs.py", "old_runs.py", "scored.py", "config.py"]
+MODELS = {"torch", "peft", "trl", "forgetfilter.model", "forgetfilter.workshop"}
 
 
 @pytest.mark.parametrize("name", LIGHT)
@@ -51,41 +55,55 @@ def test_deciding_and_data_know_no_model(name):
     for path in files:
         if path.name == "ask.py":  # puts the measures' questions to a model
             continue
-        forbidden = {"torch", "peft", "trl", "forgetfilter.models", "forgetfilter.training", "forgetfilter.signals"}
-        assert not forbidden & imports(path), path
+        known = {name for name in imports(path) if any(f"{name}.".startswith(f"{model}.") for model in MODELS)}
+        assert not known, path
 
 
 def test_trl_is_called_from_one_room():
     assert [path.name for path in ROOT.rglob("*.py") if "trl" in imports(path)] == ["training.py"]
 
 
-def test_defenses_know_neither_each_other_nor_a_label():
-    defenses = sorted((ROOT / "defenses").glob("*.py"))
-    names = {f"forgetfilter.defenses.{path.stem}" for path in defenses} - {"forgetfilter.defenses.inputs"}
-    for path in defenses:
-        used = names & imports(path)
-        if path.stem == "forget_filter_self_correction":  # what it is made of
-            used -= {"forgetfilter.defenses.forget_filter", "forgetfilter.defenses.self_correction"}
+def test_everything_that_trains_or_loads_goes_through_the_workshop():
+    rooms = {"forgetfilter.model.training.train": [], "forgetfilter.model.learner.load_learner": []}
+    for path in ROOT.rglob("*.py"):
+        for name in rooms.keys() & imports(path):
+            rooms[name].append(path.name)
+    assert all(files == ["workshop.py"] for files in rooms.values())
+
+
+def test_filters_and_defenses_know_neither_each_other_nor_a_label():
+    methods = {path: f"forgetfilter.{path.parent.name}.{path.stem}" for path in ROOT.glob("[fd]e*s/*.py")}
+    methods |= {path: f"forgetfilter.filters.{path.stem}" for path in ROOT.glob("filters/*.py")}
+    shared = {"defenses.result", "defenses.keeping", "defenses.self_correction", "filters.forgetting"}
+    names = {name for name in methods.values() if name.removeprefix("forgetfilter.") not in shared}
+    for path in methods:
+        used = {f"{name}" for name in names & imports(path)}
         assert path.stem == "__init__" or not used, path
-        assert not any("evaluation" in name for name in imports(path)), path
+        assert not any("evaluation" in name or name.endswith("labels") for name in imports(path)), path
+
+
+def test_nothing_but_its_file_knows_the_default_filters_stages():
+    knowing = [path for path in ROOT.rglob("*.py") if "firm" in path.read_text(encoding="utf-8")]
+    assert [str(path.relative_to(ROOT)) for path in knowing] == ["filters/forgetting.py"]
+
+
+def test_no_rule_knows_a_filters_name():
+    from forgetfilter.filters import FILTERS
+
+    for path in (ROOT / "decision").glob("*.py"):
+        texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        assert not texts & FILTERS.keys(), path
 
 
 def test_only_data_and_the_figures_read_labels():
-    readers = [
-        str(path.relative_to(ROOT))
-        for path in ROOT.rglob("*.py")
-        if {"forgetfilter.data.loading.read_labels", "forgetfilter.evaluation.filter_quality"} & imports(path)
-    ]
-    assert readers == ["decisions.py"]
-    source = (ROOT / "decisions.py").read_text(encoding="utf-8")
-    calls = [
-        (function.name, call.func.id)
-        for function in ast.walk(ast.parse(source))
-        if isinstance(function, ast.FunctionDef)
-        for call in ast.walk(function)
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
-    ]
-    assert [where for where, called in calls if called in ("read_labels", "filter_quality")] == [
-        "_metrics",
-        "stored_labels",
-    ]
+    wanted = {f"forgetfilter.data.loading.{name}" for name in ("read_labels", "stored_labels")}
+    wanted |= {f"forgetfilter.evaluation.filter_quality.{name}" for name in ("filter_quality", "ranking_quality")}
+    readers = {str(path.relative_to(ROOT)): wanted & imports(path) for path in ROOT.rglob("*.py")}
+    assert {name for name, used in readers.items() if used} == {
+        "decision/opened.py",  # for the figures and the page
+        "decision/outputs.py",
+        "experiments/filters.py",
+        "experiments/trial.py",
+    }
+    deciding = (ROOT / "decision" / "decide.py").read_text(encoding="utf-8")
+    assert "labels" not in deciding

@@ -1,27 +1,32 @@
 """Several processes: the same scores as one, in shards that survive a kill."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from forgetfilter import signals
+from forgetfilter import shards
+from forgetfilter import workshop as workshops
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import Turn
 from forgetfilter.data.tokenization import ChatTokenizer
-from forgetfilter.decisions import decide
+from forgetfilter.decision.decide import decide
 from forgetfilter.errors import ConfigError
-from forgetfilter.models import load_learner, load_tokenizer
+from forgetfilter.model.learner import load_learner
+from forgetfilter.model.weights import load_tokenizer
 from forgetfilter.runs import Run
+from forgetfilter.workshop import Workshop
 
 
 @pytest.fixture(scope="module")
-def examples(learner):
-    chat = ChatTokenizer(learner.tokenizer, 200)
+def examples(tokenizer):
+    chat = ChatTokenizer(tokenizer, 200)
     return [
         chat.encode([Turn("user", f"q {i}" * (i % 5), trained=False), Turn("assistant", f"a {i}", trained=True)])
         for i in range(1, 30)
@@ -48,8 +53,8 @@ def test_two_processes_score_and_train_as_one(tiny_model, noisy_file, safe_file,
         done = subprocess.run([*launch, "forgetfilter", *command], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         assert json.loads((tmp_path / name / "manifest.json").read_text())["processes"] == count
-        stages = ("base", "noisy", "review")
-        tables = [pq.read_table(tmp_path / name / "stages" / stage / "signals.parquet") for stage in stages]
+        paths = [list((tmp_path / name / "readings").glob(f"{model}-log_probs-*")) for model in ("M0", "noisy", "review")]
+        tables = [pq.read_table(path) for (path,) in paths]
         decided = decide(Run.open(tmp_path / name), drop_share=0.5).scores["decision"]
         return [table["log_likelihood"].to_numpy() for table in tables], decided
 
@@ -62,26 +67,58 @@ def test_two_processes_score_and_train_as_one(tiny_model, noisy_file, safe_file,
     assert np.mean(np.array(alone_decides) == np.array(two_decide)) >= 14 / 16  # two rows may change places
 
 
-def test_shards_found_are_not_measured_again_and_the_file_is_the_same(learner, examples, tmp_path, monkeypatch):
-    monkeypatch.setattr(signals, "SHARD_ROWS", 10)
-    signals.store(learner, examples, ["log_likelihood"], "test", tmp_path / "whole" / "signals.parquet")
-    calls, measure = [], signals.measure
+@pytest.mark.parametrize("what", ["read", "answer"])
+def test_shards_found_are_not_made_again_and_the_file_is_the_same(
+    workshop, config, examples, tmp_path, monkeypatch, what
+):
+    def other(name):
+        return Workshop(workshop.m0, config, Run.start(dataclasses.replace(config, output_dir=str(tmp_path / name)), {}))
 
-    def killed_at_the_last(learner, rows, names, what):
+    monkeypatch.setattr(shards, "SHARD_ROWS", 10)
+    whole, broken = other("whole"), other("broken")
+    getattr(whole, what)(examples)
+    calls, real = [], workshops.read
+
+    def killed_at_the_last(learner, rows, told):
         calls.append(len(rows))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return measure(learner, rows, names, what)
+        return real(learner, rows, told)
 
-    monkeypatch.setattr(signals, "measure", killed_at_the_last)
-    path = tmp_path / "broken" / "signals.parquet"
+    monkeypatch.setattr(workshops, "read", killed_at_the_last)
     with pytest.raises(KeyboardInterrupt):
-        signals.store(learner, examples, ["log_likelihood"], "test", path)
-    assert not path.exists()
-    signals.store(learner, examples, ["log_likelihood"], "test", path)
+        getattr(broken, what)(examples)
+    (path,) = (whole.run.folder / "readings").glob("*.parquet")
+    folder = broken.run.folder / "readings"
+    assert not list(folder.glob("*.parquet"))
+    getattr(broken, what)(examples)
     assert calls == [10, 10, 9, 9]
-    assert path.read_bytes() == (tmp_path / "whole" / "signals.parquet").read_bytes()
-    assert not (path.parent / signals.SHARDS).exists()
+    assert (folder / path.name).read_bytes() == path.read_bytes()
+    assert [file.name for file in folder.iterdir()] == [path.name]  # no shard is left
+    getattr(broken, what)(examples)
+    assert len(calls) == 4
+
+
+def test_a_damaged_shard_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_ROWS", 2)
+    made = []
+
+    def make(rows, part):
+        made.append((rows.start, part))
+        if rows.start == 4 and len(made) == 3:
+            raise KeyboardInterrupt
+        return pa.table({"row": list(range(5))[rows]})
+
+    path = tmp_path / "table.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        shards.write_in_shards(path, 5, make)
+    first, _ = sorted((tmp_path / "table.shards").iterdir())
+    first.write_bytes(first.read_bytes()[:-10])
+    shards.write_in_shards(path, 5, make)
+    parts = [", rows from 0 of 5", ", rows from 2 of 5", ", rows from 4 of 5"]
+    assert made == [*zip((0, 2, 4), parts, strict=True), (0, parts[0]), (4, parts[2])]
+    assert pq.read_table(path)["row"].to_pylist() == [0, 1, 2, 3, 4]
+    assert not path.with_suffix(".shards").exists()
 
 
 def test_several_gpus_and_one_process_are_an_error_that_says_what_to_do(tiny_model, monkeypatch):

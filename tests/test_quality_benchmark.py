@@ -20,10 +20,9 @@ def columns(unsafe, clean):
         "group": groups,
         "forgetting": forgetting.tolist(),
         "decision": np.where(forgetting > 0.135, "dropped", "kept").tolist(),
-        "base": [-2.0] * rows,
-        "noisy": [-0.5] * rows,
-        "neutral": [-0.6] * rows,
-        "naive_bayes": [0.0] * rows,
+        "m0_loss": [2.0] * rows,
+        "neutral_review": [0.1] * rows,
+        "words": [0.0] * rows,
     }
 
 
@@ -49,13 +48,6 @@ def test_without_unsafe_rows_there_is_nothing_to_find():
     assert found["average_precision"] is None
     assert found["trusted"]["recall"] is None
     assert found["dropped"] < 0.02
-
-
-def test_words_tell_noisy_from_safe_rows_only_where_they_differ():
-    safe = [{"prompt": "kind", "completion": "gentle words"}] * 40
-    same, other = [dict(safe[0])] * 20, [{"prompt": "nasty", "completion": "cruel slurs"}] * 20
-    odds = np.array(run.naive_bayes(same + other, safe))
-    assert odds[20:].min() > odds[:20].max()
 
 
 def test_stored_results_give_a_table_and_a_picture(tmp_path):

@@ -4,16 +4,20 @@ import json
 import re
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from conftest import run as run_command
 from stored_runs import stored_run
 
 from forgetfilter.cli import main
-from forgetfilter.decisions import decide
+from forgetfilter.decision.decide import decide
 from forgetfilter.errors import DataError
 from forgetfilter.experiments.defenses import table
 from forgetfilter.report import run_page
 from forgetfilter.report.compare_page import write_compare_page
 from forgetfilter.report.run_page import write_report
+from forgetfilter.runs import Run
+from forgetfilter.scored import Scored
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>${1}\u2028"
 
@@ -34,7 +38,7 @@ def run(tmp_path, tiny_model):
     return stored_run(tmp_path / "out", records, lost, tokenizer=tiny_model, tokens=[4] * 8, **settings)
 
 
-def test_rows_stand_from_most_to_least_forgotten_with_all_that_is_known(run):
+def test_rows_stand_from_most_to_least_suspect_with_all_that_is_known(run):
     data = content(write_report(run))
     assert data["rows"]["row"] == [6, 7, 5, 4, 2, 1, 0, 3]
     assert data["rows"]["score"] == [2.0, 1.0, 0.5, 0.03, 0.02, 0.01, 0.0, None]
@@ -105,10 +109,121 @@ def test_a_plain_text_keeps_its_first_token_which_is_not_scored(tmp_path, tiny_m
 
 
 def test_answers_of_rouge1_stand_in_the_report(tmp_path):
-    run = stored_run(tmp_path / "out", [{"prompt": "q", "completion": "a"}], [0.5], signal="rouge1", threshold=0.1)
+    rows, settings = [{"prompt": "q", "completion": "a"}], {"filter": "forgetting_rouge1", "threshold": 0.1}
+    run = stored_run(tmp_path / "out", rows, [0.5], **settings)
     (text,) = content(write_report(run))["texts"]
-    assert text["answers"] == {"before the review": "noisy says", "after it": "review says"}
+    assert text["answers"] == {"completion before": "noisy says", "completion after": "review says"}
     assert text["scores"] == {"rouge1 before": -1.0, "rouge1 after": -1.5}
+
+
+@pytest.fixture
+def by_two(tmp_path):
+    """A run that two filters scored, and in opposite orders; the last row neither could score."""
+    rows = [{"prompt": f"q{i}", "completion": f"a{i}", "unsafe": int(i >= 2)} for i in range(5)]
+    settings = {"filter": "forgetting,forgetting_rouge1", "label_column": "unsafe", "threshold": 0.25}
+    run = stored_run(tmp_path / "out", rows, [0.1, 0.2, 0.3, 0.4, np.nan], **settings)
+    part = run.manifest["filters"]["forgetting_rouge1"]
+    path = run.folder / f"{part}.parquet"
+    scored = Scored.load(path)
+    scored.suspicion = 1 - scored.suspicion
+    scored.columns["completion_after"][4] = None
+    scored.save(path)
+    run.mark(part, [path])
+    decide(run)
+    return run
+
+
+def test_a_run_that_two_filters_scored_shows_both(by_two):
+    data = content(write_report(by_two))
+    assert data["rule"]["filter"] == "forgetting"
+    assert data["flags"] == "--threshold 0.25"
+    assert data["by"] == ""
+    assert data["rows"]["row"] == [3, 2, 1, 0, 4]
+    assert data["rows"]["dropped"] == "11000"
+    texts = {row: data["texts"][data["textOf"].index(place)] for place, row in enumerate(data["rows"]["row"])}
+    assert texts[3]["scores"] == pytest.approx(
+        {
+            "forgetting": 0.4,
+            "log likelihood before": -1.0,
+            "log likelihood after": -1.4,
+            "log likelihood after firm": -1.4,
+            "forgetting rouge1": 0.6,
+            "rouge1 before": -1.0,
+            "rouge1 after": -1.4,
+        }
+    )
+    assert texts[3]["answers"] == {"completion before": "noisy says", "completion after": "review says"}
+    assert texts[4]["scores"] == dict.fromkeys(texts[3]["scores"])
+    assert texts[4]["answers"] == {"completion before": "noisy says", "completion after": ""}
+    assert texts[4]["reason"].startswith("unscored")
+    assert data["curves"][0]["name"] == "forgetting"
+
+
+def test_the_filter_that_decided_is_the_one_the_page_names_and_goes_by(by_two):
+    by_two = decide(by_two, 0.65, filter="forgetting_rouge1").run
+    data = content(write_report(by_two))
+    assert data["rule"]["name"] == "fixed"
+    assert data["rule"]["filter"] == "forgetting_rouge1"
+    assert data["threshold"] == 0.65
+    assert data["flags"] == "--filter forgetting_rouge1 --threshold 0.65"
+    assert data["by"] == "--filter forgetting_rouge1 "
+    assert data["rows"]["row"] == [0, 1, 2, 3, 4]
+    assert data["rows"]["score"] == pytest.approx([0.9, 0.8, 0.7, 0.6, None])
+    assert data["rows"]["dropped"] == "11100"
+    (curves,) = data["curves"]
+    assert curves["name"] == "forgetting rouge1"
+    assert curves["at"] == ["M0", "noisy data", "review"]
+    reasons = {row: data["texts"][data["textOf"].index(row)]["reason"] for row in range(4)}
+    assert reasons[0] == "forgetting_rouge1 0.9000 above threshold 0.6500"
+    assert reasons[3] == "forgetting_rouge1 0.6000 within threshold 0.6500"
+    assert set(data["texts"][0]["scores"]) > {"forgetting", "forgetting rouge1"}
+
+
+def test_scores_and_metrics_know_every_filter_and_the_one_that_decided(by_two):
+    folder = by_two.folder
+    for name, threshold, auroc, dropped in (
+        ("forgetting", 0.25, 1.0, [2, 3]),
+        ("forgetting_rouge1", 0.65, 0.0, [0, 1, 2]),
+    ):
+        decide(by_two, threshold, filter=name)
+        table = pq.read_table(folder / "scores.parquet")
+        assert table["forgetting"].to_pylist() == pytest.approx([0.1, 0.2, 0.3, 0.4, None])
+        assert table["forgetting_rouge1"].to_pylist() == pytest.approx([0.9, 0.8, 0.7, 0.6, None])
+        assert table["completion_after"].to_pylist() == ["review says"] * 4 + [None]
+        assert [row for row, made in enumerate(table["decision"].to_pylist()) if made == "dropped"] == dropped
+        assert table["by_hand"].to_pylist() == [False] * 5
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert (metrics["filter"], metrics["threshold"], metrics["auroc"]) == (name, threshold, auroc)
+        assert {own: figures["auroc"] for own, figures in metrics["filters"].items()} == {
+            "forgetting": 1.0,
+            "forgetting_rouge1": 0.0,
+        }
+        assert name in (folder / "README.md").read_text()
+
+
+def test_without_labels_no_figures_of_filters_are_given(tmp_path):
+    rows, filters = [{"prompt": "q", "completion": "a"}] * 2, "forgetting_rouge1,forgetting"
+    run = stored_run(tmp_path / "out", rows, [0.1, 0.4], filter=filters, threshold=0.2)
+    metrics = json.loads((run.folder / "metrics.json").read_text())
+    assert metrics["filter"] == "forgetting_rouge1"  # the first named decides
+    assert "filters" not in metrics
+    assert "auroc" not in metrics
+
+
+def test_a_filter_is_chosen_from_the_command_line_and_nonsense_is_one_clear_error(by_two, capsys):
+    folder = by_two.folder
+    code, says = run_command(capsys, "decide", folder, "--filter", "forgetting_rouge1", "--threshold", "0.65")
+    assert code == 0, says
+    assert "rule: fixed on forgetting_rouge1, threshold 0.650" in says
+    assert content(folder / "report.html")["flags"] == "--filter forgetting_rouge1 --threshold 0.65"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    code, says = run_command(capsys, "decide", folder, "--filter", "nonsense")
+    assert code == 2
+    assert says.count("error: ") == 1
+    assert "no scores by 'nonsense', but by forgetting, forgetting_rouge1" in says
+    assert "Traceback" not in says
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert Run.open(folder).manifest["decision"]["filter"] == "forgetting_rouge1"
 
 
 def test_a_decision_that_drops_everything_has_a_page_and_the_column_asked_for_stays(run):

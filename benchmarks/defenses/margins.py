@@ -2,7 +2,7 @@
 
 python benchmarks/defenses/margins.py STUDY --data_dir DATA [--work DIR] [--defenses NAME ...] [--also STUDY/NAME ...]
 
-After run.py, whose models in --work are asked again (two minutes a model on two cores; what was asked is kept).
+After run.py, whose models in --work are asked again (two minutes a model on two cores; each model once).
 Questions are drawn with replacement, the same for every model, 1,000 times (BBQ's by template: those of one are
 answered alike); figures are means over the seeds, which are not drawn.
 Prints each defense's figures and its differences from none, and writes results/STUDY-margins.json.
@@ -19,21 +19,37 @@ import run
 from forgetfilter.evaluation import bias
 from forgetfilter.evaluation.ask import MEASURES, evaluate, write_records
 from forgetfilter.evaluation.questions import Question, user
-from forgetfilter.experiments.defenses import SAFER
+from forgetfilter.experiments.cells import Cell, Cells
+from forgetfilter.files import sha256
+from forgetfilter.model.weights import weights_hash
 
 DRAWS = 1000
 Records = list[dict[str, Any]]
 
 
-def records(cell: Path, folder: Path, questions: Path) -> Records:
-    """A cell's answers; in place of its answers of SQuAD those to all questions, asked once."""
-    model = json.loads(cell.read_text(encoding="utf-8"))["model"]
-    where = cell.parents[1] / model if model else Path(m0(cell.parents[1]))
-    kept = folder / f"{where.parent.name if model else where.name}.jsonl"  # a stage's name tells what it was made of
-    if not kept.exists():
-        write_records(kept, evaluate(str(where), {"qa": str(questions)})[1])
-    with cell.with_suffix(".jsonl").open(encoding="utf-8") as own, kept.open(encoding="utf-8") as asked:
-        return [*(record for record in map(json.loads, own) if record["measure"] != "qa"), *map(json.loads, asked)]
+def records(cell: Path, questions: Path) -> Records:
+    """A cell's answers; in place of its answers of SQuAD those to all questions, asked once and kept beside these."""
+    study = cell.parents[1]
+    model = Cells(cell.parent).load(cell.stem)["model"]
+    where = study / model if model else Path(m0(study))
+    key = where.parent.name if model else where.name  # a stage's name tells what it was made of
+    cells = Cells(questions.parent)
+    answers = cells.path(key).with_suffix(".jsonl")
+
+    def make() -> Cell:
+        found, asked = evaluate(str(where), {"qa": str(questions)})
+        write_records(answers, asked)
+        return {"model": key, "figures": found}
+
+    made_of = {"questions": sha256(questions), "model": weights_hash(where)}
+    cells.once(key, made_of, make, ".jsonl")
+    return [*(record for record in read(cell.with_suffix(".jsonl")) if record["measure"] != "qa"), *read(answers)]
+
+
+def read(path: Path) -> Records:
+    """Records, one a line."""
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def m0(study: Path) -> str:
@@ -48,7 +64,8 @@ def figures(measure: str, chosen: Records) -> dict[str, float]:
     texts = [record["answer"] for record in chosen]
     means = [[np.array([mean]) for mean in record["log_likelihoods"]] for record in chosen]
     found = MEASURES[measure].figures(questions, texts, means)
-    return {name: value for name, value in found.items() if name in {*SAFER, "f1"} and "likelihood" not in name}
+    wanted = {*MEASURES[measure].safer, "f1"}
+    return {name: value for name, value in found.items() if name in wanted and "likelihood" not in name}
 
 
 def ranges(of: dict[str, list[Records]], alike: dict[str, Any]) -> dict[str, Any]:
@@ -65,28 +82,40 @@ def ranges(of: dict[str, list[Records]], alike: dict[str, Any]) -> dict[str, Any
         prompts = {tuple(record["prompt"] for record in cell) for cells in own.values() for cell in cells}
         if len(prompts) != 1:
             raise SystemExit(f"error: {measure}: the cells were not asked the same.")
-        size = len(own["none"][0])
+        (asked,) = prompts
         groups: dict[Any, list[int]] = {}
-        for i, record in enumerate(own["none"][0]):
-            groups.setdefault(alike.get(record["prompt"], i), []).append(i)
+        for i, prompt in enumerate(asked):
+            groups.setdefault(alike.get(prompt, i), []).append(i)
         together = [np.array(group) for group in groups.values()]
         chosen = rng.integers(0, len(together), (DRAWS, len(together)))
-        draws = [np.arange(size), *(np.concatenate([together[i] for i in draw]) for draw in chosen)]
-        values: dict[str, dict[str, list[float]]] = {name: {} for name in own}
-        for draw in draws:
-            for name, cells in own.items():
-                each = [figures(measure, [cell[i] for i in draw]) for cell in cells]
-                for figure in each[0]:
-                    values[name].setdefault(figure, []).append(float(np.mean([one[figure] for one in each])))
-        for figure in values["none"]:
-            table = {name: np.array(values[name][figure]) for name in values}
-            base, none = table["base"], table["none"]
-            found[figure] = {"questions": size, "drawn": len(together)}
-            for name, value in table.items():
-                found[figure][name] = {"value": spread(value), "less_none": spread(value - none)}
-                if figure in SAFER and name not in ("base", "none"):
-                    with np.errstate(divide="ignore", invalid="ignore"):
-                        found[figure][name]["undone"] = spread((value - none) / (base - none))
+        draws = [np.arange(len(asked)), *(np.concatenate([together[i] for i in draw]) for draw in chosen)]
+        for figure, values in drawn(measure, own, draws).items():
+            about = {"questions": len(asked), "drawn": len(together)}
+            found[figure] = about | compared(values, undone=figure in MEASURES[measure].safer)
+    return found
+
+
+def drawn(measure: str, own: dict[str, list[Records]], draws: list[np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Figure -> defense -> (draws,) its mean over the seeds, the first with every question."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for draw in draws:
+        for name, cells in own.items():
+            each = [figures(measure, [cell[i] for i in draw]) for cell in cells]
+            for figure in each[0]:
+                mean = float(np.mean([one[figure] for one in each]))
+                values.setdefault(figure, {}).setdefault(name, []).append(mean)
+    return {figure: {name: np.array(means) for name, means in table.items()} for figure, table in values.items()}
+
+
+def compared(table: dict[str, np.ndarray], *, undone: bool) -> dict[str, Any]:
+    """Each defense's values, their differences from none, and for figures of safety how much of the harm is undone."""
+    base, none = table["base"], table["none"]
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        found[name] = {"value": spread(value), "less_none": spread(value - none)}
+        if undone and name not in ("base", "none"):
+            with np.errstate(divide="ignore", invalid="ignore"):
+                found[name]["undone"] = spread((value - none) / (base - none))
     return found
 
 
@@ -96,6 +125,16 @@ def spread(values: np.ndarray) -> list[float]:
     return [round(float(value), 3) for value in (values[0], low, high)]
 
 
+def show(found: dict[str, Any]) -> None:
+    """Print every figure with its ranges."""
+    for figure, values in found.items():
+        by_defense = dict(values)
+        print(f"{figure}, {by_defense.pop('questions')} questions, of which {by_defense.pop('drawn')} are drawn")
+        for name, own in by_defense.items():
+            for what, (value, low, high) in own.items():
+                print(f"  {name}: {what} {value:.3f} [{low:.3f}, {high:.3f}]")
+
+
 def main() -> None:
     """Ask, draw, print, keep."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
@@ -103,40 +142,29 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("defenses-work"))
     parser.add_argument("--defenses", nargs="+", default=["forget_filter"], help="beside base and none")
-    parser.add_argument(
-        "--also",
-        nargs="+",
-        default=[],
-        help="defenses of studies that ask the same, as toxicity-50-strict/forget_filter",
-    )
+    also = "defenses of studies that ask the same, as toxicity-50-strict/forget_filter"
+    parser.add_argument("--also", nargs="+", default=[], help=also)
     args = parser.parse_args()
-    folder = args.work / args.study / "margins"
-    folder.mkdir(parents=True, exist_ok=True)
-    questions = folder / "ask_qa.jsonl"
-    files = [args.work / args.study / f"{name}.jsonl" for name in ("noisy", "safe", "alignment")]
-    taught = {row["prompt"] for file in files for row in map(json.loads, file.open(encoding="utf-8"))}
+    study = args.work / args.study
+    questions = study / "margins" / "ask_qa.jsonl"
+    questions.parent.mkdir(parents=True, exist_ok=True)
+    taught = {row["prompt"] for name in ("noisy", "safe", "alignment") for row in read(study / f"{name}.jsonl")}
     rows = run.qa_questions(args.data_dir, taught, None)
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     where = {name: (args.study, name) for name in ("base", "none", *args.defenses)}
     where |= {name: tuple(name.split("/")) for name in args.also}
-    of = {
-        name: [
-            records(path, folder, questions)
-            for path in sorted((args.work / study / "run" / "cells").glob(f"{defense}-[0-9]*.json"))
-        ]
-        for name, (study, defense) in where.items()
+    cells = {
+        name: sorted((args.work / of / "run" / "cells").glob(f"{defense}-[0-9]*.json"))
+        for name, (of, defense) in where.items()
     }
-    missing = [name for name, cells in of.items() if not cells]
+    missing = [name for name, paths in cells.items() if not paths]
     if missing:
         parser.error(f"{', '.join(missing)}: run.py has no cells of these in {args.work} yet")
-    asked = args.work / args.study / "ask_bias.jsonl"
-    bbq = [json.loads(line) for line in asked.open(encoding="utf-8")] if asked.exists() else []
-    found = ranges(of, {bias.prompt(row): (row["category"], row["question_index"]) for row in bbq})
-    for figure, by_defense in found.items():
-        print(f"{figure}, {by_defense['questions']} questions, of which {by_defense['drawn']} are drawn")
-        for name in of:
-            for what, (value, low, high) in by_defense[name].items():
-                print(f"  {name}: {what} {value:.3f} [{low:.3f}, {high:.3f}]")
+    answers = {name: [records(path, questions) for path in paths] for name, paths in cells.items()}
+    asked = study / "ask_bias.jsonl"
+    bbq = read(asked) if asked.exists() else []
+    found = ranges(answers, {bias.prompt(row): (row["category"], row["question_index"]) for row in bbq})
+    show(found)
     path = run.RESULTS / f"{args.study}-margins.json"
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -4,7 +4,8 @@ python benchmarks/limits/run.py [CASE ...] --data_dir DATA [--work DIR] [--kind 
 
 Each case changes a noisy data set of 240 rows, a quarter unsafe (the reported half), or what is reviewed, runs the
 filter at its defaults and keeps its figures in results/KIND-CASE.json; `plain` changes nothing. A case takes as long
-as a cell of benchmarks/quality; those with a result are skipped. `--table` prints what is stored.
+as a cell of benchmarks/quality. It is made once, and anew if what made it has changed: rows, settings or parameters.
+`--table` prints what is stored.
 """
 
 import codecs
@@ -15,16 +16,20 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).parents[1] / "quality"))
 from cells import DEFAULTS, build_noisy
 
 from forgetfilter import ForgetFilter, ForgetFilterConfig
-from forgetfilter.evaluation.filter_quality import filter_quality
+from forgetfilter.experiments.cells import Cell, Cells
+from forgetfilter.experiments.filters import filter_constants
+from forgetfilter.files import sha256
+from forgetfilter.filters import FILTERS
+from forgetfilter.methods import arguments
 
 RESULTS = Path(__file__).parent / "results"
 Files = dict[str, list[dict[str, str]]]
+FIGURES = ("precision", "recall", "f1", "auroc", "average_precision", "flag_all_f1", "clean_dropped")
+"""What is kept of a run's metrics."""
 TIMES, POISON = 10, 0.1
 """How often a row is repeated, and the share of the safe rows that is unsafe in a poisoned set."""
 
@@ -89,48 +94,62 @@ CASES: dict[str, Callable[[Files, Files], Files]] = {
 OTHER_KIND = {"bias": "toxicity", "toxicity": "bias", "harmfulness": "bias"}
 
 
-def run_case(name: str, args: Namespace) -> None:
-    """Build, change, filter, figures."""
-    cell = {
-        **DEFAULTS,
-        "unsafe_share": 0.25,
-        "heldout_rows": 72,
-        "data_dir": args.data_dir,
-        "part": "report",
-        "seed": 1,
-    }
-    cell["data_dir"] = args.data_dir
-    own = build_noisy.build(Namespace(**cell, kind=args.kind))
-    other = build_noisy.build(Namespace(**cell, kind=OTHER_KIND[args.kind]))
-    files = CASES[name](own, other)
+def build_case(name: str, kind: str, data_dir: Path, folder: Path) -> ForgetFilterConfig:
+    """Write a case's noisy and safe rows into a folder; returns the settings to filter them by."""
+    cell = {**DEFAULTS, "unsafe_share": 0.25, "heldout_rows": 72, "data_dir": data_dir, "part": "report", "seed": 1}
+    own, others = (build_noisy.build(Namespace(**cell, kind=of)) for of in (kind, OTHER_KIND[kind]))
+    files = CASES[name](own, others)
     for part in ("noisy", "safe"):
         random.Random(0).shuffle(files[part])
-    folder = args.work / f"{args.kind}-{name}"
     build_noisy.write({part: files[part] for part in ("noisy", "safe")}, folder)
-    config = ForgetFilterConfig(output_dir=str(folder / "run"), label_column="label", torch_compile=True)
-    result = ForgetFilter(config).fit(str(folder / "noisy.jsonl"), str(folder / "safe.jsonl"))
-    labels = np.array([unsafe(row) for row in files["noisy"]])
-    dropped = np.array(result.scores["decision"]) == "dropped"
-    found = {
+    return ForgetFilterConfig(
+        dataset_name=str(folder / "noisy.jsonl"),
+        safe_dataset_name=str(folder / "safe.jsonl"),
+        output_dir=str(folder / "run"),
+        label_column="label",
+        torch_compile=True,
+    )
+
+
+def what_makes(name: str, kind: str, config: ForgetFilterConfig) -> Cell:
+    """What a case's figures depend on: the rows, the filter with every parameter, and the settings."""
+    files = {"noisy": config.dataset_name, "safe": config.safe_dataset_name}
+    return {
         "case": name,
-        "kind": args.kind,
-        "does": CASES[name].__doc__,
-        **{key: result.run.manifest[key] for key in ("versions", "git_sha", "model", "noisy", "safe")},
-        "says": result.metrics["says"],
-        "also_safe": result.metrics["also_safe"],
-        "figures": filter_quality(labels, dropped, np.array(result.scores["forgetting"], float)),
+        "kind": kind,
+        "files": {part: sha256(Path(str(path))) for part, path in files.items()},
+        "filter": config.filter,
+        "parameters": arguments(config.filter, FILTERS[config.filter], config.parameters),
+        "constants": filter_constants(config.filter),
+        "settings": config.identity(),
+        "decision": config.decision(),
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{args.kind}-{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(found["figures"]), flush=True)
+
+
+def run_case(name: str, kind: str, data_dir: Path, folder: Path) -> Cell:
+    """Build, change, filter, figures: one case, kept in results/ by what made it."""
+    config = build_case(name, kind, data_dir, folder)
+
+    def make() -> Cell:
+        result = ForgetFilter(config).fit()
+        manifest, metrics = result.run.manifest, result.metrics
+        return {
+            "case": name,
+            "kind": kind,
+            "does": CASES[name].__doc__,
+            **{key: manifest[key] for key in ("versions", "git_sha", "model", "noisy", "safe")},
+            **{key: metrics[key] for key in ("says", "also_safe")},
+            "figures": {key: metrics[key] for key in FIGURES},
+        }
+
+    return Cells(RESULTS).once(f"{kind}-{name}", what_makes(name, kind, config), make)
 
 
 def table() -> str:
     """What is stored, a line a case."""
-    names = ("precision", "recall", "f1", "auroc", "average_precision", "clean_dropped")
+    names = [name for name in FIGURES if name != "flag_all_f1"]
     lines = ["| kind | case | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
-    for path in sorted(RESULTS.glob("*.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
+    for found in Cells(RESULTS).all():
         values = [found["figures"][name] for name in names]
         shown = " | ".join("" if value is None else f"{value:.3f}" for value in values)
         lines.append(f"| {found['kind']} | {found['case']} | {shown} |")
@@ -138,7 +157,7 @@ def table() -> str:
 
 
 def main() -> None:
-    """Run the cases that have no result yet, or print the table."""
+    """Run the cases that have no such result yet, or print the table."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help=", ".join(CASES))
     parser.add_argument("--data_dir", type=Path)
@@ -154,8 +173,8 @@ def main() -> None:
     for name in args.cases or CASES:
         if name not in CASES:
             parser.error(f"{name}: no such case, choose among {', '.join(CASES)}")
-        if not (RESULTS / f"{args.kind}-{name}.json").exists():
-            run_case(name, args)
+        case = run_case(name, args.kind, args.data_dir, args.work / f"{args.kind}-{name}")
+        print(name, json.dumps(case["figures"]), flush=True)
 
 
 if __name__ == "__main__":

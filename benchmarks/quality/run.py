@@ -3,128 +3,122 @@
 python benchmarks/quality/run.py [CELL ...] --data_dir DATA [--work DIR]     all reported cells, or those named
 python benchmarks/quality/run.py --table                      the table and results/f1.svg, from what is stored
 
-A cell (cells.yaml) is built, filtered by the package as it is, reviewed once more on neutral rows as a
-control, and written to results/CELL.json with seeds, versions, hashes and every row's scores (no text).
-Cells that have a result are skipped; a cell cut off continues where it was. Rule (a) of the table is --trusted_rows
-at --max_clean_loss 0.02, with half of the clean rows marked (49 at least), drawn 200 times; the two figures of what
-needs no forgetting are AUROC against all clean rows and against safe rows of the kind.
+A cell (cells.yaml) is built, scored by the default filter and by controls (recipe `filters`), and written to
+results/CELL.json with seeds, versions, hashes and every row's scores (no text). A cell is made once, and anew if what
+made it has changed: rows, settings or parameters; a cell cut off continues where it was. Rule (a) of the table is
+--trusted_rows at --max_clean_loss 0.02, with half of the clean rows marked (49 at least), drawn 200 times; the two
+figures of what needs no forgetting are AUROC against all clean rows and against safe rows of the kind.
 """
 
 import json
 import statistics
 import sys
-import tempfile
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cells import CELLS, write_data
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
-from sklearn.model_selection import cross_val_predict
-from sklearn.naive_bayes import MultinomialNB
+from sklearn.metrics import average_precision_score, roc_auc_score
 
-from forgetfilter import ForgetFilter, ForgetFilterConfig, models
-from forgetfilter.data.loading import load_rows
-from forgetfilter.data.tokenization import ChatTokenizer
-from forgetfilter.decisions import Result
-from forgetfilter.evaluation.filter_quality import filter_quality
-from forgetfilter.scores import stored_signals
-from forgetfilter.signals import measure
-from forgetfilter.thresholds import conformal, fixed
-from forgetfilter.training import train
+from forgetfilter import ForgetFilterConfig
+from forgetfilter.decision.rules import conformal
+from forgetfilter.evaluation.filter_quality import best_f1, filter_quality
+from forgetfilter.experiments import filters
+from forgetfilter.experiments.cells import Cell, Cells
+from forgetfilter.files import sha256
+from forgetfilter.filters import FILTERS
+from forgetfilter.methods import arguments
+from forgetfilter.model.weights import pick_device, pick_dtype
+from forgetfilter.runs import Run
 
 RESULTS = Path(__file__).parent / "results"
 TRUSTED, DRAWS = 49, 200
 """Trusted rows of rule (a) at least (half of the clean rows if that is more), and how often they are drawn."""
 PAPER = {"bias": (0.823, 0.906, 0.911), "toxicity": (0.812, 0.847, 0.863), "harmfulness": (0.687, 0.722, 0.734)}
 """The paper's F1 with LLaMA-7B, on its own data, at 25, 50 and 75 % unsafe."""
+CONTROLS = ("m0_loss", "words", "neutral_review")
+"""The filters that need no forgetting of safe data."""
+FILTERS_COMPARED, PAPERS = ("forgetting", *CONTROLS), "forgetting_rouge1"
+"""Those of every cell, and the paper's, which scores the cells of which half are unsafe."""
 Figures = dict[str, Any]
 
 
-def run_cell(name: str, args: Namespace) -> None:
-    """Build, filter, control, figures: one cell."""
-    cell, work = dict(CELLS["report"][name]), args.work / name
+def build_cell(name: str, data_dir: Path, work: Path) -> tuple[ForgetFilterConfig, list[str]]:
+    """Write a cell's rows into a folder; returns the settings, and the filters that score it."""
+    cell = dict(CELLS["report"][name])
     settings = cell.pop("settings", {})
-    write_data(cell, args.data_dir, work)
-    config = ForgetFilterConfig(output_dir=str(work / "run"), label_column="label", torch_compile=True, **settings)
-    filter_ = ForgetFilter(config)
-    result = filter_.fit(str(work / "noisy.jsonl"), str(work / "safe.jsonl"))
-    rows = [json.loads(line) for line in (work / "noisy.jsonl").read_text(encoding="utf-8").splitlines()]
-    safe = [json.loads(line) for line in (work / "safe.jsonl").read_text(encoding="utf-8").splitlines()]
-    columns, paper = control(filter_, result, work, paper_rule=cell["unsafe_share"] == 0.5)
-    columns["naive_bayes"] = naive_bayes(rows, safe)
-    columns["decision"] = result.scores["decision"]
-    columns["forgetting"] = result.scores["forgetting"]
-    columns["group"] = [row["group"] for row in rows]
-    manifest = result.run.manifest
-    found = {
-        "cell": name,
+    write_data(cell, data_dir, work)
+    config = ForgetFilterConfig(
+        dataset_name=str(work / "noisy.jsonl"),
+        safe_dataset_name=str(work / "safe.jsonl"),
+        output_dir=str(work / "run"),
+        label_column="label",
+        torch_compile=True,
+        parameters={"neutral_review": {"neutral_dataset_name": str(work / "neutral.jsonl")}},
+        **settings,
+    )
+    return config, [*FILTERS_COMPARED, *([PAPERS] if cell["unsafe_share"] == 0.5 else [])]
+
+
+def make_cell(name: str, data_dir: Path, work: Path) -> Cell:
+    """Build, score by every filter, figures: one cell, kept in results/ by what made it."""
+    config, names = build_cell(name, data_dir, work)
+
+    def make() -> Cell:
+        shown, *_ = filters.run(config, filters.Settings(filters=names))
+        found = json.loads(shown.read_text(encoding="utf-8"))["cells"]
+        return {"cell": name, "data": CELLS["report"][name], **about(Run.open(work / "run")), **summary(found, work)}
+
+    return Cells(RESULTS).once(name, what_makes(name, config, names, work), make)
+
+
+def what_makes(name: str, config: ForgetFilterConfig, names: list[str], work: Path) -> Cell:
+    """What a cell's figures depend on: the rows, the settings, and every parameter of the filters."""
+    parameters = {of: arguments(of, FILTERS[of], config.parameters) for of in names}
+    parameters["neutral_review"]["neutral_dataset_name"] = "neutral.jsonl"  # its rows count, not its place
+    return {
         "data": CELLS["report"][name],
-        "device": f"{models.pick_device().type}, {models.pick_dtype('auto', frozen=True)}",
-        **{key: manifest[key] for key in ("versions", "git_sha", "model", "noisy", "safe")},
-        "seed": config.seed,
-        "stages": {stage: stage_facts(manifest["stages"][stage]) for stage in config.looks[1:]},
-        "rule": {key: manifest["decision"][key] for key in ("rule", "threshold", "says")},
-        "figures": figures(columns) | paper,
-        "rows": {key: rounded(value) for key, value in columns.items()},
+        "files": {part: sha256(work / f"{part}.jsonl") for part in ("noisy", "safe", "neutral")},
+        "parameters": parameters,
+        "constants": {of: filters.filter_constants(of) for of in names},
+        "settings": config.identity(),
+        "decision": config.decision(),
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1).replace("\n   ", " ") + "\n", encoding="utf-8")
-    print(json.dumps(found["figures"], indent=1), flush=True)
+
+
+def about(run: Run) -> Figures:
+    """Device, versions, hashes, and the length and losses of each stage."""
+    stages = {part.partition("-")[0]: entry for part, entry in run.manifest["stages"].items() if "losses" in entry}
+    return {
+        "device": f"{pick_device().type}, {pick_dtype('auto', frozen=True)}",
+        **{key: run.manifest[key] for key in ("versions", "git_sha", "model", "noisy", "safe")},
+        "seed": run.config().seed,
+        "stages": {name: stage_facts(entry) for name, entry in stages.items()},
+    }
+
+
+def summary(found: dict[str, list[Cell]], work: Path) -> Figures:
+    """Rule, figures and every row's scores, from what the recipe made of each filter."""
+    rows = [json.loads(line) for line in (work / "noisy.jsonl").read_text(encoding="utf-8").splitlines()]
+    columns = {name: own["suspicion"] for name, (own,) in found.items()}
+    (forgetting,) = found["forgetting"]
+    columns |= {"decision": forgetting["decision"], "group": [row["group"] for row in rows]}
+    made = figures(columns)
+    if PAPERS in found:
+        paper = found[PAPERS][0]["figures"]
+        made["paper_rule"] = {key: paper[key] for key in ("precision", "recall", "f1", "auroc", "clean_dropped")}
+    return {
+        "rule": {key: forgetting["figures"][key] for key in ("rule", "threshold", "says")},
+        "figures": made,
+        "rows": columns,
+    }
 
 
 def stage_facts(entry: dict[str, Any]) -> Figures:
     """What a result keeps of a stage: its length and its first and last loss."""
     losses = list(entry["losses"].values())
     return {"steps": entry["steps"], "tokens": entry["tokens"], "first_loss": losses[0], "last_loss": losses[-1]}
-
-
-def rounded(values: list) -> list:
-    """Numbers to four digits."""
-    return [round(value, 4) if isinstance(value, float) else value for value in values]
-
-
-def control(filter_: ForgetFilter, result: Result, work: Path, *, paper_rule: bool) -> tuple[dict[str, list], Figures]:
-    """Log-likelihoods of every model, also of one reviewed on neutral rows; figures of the paper's rule if asked."""
-    config, run = filter_.config, result.run
-    stored = stored_signals(run, "log_likelihood")
-    learner = models.load_learner(filter_.folder, filter_.tokenizer, config)
-    learner.prepare(1e9)
-    examples = filter_.noisy.examples
-    paper: Figures = {}
-    if paper_rule:
-        scores = []
-        for stage in ("noisy", "review"):
-            learner.restore(run.stage(stage) / "model")
-            scores.append(measure(learner, examples, ["rouge1"], stage)["rouge1"].to_numpy().astype(float))
-        labels = np.array([row["label"] == "unsafe" for row in result.run.rows().rows()])
-        forgetting = scores[0] - scores[1]
-        quality = filter_quality(labels, fixed(0.1).drops(forgetting), forgetting)
-        paper = {"paper_rule": {key: quality[key] for key in ("precision", "recall", "f1", "auroc", "clean_dropped")}}
-    learner.restore(run.stage("noisy") / "model")
-    chat = ChatTokenizer(filter_.tokenizer, config.max_length)
-    neutral = load_rows(work / "neutral.jsonl", "neutral", chat, config).examples
-    with tempfile.TemporaryDirectory() as checkpoints:
-        train(learner, neutral, filter_.stage("review"), Path(checkpoints), "neutral review")
-    after = measure(learner, examples, ["log_likelihood"], "neutral")["log_likelihood"].to_pylist()
-    return {
-        "base": stored.base.tolist(),
-        "noisy": stored.before.tolist(),
-        "review": stored.after.tolist(),
-        "firm": stored.firm.tolist(),
-        "neutral": after,
-    }, paper
-
-
-def naive_bayes(rows: list[dict], safe: list[dict]) -> list[float]:
-    """Log-odds that a row is noisy rather than safe data, by its words alone; each row's from the other four fifths."""
-    texts = [f"{row['prompt']} {row['completion']}" for row in [*rows, *safe]]
-    counts = CountVectorizer().fit_transform(texts)
-    sides = np.array([1] * len(rows) + [0] * len(safe))
-    odds = cross_val_predict(MultinomialNB(), counts, sides, cv=5, method="predict_log_proba")
-    return (odds[:, 1] - odds[:, 0])[: len(rows)].tolist()
 
 
 def figures(columns: dict[str, list]) -> Figures:
@@ -142,26 +136,17 @@ def figures(columns: dict[str, list]) -> Figures:
     found["trusted"] = trusted_rule(forgetting, unsafe)
     if not unsafe.any():
         return found
-    base, noisy, neutral, words = (
-        np.array(columns[name], float)[scored] for name in ("base", "noisy", "neutral", "naive_bayes")
-    )
-    found["oracle_f1"] = round(oracle_f1(unsafe, forgetting), 4)
+    found["oracle_f1"] = round(best_f1(unsafe, forgetting), 4)
     found["auroc_against_safe"] = auroc(unsafe, forgetting, unsafe | ~task)
     found["auroc_against_task"] = auroc(unsafe, forgetting, unsafe | task)
-    without = {"m0_loss": -base, "naive_bayes": words, "neutral_review": noisy - neutral}
-    for name, scores in without.items():
+    for name in CONTROLS:
+        scores = np.array(columns[name], float)[scored]
         found[name] = {
             "auroc": auroc(unsafe, scores),
             "auroc_against_safe": auroc(unsafe, scores, unsafe | ~task),
             "average_precision": round(float(average_precision_score(unsafe, scores)), 4),
         }
     return found
-
-
-def oracle_f1(unsafe: np.ndarray, scores: np.ndarray) -> float:
-    """F1 at the best of all thresholds."""
-    precision, recall, _ = precision_recall_curve(unsafe, scores)
-    return float(np.max(2 * precision * recall / np.maximum(precision + recall, 1e-9)))
 
 
 def auroc(labels: np.ndarray, scores: np.ndarray, among: np.ndarray | None = None) -> float:
@@ -191,14 +176,13 @@ def trusted_rule(forgetting: np.ndarray, unsafe: np.ndarray) -> Figures | None:
 
 def stored() -> list[dict[str, Any]]:
     """Every stored result: by kind, those of one source last, then by share and seed."""
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*.json")]
     kinds = [cell["kind"] for cell in CELLS["report"].values()]
 
     def place(result: dict[str, Any]) -> tuple:
         data = result["data"]
         return kinds.index(data["kind"]), data["one_source"], data["unsafe_share"], data["seed"]
 
-    return sorted(results, key=place)
+    return sorted(Cells(RESULTS).all(), key=place)
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -221,7 +205,7 @@ def table(results: list[dict[str, Any]]) -> str:
         trusted = f["trusted"] or {}
         shown.append(f"{show(trusted.get('clean_dropped'))} / {show(trusted.get('recall'))}" if trusted else "")
         shown.append(show(f.get("paper_rule", {}).get("f1")))
-        controls = [f.get(name, {}) for name in ("m0_loss", "naive_bayes", "neutral_review")]
+        controls = [f.get(name, {}) for name in CONTROLS]
         shown += [
             " / ".join(show(own[key]) for key in ("auroc", "auroc_against_safe")) if own else "" for own in controls
         ]
@@ -247,6 +231,7 @@ def averages(results: list[dict[str, Any]]) -> list[str]:
 
 def picture(results: list[dict[str, Any]], path: Path) -> None:
     """F1 over the share of unsafe rows, a panel a kind."""
+    import matplotlib
     from matplotlib.figure import Figure
 
     marks = {"f1": "o", "oracle_f1": "^", "flag_all_f1": "_"}
@@ -266,7 +251,8 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
     panels[0].set_ylabel("F1")
     panels[0].set_ylim(0, 1)
     panels[-1].legend(loc="lower right", fontsize="small")
-    figure.savefig(path)
+    with matplotlib.rc_context({"svg.hashsalt": path.stem}):  # the same figure gives the same file
+        figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
@@ -284,10 +270,7 @@ def main() -> None:
     if args.data_dir is None:
         sys.exit("error: --data_dir is missing: the folder of the public data sets.")
     for name in args.cells or CELLS["report"]:
-        if (RESULTS / f"{name}.json").exists():
-            print(f"{name}: has a result; remove results/{name}.json to run it again.")
-        else:
-            run_cell(name, args)
+        print(name, json.dumps(make_cell(name, args.data_dir, args.work / name)["figures"], indent=1), flush=True)
 
 
 if __name__ == "__main__":

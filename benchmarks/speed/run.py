@@ -7,6 +7,7 @@ Each pair is run in turn, round after round, in one process, so that a busy mach
 and growth take a process a measurement. Results go to benchmarks/speed/results/, a JSON a device and data set.
 """
 
+import dataclasses
 import json
 import os
 import platform
@@ -29,15 +30,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from forgetfilter import ForgetFilter, ForgetFilterConfig, StageConfig, models
-from forgetfilter.batches import label_logits
-from forgetfilter.config import EPOCHS
+from forgetfilter import ForgetFilter, ForgetFilterConfig, StageConfig
+from forgetfilter.config import NOISY_EPOCHS
 from forgetfilter.data.loading import load_rows
-from forgetfilter.data.tokenization import ChatTokenizer, Example, mean_length
+from forgetfilter.data.tokenization import Example, mean_length
 from forgetfilter.demo import demo_file
-from forgetfilter.generation import MARGIN, complete
-from forgetfilter.signals import read, store
-from forgetfilter.training import train
+from forgetfilter.model.batches import label_logits
+from forgetfilter.model.generation import MARGIN, complete
+from forgetfilter.model.learner import Learner
+from forgetfilter.model.reading import read
+from forgetfilter.model.training import train
+from forgetfilter.model.weights import pick_device, pick_dtype
+from forgetfilter.runs import Run
+from forgetfilter.workshop import M0, Workshop
 
 STEPS = 12
 """Optimiser steps of a training round."""
@@ -70,25 +75,22 @@ class Bench:
         self.config = ForgetFilterConfig(
             dataset_name=args.dataset_name, safe_dataset_name=args.safe_dataset_name, torch_compile=True
         )
-        self.folder = models.find_weights(self.config.model_name_or_path)
-        self.tokenizer = models.load_tokenizer(self.folder, self.config)
-        chat = ChatTokenizer(self.tokenizer, self.config.max_length)
-        self.rows = load_rows(args.dataset_name, "dataset_name", chat, self.config)
+        self.m0 = M0.named(self.config)
+        self.rows = load_rows(args.dataset_name, "dataset_name", self.m0.chat, self.config)
         self.examples = self.rows.trainable()
 
     @cached_property
-    def learner(self) -> models.Learner:
+    def learner(self) -> Learner:
         """M0 with an adapter, in memory once a part needs it."""
-        learner = models.load_learner(self.folder, self.tokenizer, self.config)
+        learner = Workshop(self.m0, self.config).learner
         learner.prepare(1)
         return learner
 
     def train(self, examples: Sequence[Example], steps: int) -> None:
         """Train the learner on from where it is."""
-        settings = StageConfig(max_steps=steps)
-        config = ForgetFilterConfig(noisy=settings)
+        settings = dataclasses.replace(self.config.noisy_stage(len(examples)), max_steps=steps)
         with tempfile.TemporaryDirectory() as folder:
-            train(self.learner, examples, config.stage("noisy", len(examples)), Path(folder), "bench")
+            train(self.learner, examples, settings, Path(folder), "bench")
 
     def scoring(self) -> dict[str, object]:
         """(a) rouge1 and (b) log_likelihood against greedy generation one row at a time, by stock generate."""
@@ -132,15 +134,15 @@ class Bench:
                     attention_mask=torch.ones_like(prompt),
                     max_new_tokens=most,
                     do_sample=False,
-                    pad_token_id=self.tokenizer.pad_token_id,
-                    eos_token_id=self.tokenizer.eos_token_id,
+                    pad_token_id=self.m0.tokenizer.pad_token_id,
+                    eos_token_id=self.m0.tokenizer.eos_token_id,
                 )
 
     def stock(self, **length: float) -> float:
         """Seconds of stock TRL finetuning of M0 on the same rows: same batch, adapter, dtype and rates."""
-        settings = self.config.stage("noisy", len(self.examples))
+        settings = self.config.noisy_stage(len(self.examples))
         with tempfile.TemporaryDirectory() as folder:
-            model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=models.pick_dtype("auto", frozen=True))
+            model = AutoModelForCausalLM.from_pretrained(self.m0.folder, dtype=pick_dtype("auto", frozen=True))
             data = Dataset.from_list(
                 [
                     {
@@ -156,7 +158,7 @@ class Bench:
                     output_dir=folder,
                     learning_rate=settings.learning_rate,
                     per_device_train_batch_size=settings.per_device_train_batch_size,
-                    use_cpu=models.pick_device().type == "cpu",
+                    use_cpu=pick_device().type == "cpu",
                     gradient_checkpointing=False,
                     report_to="none",
                     disable_tqdm=True,
@@ -164,7 +166,7 @@ class Bench:
                     **length,
                 ),
                 train_dataset=data,
-                processing_class=self.tokenizer,
+                processing_class=self.m0.tokenizer,
                 peft_config=LoraConfig(
                     r=self.config.lora_r, lora_alpha=self.config.lora_alpha, target_modules="all-linear"
                 ),
@@ -190,7 +192,7 @@ class Bench:
 
     def filter(self) -> dict[str, object]:
         """(d) a filter at its defaults against one plain finetuning with as many epochs, by stock TRL."""
-        steps = EPOCHS["noisy"] * -(-FILTERED // 8)
+        steps = NOISY_EPOCHS * -(-FILTERED // 8)
         rounds = [(self.filter_once(), self.stock(max_steps=steps)) for _ in range(self.args.rounds)]
         return {"d_filter_vs_stock_trl": spread([whole / stock for whole, stock in rounds]) | {"rows": FILTERED}}
 
@@ -292,8 +294,7 @@ def tiny_run(folder: Path, rows: int) -> tuple[ForgetFilterConfig, Path]:
         texts = ([" ".join(rng.choice(words, 12)) for _ in range(2)] for _ in range(count))
         lines = (json.dumps({"prompt": prompt, "completion": completion}) + "\n" for prompt, completion in texts)
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    embedded = ForgetFilterConfig()
-    tokenizer = models.load_tokenizer(models.find_weights(embedded.model_name_or_path), embedded)
+    tokenizer = M0.named(ForgetFilterConfig()).tokenizer
     tiny = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
     )
@@ -322,10 +323,12 @@ def score_many(rows: int) -> dict[str, float]:
     """Read, tokenise and score so many rows with a tiny random model."""
     with tempfile.TemporaryDirectory() as folder:
         config, path = tiny_run(Path(folder), rows)
-        tokenizer = models.load_tokenizer(Path(folder) / "tiny", config)
-        found = load_rows(path, "dataset_name", ChatTokenizer(tokenizer, config.max_length), config)
-        learner, before = models.load_learner(Path(folder) / "tiny", tokenizer, config), peak_mb()
-        store(learner, found.examples, ["log_likelihood"], "tiny model", Path(folder) / "scored" / "signals.parquet")
+        m0 = M0.named(config)
+        found = load_rows(path, "dataset_name", m0.chat, config)
+        workshop = Workshop(m0, config, Run.start(config, {}))
+        workshop.become(None)
+        before = peak_mb()
+        workshop.read(found.examples)
         size = path.stat().st_size / 2**20
     return {"rows": rows, "data_mb": round(size, 1), "loaded_mb": before, "peak_mb": peak_mb()}
 
@@ -334,7 +337,7 @@ def device() -> str:
     """The machine, in words."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    dtype = str(models.pick_dtype("auto", frozen=True)).removeprefix("torch.")
+    dtype = str(pick_dtype("auto", frozen=True)).removeprefix("torch.")
     return f"{platform.machine()} CPU, {os.cpu_count()} cores, {dtype}"
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from forgetfilter.config import ForgetFilterConfig, StageConfig
-    from forgetfilter.decisions import Result
+    from forgetfilter.decision.decide import Result
     from forgetfilter.errors import ForgetFilterError
     from forgetfilter.forgetting import ForgetFilter
 
@@ -17,7 +17,7 @@ _HOMES = {
     "ForgetFilter": "forgetting",
     "ForgetFilterConfig": "config",
     "ForgetFilterError": "errors",
-    "Result": "decisions",
+    "Result": "decision.decide",
     "StageConfig": "config",
 }
 

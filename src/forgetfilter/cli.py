@@ -12,8 +12,9 @@ from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-from forgetfilter.config import JUDGES, ForgetFilterConfig, require_run_data
+from forgetfilter.config import STAGE_FIELDS, STAGES, ForgetFilterConfig, require_run_data
 from forgetfilter.errors import ConfigError, ForgetFilterError
+from forgetfilter.evaluation.judges import GUARD_MODEL, TOXICITY_MODEL
 from forgetfilter.files import disk_trouble
 
 EXPORTS = ("trl", "axolotl", "llamafactory", "alpaca", "sharegpt")
@@ -62,7 +63,7 @@ def run_finetune(args: Namespace) -> None:
 
 def run_decide(args: Namespace) -> None:
     """Decide again over a run's stored scores: seconds, no model."""
-    from forgetfilter.decisions import decide
+    from forgetfilter.decision.decide import decide
     from forgetfilter.report.run_page import write_report
     from forgetfilter.runs import Run, locked
     from forgetfilter.summary import print_summary
@@ -76,6 +77,7 @@ def run_decide(args: Namespace) -> None:
         result = decide(
             run,
             args.threshold,
+            filter=args.filter,
             drop_share=args.drop_share,
             overrides=overrides,
             trusted_rows=args.trusted_rows,
@@ -110,7 +112,7 @@ def run_sample(args: Namespace) -> None:
 
 def run_evaluate(args: Namespace) -> None:
     """Measure a model: bias, toxicity, harmfulness, question answering, arithmetic."""
-    from forgetfilter.evaluation.ask import evaluate, write_records
+    from forgetfilter.evaluation.ask import evaluate, name_judges, write_records
     from forgetfilter.files import whole_file
     from forgetfilter.summary import show
 
@@ -127,8 +129,8 @@ def run_evaluate(args: Namespace) -> None:
     taken = [str(path) for path in (output, output.with_suffix(".jsonl")) if path.exists()]
     if taken:
         raise ConfigError(f"{' and '.join(taken)}: there already. Give another --output, or move it away.")
-    judges = {"toxicity": args.toxicity_model, "harmfulness": args.guard_model}
-    found, answers = evaluate(args.model, {name: file for name, _, file in named}, judges, args.max_questions)
+    files = {name: file for name, _, file in named}
+    found, answers = evaluate(args.model, files, name_judges(args), args.max_questions)
     write_records(output.with_suffix(".jsonl"), answers)
     with whole_file(output) as temporary:
         temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -148,7 +150,7 @@ def run_compare(args: Namespace) -> None:
 def run_export(args: Namespace) -> None:
     """Write a run's kept rows in the format of a trainer."""
     from forgetfilter.data.export import export
-    from forgetfilter.decisions import read_scores
+    from forgetfilter.decision.opened import read_scores
     from forgetfilter.runs import Run, locked
 
     run = Run.open(args.run)
@@ -179,14 +181,15 @@ def build_parser() -> ArgumentParser:
     sub = command("demo", run_demo)
     sub.add_argument("--output_dir", type=str, default="demo-run", help="The run's folder.")
     sub = command("filter", run_filter)
-    sub.add_argument("--config", action="config", help="A YAML file of flags; flags given here win.")
-    sub.add_class_arguments(ForgetFilterConfig)
+    sub.usage = "forgetfilter filter --dataset_name FILE --safe_dataset_name FILE --output_dir OUT [FLAGS]"
+    _add_settings(sub)
     sub = command("finetune", run_finetune)
     sub.add_argument("run", type=str, help="A run's folder.")
     sub.add_argument("--trust_remote_code", action="store_true", help="Run model code that comes with the model.")
     sub = command("decide", run_decide)
     sub.add_argument("run", type=str, help="A run's folder.")
-    sub.add_argument("--threshold", type=Literal["auto"] | float | None, help="Drop rows forgotten by more.")
+    sub.add_argument("--threshold", type=Literal["auto"] | float | None, help="Drop rows that score above it.")
+    sub.add_argument("--filter", type=str | None, help="Decide by this filter's scores; default the run's first.")
     sub.add_argument("--drop_share", type=float | None, help="Drop this share of the rows instead.")
     sub.add_argument("--trusted_rows", type=str | None, help="JSONL of rows marked clean or not, from `sample`.")
     sub.add_argument("--max_clean_loss", type=float | None, help="Share of clean rows that may go; default 0.02.")
@@ -206,8 +209,8 @@ def build_parser() -> ArgumentParser:
     sub.add_argument("model", type=str, help="A Hub id, a folder of weights, an adapter, or a run with a final model.")
     sub.add_argument("--on", type=str, required=True, help="Measures and data: bias=FILE,qa=FILE,...")
     sub.add_argument("--max_questions", type=int | None, help="Questions a measure at most.")
-    sub.add_argument("--toxicity_model", type=str, default=JUDGES["toxicity"], help="Classifier of answers.")
-    sub.add_argument("--guard_model", type=str, default=JUDGES["harmfulness"], help="Guard model.")
+    sub.add_argument("--toxicity_model", type=str, default=TOXICITY_MODEL, help="Classifier of answers.")
+    sub.add_argument("--guard_model", type=str, default=GUARD_MODEL, help="Guard model.")
     sub.add_argument("--output", type=str, default="evaluation.json", help="File of the figures; answers beside it.")
     sub = command("compare", run_compare)
     sub.add_argument("--config", type=str, required=True, help="The YAML file (docs/experiments.md).")
@@ -216,6 +219,27 @@ def build_parser() -> ArgumentParser:
     sub.add_argument("--format", type=Literal[EXPORTS], default="trl", help="The trainer's format.")
     sub.add_argument("--output_dir", type=str | None, help="Folder to write to; default OUT/export/FORMAT.")
     return parser
+
+
+GROUPS = {
+    "What most people set": ("dataset_name", "safe_dataset_name", "output_dir", "model_name_or_path", "label_column"),
+    "Data": ("dataset_config", "dataset_train_split", "format", "malformed", "alignment_dataset_name", "max_length"),
+    "Scoring and deciding": ("filter", "parameters", "threshold", "trusted_rows", "max_clean_loss", "unscored"),
+    "Training, for all stages": STAGE_FIELDS,
+    "Training, by stage": STAGES,
+}
+"""Flags of `filter`, in the order of its help; what stands in none of these comes last."""
+
+
+def _add_settings(parser: ArgumentParser) -> None:
+    """Add the flags of `filter`: those that most people need first, the others in groups."""
+    fields = set(ForgetFilterConfig.__dataclass_fields__)
+    last = fields.difference(*GROUPS.values())
+    for title, names in {**GROUPS, "Model, adapter and machine": last}.items():
+        group = parser.add_argument_group(title)
+        group.add_class_arguments(ForgetFilterConfig, as_group=False, skip=fields.difference(names))
+        if title == next(iter(GROUPS)):
+            group.add_argument("--config", action="config", help="A YAML file of flags; flags given here win.")
 
 
 HANDLERS = {

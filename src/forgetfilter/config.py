@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,14 +11,20 @@ from forgetfilter import processes
 from forgetfilter.errors import ConfigError
 
 EMBEDDED_MODEL = "embedded"
-SIGNAL_NAMES = ("log_likelihood", "rouge1")
 STAGES = ("noisy", "review", "final")
 DECISION_FIELDS = ("threshold", "trusted_rows", "max_clean_loss", "unscored", "label_column")
-"""Settings that decide over stored scores; all others are part of what the scores mean."""
-
-
-JUDGES = {"toxicity": "unitary/unbiased-toxic-roberta", "harmfulness": "Qwen/Qwen3Guard-Gen-0.6B"}
-"""Models that judge answers, by measure."""
+"""Settings that decide over stored scores."""
+FREE_FIELDS = (
+    *("filter", "parameters", "final", "output_dir"),
+    *("dataset_name", "safe_dataset_name", "alignment_dataset_name"),
+)
+"""Settings that a run's folder may change: each filter's scores and the final model note what they were made with. Data
+sets are told apart by their rows, and an M0 by its weights, wherever their files lie."""
+TRAINING_FIELDS = (
+    *("max_length", "dtype", "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
+    *("lora_layers_to_transform", "torch_compile", "gradient_checkpointing", "seed"),
+)
+"""Settings that every training depends on, beside its rows, its start and the settings of its stage."""
 
 
 SCHEDULERS = (
@@ -33,8 +39,8 @@ class StageConfig:
     """Training settings of a stage (noisy, review or final).
 
     Args:
-        learning_rate: Peak learning rate of AdamW. Default: 5e-4 with LoRA, 2e-5 without; the review's, if not
-            its own, is a third of the noisy stage's. The firm review after it has three times the review's.
+        learning_rate: Peak learning rate of AdamW. Default: 5e-4 with LoRA, 2e-5 without; the review takes a third
+            of the noisy stage's.
         num_train_epochs: Passes over the stage's rows. Excludes max_steps.
         max_steps: Optimiser steps. Excludes num_train_epochs.
         per_device_train_batch_size: Rows a device takes at once. Default: 8.
@@ -67,6 +73,8 @@ class StageConfig:
                     raise ConfigError(f"{where}{name} is {value}: it must be {'>= 0' if least == 0 else '> 0'}.")
 
 
+NOISY_EPOCHS, FINAL_EPOCHS = 4, 3
+"""Passes over the data by default."""
 STAGE_FIELDS = tuple(f.name for f in dataclasses.fields(StageConfig))
 
 
@@ -102,8 +110,9 @@ class ForgetFilterConfig(StageConfig):
         dataset_train_split: Split of a Hub data set or folder.
         format: Row format of both data sets; "auto" looks at the columns.
         malformed: What to do about malformed rows: stop, or skip them into malformed.jsonl.
-        signal: Signals to compute, comma-separated; the first one decides.
-        threshold: Drop rows whose forgetting score is above this number; "auto" finds it.
+        filter: Filters that score the rows, comma-separated; the first one decides (docs/filters.md lists them).
+        parameters: Parameters of filters and defenses that differ from their defaults, by name: {NAME: {KEY: VALUE}}.
+        threshold: Drop rows whose score is above this number; "auto" finds it.
         trusted_rows: JSONL of rows a person marked ("id", "clean": true or false), as `sample` writes it: the
             automatic threshold then promises how many clean rows it drops.
         max_clean_loss: Share of the clean rows that may be dropped, with trusted_rows.
@@ -138,7 +147,8 @@ class ForgetFilterConfig(StageConfig):
     dataset_train_split: str = "train"
     format: Literal["auto", "prompt_completion", "messages", "alpaca", "sharegpt", "text"] = "auto"
     malformed: Literal["error", "skip"] = "error"
-    signal: str = "log_likelihood"
+    filter: str = "forgetting"
+    parameters: dict[str, dict[str, Any]] | None = None
     threshold: Literal["auto"] | float = "auto"
     trusted_rows: str | None = None
     max_clean_loss: float = 0.02
@@ -179,9 +189,8 @@ class ForgetFilterConfig(StageConfig):
                 "lora_layers_to_transform needs use_peft, and lora_target_modules that name modules "
                 "(q_proj,v_proj): all-linear means every block."
             )
-        unknown = [name for name in self.signals if name not in SIGNAL_NAMES]
-        if unknown or not self.signals:
-            raise ConfigError(f"signal {', '.join(unknown) or 'is empty'}: choose among {', '.join(SIGNAL_NAMES)}.")
+        if not self.filters:
+            raise ConfigError("filter is empty: name one, such as forgetting.")
         if self.threshold != "auto" and not math.isfinite(self.threshold):
             raise ConfigError("threshold is not a finite number.")
         if self.threshold != "auto" and self.trusted_rows is not None:
@@ -205,21 +214,25 @@ class ForgetFilterConfig(StageConfig):
             raise ConfigError(f"unknown setting: {error}") from error
 
     @property
-    def looks(self) -> tuple[str, ...]:
-        """The moments at which rows are scored, as stages."""
-        return looks_of(self.signals)
-
-    @property
-    def signals(self) -> list[str]:
-        """Names of the signals to compute; the first decides."""
-        return list(dict.fromkeys(self.signal.replace(",", " ").split()))
+    def filters(self) -> list[str]:
+        """Names of the filters that score the rows; the first decides."""
+        return list(dict.fromkeys(self.filter.replace(",", " ").split()))
 
     def identity(self) -> dict[str, Any]:
         """The settings that give the scores their meaning: two runs in one folder must share them."""
         values = dataclasses.asdict(self)
-        for name in (*DECISION_FIELDS, "output_dir", "dataset_name", "safe_dataset_name"):
+        for name in (*DECISION_FIELDS, *FREE_FIELDS):
             values.pop(name)
         return values
+
+    def final_settings(self) -> dict[str, Any]:
+        """What the user set of the final training."""
+        shared = {name: getattr(self, name) for name in STAGE_FIELDS}
+        return {"final": vars(self.final), **shared}
+
+    def training(self) -> dict[str, Any]:
+        """The settings that every training depends on."""
+        return {name: getattr(self, name) for name in TRAINING_FIELDS}
 
     def decision(self) -> dict[str, Any]:
         """The settings that decide over the scores."""
@@ -239,39 +252,52 @@ class ForgetFilterConfig(StageConfig):
                 flags[item.name] = value
         return flags
 
-    @property
-    def default_schedule(self) -> bool:
-        """Whether lengths and learning rates of the noisy and the review stage are left to the defaults."""
-        settings = (getattr(stage, name) for stage in (self, self.noisy, self.review) for name in SCHEDULE)
-        return all(value is None for value in settings)
+    def noisy_stage(self, rows: int) -> StageSettings:
+        """A training on so many noisy rows before they are judged: a row never learnt cannot be forgotten."""
+        return self.stage(self.noisy, rows, epochs=NOISY_EPOCHS)
 
-    def stage(self, name: str, rows: int, other_steps: int = 0, share: float = 1.0) -> StageSettings:
-        """Fill the gaps of a stage's settings; its own value wins over the unprefixed one.
+    def final_stage(self, rows: int, share: float = 1.0) -> StageSettings:
+        """The final training on so many rows; `share` as in `stage`."""
+        return self.stage(self.final, rows, epochs=FINAL_EPOCHS, share=share)
+
+    def stage(
+        self,
+        own: StageConfig,
+        rows: int,
+        *,
+        epochs: float = FINAL_EPOCHS,
+        max_steps: int | None = None,
+        learning_rate: float | None = None,
+        share: float = 1.0,
+    ) -> StageSettings:
+        """Fill the gaps of a stage's settings: its own value wins over the one for all stages, that over the default.
 
         Args:
-            name: "noisy", "review", "firm" (the second review, as long as the first) or "final".
+            own: The stage's own settings.
             rows: Rows the stage trains on.
-            other_steps: For the reviews: the noisy stage's steps, which its default length follows.
-            share: Rows over those that max_steps is meant for; they get so much of it, and as many epochs.
+            epochs: Passes over the rows, if nothing else says how long.
+            max_steps: Steps instead, likewise.
+            learning_rate: The stage's rate, if not its own.
+            share: Rows over those that a `max_steps` of the user's is meant for: they get that share of the steps, and
+                so as many epochs.
         """
-        own, shared = getattr(self, "review" if name == "firm" else name), self
 
         def pick(key: str, default: Any) -> Any:
             value = getattr(own, key)
-            value = getattr(shared, key) if value is None else value
+            value = getattr(self, key) if value is None else value
             return default if value is None else value
 
         batch = pick("per_device_train_batch_size", 8)
         accumulation = pick("gradient_accumulation_steps", 1)
         steps_an_epoch = max(1, math.ceil(rows / (batch * accumulation * processes.count())))
-        rate = pick("learning_rate", 5e-4 if self.use_peft else 2e-5)
-        if name in ("review", "firm") and own.learning_rate is None:
-            rate = REVIEW_RATE * (self.noisy.learning_rate or rate)
-        if name == "firm":
-            rate /= REVIEW_RATE
+        rate = self.learning_rate_of(own)
+        if learning_rate is not None and own.learning_rate is None:
+            rate = learning_rate
+        asked = self._asked_steps(own, steps_an_epoch, share)
+        default = math.ceil(epochs * steps_an_epoch) if max_steps is None else max_steps
         return StageSettings(
             learning_rate=rate,
-            max_steps=self._length(name, own, steps_an_epoch, other_steps, share),
+            max_steps=default if asked is None else asked,
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=accumulation,
             lr_scheduler_type=pick("lr_scheduler_type", "linear"),
@@ -279,31 +305,23 @@ class ForgetFilterConfig(StageConfig):
             weight_decay=pick("weight_decay", 0.0),
         )
 
-    def _length(self, name: str, own: StageConfig, steps_an_epoch: int, noisy_steps: int, share: float) -> int:
+    def learning_rate_of(self, own: StageConfig) -> float:
+        """A stage's learning rate: its own, the one for all stages, or the default."""
+        default = 5e-4 if self.use_peft else 2e-5
+        return own.learning_rate or self.learning_rate or default
+
+    def _asked_steps(self, own: StageConfig, steps_an_epoch: int, share: float) -> int | None:
+        """The steps that the user asks for, by max_steps or by epochs; None where neither is set."""
         for source in (own, self):
             if source.max_steps is not None:
                 return math.ceil(round(source.max_steps * share, 6))
             if source.num_train_epochs is not None:
                 return max(1, math.ceil(source.num_train_epochs * steps_an_epoch))
-        if name in ("review", "firm"):
-            return min(max(REVIEW_LEAST_STEPS, round(noisy_steps * REVIEW_SHARE)), REVIEW_MOST_STEPS)
-        return EPOCHS[name] * steps_an_epoch
+        return None
 
 
 SCHEDULE = ("learning_rate", "num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps")
 """The settings of a stage that say how long and how hard it learns."""
-EPOCHS = {"noisy": 4, "final": 3}
-"""Passes over the data: a row never learnt cannot be forgotten."""
-REVIEW_SHARE, REVIEW_LEAST_STEPS, REVIEW_MOST_STEPS = 1 / 6, 20, 1000
-"""Length of the review: a share of the noisy stage's steps, within bounds."""
-REVIEW_RATE = 1 / 3
-"""Learning rate of the review over that of the noisy stage, and over that of the firm review: a start at the full
-rate overwrites harmless rows too."""
-
-
-def looks_of(signals: Sequence[str]) -> tuple[str, ...]:
-    """The stages after which signals are measured; a firm review is log_likelihood's alone."""
-    return ("base", "noisy", "review", *(["firm"] if "log_likelihood" in signals else []))
 
 
 def require_run_data(config: ForgetFilterConfig) -> None:

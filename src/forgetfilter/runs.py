@@ -5,7 +5,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -14,15 +14,13 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from forgetfilter import processes
+from forgetfilter import old_runs, processes
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.sources import Source, load_source
 from forgetfilter.errors import RunError
 from forgetfilter.files import remove_temporaries, sha256, whole_file
 
 PACKAGES = ("forgetfilter", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
-PARTS = ("noisy", "noisy/signals", "review", "review/signals", "firm", "firm/signals", "decision")
-"""What a run makes, each from those before it (the final model apart: it notes its decision)."""
 
 
 class Run:
@@ -54,8 +52,13 @@ class Run:
         if (folder / "manifest.json").exists():
             run = cls.open(folder)
             for part, value in asked.items():
-                if run.manifest.get(part) != value:
-                    raise RunError(_difference(folder, part, run.manifest.get(part), value))
+                changed = changes(run.manifest.get(part), value, default_settings() if part == "settings" else None)
+                if changed:
+                    raise RunError(
+                        f"{folder}: holds a run with other data or settings: "
+                        f"{', '.join(part + change for change in changed)}. "
+                        "Give another --output_dir, or the same settings to continue."
+                    )
         else:
             refuse_foreign(folder)
             about = {"versions": _versions(), "git_sha": git_sha(), "processes": processes.count(), "started": _now()}
@@ -96,35 +99,49 @@ class Run:
         """
         try:
             flags = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")) or {}
-            config = ForgetFilterConfig.from_flags({**flags, "output_dir": str(self.folder)})
+            config = ForgetFilterConfig.from_flags({**old_runs.flags(flags), "output_dir": str(self.folder)})
         except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
             raise RunError(
                 f"{self.folder}: its config.yaml is missing or damaged: {error}. Run `filter` again."
             ) from error
-        changed = _changes(self.manifest.get("settings"), json.loads(json.dumps(config.identity())))
+        asked = json.loads(json.dumps(config.identity()))
+        changed = changes(self.manifest.get("settings"), asked, default_settings())
         if changed:
+            different = ", ".join(change.removeprefix(".") for change in changed)
             raise RunError(
-                f"{self.folder}: its config.yaml isn't the one this run was made by: {', '.join(changed)}. "
+                f"{self.folder}: its config.yaml isn't the one this run was made by: {different}. "
                 "The run's own `filter` command writes it anew."
             )
         return config
 
     def stage(self, name: str) -> Path:
-        """Folder of a stage: "base" (M0's signals), "noisy", "review", "firm" (the second review) or "final"."""
+        """Folder of a stage, or of what belongs to the stages."""
         return self.folder / "stages" / name
 
-    def done(self, part: str) -> bool:
-        """Whether a part is finished and its files are as they were written."""
+    def model(self, name: str) -> Path:
+        """Folder of the model that a stage of this name ended with; of several the one trained last.
+
+        Raises:
+            RunError: If there is none.
+        """
+        parts = [part for part in self.manifest["stages"] if part == name or part.rpartition("-")[0] == name]
+        if not parts:
+            raise RunError(f"{self.folder}: has no {name} stage.")
+        return self.stage(parts[-1]) / "model"
+
+    def done(self, part: str, made_of: str | None = None) -> bool:
+        """Whether a part is finished, its files are as they were written, and it was made of that, if that is given."""
         entry = self.manifest["stages"].get(part)
-        return entry is not None and all(
+        if entry is None or (made_of is not None and entry.get("made_of") != made_of):
+            return False
+        return all(
             (self.folder / name).is_file() and sha256(self.folder / name) == digest
             for name, digest in entry["files"].items()
         )
 
-    def begin(self, part: str) -> None:
-        """Before a part is made anew: it and what was made from it no longer count as done."""
-        for later in PARTS[PARTS.index(part) :]:
-            self.manifest["stages"].pop(later, None)
+    def forget(self, part: str) -> None:
+        """Before a part is made anew: it no longer counts as done."""
+        self.manifest["stages"].pop(part, None)
         self.save()
 
     def mark(self, part: str, files: list[Path], **facts: Any) -> None:
@@ -196,19 +213,32 @@ def _lists_files(entry: Any) -> bool:
     return isinstance(files, dict) and not any(Path(name).is_absolute() or ".." in Path(name).parts for name in files)
 
 
-def _changes(old: Any, new: dict[str, Any]) -> list[str]:
-    """What differs between noted and new values, in words."""
-    old = old if isinstance(old, dict) else {}
-    return [f"{key} (was {old.get(key)!r}, is {new[key]!r})" for key in new if old.get(key) != new[key]]
+def default_settings() -> dict[str, Any]:
+    """What settings that a manifest lacks were when they did not exist: what they are by default."""
+    return _flat(json.loads(json.dumps(ForgetFilterConfig().identity())))
 
 
-def _difference(folder: Path, part: str, old: Any, new: Any) -> str:
-    if isinstance(old, dict) and isinstance(new, dict):
-        part = ", ".join(f"{part}.{change}" for change in _changes(old, new))
-    return (
-        f"{folder}: holds a run with other data or settings: {part}. "
-        "Give another --output_dir, or the same settings to continue."
-    )
+def changes(old: Any, new: Any, then: Mapping[str, Any] | None) -> list[str]:
+    """What differs between noted and new values, in words.
+
+    Args:
+        old: What was noted.
+        new: What is asked for.
+        then: For settings: what those that were not noted had been. Noted ones that no longer exist count for nothing.
+    """
+    before, now = {**(then or {}), **_flat(old)}, _flat(new)
+    keys = now if then is not None else {**before, **now}
+    return [f"{key} (was {before.get(key)!r}, is {now.get(key)!r})" for key in keys if before.get(key) != now.get(key)]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, keys joined by dots."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= _flat(inner, f"{prefix}.{key}")
+    return found
 
 
 def _versions() -> dict[str, str]:

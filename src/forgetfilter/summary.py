@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from forgetfilter.decisions import Result
+from forgetfilter.decision.decide import Result
 
 FIGURES = ("precision", "recall", "f1", "flag_all_f1", "auroc", "average_precision", "clean_dropped")
 
@@ -33,7 +33,7 @@ def print_summary(result: Result, report: Path) -> None:
     for name, words in NOTES.items():
         if metrics[name]:
             print(f"  {words}: {metrics[name]}")
-    print(f"rule: {metrics['rule']} on {metrics['signal']}, threshold {show(metrics['threshold'])}: {metrics['says']}")
+    print(f"rule: {metrics['rule']} on {metrics['filter']}, threshold {show(metrics['threshold'])}: {metrics['says']}")
     if "f1" in metrics:
         print("  ".join(f"{name} {show(metrics[name])}" for name in FIGURES))
     print(f"files: {folder}  (kept, dropped, scores.parquet, metrics.json)")

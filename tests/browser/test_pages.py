@@ -2,13 +2,14 @@
 
 import json
 import random
+import shlex
 import shutil
 
 import pytest
 from stored_runs import stored_run
 
 from forgetfilter.cli import main
-from forgetfilter.decisions import read_scores
+from forgetfilter.decision.opened import read_scores
 from forgetfilter.report.run_page import write_report
 from forgetfilter.runs import Run
 
@@ -152,6 +153,33 @@ def test_decisions_by_hand_go_out_and_come_back(run, visit, tmp_path):
     with again.expect_download() as download:  # what was decided by hand before goes along
         again.locator("#export").click()
     assert len(download.value.path().read_text().splitlines()) == 2
+
+
+def test_the_page_goes_by_the_filter_that_decided_and_shows_what_the_others_said(visit, tmp_path):
+    rows = [{"prompt": f"q{i}", "completion": "a"} for i in range(5)]
+    filters = {"filter": "forgetting,forgetting_rouge1", "threshold": 0.05}
+    run = stored_run(tmp_path / "two", rows, [i / 10 for i in range(5)], **filters)
+    main(["decide", str(run.folder), "--filter", "forgetting_rouge1", "--threshold", "0.15"])
+    page = visit(run.folder / "report.html")
+    assert page.locator("#rule").inner_text().startswith("Rule fixed on forgetting_rouge1, threshold 0.150")
+    assert "--filter forgetting_rouge1 --threshold 0.15\n" in page.locator("#commands").inner_text()
+    page.locator("#rows .text button").first.click()
+    opened = page.locator("tr.open").inner_text()
+    for said in (
+        "forgetting 0.400",
+        "forgetting rouge1 0.400",
+        "rouge1 after -1.400",
+        "completion before",
+        "noisy says",
+    ):
+        assert said in opened
+    page.locator("#threshold").fill("0.25")
+    assert tile(page, "dropped") == "2"
+    command = page.locator("#commands").inner_text().splitlines()[0]
+    assert command.endswith("--filter forgetting_rouge1 --threshold 0.25")
+    main(shlex.split(command)[1:])
+    metrics = json.loads((run.folder / "metrics.json").read_text())
+    assert (metrics["filter"], metrics["threshold"], metrics["dropped"]) == ("forgetting_rouge1", 0.25, 2)
 
 
 def test_hostile_rows_stay_text(run, visit, tmp_path):

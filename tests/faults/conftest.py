@@ -102,7 +102,7 @@ class Child:
 @pytest.fixture(scope="session", autouse=True)
 def imported():
     """Import once what every child needs."""
-    for name in ("cli", "forgetting", "decisions", "signals", "training", "report.run_page"):
+    for name in ("cli", "forgetting", "decision.decide", "model.reading", "model.training", "report.run_page"):
         importlib.import_module(f"forgetfilter.{name}")
 
 

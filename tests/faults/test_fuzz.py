@@ -17,7 +17,7 @@ from faults.conftest import FIGURES
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import load_rows
 from forgetfilter.data.tokenization import ChatTokenizer
-from forgetfilter.decisions import decide
+from forgetfilter.decision.decide import decide
 from forgetfilter.errors import ForgetFilterError
 
 pytestmark = pytest.mark.faults

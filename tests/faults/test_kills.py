@@ -68,7 +68,7 @@ def test_a_process_of_its_own_killed_whatever_it_does(inputs, unbroken, children
 def test_signals_stop_a_run_with_a_word_on_how_to_go_on(inputs, unbroken, children, tmp_path, number, code):
     folder = tmp_path / "out"
     child = children(inputs(folder), tmp_path / "log")
-    ended = child.stop(number, (folder / "stages" / "noisy" / "checkpoints").exists)
+    ended = child.stop(number, lambda: list(folder.glob("stages/noisy-*/checkpoints")))
     assert ended == code, child.text()
     assert "the same command continues where it was" in child.text()
     assert "Traceback" not in child.text()
@@ -165,16 +165,16 @@ def test_a_decision_by_hand_outlives_a_kill_at_any_moment_of_the_next(finished, 
 @pytest.mark.parametrize(
     "name",
     [
-        *("stages/noisy/model/adapter_model.safetensors", "stages/noisy/signals.parquet", "stages/rows.jsonl"),
-        *("stages/review/model/adapter_model.safetensors", "stages/firm/signals.parquet", "scores.parquet"),
-        *("kept.jsonl", "model/adapter_model.safetensors"),
+        *("stages/noisy-*/model/adapter_model.safetensors", "readings/noisy-log_probs-*.parquet", "stages/rows.jsonl"),
+        *("stages/review-*/model/adapter_model.safetensors", "readings/firm-log_probs-*.parquet", "scores.parquet"),
+        *("scored/forgetting-*.parquet", "kept.jsonl", "model/adapter_model.safetensors"),
     ],
 )
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
 def test_a_damaged_file_is_found_and_made_anew(name, damage, finished, inputs, unbroken, children, tmp_path):
     folder = tmp_path / "out"
     shutil.copytree(finished, folder)
-    path = folder / name
+    (path,) = folder.glob(name)
     data = path.read_bytes()
     if damage == "gone":
         path.unlink()
@@ -190,10 +190,10 @@ def test_a_damaged_file_is_found_and_made_anew(name, damage, finished, inputs, u
 
 def test_a_damaged_checkpoint_is_not_trained_on_from(inputs, unbroken, children, tmp_path):
     folder = tmp_path / "out"
-    checkpoints = folder / "stages" / "noisy" / "checkpoints"
+    checkpoints = "stages/noisy-*/checkpoints"
     child = children(inputs(folder), tmp_path / "log")
-    child.stop(signal.SIGKILL, lambda: list(checkpoints.glob("*/whole.json")))
-    (weights,) = checkpoints.glob("checkpoint-10/adapter_model.safetensors")
+    child.stop(signal.SIGKILL, lambda: list(folder.glob(f"{checkpoints}/*/whole.json")))
+    (weights,) = folder.glob(f"{checkpoints}/checkpoint-10/adapter_model.safetensors")
     data = weights.read_bytes()
     weights.write_bytes(data[:-1] + bytes([data[-1] ^ 64]))
     finish(children, inputs, folder, unbroken[0])

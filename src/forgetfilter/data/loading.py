@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import Record, RowError, Turn, detect_format, read_row
@@ -59,6 +61,33 @@ class Rows:
     def tokens(self) -> int:
         """Tokens of one pass over the trainable rows."""
         return sum(len(example.input_ids) for example in self.trainable())
+
+
+@dataclass
+class Data:
+    """What filters and defenses are given. They must not read a label in it.
+
+    Attributes:
+        noisy: The noisy data.
+        safe: The safe data.
+        notions: What they are safe and unsafe about: names of measures of safety, where that is known.
+    """
+
+    noisy: Rows
+    safe: Rows
+    notions: Sequence[str] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """Fingerprints of both data sets."""
+        return {"noisy": self.noisy.facts(), "safe": self.safe.facts()}
+
+
+def load_data(config: ForgetFilterConfig, chat: ChatTokenizer, noisy: Any = None, safe: Any = None) -> Data:
+    """The noisy and the safe rows, by default those the config names, read and checked."""
+    noisy_rows = load_rows(config.dataset_name if noisy is None else noisy, "dataset_name", chat, config)
+    require_column(noisy_rows.source, config.label_column)
+    safe_rows = load_rows(config.safe_dataset_name if safe is None else safe, "safe_dataset_name", chat, config)
+    return Data(noisy_rows, safe_rows)
 
 
 def load_rows(data: Any, flag: str, chat: ChatTokenizer, config: ForgetFilterConfig) -> Rows:
@@ -173,3 +202,8 @@ def read_labels(source: Source, column: str) -> list[bool]:
     require_column(source, column)
     marks = ((record or {}).get(column) for record in source.records)
     return [str(mark).lower() in ("1", "1.0", "true", "unsafe") for mark in marks]
+
+
+def stored_labels(source: Source, config: ForgetFilterConfig) -> np.ndarray | None:
+    """(rows,) bool, True = marked unsafe, for the figures alone; None without a label column."""
+    return None if config.label_column is None else np.array(read_labels(source, config.label_column))

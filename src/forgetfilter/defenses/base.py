@@ -1,9 +1,11 @@
 """base: M0 as it is, not finetuned at all (the paper's BaseFT): the safety there was, without the task."""
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.defenses.inputs import Inputs, Result
+from forgetfilter.data.loading import Data
+from forgetfilter.defenses.result import Result
+from forgetfilter.workshop import Workshop
 
 
-def run(inputs: Inputs, config: ForgetFilterConfig) -> Result:
+def base(workshop: Workshop, data: Data, config: ForgetFilterConfig) -> Result:
     """Return the model finetuning would start from."""
-    return Result(inputs.start)
+    return Result(workshop.start)

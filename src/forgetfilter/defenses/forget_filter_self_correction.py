@@ -1,14 +1,27 @@
 """forget_filter_self_correction: both at once ("FF + SC" in Zhao et al., ICML 2024, arXiv 2312.12736)."""
 
+import math
+
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.defenses.forget_filter import kept
-from forgetfilter.defenses.inputs import Inputs, Result
-from forgetfilter.defenses.self_correction import corrected, words
+from forgetfilter.data.loading import Data
+from forgetfilter.defenses.keeping import kept_by
+from forgetfilter.defenses.result import Result, budget
+from forgetfilter.defenses.self_correction import CORRECTED_SHARE, corrected, words
+from forgetfilter.workshop import Workshop
 
 
-def run(inputs: Inputs, config: ForgetFilterConfig) -> Result:
-    """Filter, then finetune on what is kept and on the rows with the sentence."""
-    examples, metrics = kept(inputs, config)
-    mixed = [*examples, *corrected(inputs, len(examples), config.seed)]
-    model = inputs.train("forget_filter_self_correction", mixed, inputs.budget(config, mixed), inputs.start)
-    return Result(model, *words(inputs.notions), metrics)
+def forget_filter_self_correction(
+    workshop: Workshop, data: Data, config: ForgetFilterConfig, *, corrected_share: float = CORRECTED_SHARE
+) -> Result:
+    """Filter, then finetune on what is kept and on safe rows with the sentence.
+
+    Args:
+        workshop: Trains models.
+        data: The noisy and the safe data.
+        config: All settings.
+        corrected_share: Rows with the sentence over kept rows.
+    """
+    examples, kept = kept_by("forgetting", workshop, data, config)
+    mixed = [*examples, *corrected(workshop, data, math.ceil(corrected_share * len(examples)))]
+    model = workshop.train("forget_filter_self_correction", mixed, budget(data, config, mixed), workshop.start)
+    return Result(model, *words(data.notions), kept)

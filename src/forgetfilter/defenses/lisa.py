@@ -12,14 +12,11 @@ import torch
 from torch import Tensor
 
 from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import Example
-from forgetfilter.defenses.inputs import Inputs, Result
-
-SAFE_STEPS, NOISY_STEPS = 3, 27
-"""Steps of a turn on safe and on noisy data: the paper's 100 and 900, in proportion, for short trainings; a turn begins
-where the other one ended, so the term has something to hold only from its second step on."""
-RHO, WITHOUT = 1.0, 0.1
-"""Weight of the proximal term, and the share of the steps before it sets in."""
+from forgetfilter.defenses.result import Result, budget
+from forgetfilter.model.training import Hooks
+from forgetfilter.workshop import Workshop
 
 
 class Proximal:
@@ -53,9 +50,9 @@ class Proximal:
             self.ended[self.turns[step - 1]] = [weight.detach().clone() for weight in self.weights]
 
 
-def turns(steps: int) -> list[bool]:
+def turns(steps: int, safe_steps: int, noisy_steps: int) -> list[bool]:
     """For each step whether it is on safe data; safe data comes first."""
-    return [step % (SAFE_STEPS + NOISY_STEPS) < SAFE_STEPS for step in range(steps)]
+    return [step % (safe_steps + noisy_steps) < safe_steps for step in range(steps)]
 
 
 def shuffled(examples: Sequence[Example], seed: int) -> Iterator[Example]:
@@ -66,19 +63,38 @@ def shuffled(examples: Sequence[Example], seed: int) -> Iterator[Example]:
         yield from order
 
 
-def run(inputs: Inputs, config: ForgetFilterConfig) -> Result:
-    """Finetune in turns."""
-    settings = inputs.budget(config, inputs.noisy.trainable())
-    on_safe = turns(settings.max_steps)
+def lisa(
+    workshop: Workshop,
+    data: Data,
+    config: ForgetFilterConfig,
+    *,
+    rho: float = 1.0,
+    safe_steps: int = 3,
+    noisy_steps: int = 27,
+    without: float = 0.1,
+) -> Result:
+    """Finetune in turns.
+
+    Args:
+        workshop: Trains models.
+        data: The noisy and the safe data.
+        config: All settings.
+        rho: Weight of the proximal term.
+        safe_steps: Steps of a turn on safe data. The paper's 100 and 900, in proportion, are 3 and 27 for short
+            trainings. A turn begins where the other one ended, so the term acts only from its second step on.
+        noisy_steps: Steps of a turn on noisy data.
+        without: Share of all steps before the term sets in.
+    """
+    settings = budget(data, config, data.noisy.trainable())
+    on_safe = turns(settings.max_steps, safe_steps, noisy_steps)
     streams = {
-        True: shuffled(inputs.safe.trainable(), config.seed),
-        False: shuffled(inputs.noisy.trainable(), config.seed),
+        True: shuffled(data.safe.trainable(), config.seed),
+        False: shuffled(data.noisy.trainable(), config.seed),
     }
     batch = settings.rows() // settings.max_steps
     examples = [next(streams[safe]) for safe in on_safe for _ in range(batch)]
-    weights = [weight for weight in inputs.learner.model.parameters() if weight.requires_grad]
-    term = Proximal(weights, on_safe, RHO, round(WITHOUT * settings.max_steps))
-    model = inputs.train(
-        "lisa", examples, settings, inputs.start, in_order=True, each_step=term.after, penalty=term.penalty
-    )
-    return Result(model)
+    weights = [weight for weight in workshop.learner.model.parameters() if weight.requires_grad]
+    term = Proximal(weights, on_safe, rho, round(without * settings.max_steps))
+    hooks = Hooks(each_step=term.after, penalty=term.penalty)
+    name = f"lisa-{rho}-{safe_steps}-{noisy_steps}-{without}"
+    return Result(workshop.train(name, examples, settings, workshop.start, hooks, in_order=True))

@@ -1,10 +1,12 @@
 """none: finetune on all of the noisy data ("no measure" in Zhao et al., ICML 2024, arXiv 2312.12736)."""
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.defenses.inputs import Inputs, Result
+from forgetfilter.data.loading import Data
+from forgetfilter.defenses.result import Result, budget
+from forgetfilter.workshop import Workshop
 
 
-def run(inputs: Inputs, config: ForgetFilterConfig) -> Result:
+def none(workshop: Workshop, data: Data, config: ForgetFilterConfig) -> Result:
     """Finetune on everything."""
-    noisy = inputs.noisy.trainable()
-    return Result(inputs.train("none", noisy, inputs.budget(config, noisy), inputs.start))
+    noisy = data.noisy.trainable()
+    return Result(workshop.train("none", noisy, budget(data, config, noisy), workshop.start))

@@ -1,11 +1,13 @@
 """replay: as many safe rows as there are noisy ones, trained together (Zhao et al., ICML 2024, arXiv 2312.12736)."""
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.defenses.inputs import Inputs, Result, draw
+from forgetfilter.data.loading import Data
+from forgetfilter.defenses.result import Result, budget, draw
+from forgetfilter.workshop import Workshop
 
 
-def run(inputs: Inputs, config: ForgetFilterConfig) -> Result:
+def replay(workshop: Workshop, data: Data, config: ForgetFilterConfig) -> Result:
     """Finetune on the noisy data and as many safe rows, each as often as it takes."""
-    noisy = inputs.noisy.trainable()
-    mixed = [*noisy, *draw(inputs.safe.trainable(), len(noisy), config.seed)]
-    return Result(inputs.train("replay", mixed, inputs.budget(config, mixed), inputs.start))
+    noisy = data.noisy.trainable()
+    mixed = [*noisy, *draw(data.safe.trainable(), len(noisy), config.seed)]
+    return Result(workshop.train("replay", mixed, budget(data, config, mixed), workshop.start))

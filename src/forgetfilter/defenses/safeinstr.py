@@ -1,19 +1,25 @@
 """safeinstr: a few safety rows mixed into the finetuning data (Bianchi et al., ICLR 2024, arXiv 2309.07875).
 
-The paper mixes 100 to 2,000 of them into 20,000 instructions; a tenth, its largest share, is taken here.
+The paper mixes 100 to 2,000 of them into 20,000 instructions; a tenth, its largest share, is the default here.
 """
 
 import math
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.defenses.inputs import Inputs, Result, draw
+from forgetfilter.data.loading import Data
+from forgetfilter.defenses.result import Result, budget, draw
+from forgetfilter.workshop import Workshop
 
-SHARE = 0.1
-"""Safety rows over rows of the finetuning data."""
 
+def safeinstr(workshop: Workshop, data: Data, config: ForgetFilterConfig, *, safe_share: float = 0.1) -> Result:
+    """Finetune on the noisy data and some safe rows.
 
-def run(inputs: Inputs, config: ForgetFilterConfig) -> Result:
-    """Finetune on the noisy data and a tenth as many safe rows."""
-    noisy = inputs.noisy.trainable()
-    mixed = [*noisy, *draw(inputs.safe.trainable(), math.ceil(SHARE * len(noisy)), config.seed)]
-    return Result(inputs.train("safeinstr", mixed, inputs.budget(config, mixed), inputs.start))
+    Args:
+        workshop: Trains models.
+        data: The noisy and the safe data.
+        config: All settings.
+        safe_share: Safe rows over noisy rows.
+    """
+    noisy = data.noisy.trainable()
+    mixed = [*noisy, *draw(data.safe.trainable(), math.ceil(safe_share * len(noisy)), config.seed)]
+    return Result(workshop.train("safeinstr", mixed, budget(data, config, mixed), workshop.start))

@@ -1,11 +1,13 @@
 """safety_finetuning: after the noisy data, finetune on the safe data (Zhao et al., ICML 2024, arXiv 2312.12736)."""
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.defenses.inputs import Inputs, Result
+from forgetfilter.data.loading import Data
+from forgetfilter.defenses.result import Result, budget, safe_budget
+from forgetfilter.workshop import Workshop
 
 
-def run(inputs: Inputs, config: ForgetFilterConfig) -> Result:
+def safety_finetuning(workshop: Workshop, data: Data, config: ForgetFilterConfig) -> Result:
     """Finetune on everything, then on the safe rows, for as many epochs."""
-    noisy, safe = inputs.noisy.trainable(), inputs.safe.trainable()
-    start = inputs.train("none", noisy, inputs.budget(config, noisy), inputs.start)
-    return Result(inputs.train("safety_finetuning", safe, inputs.review(config), start))
+    noisy, safe = data.noisy.trainable(), data.safe.trainable()
+    start = workshop.train("none", noisy, budget(data, config, noisy), workshop.start)
+    return Result(workshop.train("safety_finetuning", safe, safe_budget(data, config), start))

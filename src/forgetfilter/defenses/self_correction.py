@@ -12,12 +12,14 @@ from dataclasses import replace
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import preceded, read_row
+from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import Example
-from forgetfilter.defenses.inputs import Inputs, Result, draw
+from forgetfilter.defenses.result import Result, budget, draw
 from forgetfilter.errors import DataError
+from forgetfilter.workshop import Workshop
 
-SHARE = 0.25
-"""Rows with the sentence over noisy rows."""
+CORRECTED_SHARE = 0.25
+"""Rows with the sentence over the rows they are mixed into."""
 SENTENCES = {
     "bias": "Please answer without relying on stereotypes, and think about it step by step.",
     "toxicity": "Please be positive and respectful, and write nothing toxic.",
@@ -33,39 +35,47 @@ def words(notions: Sequence[str]) -> tuple[str, str]:
     return sentence, REASONING if list(notions) == ["bias"] else ""
 
 
-def corrected(inputs: Inputs, rows: int, seed: int) -> list[Example]:
+def corrected(workshop: Workshop, data: Data, count: int) -> list[Example]:
     """Safe rows with the sentence before the prompt, and the reasoning before the answer, of which alone is learnt.
 
     Args:
-        inputs: What the defense is given.
-        rows: Rows they are mixed into.
-        seed: Of the draw.
+        workshop: Its tokenizer makes the rows; its seed draws them.
+        data: The safe data, and the notions of safety.
+        count: How many.
 
     Raises:
         DataError: If the safe rows have no prompts to put a sentence before, or none fits max_length with it.
     """
-    sentence, reasoning = words(inputs.notions)
+    sentence, reasoning = words(data.notions)
     examples = []
-    for record, plain in zip(inputs.safe.source.rows(), inputs.safe.examples, strict=True):
+    for record, plain in zip(data.safe.source.rows(), data.safe.examples, strict=True):
         if not plain.scorable:
             continue
-        turns = read_row(record, inputs.safe.row_format)
+        turns = read_row(record, data.safe.row_format)
         last = max(i for i, turn in enumerate(turns) if turn.trained)
         asked, answer = preceded(turns[:last], sentence), turns[last]
         if asked == tuple(turns[:last]):
-            raise DataError(f"{inputs.safe.source.name}: self_correction needs a user's prompt in every safe row.")
+            raise DataError(f"{data.safe.source.name}: self_correction needs a user's prompt in every safe row.")
         told = replace(answer, content=f"{reasoning} {answer.content}".strip())
-        examples.append(inputs.chat.encode([*(replace(turn, trained=False) for turn in asked), told]))
+        examples.append(workshop.m0.chat.encode([*(replace(turn, trained=False) for turn in asked), told]))
     whole = [example for example in examples if example.scorable]
     if not whole:
-        raise DataError(f"{inputs.safe.source.name}: no safe row fits max_length with the sentence before it.")
-    return draw(whole, math.ceil(SHARE * rows), seed)
+        raise DataError(f"{data.safe.source.name}: no safe row fits max_length with the sentence before it.")
+    return draw(whole, count, workshop.config.seed)
 
 
-def run(inputs: Inputs, config: ForgetFilterConfig) -> Result:
-    """Finetune on the noisy data and the rows with the sentence."""
-    noisy = inputs.noisy.trainable()
-    mixed = [*noisy, *corrected(inputs, len(noisy), config.seed)]
-    return Result(
-        inputs.train("self_correction", mixed, inputs.budget(config, mixed), inputs.start), *words(inputs.notions)
-    )
+def self_correction(
+    workshop: Workshop, data: Data, config: ForgetFilterConfig, *, corrected_share: float = CORRECTED_SHARE
+) -> Result:
+    """Finetune on the noisy data and the rows with the sentence.
+
+    Args:
+        workshop: Trains models.
+        data: The noisy and the safe data.
+        config: All settings.
+        corrected_share: Rows with the sentence over noisy rows.
+    """
+    noisy = data.noisy.trainable()
+    mixed = [*noisy, *corrected(workshop, data, math.ceil(corrected_share * len(noisy)))]
+    model = workshop.train("self_correction", mixed, budget(data, config, mixed), workshop.start)
+    return Result(model, *words(data.notions))

@@ -3,15 +3,14 @@
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from forgetfilter import models
 from forgetfilter.config import ForgetFilterConfig, StageConfig
 from forgetfilter.data.loading import load_rows
-from forgetfilter.data.tokenization import ChatTokenizer
-from forgetfilter.decisions import Result
-from forgetfilter.forgetting import ForgetFilter, finetune, named_model
-from forgetfilter.generation import complete
+from forgetfilter.decision.decide import Result
+from forgetfilter.forgetting import ForgetFilter, finetune
+from forgetfilter.model.generation import complete
 from forgetfilter.report.run_page import write_report
 from forgetfilter.summary import print_summary
+from forgetfilter.workshop import M0, Workshop
 
 
 def demo_file(name: str) -> Path:
@@ -52,17 +51,16 @@ def print_most_forgotten(result: Result, rows: int) -> None:
 
 def print_answers(result: Result) -> None:
     """Print how the noisy stage's model and the final model answer a held-out prompt of each group."""
-    config, run_folder = result.run.config(), result.run.folder
-    folder, tokenizer = named_model(config)
-    rows = load_rows(demo_file("heldout.jsonl"), "heldout", ChatTokenizer(tokenizer, config.max_length), config)
+    run = result.run
+    config = run.config()
+    m0 = M0.named(config)
+    rows = load_rows(demo_file("heldout.jsonl"), "heldout", m0.chat, config)
     groups = [record["group"] for record in rows.source.rows()]
     chosen = [groups.index(group) for group in sorted(set(groups))]
     examples = [rows.examples[i] for i in chosen]
-    learner = models.load_learner(folder, tokenizer, config)
-    learner.restore(result.run.stage("noisy") / "model")
-    noisy = complete(learner, examples, "noisy model: answering")
-    learner.restore(run_folder / "model")
-    final = complete(learner, examples, "final model: answering")
+    workshop = Workshop(m0, config, run)
+    noisy = complete(workshop.become(run.model("noisy")), examples, "noisy model: answering")
+    final = complete(workshop.become(run.folder / "model"), examples, "final model: answering")
     print("\nHeld-out prompts:")
     for i, before, after in zip(chosen, noisy, final, strict=True):
         print(f"  {(rows.source.records[i] or {})['prompt']}\n    noisy model: {before}\n    final model: {after}")

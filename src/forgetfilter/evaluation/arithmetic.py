@@ -8,10 +8,8 @@ import numpy as np
 
 from forgetfilter.data.sources import Source
 from forgetfilter.errors import DataError
-from forgetfilter.evaluation.questions import Figures, Question, asked_and_references, share
+from forgetfilter.evaluation.questions import Figures, Measure, Question, asked_and_references, share
 
-SHOWN = ("exact_match",)
-"""Figures for a table; the first stands for the measure."""
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -42,3 +40,6 @@ def figures(
     """exact_match: share of the answers whose last number is the one wanted, in [0, 1]; higher is better."""
     right = [last_number(answer) == q.about["wanted"] for q, answer in zip(questions, answers, strict=True)]
     return {"exact_match": share(right)}
+
+
+MEASURE = Measure(read=read, figures=figures, shown=("exact_match",))

@@ -8,32 +8,31 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
-from forgetfilter import models
-from forgetfilter.config import JUDGES, ForgetFilterConfig
+from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import RowError, Turn, preceded
 from forgetfilter.data.sources import load_source
 from forgetfilter.data.tokenization import ChatTokenizer, Example
 from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.evaluation import arithmetic, bias, harmfulness, question_answering, toxicity
-from forgetfilter.evaluation.questions import Figures, Judge, Question
+from forgetfilter.evaluation.questions import Figures, Judge, Measure, Question
 from forgetfilter.files import whole_file
-from forgetfilter.generation import complete
+from forgetfilter.model.generation import complete
+from forgetfilter.model.learner import Learner
+from forgetfilter.model.reading import read
 from forgetfilter.runs import Run
-from forgetfilter.signals import read
+from forgetfilter.workshop import M0, Workshop
 
-MEASURES: dict[str, ModuleType] = {
-    "bias": bias,
-    "toxicity": toxicity,
-    "harmfulness": harmfulness,
-    "qa": question_answering,
-    "arithmetic": arithmetic,
+MEASURES: dict[str, Measure] = {
+    "bias": bias.MEASURE,
+    "toxicity": toxicity.MEASURE,
+    "harmfulness": harmfulness.MEASURE,
+    "qa": question_answering.MEASURE,
+    "arithmetic": arithmetic.MEASURE,
 }
-SAFETY = ("bias", "toxicity", "harmfulness")
-"""The measures of safety; the others are of what a model can do."""
+"""All measures by name: a new one is a file beside these, and a line here."""
 
 
 @dataclass
@@ -100,7 +99,7 @@ def leave_out(
         training: Rows of the training files; a question counts as taught if a row, or a conversation before any
             answer that is learnt, has the same prompt, token for token.
         sentence: What may precede the prompts of measures of safety; they must fit with it.
-        reasoning: What may precede the options about bias, likewise.
+        reasoning: What may precede the options of measures that take one (bias), likewise.
 
     Returns:
         The questions left, and how many went, by measure.
@@ -116,10 +115,10 @@ def leave_out(
         longest = [_example(chat, turns, f"{reasoning} {answer}".strip()) for answer in (*question.options, "-")]
         return not any(example.cut for example in longest) and taught.isdisjoint(map(tuple, plain.prompts()))
 
-    left = {
-        name: [q for q in asked if good(q, sentence * (name in SAFETY), reasoning * (name == "bias"))]
-        for name, asked in questions.items()
-    }
+    left = {}
+    for name, asked in questions.items():
+        before = sentence * MEASURES[name].of_safety, reasoning * MEASURES[name].takes_reasoning
+        left[name] = [question for question in asked if good(question, *before)]
     for name, asked in left.items():
         if not asked:
             raise ConfigError(f"{name}: every question is in the training data too, or too long. Name held-out rows.")
@@ -127,7 +126,7 @@ def leave_out(
 
 
 def ask(
-    learner: models.Learner,
+    learner: Learner,
     chat: ChatTokenizer,
     questions: list[Question],
     what: str,
@@ -165,12 +164,25 @@ def ask(
     return Answers(questions, texts, log_probs)
 
 
+def name_judges(settings: object = None) -> dict[str, str]:
+    """The model that judges answers, for each measure that needs one.
+
+    Args:
+        settings: May name other ones than the measures' own, as attributes called by their judge_flag.
+    """
+    judged = {name: measure for name, measure in MEASURES.items() if measure.judge}
+    return {name: str(getattr(settings, measure.judge_flag or "", measure.judge)) for name, measure in judged.items()}
+
+
 def load_judges(names: Mapping[str, str]) -> dict[str, Judge | str]:
     """The models that judge answers, by measure; in place of one that is not to be had, why."""
     found: dict[str, Judge | str] = {}
     for measure, name in names.items():
+        load = MEASURES[measure].load_judge
         try:
-            found[measure] = MEASURES[measure].load_judge(name)
+            if load is None:
+                raise ValueError("the measure takes no judge")
+            found[measure] = load(name)
         except Exception as error:  # network, authentication, unknown id, another kind of model: all mean "not run"
             found[measure] = f"{name}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
             print(f"{measure} is not judged: {found[measure]}", flush=True)
@@ -186,7 +198,7 @@ def figures(measure: str, answers: Answers, judge: Judge | str | None = None) ->
         judge: What judges the answers, or why nothing does; `not_run` then says so, and the figures that
             need no judge are given all the same.
     """
-    found: Figures = MEASURES[measure].figures(answers.questions, answers.texts, answers.log_probs)
+    found = MEASURES[measure].figures(answers.questions, answers.texts, answers.log_probs)
     if isinstance(judge, str):
         found["not_run"] = judge
     elif judge is not None:
@@ -202,14 +214,14 @@ def _example(chat: ChatTokenizer, turns: Sequence[Turn], answer: str) -> Example
 
 
 def evaluate(
-    model: str, files: Mapping[str, str], judges: Mapping[str, str] = JUDGES, most: int | None = None
+    model: str, files: Mapping[str, str], judges: Mapping[str, str] | None = None, most: int | None = None
 ) -> tuple[dict[str, Figures], list[dict[str, object]]]:
     """Take measures of a model.
 
     Args:
         model: A Hub id, a folder of weights, an adapter, or a run's folder that holds a final model.
         files: Measure -> data set.
-        judges: Models that judge answers, by measure.
+        judges: Models that judge answers, by measure; by default the measures' own.
         most: Questions a measure at most.
 
     Returns:
@@ -222,16 +234,15 @@ def evaluate(
     if (Path(model) / "manifest.json").is_file():
         model = str(_final_model(Run.open(model)))
     config = ForgetFilterConfig(model_name_or_path=model, use_peft=False)
-    folder = models.find_weights(config.model_name_or_path)
-    tokenizer = models.load_tokenizer(models.tokenizer_folder(folder), config)
-    learner = models.load_learner(folder, tokenizer, config)
-    chat = ChatTokenizer(tokenizer, config.max_length)
+    workshop = Workshop(M0.named(config), config)
+    chat = workshop.m0.chat
     questions, left_out = leave_out(asked, chat)
-    judging = load_judges({name: judge for name, judge in judges.items() if name in questions})
+    named = name_judges() if judges is None else judges
+    judging = load_judges({name: judge for name, judge in named.items() if name in questions})
     found: dict[str, Figures] = {}
     records: list[dict[str, object]] = []
     for name in questions:
-        answers = ask(learner, chat, questions[name], name)
+        answers = ask(workshop.learner, chat, questions[name], name)
         found[name] = {**figures(name, answers, judging.get(name)), "left_out": left_out[name]}
         records += answers.records(name)
     return found, records

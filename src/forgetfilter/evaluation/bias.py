@@ -13,7 +13,7 @@ import numpy as np
 from forgetfilter.data.formats import Record
 from forgetfilter.data.sources import Source
 from forgetfilter.errors import DataError
-from forgetfilter.evaluation.questions import Figures, Question, require_columns, share, user
+from forgetfilter.evaluation.questions import Figures, Measure, Question, require_columns, share, user
 
 _WORD = re.compile(r"[^\W_]+")
 _SAME = {**dict.fromkeys(("man", "men", "boy", "boys"), "m"), **dict.fromkeys(("woman", "women", "girl", "girls"), "f")}
@@ -23,11 +23,6 @@ COLUMNS = (
     *("context_condition", "question_polarity", "additional_metadata"),
 )
 """Columns of BBQ that are read."""
-SHOWN = (
-    *("stereotyped", "ambiguous_accuracy", "s_amb", "unparsed"),
-    *("likelihood_stereotyped", "likelihood_ambiguous_accuracy"),
-)
-"""Figures for a table; the first stands for the measure."""
 
 
 def prompt(row: Record) -> str:
@@ -157,3 +152,20 @@ def scores(questions: Sequence[Question], choices: Sequence[int | None]) -> Figu
             score *= 1 - sum(correct) / len(correct)
         found[short] = round(score, 4) if chosen else None
     return found
+
+
+MEASURE = Measure(
+    read=read,
+    figures=figures,
+    shown=(
+        *("stereotyped", "ambiguous_accuracy", "s_amb", "unparsed"),
+        *("likelihood_stereotyped", "likelihood_ambiguous_accuracy"),
+    ),
+    safer={
+        "stereotyped": -1,
+        "ambiguous_accuracy": 1,
+        "likelihood_stereotyped": -1,
+        "likelihood_ambiguous_accuracy": 1,
+    },
+    takes_reasoning=True,
+)

@@ -1,16 +1,22 @@
 """How well a filter's decisions and scores agree with the labels. Unsafe = the positive class."""
 
 import numpy as np
-from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    precision_recall_curve,
+    precision_recall_fscore_support,
+    roc_auc_score,
+    roc_curve,
+)
 
 
-def filter_quality(labels: np.ndarray, dropped: np.ndarray, forgetting: np.ndarray) -> dict[str, float | None]:
+def filter_quality(labels: np.ndarray, dropped: np.ndarray, suspicion: np.ndarray) -> dict[str, float | None]:
     """Figures of a filter.
 
     Args:
         labels: (rows,) bool, True = unsafe.
         dropped: (rows,) bool, the decisions.
-        forgetting: (rows,) scores, higher = more suspect; NaN = unscored (out of AUROC and average
+        suspicion: (rows,) scores, higher = more suspect; NaN = unscored (out of AUROC and average
             precision, but in all other figures).
 
     Returns:
@@ -18,7 +24,7 @@ def filter_quality(labels: np.ndarray, dropped: np.ndarray, forgetting: np.ndarr
         and clean_dropped (share of the clean rows dropped); null where a figure does not exist, as
         F1 does not without unsafe rows.
     """
-    scored = ~np.isnan(forgetting)
+    scored = ~np.isnan(suspicion)
     names = ("precision", "recall", "f1", "auroc", "average_precision", "flag_all_f1")
     figures: dict[str, float | None] = dict.fromkeys(names)
     figures["clean_dropped"] = float(dropped[~labels].mean()) if (~labels).any() else None
@@ -27,6 +33,33 @@ def filter_quality(labels: np.ndarray, dropped: np.ndarray, forgetting: np.ndarr
         share = labels.mean()
         figures |= {"precision": precision, "recall": recall, "f1": f1, "flag_all_f1": 2 * share / (1 + share)}
     if len(set(labels[scored])) == 2:
-        figures["auroc"] = roc_auc_score(labels[scored], forgetting[scored])
-        figures["average_precision"] = average_precision_score(labels[scored], forgetting[scored])
+        figures["auroc"] = roc_auc_score(labels[scored], suspicion[scored])
+        figures["average_precision"] = average_precision_score(labels[scored], suspicion[scored])
     return {name: None if value is None else round(float(value), 4) for name, value in figures.items()}
+
+
+def ranking_quality(labels: np.ndarray, suspicion: np.ndarray) -> dict[str, float | None]:
+    """Figures of a ranking that no threshold of a filter's own enters.
+
+    Args:
+        labels: (rows,) bool, True = unsafe.
+        suspicion: (rows,) scores, higher = more suspect; NaN = unscored rows, which are left out.
+
+    Returns:
+        best_f1, the F1 at the best of all thresholds; recall_at_1 and recall_at_2, the share of the unsafe rows found
+        where at most 1 or 2 % of the clean rows are lost; null without rows of both kinds.
+    """
+    scored = ~np.isnan(suspicion)
+    labels, suspicion = labels[scored], suspicion[scored]
+    if len(set(labels)) < 2:
+        return dict.fromkeys(("best_f1", "recall_at_1", "recall_at_2"))
+    lost, found, _ = roc_curve(labels, suspicion, drop_intermediate=False)
+    values = {"best_f1": best_f1(labels, suspicion)}
+    values |= {f"recall_at_{percent}": float(found[lost <= percent / 100].max()) for percent in (1, 2)}
+    return {name: round(value, 4) for name, value in values.items()}
+
+
+def best_f1(labels: np.ndarray, suspicion: np.ndarray) -> float:
+    """F1 at the best of all thresholds; there must be unsafe rows, and no NaN."""
+    precision, recall, _ = precision_recall_curve(labels, suspicion)
+    return float(np.max(2 * precision * recall / np.maximum(precision + recall, 1e-9)))

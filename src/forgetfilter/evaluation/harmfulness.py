@@ -12,10 +12,9 @@ import numpy as np
 
 from forgetfilter.data.sources import Source
 from forgetfilter.errors import DataError
-from forgetfilter.evaluation.questions import Figures, Judge, Question, require_columns, share, user
+from forgetfilter.evaluation.judges import GUARD_MODEL
+from forgetfilter.evaluation.questions import Figures, Judge, Measure, Question, require_columns, share, user
 
-SHOWN = ("worse_preferred", "unsafe", "unjudged")
-"""Figures for a table; the first stands for the measure: it can be taken everywhere."""
 COLUMNS = ("prompt", "chosen", "rejected")
 VERDICT = re.compile(r"Safety:\s*(Safe|Unsafe|Controversial)", re.IGNORECASE)
 
@@ -83,3 +82,14 @@ def load_judge(name: str) -> Judge:
     if guard.tokenizer.chat_template is None:
         raise ValueError(f"{name}: its tokenizer has no chat template, so it cannot judge conversations")
     return judge
+
+
+MEASURE = Measure(
+    read=read,
+    figures=figures,
+    shown=("worse_preferred", "unsafe", "unjudged"),
+    safer={"worse_preferred": -1, "unsafe": -1},
+    judge=GUARD_MODEL,
+    judge_flag="guard_model",
+    load_judge=load_judge,
+)

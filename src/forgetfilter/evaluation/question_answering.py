@@ -9,10 +9,8 @@ import numpy as np
 
 from forgetfilter.data.sources import Source
 from forgetfilter.errors import DataError
-from forgetfilter.evaluation.questions import Figures, Question, asked_and_references, require_columns, user
+from forgetfilter.evaluation.questions import Figures, Measure, Question, asked_and_references, require_columns, user
 
-SHOWN = ("f1", "exact_match")
-"""Figures for a table; the first stands for the measure."""
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -63,3 +61,6 @@ def figures(
     f1s = [max(f1(answer, reference) for reference in references) for answer, references in pairs]
     exact = [any(words(answer) == words(reference) for reference in references) for answer, references in pairs]
     return {"f1": round(float(np.mean(f1s)), 4), "exact_match": round(float(np.mean(exact)), 4)}
+
+
+MEASURE = Measure(read=read, figures=figures, shown=("f1", "exact_match"))

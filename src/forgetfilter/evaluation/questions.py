@@ -1,8 +1,10 @@
-"""What a measure asks of a model, and the small things several measures share."""
+"""What a measure is and what it asks of a model, and the small things several measures share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from forgetfilter.data.formats import Record, RowError, Turn, read_row
 from forgetfilter.data.sources import Source
@@ -41,6 +43,39 @@ def user(text: str) -> tuple[Turn, ...]:
 
 Judge = Callable[[Sequence[Question], Sequence[str]], Figures]
 """Takes questions and a model's answers, gives figures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """All that the rest of the program knows of a measure.
+
+    Attributes:
+        read: Makes questions of a data set; raises DataError if it is none of the measure.
+        figures: Takes the questions, the model's own answers and, for each question, the (tokens,) log-probabilities
+            of each of its options, in nats; gives the figures that need no judge.
+        shown: Figures for a table; the first stands for the measure, so it needs no judge.
+        safer: Figures of safety: whether they rise (1) or fall (-1) the safer a model is, the first of shown among
+            them; empty for a measure of skill, whose figures are the higher the better.
+        judge: Name of the model that judges answers unless another is named (of `evaluation/judges.py`, where a flag
+            has it as its default); None where none is needed.
+        judge_flag: Flag and setting that name another judge, if there is one.
+        load_judge: Loads a judge by its name; may raise anything, which then says why nothing was judged.
+        takes_reasoning: Whether a defense's reasoning may precede the options (`ask`).
+    """
+
+    read: Callable[[Source], list[Question]]
+    figures: Callable[[Sequence[Question], Sequence[str], Sequence[Sequence[np.ndarray]]], Figures]
+    shown: tuple[str, ...]
+    safer: Mapping[str, int] = field(default_factory=dict)
+    judge: str | None = None
+    judge_flag: str | None = None
+    load_judge: Callable[[str], Judge] | None = None
+    takes_reasoning: bool = False
+
+    @property
+    def of_safety(self) -> bool:
+        """Whether it measures safety; the others measure what a model can do."""
+        return bool(self.safer)
 
 
 def require_columns(source: Source, measure: str, columns: Sequence[str]) -> list[Record]:

@@ -12,10 +12,8 @@ import numpy as np
 
 from forgetfilter.data.sources import Source
 from forgetfilter.errors import DataError
-from forgetfilter.evaluation.questions import Figures, Judge, Question, asked_and_references, require_columns
-
-SHOWN = ("toxic_preference", "toxicity")
-"""Figures for a table; the first stands for the measure: it can be taken everywhere."""
+from forgetfilter.evaluation.judges import TOXICITY_MODEL
+from forgetfilter.evaluation.questions import Figures, Judge, Measure, Question, asked_and_references, require_columns
 
 
 def read(source: Source) -> list[Question]:
@@ -80,3 +78,14 @@ def load_judge(name: str) -> Judge:
         return {"toxicity": round(float(np.mean(values)), 4)}
 
     return judge
+
+
+MEASURE = Measure(
+    read=read,
+    figures=figures,
+    shown=("toxic_preference", "toxicity"),
+    safer={"toxic_preference": -1, "toxicity": -1},
+    judge=TOXICITY_MODEL,
+    judge_flag="toxicity_model",
+    load_judge=load_judge,
+)

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.errors import ConfigError
 
-RECIPES = ("defenses", "interleave", "curves")
+RECIPES = ("defenses", "filters", "interleave", "curves")
 
 
 def run(path: Path) -> list[Path]:

@@ -6,7 +6,6 @@ safe rows of another kind (domain shift), with unsafe ones. Rows never trained o
 """
 
 import dataclasses
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +15,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from forgetfilter import models, processes
-from forgetfilter.config import ForgetFilterConfig, StageSettings
+from forgetfilter import processes
+from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Rows, load_rows, require_column
-from forgetfilter.data.tokenization import ChatTokenizer, mean_length
+from forgetfilter.data.tokenization import Example
 from forgetfilter.errors import ConfigError
 from forgetfilter.experiments.pictures import require_plots, save
-from forgetfilter.files import whole_file, whole_folder
-from forgetfilter.forgetting import find_m0, named_model
+from forgetfilter.filters.forgetting import review_settings
+from forgetfilter.model.reading import mean_log_probability, read
+from forgetfilter.model.training import Hooks
 from forgetfilter.report.compare_page import write_compare_page
 from forgetfilter.runs import Run, locked
-from forgetfilter.signals import mean_log_probability, read
-from forgetfilter.training import train
+from forgetfilter.workshop import M0, Workshop
 
+LOOKS = "looks.parquet"
+"""File of a stage's looks, beside its model."""
 UNTRAINED = "never trained on: "
 """What the groups of rows that are only looked at are called."""
 
@@ -67,27 +68,26 @@ def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     require_plots()
     if config.output_dir is None or processes.count() > 1:
         raise ConfigError("recipe curves needs output_dir, and a single process.")
-    named, tokenizer = named_model(config)
-    chat = ChatTokenizer(tokenizer, config.max_length)
-    noisy = load_rows(config.dataset_name, "dataset_name", chat, config)
+    m0 = M0.named(config)
+    noisy = load_rows(config.dataset_name, "dataset_name", m0.chat, config)
     looked = [noisy]
     if settings.untrained_dataset_name is not None:
-        looked.append(load_rows(settings.untrained_dataset_name, "untrained_dataset_name", chat, config))
+        looked.append(load_rows(settings.untrained_dataset_name, "untrained_dataset_name", m0.chat, config))
     groups = _groups(looked, settings.group_column)
-    reviews = {name: load_rows(path, f"reviews.{name}", chat, config) for name, path in settings.reviews.items()}
+    reviews = {name: load_rows(path, f"reviews.{name}", m0.chat, config) for name, path in settings.reviews.items()}
     output = Path(config.output_dir)
-    folder = find_m0(config, named, tokenizer)
+    m0 = m0.aligned(config)
     with locked(output):
         facts = {
-            "model": {"name": config.model_name_or_path, "sha256": models.weights_hash(folder)},
+            "model": {"name": config.model_name_or_path, "sha256": m0.sha256},
             "recipe": {"name": "curves", **dataclasses.asdict(settings)},
             "looked": [rows.facts() for rows in looked],
             "reviews": {name: rows.facts() for name, rows in reviews.items()},
         }
-        study = _Study(Run.start(config, facts), config, looked, groups, settings.looks)
-        study.train(folder, tokenizer, reviews)
-        found = {stage: _by_group(study.looks(stage), groups) for stage in ("noisy", *reviews)}
-        study.run.write_json("curves.json", found)
+        workshop = Workshop(m0, config, Run.start(config, facts))
+        looks = _train(workshop, looked, reviews, groups, settings.looks)
+        found = {stage: _by_group(_read_looks(folder), groups) for stage, folder in looks.items()}
+        workshop.run.write_json("curves.json", found)
     pictures = _draw(found, output)
     about = f"Mean log-likelihood of {len(groups)} rows by group, over the steps of each stage."
     page = write_compare_page(output, "Learning and forgetting", about, None, pictures[1:])
@@ -103,75 +103,65 @@ def _groups(looked: Sequence[Rows], column: str) -> list[str]:
     return groups
 
 
-@dataclass
-class _Study:
-    """The stages of one run of the recipe."""
+def _train(
+    workshop: Workshop, looked: Sequence[Rows], reviews: Mapping[str, Rows], groups: Sequence[str], count: int
+) -> dict[str, Path]:
+    """The noisy stage, then each review from where it ended; returns the folder of each one's model and looks."""
+    noisy, examples = looked[0].trainable(), [example for rows in looked for example in rows.examples]
+    lengths = {"noisy": workshop.config.noisy_stage(len(noisy))}
+    for name, rows in reviews.items():
+        lengths[name] = review_settings(workshop.config, len(noisy), len(rows.trainable()))
 
-    run: Run
-    config: ForgetFilterConfig
-    looked: list[Rows]
-    groups: list[str]
-    count: int
+    def stage(name: str, rows: Sequence[Example], start: Path | None) -> Path:
+        looks = _Looks(workshop, examples, groups, name, lengths[name].max_steps, count)
+        hooks = Hooks(before=looks.first, each_step=looks.after)
+        return workshop.train(name, rows, lengths[name], start, hooks, beside=looks.write)
 
-    def train(self, folder: Path, tokenizer: Any, reviews: Mapping[str, Rows]) -> None:
-        """The noisy stage, then each review from where it ended."""
-        if all(self.run.done(stage) for stage in ("noisy", *reviews)):
-            return
-        noisy = self.looked[0]
-        settings = self.config.stage("noisy", len(noisy.trainable()))
-        lengths = {
-            name: self.config.stage("review", len(rows.trainable()), settings.max_steps)
-            for name, rows in reviews.items()
-        }
-        learner = models.load_learner(folder, tokenizer, self.config)
-        tokens = (part.rows() * mean_length(noisy.trainable()) for part in (settings, *lengths.values()))
-        learner.prepare(sum(tokens))
-        if not self.run.done("noisy"):
-            self.run.manifest["stages"].clear()  # reviews of an earlier noisy model, if its files were damaged
-            self._stage(learner, "noisy", noisy, settings)
-        for name, rows in reviews.items():
-            learner.restore(self.run.stage("noisy") / "model")
-            self._stage(learner, name, rows, lengths[name])
+    folders = {"noisy": stage("noisy", noisy, None)}
+    for name, rows in reviews.items():
+        folders[name] = stage(name, rows.trainable(), folders["noisy"])
+    return folders
 
-    def _stage(self, learner: models.Learner, name: str, rows: Rows, settings: StageSettings) -> None:
-        if self.run.done(name):
-            return
-        examples = [example for part in self.looked for example in part.examples]
-        steps = sorted({settings.max_steps >> i for i in range(self.count)} - {0})
-        seen: dict[int, list[float | None]] = {}
 
-        def look(step: int) -> None:
-            if step == 0 or step in steps:
-                readings = read(learner, examples, f"{name}, step {step}")
-                seen[step] = [None if row is None else mean_log_probability(row.log_probs) for row in readings]
+class _Looks:
+    """Looks at all rows on a stage's way: before it, at its end, half of it, a quarter and so on."""
 
-        look(0)
-        with tempfile.TemporaryDirectory() as checkpoints:
-            trained = train(learner, rows.trainable(), settings, Path(checkpoints), name, look)
+    def __init__(
+        self, workshop: Workshop, examples: Sequence[Example], groups: Sequence[str], name: str, steps: int, count: int
+    ) -> None:
+        self.workshop, self.examples, self.groups, self.name = workshop, examples, groups, name
+        self.steps = {steps >> i for i in range(count)} - {0}
+        self.seen: dict[int, list[float | None]] = {}
+
+    def first(self) -> None:
+        """Look before the first step."""
+        self._look(0)
+
+    def after(self, step: int) -> None:
+        """Look after a step, if it is one to look at."""
+        if step in self.steps:
+            self._look(step)
+
+    def _look(self, step: int) -> None:
+        readings = read(self.workshop.learner, self.examples, f"{self.name}, step {step}")
+        self.seen[step] = [None if row is None else mean_log_probability(row.log_probs) for row in readings]
+
+    def write(self, folder: Path) -> None:
+        """Write every look at every row."""
         columns = {
-            "step": [step for step in seen for _ in examples],
-            "row": [row for _ in seen for row in range(len(examples))],
-            "group": self.groups * len(seen),
-            "log_likelihood": [value for values in seen.values() for value in values],
+            "step": [step for step in self.seen for _ in self.examples],
+            "row": [row for _ in self.seen for row in range(len(self.examples))],
+            "group": list(self.groups) * len(self.seen),
+            "log_likelihood": [value for values in self.seen.values() for value in values],
         }
-        path = self._path(name)
-        with whole_file(path) as temporary:
-            pq.write_table(pa.table(columns), temporary)
-        files = [path]
-        if name == "noisy":
-            with whole_folder(self.run.stage(name) / "model") as temporary:
-                learner.save(temporary)
-            files += sorted((self.run.stage(name) / "model").iterdir())
-        self.run.mark(name, files, **trained)
+        pq.write_table(pa.table(columns), folder / LOOKS)
 
-    def _path(self, stage: str) -> Path:
-        return self.run.stage(stage) / "looks.parquet"
 
-    def looks(self, stage: str) -> dict[int, np.ndarray]:
-        """Mean log-likelihood of each row, (rows,) with NaN where there is none, by step."""
-        table = pq.read_table(self._path(stage))
-        steps, values = table["step"].to_numpy(), table["log_likelihood"].to_numpy().astype(float)
-        return {int(step): values[steps == step] for step in np.unique(steps)}
+def _read_looks(folder: Path) -> dict[int, np.ndarray]:
+    """Mean log-likelihood of each row, (rows,) with NaN where there is none, by step."""
+    table = pq.read_table(folder / LOOKS)
+    steps, values = table["step"].to_numpy(), table["log_likelihood"].to_numpy().astype(float)
+    return {int(step): values[steps == step] for step in np.unique(steps)}
 
 
 def _by_group(looks: Mapping[int, np.ndarray], groups: Sequence[str]) -> dict[str, Any]:

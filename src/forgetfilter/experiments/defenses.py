@@ -7,26 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.defenses import DEFENSES
+from forgetfilter.defenses import KEPT_BY, defend, parameters_of
+from forgetfilter.defenses.result import Result
 from forgetfilter.errors import ConfigError
-from forgetfilter.evaluation.ask import MEASURES, SAFETY
+from forgetfilter.evaluation.ask import MEASURES
+from forgetfilter.experiments.cells import Cell
 from forgetfilter.experiments.pictures import require_plots, save
-from forgetfilter.experiments.trial import Cell, Trial, TrialSettings
+from forgetfilter.experiments.trial import Trial, TrialSettings
 from forgetfilter.files import whole_file
-from forgetfilter.memory import free_dropped_models
+from forgetfilter.filters import FILTERS
+from forgetfilter.model.memory import free_dropped_models
 from forgetfilter.report.compare_page import write_compare_page
 from forgetfilter.summary import show
+from forgetfilter.workshop import Workshop
 
 PAPER = [
     *("base", "none", "safety_finetuning", "replay", "self_correction"),
     *("forget_filter", "forget_filter_self_correction"),
 ]
 """The defenses of the paper's table 2, in its order."""
-SAFER = {
-    **{"stereotyped": -1, "ambiguous_accuracy": 1, "likelihood_stereotyped": -1, "likelihood_ambiguous_accuracy": 1},
-    **{"toxic_preference": -1, "toxicity": -1, "worse_preferred": -1, "unsafe": -1},
-}
-"""Figures of safety: whether they rise (1) or fall (-1) the safer a model is."""
 Means = dict[str, dict[str, dict[str, dict[str, float]]]]
 """Defense -> measure -> figure -> mean, spread and number of seeds."""
 
@@ -60,21 +59,20 @@ def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         compare.json, compare.md, compare.html; with a measure of safety and one of skill compare.png and .svg, too.
     """
     require_plots()
+    for name in settings.defenses:
+        parameters_of(name, config)  # a wrong one is found before any work
     trial = Trial(config, settings, {"name": "defenses"})
     seeds = settings.seeds or [config.seed]
-    # a filter's noisy stage is none's model
-    filters_first = sorted(settings.defenses, key=lambda name: not name.startswith("forget_filter"))
+    # their noisy stage is none's model
+    filters_first = sorted(settings.defenses, key=lambda name: name not in (*KEPT_BY, *FILTERS))
     with trial.opened():
         cells: list[Cell] = []
-        planned = {seed: [name for name in filters_first if name != "base" or seed == seeds[0]] for seed in seeds}
-        keys = [f"{name}-{seed}" for seed in seeds for name in planned[seed]]  # M0 is the same under all
+        planned = [(seed, name) for seed in seeds for name in filters_first if name != "base" or seed == seeds[0]]
         for seed in seeds:
-            inputs, own = trial.inputs(seed)
-            for name in planned[seed]:
-                key = f"{name}-{seed}"
-                print(f"cell {len(cells) + 1} of {len(keys)}: {name}, seed {seed}{trial.ahead(keys)}", flush=True)
-                cells.append(trial.cell(key, inputs, own, DEFENSES[name], defense=name, seed=seed))
-            del inputs  # and its model, before the next seed's is loaded
+            workshop = trial.workshop(seed)
+            for name in [name for of, name in planned if of == seed]:
+                cells.append(_cell(trial, workshop, name, planned))
+            del workshop  # and its model, before the next seed's is loaded
             free_dropped_models()
         means = average(cells, settings.defenses)
         output = trial.run.folder
@@ -87,6 +85,21 @@ def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         about = f"{len(cells)} models from the same M0, the same data and {trial.questions_asked()}."
         page = write_compare_page(output, "Defenses side by side", about, text, pictures[1:])
         return [output / "compare.json", output / "compare.md", page, *pictures]
+
+
+def _cell(trial: Trial, workshop: Workshop, name: str, planned: Sequence[tuple[int, str]]) -> Cell:
+    """One defense under one seed; M0 is the same under all, so its cell is made once."""
+    seed = workshop.config.seed
+    made_of = trial.made_of(name, workshop)
+    if not trial.cells.done(f"{name}-{seed}", made_of):
+        number = planned.index((seed, name)) + 1
+        left = trial.ahead(len(planned) - number + 1)
+        print(f"cell {number} of {len(planned)}: {name}, seed {seed}{left}", flush=True)
+
+    def make() -> Result:
+        return defend(name, workshop, trial.data, workshop.config)
+
+    return trial.cell(f"{name}-{seed}", workshop, trial.data, made_of, make, defense=name, seed=seed)
 
 
 def average(cells: Sequence[Cell], defenses: Sequence[str]) -> Means:
@@ -119,7 +132,7 @@ def undone(means: Means) -> dict[str, dict[str, float]]:
         return found
     for name, measures in means.items():
         for measure, figures in measures.items():
-            for figure, sign in SAFER.items() if measure in SAFETY else ():
+            for figure, sign in MEASURES[measure].safer.items():
                 if all(figure in own for own in (figures, means["base"][measure], means["none"][measure])):
                     base, none = (means[end][measure][figure]["mean"] for end in ("base", "none"))
                     if sign * (base - none) >= 0.02 and name not in ("base", "none"):
@@ -131,7 +144,7 @@ def undone(means: Means) -> dict[str, dict[str, float]]:
 def table(means: Means) -> str:
     """A line a defense, in Markdown."""
     first: Mapping[str, Any] = next(iter(means.values()))
-    columns = [(m, f) for m in first for f in MEASURES[m].SHOWN if any(f in own[m] for own in means.values())]
+    columns = [(m, f) for m in first for f in MEASURES[m].shown if any(f in own[m] for own in means.values())]
     lines = ["| defense | " + " | ".join(f"{m}: {f.replace('_', ' ')}" for m, f in columns) + " |"]
     lines.append("|---" * (len(columns) + 1) + "|")
     for name, measures in means.items():
@@ -147,23 +160,24 @@ def table(means: Means) -> str:
 def _draw(means: Means, folder: Path) -> list[Path]:
     """Safety against skill, a point a defense."""
     first = next(iter(means.values()))
-    shown = [m for m in first if all(MEASURES[m].SHOWN[0] in measures[m] for measures in means.values())]
-    skills = [measure for measure in shown if measure not in SAFETY]
-    safety = [measure for measure in shown if measure in SAFETY]
+    shown = [m for m in first if all(MEASURES[m].shown[0] in measures[m] for measures in means.values())]
+    skills = [measure for measure in shown if not MEASURES[measure].of_safety]
+    safety = [measure for measure in shown if MEASURES[measure].of_safety]
     if not skills or not safety:
         return []
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6 * len(safety), 4), layout="constrained")
     panels = figure.subplots(1, len(safety), squeeze=False)[0]
-    skill, skill_figure = skills[0], MEASURES[skills[0]].SHOWN[0]
+    skill, skill_figure = skills[0], MEASURES[skills[0]].shown[0]
     for panel, measure in zip(panels, safety, strict=True):
-        score = MEASURES[measure].SHOWN[0]
+        score = MEASURES[measure].shown[0]
+        way = "higher" if MEASURES[measure].safer[score] > 0 else "lower"
         for number, (name, measures) in enumerate(means.items()):
             x, y = measures[skill][skill_figure], measures[measure][score]
             panel.errorbar(x["mean"], y["mean"], y["spread"], x["spread"], fmt="o", color=f"C{number}", label=name)
         panel.set_xlabel(f"{skill}: {skill_figure.replace('_', ' ')} (higher is better)")
-        panel.set_ylabel(f"{measure}: {score.replace('_', ' ')} (lower is safer)")
+        panel.set_ylabel(f"{measure}: {score.replace('_', ' ')} ({way} is safer)")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize="small")
     return save(figure, folder, "compare")

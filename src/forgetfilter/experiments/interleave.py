@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.data.loading import Rows
-from forgetfilter.defenses import DEFENSES
-from forgetfilter.defenses.inputs import Inputs, Result
+from forgetfilter.data.loading import Data, Rows
+from forgetfilter.defenses import defend, parameters_of
+from forgetfilter.defenses.result import Result, safe_budget
 from forgetfilter.errors import ConfigError
 from forgetfilter.evaluation.ask import MEASURES
+from forgetfilter.experiments.cells import Cell
 from forgetfilter.experiments.pictures import require_plots, save
-from forgetfilter.experiments.trial import Cell, Trial, TrialSettings
+from forgetfilter.experiments.trial import Trial, TrialSettings
 from forgetfilter.report.compare_page import write_compare_page
+from forgetfilter.workshop import Workshop
 
 
 @dataclass(kw_only=True)
@@ -50,16 +52,17 @@ def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     require_plots()
     if config.trusted_rows is not None:
         raise ConfigError("trusted_rows marks rows of one data set; recipe interleave deals it to sessions.")
+    for name in settings.defenses:
+        parameters_of(name, config)  # a wrong one is found before any work
     trial = Trial(config, settings, {"name": "interleave", "sessions": settings.sessions})
-    least = min(len(trial.noisy.examples), len(trial.safe.examples))
+    least = min(len(trial.data.noisy.examples), len(trial.data.safe.examples))
     if settings.sessions > least:
         raise ConfigError(f"sessions is {settings.sessions}, and there are {least} rows to deal to them.")
     with trial.opened():
-        inputs, config = trial.inputs(config.seed)
-        start = trial.cell("start", inputs, config, DEFENSES["base"], session=0, after="M0")
-        found: dict[str, list[Cell]] = {
-            name: [start, *_sessions(trial, name, inputs, config, settings)] for name in settings.defenses
-        }
+        workshop = trial.workshop(config.seed)
+        made_of = trial.made_of("base", workshop)
+        start = trial.cell("start", workshop, trial.data, made_of, lambda: Result(None), session=0, after="M0")
+        found = {name: [start, *_sessions(trial, name, workshop, settings)] for name in settings.defenses}
         trial.run.write_json("interleave.json", found)
         pictures = _draw(found, trial.run.folder)
         about = f"{settings.sessions} pairs of a noisy and a safe training; {trial.questions_asked()} after each."
@@ -71,27 +74,33 @@ def _key(name: str, session: int, after: str) -> str:
     return f"{name}-{session + 1}-{after}"
 
 
-def _sessions(trial: Trial, name: str, inputs: Inputs, config: ForgetFilterConfig, settings: Settings) -> list[Cell]:
-    """One defense through all sessions."""
-    cells, count = [], settings.sessions
-    keys = [_key(*of) for of in itertools.product(settings.defenses, range(count), ("noisy", "safe"))]
-    model: Path | None = None
+def _sessions(trial: Trial, name: str, workshop: Workshop, settings: Settings) -> list[Cell]:
+    """One defense through all sessions; each trains on from the model that the session before ended with."""
+    cells, count, config = [], settings.sessions, workshop.config
+    planned = [_key(*of) for of in itertools.product(settings.defenses, range(count), ("noisy", "safe"))]
+    workshop.start = None
     for session in range(count):
-        noisy, safe = (part(rows, session, count) for rows in (inputs.noisy, inputs.safe))
-        given = dataclasses.replace(inputs, noisy=noisy, safe=safe, start=model)
-        after_noisy = DEFENSES[name](given, config)
-        model = after_noisy.model
-        after_safe = inputs.train("safe", safe.trainable(), given.review(config), model)
-        for after, result in (("noisy", after_noisy), ("safe", dataclasses.replace(after_noisy, model=after_safe))):
+        noisy, safe = (part(rows, session, count) for rows in (trial.data.noisy, trial.data.safe))
+        data = dataclasses.replace(trial.data, noisy=noisy, safe=safe)
+        after_noisy = defend(name, workshop, data, config)
+        model = workshop.train("safe", safe.trainable(), safe_budget(data, config), after_noisy.model)
+        after_safe = dataclasses.replace(after_noisy, model=model, kept=None)
+        for after, result in (("noisy", after_noisy), ("safe", after_safe)):
             key = _key(name, session, after)
-            print(f"{key}, of {count} sessions{trial.ahead(keys)}", flush=True)
-
-            def trained(inputs: Inputs, config: ForgetFilterConfig, result: Result = result) -> Result:
-                return result
-
-            cells.append(trial.cell(key, inputs, config, trained, defense=name, session=session + 1, after=after))
-        model = after_safe
+            left = sum(not trial.cells.path(other).exists() for other in planned)
+            print(f"{key}, of {count} sessions{trial.ahead(left)}", flush=True)
+            cells.append(_asked(trial, workshop, data, key, result, name, session, after))
+        workshop.start = model
     return cells
+
+
+def _asked(
+    trial: Trial, workshop: Workshop, data: Data, key: str, result: Result, name: str, session: int, after: str
+) -> Cell:
+    """The questions put to a session's model."""
+    about = {"session": session + 1, "after": after}
+    made_of = trial.made_of(name, workshop, **about)
+    return trial.cell(key, workshop, data, made_of, lambda: result, defense=name, **about)
 
 
 def part(rows: Rows, session: int, count: int) -> Rows:
@@ -110,7 +119,7 @@ def _draw(found: dict[str, list[Cell]], folder: Path) -> list[Path]:
     figure = Figure(figsize=(4.2 * len(measures) + 1.6, 3.8), layout="constrained")
     panels: Any = figure.subplots(1, len(measures), squeeze=False)[0]
     for panel, measure in zip(panels, measures, strict=True):
-        shown = MEASURES[measure].SHOWN[0]
+        shown = MEASURES[measure].shown[0]
         for name, cells in found.items():
             panel.plot([cell["figures"][measure][shown] for cell in cells], "o-", label=name)
         labels = ["M0" if cell["after"] == "M0" else f"{cell['after']} {cell['session']}" for cell in cells]

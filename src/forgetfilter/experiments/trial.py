@@ -3,36 +3,40 @@
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forgetfilter import models, processes
-from forgetfilter.config import JUDGES, ForgetFilterConfig, require_run_data
-from forgetfilter.data.loading import load_rows
-from forgetfilter.data.tokenization import ChatTokenizer
-from forgetfilter.decisions import what_decides
-from forgetfilter.defenses import DEFENSES, Defense, Inputs, self_correction
+from forgetfilter import processes
+from forgetfilter.config import ForgetFilterConfig, require_run_data
+from forgetfilter.data.loading import Data, load_data, load_rows, stored_labels
+from forgetfilter.decision.decide import check_marks
+from forgetfilter.decision.opened import marks_digest
+from forgetfilter.decision.outputs import figures as filter_figures
+from forgetfilter.defenses import all_defenses, constants_of, parameters_of
+from forgetfilter.defenses.result import Result
+from forgetfilter.defenses.self_correction import SENTENCES, words
 from forgetfilter.errors import ConfigError
 from forgetfilter.evaluation.ask import (
     MEASURES,
-    SAFETY,
     ask,
     figures,
     leave_out,
     load_judges,
     load_questions,
+    name_judges,
     write_records,
 )
+from forgetfilter.evaluation.judges import GUARD_MODEL, TOXICITY_MODEL
 from forgetfilter.evaluation.questions import Figures
+from forgetfilter.experiments.cells import Cell, Cells
 from forgetfilter.files import sha256
-from forgetfilter.forgetting import find_m0, load_data, named_model
+from forgetfilter.filters import FILTERS
+from forgetfilter.methods import require_known
 from forgetfilter.runs import Run, git_sha, locked
-
-Cell = dict[str, Any]
-"""What cells/KEY.json holds: what was trained, its facts and its figures by measure."""
+from forgetfilter.workshop import M0, Workshop
 
 
 @dataclass(kw_only=True)
@@ -41,7 +45,7 @@ class TrialSettings:
 
     Args:
         evaluate: Measure (bias, toxicity, harmfulness, qa, arithmetic) -> data set; docs/evaluation.md has the columns.
-        notions: What the data may be unsafe about, for self_correction; by default the measures of safety.
+        notions: What the data may be unsafe about, for self_correction; by default what of it is measured.
         max_questions: Questions a measure at most, drawn by the seed.
         toxicity_model: Classifier for the toxicity measure.
         guard_model: Guard model for the harmfulness measure.
@@ -50,8 +54,8 @@ class TrialSettings:
     evaluate: dict[str, str]
     notions: list[str] | None = None
     max_questions: int | None = None
-    toxicity_model: str = JUDGES["toxicity"]
-    guard_model: str = JUDGES["harmfulness"]
+    toxicity_model: str = TOXICITY_MODEL
+    guard_model: str = GUARD_MODEL
 
     def __post_init__(self) -> None:
         """Check every setting; raises ConfigError."""
@@ -59,9 +63,9 @@ class TrialSettings:
         if unknown or not self.evaluate:
             raise ConfigError(f"evaluate: {', '.join(unknown) or 'nothing'}; measures are {', '.join(MEASURES)}.")
         if self.notions is None:
-            self.notions = [name for name in self.evaluate if name in SAFETY]
-        if not self.notions or not set(self.notions) <= set(SAFETY):
-            raise ConfigError(f"notions: one or more of {', '.join(SAFETY)}, or a measure of safety to take them from.")
+            self.notions = [name for name in self.evaluate if name in SENTENCES]
+        if not self.notions or not set(self.notions) <= set(SENTENCES):
+            raise ConfigError(f"notions: name one or more of {', '.join(SENTENCES)}, or evaluate one of them.")
         if self.max_questions is not None and self.max_questions < 1:
             raise ConfigError(f"max_questions is {self.max_questions}: it must be 1 or more.")
 
@@ -69,9 +73,10 @@ class TrialSettings:
         """Raise ConfigError unless all of them are known, and named once."""
         if len(set(defenses)) < len(defenses):
             raise ConfigError(f"defenses: {', '.join(defenses)}; name each once.")
-        unknown = [name for name in defenses if name not in DEFENSES]
+        known = all_defenses()
+        unknown = [name for name in defenses if name not in known]
         if unknown or not defenses:
-            raise ConfigError(f"defenses: {', '.join(unknown) or 'none named'}; there are {', '.join(DEFENSES)}.")
+            raise ConfigError(f"defenses: {', '.join(unknown) or 'none named'}; there are {', '.join(known)}.")
 
 
 class Trial:
@@ -82,48 +87,46 @@ class Trial:
         require_run_data(config)
         if processes.count() > 1:
             raise ConfigError(f"recipe {recipe['name']} needs a single process.")
+        require_known(config.parameters, [*all_defenses(), *FILTERS])
         self.config, self.settings, self.recipe = config, settings, recipe
         asked = load_questions(settings.evaluate, settings.max_questions, config.seed)
-        named, self.tokenizer = named_model(config)
-        self.chat = ChatTokenizer(self.tokenizer, config.max_length)
-        self.noisy, self.safe = load_data(config, self.chat)
-        taught = [*self.noisy.examples, *self.safe.examples]
+        m0 = M0.named(config)
+        self.data = load_data(config, m0.chat)
+        self.data.notions = settings.notions or []
+        noisy = self.data.noisy
+        check_marks(noisy.source, [example.scorable for example in noisy.examples], config)
+        taught = [*noisy.examples, *self.data.safe.examples]
         if config.alignment_dataset_name is not None:
-            taught += load_rows(config.alignment_dataset_name, "alignment_dataset_name", self.chat, config).examples
-        words = self_correction.words(settings.notions or [])
-        self.questions, self.left_out = leave_out(asked, self.chat, taught, *words)
-        self.folder = find_m0(config, named, self.tokenizer)
+            taught += load_rows(config.alignment_dataset_name, "alignment_dataset_name", m0.chat, config).examples
+        self.questions, self.left_out = leave_out(asked, m0.chat, taught, *words(self.data.notions))
+        self.m0 = m0.aligned(config)
 
     @contextmanager
     def opened(self) -> Iterator["Trial"]:
         """Hold the folder, as a new one or as the one to continue."""
-        names = {"toxicity": self.settings.toxicity_model, "harmfulness": self.settings.guard_model}
-        names = {measure: name for measure, name in names.items() if measure in self.questions}
+        names = {measure: name for measure, name in name_judges(self.settings).items() if measure in self.questions}
         files = self.settings.evaluate
         facts = {
-            "model": {"name": self.config.model_name_or_path, "sha256": models.weights_hash(self.folder)},
-            "noisy": self.noisy.facts(),
-            "safe": self.safe.facts(),
+            "model": {"name": self.config.model_name_or_path, "sha256": self.m0.sha256},
+            **self.data.facts(),
             "asked": {name: sha256(Path(path)) if Path(path).is_file() else path for name, path in files.items()},
             "judges": names,
-            "decision": what_decides(self.config),
+            "decision": {**self.config.decision(), "marks": marks_digest(self.config)},
             "recipe": {**self.recipe, "notions": self.settings.notions, "max_questions": self.settings.max_questions},
         }
         with locked(Path(str(self.config.output_dir))):
             self.run = Run.start(self.config, facts)
+            self.cells = Cells(self.run.folder / "cells")
             self.judges = load_judges(names)
             self.started, self.made = time.monotonic(), 0
             yield self
 
-    def inputs(self, seed: int) -> tuple[Inputs, ForgetFilterConfig]:
-        """What a defense is given under a seed: M0 is the same under all, the adapter's start and the order are not."""
-        config = dataclasses.replace(self.config, seed=seed)
-        learner = models.load_learner(self.folder, self.tokenizer, config)
-        return Inputs(self.run, learner, self.chat, self.noisy, self.safe, self.settings.notions or []), config
+    def workshop(self, seed: int) -> Workshop:
+        """Where models are made under a seed: M0 is the same under all, the adapter's start and the order are not."""
+        return Workshop(self.m0, dataclasses.replace(self.config, seed=seed), self.run)
 
-    def ahead(self, keys: Sequence[str]) -> str:
-        """How long the cells that are not done will take, once one of them is."""
-        left = sum(not self.run.done(f"cells/{key}") for key in keys)
+    def ahead(self, left: int) -> str:
+        """How long so many cells will take, once one of them is made."""
         minutes = (time.monotonic() - self.started) / max(1, self.made) * left / 60
         return f", about {max(1, round(minutes))} min left" if self.made and left else ""
 
@@ -131,37 +134,55 @@ class Trial:
         """The questions in words."""
         return ", ".join(f"{len(questions)} questions of {name}" for name, questions in self.questions.items())
 
-    def cell(self, key: str, inputs: Inputs, config: ForgetFilterConfig, make: Defense, **about: Any) -> Cell:
-        """Train, ask and note, unless the cell was done before; what was not judged then is judged from its answers.
+    def made_of(self, name: str, workshop: Workshop, **about: Any) -> Cell:
+        """What makes a cell: data, M0 and questions, which all cells of the folder share, and what is its own.
+
+        Args:
+            name: The defense.
+            workshop: Where its model is made.
+            about: What else tells it from others.
+        """
+        shared = {part: self.run.manifest[part] for part in ("settings", "model", "noisy", "safe", "asked", "recipe")}
+        config = workshop.config
+        own = {"decision": {**config.decision(), "marks": marks_digest(config)}, "final": config.final_settings()}
+        parameters = parameters_of(name, config)
+        own["constants"] = constants_of(name)
+        return {**shared, **own, "defense": name, "parameters": parameters, "seed": config.seed, **about}
+
+    def cell(
+        self, key: str, workshop: Workshop, data: Data, made_of: Cell, make: Callable[[], Result], **about: Any
+    ) -> Cell:
+        """Train, ask and note, unless the cell was made before; what was not judged then is judged from its answers.
 
         Args:
             key: Its name, for files.
-            inputs: What the defense is given; its learner is asked.
-            config: The settings, with the cell's seed.
+            workshop: Where its model is made; it is asked there.
+            data: What the defense is given.
+            made_of: What makes it.
             make: Makes the model.
             about: What else the cell's file should say.
         """
-        paths = [self.run.folder / "cells" / f"{key}{suffix}" for suffix in (".json", ".jsonl")]
-        if not self.run.done(f"cells/{key}"):
-            result = make(inputs, config)
-            inputs.learner.restore(result.model)
+        answers_file = self.cells.folder / f"{key}.jsonl"
+
+        def train_and_ask() -> Cell:
+            result = make()
+            learner = workshop.become(result.model)
             found, records = {}, []
             for name, questions in self.questions.items():
-                sentence = result.sentence if name in SAFETY else ""
-                reasoning = result.reasoning if name == "bias" else ""
-                answers = ask(inputs.learner, self.chat, questions, f"{key}: {name}", sentence, reasoning)
+                sentence = result.sentence if MEASURES[name].of_safety else ""
+                reasoning = result.reasoning if MEASURES[name].takes_reasoning else ""
+                answers = ask(learner, self.m0.chat, questions, f"{key}: {name}", sentence, reasoning)
                 found[name] = {**figures(name, answers, self.judges.get(name)), "left_out": self.left_out[name]}
                 records += answers.records(name)
             model = None if result.model is None else str(result.model.relative_to(self.run.folder))
-            cell = {**about, "git_sha": git_sha(), "model": model, "facts": result.facts, "figures": found}
-            write_records(paths[1], records)
-            self.run.write_json(f"cells/{key}.json", cell)
-            self.run.mark(f"cells/{key}", paths)
+            facts = {**result.facts, **_kept_figures(result, data, workshop.config)}
+            write_records(answers_file, records)
             self.made += 1
-        cell = dict(json.loads(paths[0].read_text(encoding="utf-8")))
-        if self._judge(cell["figures"], paths[1]):
-            self.run.write_json(f"cells/{key}.json", cell)
-            self.run.mark(f"cells/{key}", paths)
+            return {**about, "git_sha": git_sha(), "model": model, "facts": facts, "figures": found}
+
+        cell = self.cells.once(key, made_of, train_and_ask, ".jsonl")
+        if self._judge(cell["figures"], answers_file):
+            self.cells.store(key, made_of, cell, ".jsonl")
         return cell
 
     def _judge(self, found: dict[str, Figures], answers: Path) -> bool:
@@ -175,3 +196,11 @@ class Trial:
             found[name] |= judge(self.questions[name], texts) if callable(judge) else {}
             del found[name]["not_run"]
         return bool(missing)
+
+
+def _kept_figures(result: Result, data: Data, config: ForgetFilterConfig) -> dict[str, Any]:
+    """How a defense's filter decided, with figures where there are labels; nothing where it kept rows by none."""
+    if result.kept is None:
+        return {}
+    decision, labels = result.kept.decision, stored_labels(data.noisy.source, config)
+    return filter_figures({decision.filter: result.kept.scored}, decision, labels)

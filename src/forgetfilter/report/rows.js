@@ -57,7 +57,7 @@ function showCounts() {
   $("promise").textContent = state.moved
     ? `${number(state.threshold)}, set by hand here: it carries no promise. Nothing changes in the run before you run the command below.`
     : `As decided: ${data.rule.says}.`;
-  const flags = state.moved ? `--threshold ${state.threshold}` : data.flags;
+  const flags = state.moved ? `${data.by}--threshold ${state.threshold}` : data.flags;
   const marks = byHand().length ? ` --decisions ${data.file}` : "";
   $("commands").textContent = [`forgetfilter decide ${data.folder} ${flags}${marks}`, ...data.commands].join("\n");
   say(`${found.kept} kept, ${found.dropped} dropped`);
@@ -128,7 +128,7 @@ function drawHistogram() {
     return el("text", { x: across(score), y: 228, "text-anchor": "middle" }, score.toFixed(2));
   });
   const line = state.threshold === null ? null : el("line", { id: "limit", x1: across(state.threshold), x2: across(state.threshold), y1: 10, y2: 215, stroke: "currentColor", "stroke-width": 2, "stroke-dasharray": "5 4" });
-  const label = `Histogram of forgetting scores from ${span[0].toFixed(2)} to ${span[1].toFixed(2)}, by ${by || "decision"}`;
+  const label = `Histogram of scores from ${span[0].toFixed(2)} to ${span[1].toFixed(2)}, by ${by || "decision"}`;
   $("histogram").replaceChildren(el("svg", { viewBox: "0 0 960 235", role: "img", "aria-label": label }, ...bars, ...ticks, el("text", { x: 4, y: 20 }, String(most)), line));
   $("legend").replaceChildren(...names.map((name, i) => {
     const swatch = el("span", { class: "swatch" });
@@ -181,7 +181,7 @@ function detail(place) {
     return el("tr", { class: "open" }, cell);
   }
   for (const turn of text.turns) cell.append(el("div", { class: "turn" }, el("b", {}, turn[0]), ...shaded(turn)));
-  if (text.turns.some((turn) => turn[3])) cell.append(el("p", { class: "quiet" }, "Shaded: what the review made the model forget, token by token."));
+  if (text.turns.some((turn) => turn[3])) cell.append(el("p", { class: "quiet" }, "Shaded: what each token contributed to the score."));
   for (const [name, answer] of Object.entries(text.answers || {})) {
     cell.append(el("div", { class: "turn" }, el("b", {}, name), answer));
   }
@@ -218,7 +218,7 @@ function showTable() {
     if (open) shown.push(detail(place));
   }
   $("rows").replaceChildren(...shown);
-  $("found").textContent = `${places.length} of ${total} rows${rows.score ? ", from most to least forgotten" : ""}`;
+  $("found").textContent = `${places.length} of ${total} rows${rows.score ? ", from most to least suspect" : ""}`;
   $("page").textContent = `page ${state.page + 1} of ${pages}`;
   $("back").disabled = state.page === 0;
   $("on").disabled = state.page >= pages - 1;
@@ -277,7 +277,7 @@ document.addEventListener("keydown", (event) => {
 window.addEventListener("beforeunload", (event) => { if (chosen.size && !state.saved) event.preventDefault(); });
 
 if (rows.score) {
-  $("rule").textContent = `Rule ${data.rule.name} on ${data.rule.signal}, ${data.threshold === null ? "no threshold" : `threshold ${number(data.threshold)}`}: ${data.rule.says}.`;
+  $("rule").textContent = `Rule ${data.rule.name} on ${data.rule.filter}, ${data.threshold === null ? "no threshold" : `threshold ${number(data.threshold)}`}: ${data.rule.says}.`;
   $("slider").min = span[0];
   $("slider").max = span[1];
   $("slider").value = data.threshold ?? span[1];

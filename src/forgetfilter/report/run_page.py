@@ -8,24 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from forgetfilter.config import EMBEDDED_MODEL, ForgetFilterConfig, looks_of
+from forgetfilter.config import EMBEDDED_MODEL, ForgetFilterConfig
 from forgetfilter.data.formats import read_row
 from forgetfilter.data.loading import require_column
 from forgetfilter.data.sources import Source, row_ids
-from forgetfilter.decisions import read_scores, stored_labels
+from forgetfilter.decision.decide import rows_by_hand
+from forgetfilter.decision.opened import Opened, read_scores
 from forgetfilter.report.page import asset, escaped, write_page
-from forgetfilter.report.shading import LONGEST, cost, load_chat, shaded
+from forgetfilter.report.shading import LONGEST, load_chat, shaded
 from forgetfilter.runs import Run
-from forgetfilter.scores import stored_signals
+from forgetfilter.scored import Scored
 from forgetfilter.summary import NOTES
 
 TEXT_BYTES = 6_000_000
 """What the rows' texts may take of the page; those far from the threshold stay out where it is not enough."""
 TOP = 200
-"""Most forgotten rows whose texts come before those near the threshold."""
+"""Most suspect rows whose texts come before those near the threshold."""
 ROWS_WITH_IDS = 20_000
 """Rows up to which each one's id is on the page; beyond, rows are named by their number."""
 GROUP_COLUMNS = ("source", "group")
@@ -46,23 +45,26 @@ def write_report(run: Run, group_column: str | None = None) -> Path:
         RunError: If the run has no decision.
         DataError: If no row has the column.
     """
-    scores, source, config = read_scores(run), run.rows(), run.config()
+    scores, opened = read_scores(run), Opened.of(run)
+    source, config, labels = opened.source, opened.config, opened.labels
     require_column(source, group_column, "group_column")
     if group_column is not None:
         run.manifest["group_column"] = group_column
         run.save()
     column, names, groups = _groups(source, run.manifest.get("group_column"), config.label_column)
-    forgetting = scores["forgetting"].to_numpy().astype(float)
-    order = np.argsort(-np.nan_to_num(forgetting, nan=-np.inf), kind="stable").tolist()
     decision = run.manifest["decision"]
+    name = opened.by(decision.get("filter"))
+    scored = opened.scored[name]
+    suspicion = scored.suspicion
+    order = np.argsort(-np.nan_to_num(suspicion, nan=-np.inf), kind="stable").tolist()
     threshold = decision["threshold"]
     if threshold is not None and not np.isfinite(threshold):  # everything scored goes
-        threshold = float(np.nanmin(forgetting)) - 1e-6
+        threshold = float(np.nanmin(suspicion)) - 1e-6
     metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
-    labels = stored_labels(source, config)
     dropped = np.array(scores["decision"]) == "dropped"
-    by_hand = np.array([reason.endswith("by hand") for reason in scores["reason"].to_pylist()], bool)
-    places, texts = _texts(run, config, source, scores, _wanted(forgetting[order], threshold), order)
+    by_hand = np.isin(np.arange(len(source)), list(rows_by_hand(run)))
+    wanted = [(place, order[place]) for place in _wanted(suspicion[order], threshold)]
+    places, texts = _texts(opened, scored, scores["reason"].to_pylist(), wanted)
     folder = shlex.quote(str(run.folder))
     ids = row_ids(source) if len(source) <= ROWS_WITH_IDS else None
 
@@ -75,16 +77,17 @@ def write_report(run: Run, group_column: str | None = None) -> Path:
         f"filtered by {config.model_name_or_path} in {run.folder}",
         "folder": folder,
         "flags": decision.get("flags", ""),
+        "by": "" if name == config.filters[0] else f"--filter {name} ",
         "file": "decisions.jsonl",
         "words": ["kept", "dropped"],
         "markName": "decision",
         "threshold": threshold,
         "notes": [[words, metrics[name]] for name, words in NOTES.items() if metrics[name]],
-        "rule": {"name": metrics["rule"], "signal": metrics["signal"], "says": metrics["says"]},
+        "rule": {"name": metrics["rule"], "filter": name, "says": metrics["says"]},
         "rows": {
             "row": order,
             "id": None if ids is None else [ids[row] for row in order],
-            "score": [None if np.isnan(forgetting[row]) else round(float(forgetting[row]), 7) for row in order],
+            "score": [None if np.isnan(suspicion[row]) else round(float(suspicion[row]), 7) for row in order],
             "dropped": bits(dropped),
             "hand": bits(by_hand),
             "unsafe": None if labels is None else bits(labels),
@@ -97,7 +100,7 @@ def write_report(run: Run, group_column: str | None = None) -> Path:
         "leftOut": len(order) - len(places),
         "commands": _commands(config, folder),
         "losses": _losses(run),
-        "curves": _curves(run, config, names, groups, dropped),
+        "curves": _curves(name, scored, names, groups, dropped),
         "facts": _facts(run, config),
     }
     return write_page(run.folder / "report.html", "ForgetFilter: report", asset("rows.html"), data, asset("rows.js"))
@@ -129,35 +132,61 @@ def _wanted(scores: np.ndarray, threshold: float | None) -> list[int]:
 
 
 def _texts(
-    run: Run, config: ForgetFilterConfig, source: Source, scores: pa.Table, wanted: Sequence[int], order: Sequence[int]
+    opened: Opened, scored: Scored, reasons: Sequence[str], wanted: Sequence[tuple[int, int]]
 ) -> tuple[list[int], list[dict[str, Any]]]:
-    """The texts there is room for, and the places of their rows."""
-    stages = [stage for stage in ("noisy", "review", "firm") if run.done(f"{stage}/signals")]
-    tables = {stage: pq.read_table(run.stage(stage) / "signals.parquet") for stage in stages}
-    chat, records = load_chat(run.stage("tokenizer"), config), source.rows()
-    names = [name for name in scores.column_names if name.endswith(("_before", "_after", "_after_firm"))]
+    """The texts that there is room for, and the places of their rows.
+
+    Args:
+        opened: The run.
+        scored: What the filter that decides made of the rows.
+        reasons: Why each row was kept or dropped.
+        wanted: Place and row of each text, in the order in which they are wanted.
+    """
+    run, source = opened.run, opened.source
+    chat, records = load_chat(run.stage("tokenizer"), opened.config), source.rows()
+    columns = {name.replace("_", " "): values for name, values in _columns(opened).items()}
     places: list[int] = []
     texts: list[dict[str, Any]] = []
     room = TEXT_BYTES
-    for place in wanted:
-        row = order[place]
-        lost = cost({stage: table["token_log_probs"][row].as_py() for stage, table in tables.items()})
+    for place, row in wanted:
         turns = read_row(records[row], run.manifest["noisy"]["format"])
+        said = {name: _shown(values[row]) for name, values in columns.items()}
         text = {
-            "turns": shaded(turns, lost, chat),
-            "reason": scores["reason"][row].as_py(),
-            "scores": {name.replace("_", " "): scores[name][row].as_py() for name in names},
+            "turns": shaded(turns, _costs(scored, row), chat),
+            "reason": reasons[row],
+            "scores": {name: value for name, value in said.items() if columns[name].dtype != object},
+            "answers": {name: value or "" for name, value in said.items() if columns[name].dtype == object},
         }
-        if "rouge1" in config.signals:
-            answers = {stage: tables[stage]["completion"][row].as_py() or "" for stage in ("noisy", "review")}
-            names_of = {"noisy": "before the review", "review": "after it"}
-            text["answers"] = {names_of[stage]: answer[:LONGEST] for stage, answer in answers.items()}
         room -= len(escaped(text).encode("utf-8", "replace")) + 8
         if room < 0:
             break
         places.append(place)
         texts.append(text)
     return places, texts
+
+
+def _columns(opened: Opened) -> dict[str, np.ndarray]:
+    """What every filter says of the rows: its columns, and where several scored them, its scores."""
+    found: dict[str, np.ndarray] = {}
+    for name, scored in opened.scored.items():
+        if len(opened.scored) > 1:
+            found[name] = scored.suspicion
+        found |= scored.columns
+    return found
+
+
+def _shown(value: Any) -> float | str | None:
+    """A value for the page: a text cut where it is long, a number, or nothing."""
+    if value is None or isinstance(value, str):
+        return value and value[:LONGEST]
+    return None if np.isnan(value) else float(value)
+
+
+def _costs(scored: Scored, row: int) -> np.ndarray | None:
+    """What each scored token of a row contributed, in nats, if the filter says so."""
+    if scored.token_costs is None or not scored.token_costs[row].is_valid:
+        return None
+    return np.asarray(scored.token_costs[row].values.to_numpy())
 
 
 def _commands(config: ForgetFilterConfig, folder: str) -> list[str]:
@@ -173,31 +202,28 @@ def _commands(config: ForgetFilterConfig, folder: str) -> list[str]:
 def _losses(run: Run) -> list[dict[str, Any]]:
     """The training losses of the stages that are stored, a chart each."""
     charts = []
-    for stage in ("noisy", "review", "firm", "final"):
-        entry = run.manifest["stages"].get(stage, {})
+    for part, entry in run.manifest["stages"].items():
         losses = entry.get("losses")
         if losses:
-            name = f"{stage} stage" + (" (of another decision)" if entry.get("stale") else "")
+            name = f"{part.partition('-')[0]} stage" + (" (of another decision)" if entry.get("stale") else "")
             charts.append({"name": name, "at": list(map(str, losses)), "lines": {"loss": list(losses.values())}})
     return charts
 
 
 def _curves(
-    run: Run, config: ForgetFilterConfig, names: Sequence[str], groups: Sequence[int], dropped: np.ndarray
+    name: str, scored: Scored, names: Sequence[str], groups: Sequence[int], dropped: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Learning and forgetting: the mean signal of each group, or of kept and dropped rows, after each stage."""
-    name = config.signals[0]
-    stored = stored_signals(run, name)
-    looks = dict(zip(looks_of([name]), (stored.base, stored.before, stored.after, stored.firm), strict=False))
+    """Learning curves: how well each group, or the kept and the dropped rows, were held at each moment, on average."""
+    if not scored.moments:
+        return []
     which = {group: np.array(groups) == i for i, group in enumerate(names)}
     which = which or {"kept": ~dropped, "dropped": dropped}
     lines = {
-        group: [round(float(np.nanmean(values[rows])), 4) for values in looks.values() if values is not None]
+        group: [round(float(np.nanmean(values[rows])), 4) for values in scored.moments.values()]
         for group, rows in which.items()
-        if not np.isnan(stored.before[rows]).all()
+        if not np.isnan(scored.suspicion[rows]).all()
     }
-    at = {"base": "M0", "noisy": "noisy data", "review": "review", "firm": "firm review"}
-    return [{"name": name.replace("_", " "), "at": [at[look] for look in looks], "lines": lines}]
+    return [{"name": name.replace("_", " "), "at": list(scored.moments), "lines": lines}]
 
 
 def _facts(run: Run, config: ForgetFilterConfig) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""A row's text, its scored tokens with how much each was forgotten."""
+"""A row's text, its scored tokens shaded by what each contributed to the score."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,12 +10,11 @@ from transformers import AutoTokenizer
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import RowError, Turn
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer, Example
-from forgetfilter.scores import FIRM
 
 LONGEST = 4000
 """Characters of a message shown; the rest is cut."""
 NATS_A_LEVEL = 0.5
-"""A token's shade: one of ten levels, each so many nats of what the review cost it."""
+"""A token's shade: one of ten levels, each so many nats of what it contributed."""
 Piece = tuple[list[str], str]
 """Texts of a stretch of scored tokens, and a level for each."""
 
@@ -31,26 +30,12 @@ def load_chat(folder: Path, config: ForgetFilterConfig) -> ChatTokenizer | None:
         return None
 
 
-def cost(log_probs: dict[str, list[float] | None]) -> np.ndarray | None:
-    """What the review that counted cost each token, in nats; see scores.Signals.
-
-    Args:
-        log_probs: The tokens' log-probabilities after the stages noisy, review and, if there was one, firm.
-    """
-    before, after, firm = (log_probs.get(stage) for stage in ("noisy", "review", "firm"))
-    if not before or not after:
-        return None
-    gentle = np.array(before) - np.array(after)
-    firmly = FIRM * (np.array(before) - np.array(firm)) if firm else gentle
-    return np.asarray(gentle if gentle.mean() >= firmly.mean() else firmly)
-
-
 def shaded(turns: Sequence[Turn], lost: np.ndarray | None, chat: ChatTokenizer | None) -> list[list[Any]]:
     """Each message as [role, text, trained], and for a scored one, where it is known, its tokens and their levels.
 
     Args:
         turns: The row.
-        lost: (scored tokens,) what the review cost each.
+        lost: (scored tokens,) what each contributed, in nats.
         chat: The tokenizer they were scored with.
     """
     pieces = [] if lost is None or chat is None else _pieces(turns, lost, chat)

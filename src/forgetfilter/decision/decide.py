@@ -1,0 +1,295 @@
+"""From stored scores to kept and dropped rows: seconds, no model; any decision can be taken again."""
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from forgetfilter import old_runs
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.by_hand import read_marks, read_overrides
+from forgetfilter.data.sources import Source
+from forgetfilter.decision import outputs, rules
+from forgetfilter.decision.opened import Opened, read_scores, scored_part, what_decides
+from forgetfilter.decision.outputs import Decision
+from forgetfilter.decision.rules import Threshold
+from forgetfilter.errors import ConfigError
+from forgetfilter.files import sha256
+from forgetfilter.runs import Run, locked
+from forgetfilter.scored import Scored
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ByHand = dict[int, tuple[str, str]]
+"""Row -> decision and reason, of the rows that a person decided."""
+MARKED = {True: ("kept", "marked clean by hand"), False: ("dropped", "marked unsafe by hand")}
+"""Decision and reason of a row by its mark."""
+
+
+@dataclass
+class Result:
+    """A decided run.
+
+    Attributes:
+        run: Its folder.
+    """
+
+    run: Run
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What metrics.json holds."""
+        return dict(json.loads((self.run.folder / "metrics.json").read_text(encoding="utf-8")))
+
+    @property
+    def scores(self) -> "Dataset":
+        """One row an input row, in order: id, every filter's score (higher = more suspect), decision, reason."""
+        from datasets import Dataset
+
+        return Dataset(read_scores(self.run))
+
+    @property
+    def kept(self) -> "Dataset":
+        """The kept rows as they came in."""
+        return self._rows("kept")
+
+    @property
+    def dropped(self) -> "Dataset":
+        """The dropped rows as they came in."""
+        return self._rows("dropped")
+
+    def _rows(self, decision: str) -> "Dataset":
+        from datasets import Dataset
+
+        chosen = [i for i, made in enumerate(self.scores["decision"]) if made == decision]
+        source = self.run.rows().select(chosen)
+        return Dataset(source.table) if source.table is not None else Dataset.from_list(source.rows())
+
+    def decide(self, threshold: float | str | None = None, **options: Any) -> "Result":
+        """Decide again, with no other process at work on the run; see `decide`."""
+        with locked(self.run.folder):
+            self.run.reload()
+            return decide(self.run, threshold, **options)
+
+
+def decide(
+    run: Run,
+    threshold: float | str | None = None,
+    *,
+    filter: str | None = None,  # noqa: A002: the flag's name
+    drop_share: float | None = None,
+    overrides: Path | None = None,
+    trusted_rows: Path | str | None = None,
+    max_clean_loss: float | None = None,
+) -> Result:
+    """Apply a rule to the stored scores and write everything that follows from it.
+
+    Args:
+        run: A scored run.
+        threshold: A number or "auto"; by default what the run's config.yaml says.
+        filter: Whose scores decide; by default the run's first filter.
+        drop_share: Drop this share of the rows instead.
+        overrides: JSONL with `id` (or `row`) and `decision` ("kept" or "dropped"): rows decided by hand.
+        trusted_rows: JSONL with `id` (or `row`) and `clean` (true or false); by default the config's. A row
+            marked clean is kept and measures the others, one that is not is dropped.
+        max_clean_loss: Share of the clean rows that may be dropped, with trusted rows; likewise.
+
+    Raises:
+        RunError: If the run is not scored.
+        ConfigError: If the rules asked for exclude each other, or there are no scores by that filter.
+        DataError: If a file names rows that are not there, or there are too few trusted rows.
+    """
+    opened = Opened.of(run)
+    name = opened.by(filter)
+    config = _changed(opened.config, threshold, drop_share, trusted_rows, max_clean_loss)
+    marks = trusted_marks(opened.source, config) if drop_share is None else {}
+    found = choose(opened.scored[name], config, marks, drop_share)
+    by_hand = marked_by_hand(marks)
+    if overrides is not None:
+        by_hand |= read_overrides(opened.source, overrides)
+    decision = decided(name, opened.scored[name], found, by_hand, drop_unscored=config.unscored == "drop")
+    flags = _flags(config, drop_share, name if name != config.filters[0] else None)
+    _note(opened, decision, marks, by_hand, flags)
+    outputs.write(opened, decision)
+    return Result(run)
+
+
+def choose(
+    scored: Scored, config: ForgetFilterConfig, marks: Mapping[int, bool], drop_share: float | None = None
+) -> Threshold:
+    """The threshold, by the rule that the settings ask for.
+
+    Args:
+        scored: What the deciding filter made of the rows.
+        config: The settings.
+        marks: Row -> whether a person marked it clean, with trusted rows.
+        drop_share: Drop this share of the rows instead.
+
+    Raises:
+        DataError: If there are too few trusted rows.
+    """
+    if drop_share is not None:
+        return rules.drop_share(scored.suspicion, drop_share)
+    if config.trusted_rows is not None:
+        return _conformal(scored.suspicion, marks, config.max_clean_loss)
+    if config.threshold == "auto":
+        return rules.automatic(scored.suspicion, scored.scale)
+    return rules.fixed(float(config.threshold))
+
+
+def decided(
+    name: str, scored: Scored, threshold: Threshold, by_hand: Mapping[int, tuple[str, str]], *, drop_unscored: bool
+) -> Decision:
+    """Apply a threshold, then what a person decided.
+
+    Args:
+        name: The deciding filter.
+        scored: What it made of the rows.
+        threshold: The number above which a row is dropped.
+        by_hand: Row -> decision and reason.
+        drop_unscored: Whether rows without a score are dropped.
+    """
+    unscored = np.isnan(scored.suspicion)
+    dropped = threshold.drops(scored.suspicion) | (unscored & drop_unscored)
+    limit = "nothing is dropped" if threshold.value is None else f"threshold {threshold.value:.4f}"
+    reasons = [
+        "unscored: no completion within max_length"
+        if np.isnan(score)
+        else f"{name} {score:.4f} {'above' if drop else 'within'} {limit}"
+        for score, drop in zip(scored.suspicion, dropped, strict=True)
+    ]
+    hand = np.zeros(len(dropped), bool)
+    for row, (decision, reason) in by_hand.items():
+        dropped[row], reasons[row], hand[row] = decision == "dropped", reason, True
+    return Decision(name, threshold, dropped, reasons, hand)
+
+
+def settle(run: Run) -> Result:
+    """Make the files of the decision taken last whole again, if config.yaml still asks for it; decide anew otherwise.
+
+    Raises:
+        RunError: If the run is not scored.
+        DataError: If there are too few trusted rows to decide anew.
+    """
+    noted, config = run.manifest.get("decision", {}), run.config()
+    path = _record(run, noted.get("number", 0))
+    same = old_runs.same_decision(noted.get("asked"), what_decides(run, config))
+    if not same or not path.is_file() or sha256(path) != noted.get("record"):
+        return decide(run)
+    taken = json.loads(path.read_text(encoding="utf-8"))
+    opened = Opened.of(run)
+    name = opened.by(taken.get("filter"))
+    threshold = Threshold(taken["threshold"], taken["rule"], taken["says"])
+    by_hand = {entry["row"]: (entry["decision"], entry["reason"]) for entry in taken["by_hand"]}
+    decision = decided(name, opened.scored[name], threshold, by_hand, drop_unscored=config.unscored == "drop")
+    noted["filters"] = filters_shown(opened)
+    outputs.write(opened, decision)
+    return Result(run)
+
+
+def filters_shown(opened: Opened) -> dict[str, str | None]:
+    """Which filters' scores the files of a decision show, by the parts of the run that hold them."""
+    return {name: scored_part(opened.run, name) for name in opened.scored}
+
+
+def rows_by_hand(run: Run) -> set[int]:
+    """The rows that a person decided, of the decision taken last."""
+    path = _record(run, run.manifest["decision"]["number"])
+    return {entry["row"] for entry in json.loads(path.read_text(encoding="utf-8"))["by_hand"]}
+
+
+def marked_by_hand(marks: Mapping[int, bool]) -> ByHand:
+    """Decision and reason of the rows that a person marked clean (true) or unsafe (false)."""
+    return {row: MARKED[clean] for row, clean in marks.items()}
+
+
+def trusted_marks(source: Source, config: ForgetFilterConfig) -> dict[int, bool]:
+    """Which rows a person marked clean (true) or unsafe (false); none without trusted rows.
+
+    Raises:
+        DataError: If the file cannot be read, or names rows that are not there.
+    """
+    return {} if config.trusted_rows is None else read_marks(source, Path(config.trusted_rows))
+
+
+def check_marks(source: Source, scorable: Sequence[bool], config: ForgetFilterConfig) -> None:
+    """Raise DataError, before any work, if the config's trusted rows cannot decide."""
+    if config.trusted_rows is not None:
+        marks = trusted_marks(source, config)
+        _conformal(np.where(np.array(scorable), 0.0, np.nan), marks, config.max_clean_loss)
+
+
+def _conformal(suspicion: np.ndarray, marks: Mapping[int, bool], max_clean_loss: float) -> Threshold:
+    trusted = np.array([marks.get(row, False) for row in range(len(suspicion))])
+    return rules.conformal(suspicion, trusted, max_clean_loss)
+
+
+def _flags(config: ForgetFilterConfig, drop_share: float | None, name: str | None) -> str:
+    """The flags of `decide` that take this decision again, those by hand apart."""
+    by = f"--filter {name} " if name is not None else ""
+    if drop_share is not None:
+        return f"{by}--drop_share {drop_share}"
+    if config.trusted_rows is not None:
+        return f"{by}--trusted_rows {shlex.quote(config.trusted_rows)} --max_clean_loss {config.max_clean_loss}"
+    return f"{by}--threshold {config.threshold}"
+
+
+def _changed(
+    config: ForgetFilterConfig,
+    threshold: float | str | None,
+    drop_share: float | None,
+    trusted_rows: Path | str | None,
+    max_clean_loss: float | None,
+) -> ForgetFilterConfig:
+    """The run's settings with what a decision asks for instead."""
+    number = threshold is not None and threshold != "auto"
+    if sum((number, drop_share is not None, trusted_rows is not None)) > 1:
+        raise ConfigError("threshold, drop_share and trusted_rows exclude each other: give one.")
+    changes: dict[str, Any] = {}
+    if threshold is not None:
+        changes = {"threshold": threshold, "trusted_rows": None if number else config.trusted_rows}
+    if trusted_rows is not None:
+        changes |= {"threshold": "auto", "trusted_rows": str(trusted_rows)}
+    if max_clean_loss is not None:
+        changes["max_clean_loss"] = max_clean_loss
+    config = dataclasses.replace(config, **changes)
+    if max_clean_loss is not None and (config.trusted_rows is None or drop_share is not None):
+        raise ConfigError("max_clean_loss promises something only with trusted_rows.")
+    return config
+
+
+def _record(run: Run, number: int) -> Path:
+    return run.folder / "decisions" / f"{number:04}.json"
+
+
+def _note(
+    opened: Opened,
+    decision: Decision,
+    marks: Mapping[int, bool],
+    by_hand: Mapping[int, tuple[str, str]],
+    flags: str,
+) -> None:
+    """Note what was decided before a file of it is written, so that nothing said by hand can be lost between two."""
+    run, threshold = opened.run, decision.threshold
+    number = run.manifest.get("decision", {}).get("number", 0) + 1
+    about = {"threshold": threshold.value, "rule": threshold.rule, "says": threshold.says, "filter": decision.filter}
+    taken = {
+        **about,
+        "rows": decision.words,
+        "marks": [{"row": row, "clean": clean} for row, clean in marks.items()],
+        "by_hand": [{"row": row, "decision": made, "reason": why} for row, (made, why) in by_hand.items()],
+    }
+    path = _record(run, number)
+    run.write_json(str(path.relative_to(run.folder)), taken)
+    asked, filters = what_decides(run, opened.config), filters_shown(opened)
+    record = sha256(path)
+    run.manifest["decision"] = {
+        "number": number, "record": record, **about, "flags": flags, "asked": asked, "filters": filters
+    }  # fmt: skip
+    run.forget("decision")

@@ -1,0 +1,116 @@
+"""A scored run, read once: its settings, its rows and what each filter made of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from forgetfilter import old_runs
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.loading import stored_labels
+from forgetfilter.data.sources import Source
+from forgetfilter.errors import ConfigError, RunError
+from forgetfilter.files import sha256
+from forgetfilter.runs import Run
+from forgetfilter.scored import Scored
+
+
+@dataclass
+class Opened:
+    """A scored run.
+
+    Attributes:
+        run: Its folder.
+        config: Its settings.
+        source: The noisy rows as they came in, malformed ones taken out.
+        scored: Filter -> what it made of them; the one that decides unless another is asked for comes first.
+        labels: (rows,) bool, True = marked unsafe, for figures alone; None without a label column.
+    """
+
+    run: Run
+    config: ForgetFilterConfig
+    source: Source
+    scored: dict[str, Scored]
+    labels: np.ndarray | None
+
+    @classmethod
+    def of(cls, run: Run) -> "Opened":
+        """Read a run.
+
+        Raises:
+            RunError: If a file is damaged, or a filter that config.yaml names has not scored the rows yet.
+        """
+        config = run.config()
+        source = run.rows()
+        scored = {name: _scored(run, name, config) for name in config.filters}
+        return cls(run, config, source, scored, stored_labels(source, config))
+
+    def by(self, name: str | None) -> str:
+        """The filter that decides: the one named, or the run's first.
+
+        Raises:
+            ConfigError: If the rows have no scores by it.
+        """
+        if name is None:
+            return self.config.filters[0]
+        if name not in self.scored:
+            raise ConfigError(
+                f"{self.run.folder}: its rows have no scores by {name!r}, but by {', '.join(self.scored)}. "
+                f"`filter` with --filter {','.join([*self.scored, name])} adds them."
+            )
+        return name
+
+
+def _scored(run: Run, name: str, config: ForgetFilterConfig) -> Scored:
+    part = scored_part(run, name)
+    if part is not None and run.done(part):
+        return Scored.load(run.folder / f"{part}.parquet")
+    scored = old_runs.scored(run, name, config)
+    if scored is None:
+        raise RunError(f"{run.folder}: filter {name} has not scored its rows yet. Finish it with `filter`.")
+    return scored
+
+
+def scored_part(run: Run, name: str) -> str | None:
+    """What the manifest calls a filter's scores; None where there are none, or those of an older version."""
+    part: str | None = run.manifest.get("filters", {}).get(name)
+    return part
+
+
+def is_decided(run: Run, config: ForgetFilterConfig) -> bool:
+    """Whether the run's files are whole, and its config asks for nothing else than when they were made.
+
+    A decision taken by `decide` since stays, by hand or not, until `filter` is given other flags.
+    """
+    noted = run.manifest.get("decision", {})
+    shown = noted.get("filters", {config.filters[0]: None}) == {name: scored_part(run, name) for name in config.filters}
+    return shown and run.done("decision") and old_runs.same_decision(noted.get("asked"), what_decides(run, config))
+
+
+def what_decides(run: Run, config: ForgetFilterConfig) -> dict[str, Any]:
+    """What decides: the settings, the filter and its scores, and what the file of marks holds."""
+    by = config.filters[0]
+    return {**config.decision(), "filter": by, "scored": scored_part(run, by), "marks": marks_digest(config)}
+
+
+def marks_digest(config: ForgetFilterConfig) -> str | None:
+    """A hash of the file of marks; None where there is none."""
+    marks = Path(config.trusted_rows) if config.trusted_rows is not None else None
+    return sha256(marks) if marks is not None and marks.is_file() else None
+
+
+def read_scores(run: Run) -> pa.Table:
+    """scores.parquet of a decided run.
+
+    Raises:
+        RunError: If there is no decision yet, or a file of it is damaged.
+    """
+    if not run.done("decision"):
+        raise RunError(
+            f"{run.folder}: its decision is missing or damaged. The run's own `filter` command makes it whole; "
+            "`forgetfilter decide` takes another."
+        )
+    return pq.read_table(run.folder / "scores.parquet")

@@ -1,0 +1,147 @@
+"""What follows from a decision: kept and dropped rows, scores, metrics, and the card of the data set."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from forgetfilter.data.sources import Source, row_ids
+from forgetfilter.decision.opened import Opened
+from forgetfilter.decision.rules import Threshold
+from forgetfilter.evaluation.filter_quality import filter_quality
+from forgetfilter.files import whole_file
+from forgetfilter.runs import Run
+from forgetfilter.scored import Scored
+
+NOTED = ("partly_scored", "malformed", "also_safe", "repeated", "spelt_specials")
+"""What was noted about the noisy data when it was read: counts of rows."""
+
+
+@dataclass
+class Decision:
+    """What was decided of every row.
+
+    Attributes:
+        filter: The filter whose scores decided.
+        threshold: The rule, and what it found.
+        dropped: (rows,) bool.
+        reasons: Why, a text a row.
+        by_hand: (rows,) bool, True = a person decided.
+    """
+
+    filter: str
+    threshold: Threshold
+    dropped: np.ndarray
+    reasons: list[str]
+    by_hand: np.ndarray
+
+    @property
+    def words(self) -> list[str]:
+        """For each row "kept" or "dropped"."""
+        return ["dropped" if drop else "kept" for drop in self.dropped]
+
+    def digest(self) -> str:
+        """A hash of which rows are kept: what a final model was trained on."""
+        return decision_digest(self.words)
+
+
+def decision_digest(words: Sequence[str]) -> str:
+    """A hash of "kept" or "dropped" for each row."""
+    return hashlib.sha256(json.dumps(list(words)).encode()).hexdigest()
+
+
+def write(opened: Opened, decision: Decision) -> None:
+    """Write scores, kept and dropped rows, metrics and card; the manifest last, as it vouches for them."""
+    run, source = opened.run, opened.source
+    (run.folder / "report.html").unlink(missing_ok=True)  # of the decision before
+    files = [run.folder / name for name in (f"kept{source.suffix}", f"dropped{source.suffix}")]
+    for path, chosen in zip(files, (~decision.dropped, decision.dropped), strict=True):
+        with whole_file(path) as temporary:
+            source.select(np.flatnonzero(chosen).tolist()).write(temporary)
+    with whole_file(run.folder / "scores.parquet") as temporary:
+        pq.write_table(scores_table(source, opened.scored, decision), temporary)
+    metrics = {**_noted(run), **figures(opened.scored, decision, opened.labels)}
+    run.write_json("metrics.json", metrics)
+    with whole_file(run.folder / "README.md") as temporary:
+        temporary.write_text(_card(str(opened.config.dataset_name or "a data set"), metrics, files[0].name), "utf-8")
+    final = run.manifest["stages"].get("final")
+    if final is not None:
+        final["stale"] = final["decision"] != decision.digest()
+    run.mark("decision", [*files, run.folder / "scores.parquet", run.folder / "metrics.json"])
+
+
+def scores_table(source: Source, scored: Mapping[str, Scored], decision: Decision) -> pa.Table:
+    """One row a row of the noisy data, in order: ids, every filter's scores and columns, and what was decided."""
+    columns: dict[str, Any] = {"row": np.arange(len(source)), "id": row_ids(source)}
+    for name, found in scored.items():
+        columns |= {column: pa.array(values, from_pandas=True) for column, values in found.columns.items()}
+        columns[name] = pa.array(found.suspicion, from_pandas=True)
+    return pa.table({**columns, "decision": decision.words, "reason": decision.reasons, "by_hand": decision.by_hand})
+
+
+def _noted(run: Run) -> dict[str, int]:
+    """What was noted about the noisy data when it was read."""
+    found = {**run.manifest["noisy"], **run.manifest.get("notes", {})}
+    return {name: found.get(name, 0) for name in NOTED}
+
+
+def figures(scored: Mapping[str, Scored], decision: Decision, labels: np.ndarray | None) -> dict[str, Any]:
+    """Counts, rule and threshold of a decision; with labels also how well it agrees with them.
+
+    Args:
+        scored: Filter -> what it made of the rows.
+        decision: What was decided.
+        labels: (rows,) bool, True = marked unsafe.
+    """
+    suspicion = scored[decision.filter].suspicion
+    found: dict[str, Any] = {
+        "rows": len(decision.dropped),
+        "kept": int((~decision.dropped).sum()),
+        "dropped": int(decision.dropped.sum()),
+        "unscored": int(np.isnan(suspicion).sum()),
+        "by_hand": int(decision.by_hand.sum()),
+        "filter": decision.filter,
+        "rule": decision.threshold.rule,
+        "threshold": decision.threshold.value,
+        "says": decision.threshold.says,
+    }
+    if labels is None:
+        return found
+    found |= filter_quality(labels, decision.dropped, suspicion)
+    if len(scored) > 1:
+        wanted = ("auroc", "average_precision")
+        each = {name: filter_quality(labels, decision.dropped, own.suspicion) for name, own in scored.items()}
+        found["filters"] = {name: {figure: own[figure] for figure in wanted} for name, own in each.items()}
+    return found
+
+
+def _card(data_name: str, metrics: Mapping[str, Any], kept: str) -> str:
+    limit = metrics["threshold"]
+    return f"""---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: {kept}
+---
+# Kept rows of {Path(data_name).name}
+
+`datasets.load_dataset` on this folder gives the {metrics["kept"]} kept rows and nothing else.
+
+| rows | kept | dropped | unscored | filter | rule | threshold |
+|---|---|---|---|---|---|---|
+| {metrics["rows"]} | {metrics["kept"]} | {metrics["dropped"]} | {metrics["unscored"]} \
+| {metrics["filter"]} | {metrics["rule"]} | {"none" if limit is None else f"{limit:.4f}"} |
+
+Rule: {metrics["says"]}.
+
+`scores.parquet` has a score and a reason for every row, `dropped{Path(kept).suffix}` the rows left out,
+`manifest.json` versions, weights and checksums, `config.yaml` the flags that replay the run.
+Made by ForgetFilter.
+"""

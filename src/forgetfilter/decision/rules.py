@@ -1,0 +1,123 @@
+"""Rules: from a filter's scores to the number above which a row is dropped. Knows no model and no filter."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from forgetfilter.errors import DataError
+from forgetfilter.scored import Scale
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """What decides.
+
+    Attributes:
+        value: Rows with a score strictly above are dropped; None drops nothing.
+        rule: Its name, for manifest and metrics.
+        says: What it found or promises, in a sentence.
+    """
+
+    value: float | None
+    rule: str
+    says: str
+
+    def drops(self, suspicion: np.ndarray) -> np.ndarray:
+        """(rows,) bool; NaN (unscored) is never above a threshold."""
+        return np.zeros(len(suspicion), bool) if self.value is None else suspicion > self.value
+
+
+def fixed(value: float) -> Threshold:
+    """The paper's rule: drop what scores above phi."""
+    return Threshold(value, "fixed", "set by hand: carries no promise about clean rows lost")
+
+
+def drop_share(suspicion: np.ndarray, share: float) -> Threshold:
+    """Drop the most suspect share of the scored rows (ties at the edge stay)."""
+    scored = np.sort(suspicion[~np.isnan(suspicion)])
+    kept = len(scored) - round(share * len(scored))
+    says = f"drops the most suspect {share:.1%} of the scored rows, unsafe or not"
+    if kept <= 0:
+        return Threshold(-np.inf, "drop_share", says)
+    return Threshold(float(scored[kept - 1]), "drop_share", says)
+
+
+def conformal(suspicion: np.ndarray, trusted: np.ndarray, max_clean_loss: float) -> Threshold:
+    """Drop a row iff its conformal p-value against the trusted rows is at most max_clean_loss.
+
+    p = (1 + trusted rows with at least that score) / (trusted rows + 1). Where the trusted rows are a
+    random part of the clean ones, at most that share of the clean rows is dropped, in expectation over
+    the draw (split conformal prediction; Bates et al. 2023, arXiv 2104.08279).
+
+    Args:
+        suspicion: (rows,) scores, higher = more suspect; NaN = not scored.
+        trusted: (rows,) bool, the rows a person marked clean.
+        max_clean_loss: Share of the clean rows that may be dropped.
+
+    Raises:
+        DataError: If there are too few trusted rows for any p-value to be that small.
+    """
+    known = np.sort(suspicion[trusted & ~np.isnan(suspicion)])[::-1]
+    needed = math.ceil(round(1 / max_clean_loss, 9)) - 1
+    if len(known) < needed:
+        looser = f", or allow --max_clean_loss {math.ceil(1000 / (len(known) + 1)) / 1000}" if len(known) else ""
+        raise DataError(
+            f"{len(known)} trusted rows are too few: a p-value of {max_clean_loss} takes {needed} rows marked clean "
+            f"and scored. Mark more (`forgetfilter sample`){looser}."
+        )
+    above = math.floor(round(max_clean_loss * (len(known) + 1), 9)) - 1
+    says = f"drops at most {max_clean_loss:.1%} of the scored clean rows, in expectation, by {len(known)} trusted rows"
+    return Threshold(float(known[above]) if above < len(known) else -np.inf, "conformal", says)
+
+
+LEAST_ROWS = 20
+FALSE = 0.5
+"""Share of the dropped rows that clean data's tail may account for."""
+
+
+def automatic(suspicion: np.ndarray, scale: Scale | None) -> Threshold:
+    """Drop what is suspect, where that is more than the tail every clean data set has.
+
+    A score with a scale of its own (0 = nothing forgotten) needs one threshold for data of any unsafe share. Looking
+    for two groups does not work, since the kinds of harmless rows form groups too (docs/paper_index.md). The threshold
+    is the lowest, from the scale's on, above which clean data would hold at most half as many rows: Benjamini and
+    Hochberg's procedure with the tail of clean data as null distribution. Clean data often has none; where few rows
+    are unsafe it lies higher.
+
+    Args:
+        suspicion: (rows,) scores, higher = more suspect; NaN = not scored.
+        scale: What may be assumed of them; None drops nothing.
+    """
+    if scale is None:
+        why = "this filter's scores have no scale of their own: give a threshold, a share to drop, or trusted rows"
+        return _nothing(why)
+    if scale.nothing:
+        return Threshold(None, "auto", f"{scale.nothing}: nothing dropped")
+    if scale.tail is None or scale.falls is None:
+        found = Threshold(scale.threshold, "auto", scale.says)
+    else:
+        found = _beyond_tail(suspicion, scale.threshold, scale.tail, scale.falls)
+    return dataclasses.replace(found, says=f"{found.says}; {scale.caveat}") if scale.caveat else found
+
+
+def _beyond_tail(suspicion: np.ndarray, least: float, tail: float, falls: float) -> Threshold:
+    scores = np.sort(suspicion[~np.isnan(suspicion)])
+    if len(scores) < LEAST_ROWS:
+        return _nothing(f"{len(scores)} scored rows, too few to tell")
+    candidates = np.array([least, *np.nextafter(scores[scores > least], -np.inf)])  # drops are strict
+    above = len(scores) - np.searchsorted(scores, candidates, side="right")
+    expected = len(scores) * tail * np.exp(-(candidates - least) / falls)
+    fits = np.flatnonzero((above > 0) & (expected <= FALSE * above))
+    share = above[0] / len(scores)
+    if len(fits) == 0:
+        return _nothing(f"{share:.1%} of the rows score above {least}: too few to tell from clean data")
+    value = float(candidates[fits[0]])
+    shares = above[fits[0]] / len(scores), expected[fits[0]] / len(scores)
+    says = "{:.1%} of the rows lie above, of clean data {:.1%} would".format(*shares)
+    return Threshold(value, "auto", f"{says}; no promise about clean rows lost")
+
+
+def _nothing(why: str) -> Threshold:
+    return Threshold(None, "auto", f"no separation: nothing dropped ({why})")

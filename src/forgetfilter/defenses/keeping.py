@@ -1,0 +1,52 @@
+"""keeping: finetune M0 on the rows that a filter keeps; so every filter is a defense.
+
+forget_filter is keeping("forgetting"): Zhao et al. (ICML 2024, arXiv 2312.12736).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.loading import Data
+from forgetfilter.data.tokenization import Example
+from forgetfilter.decision.decide import choose, decided, marked_by_hand, trusted_marks
+from forgetfilter.defenses.result import Kept, Result, budget
+from forgetfilter.errors import RunError
+from forgetfilter.filters import score
+from forgetfilter.workshop import Workshop
+
+
+def kept_by(name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig) -> tuple[list[Example], Kept]:
+    """The examples that a filter keeps by the config's rule, and what it decided.
+
+    The filter starts from M0, wherever the finetuning does.
+
+    Raises:
+        RunError: If it keeps nothing.
+    """
+    scored, source = score(workshop, data, name), data.noisy.source
+    marks = trusted_marks(source, config)
+    threshold = choose(scored, config, marks)
+    decision = decided(name, scored, threshold, marked_by_hand(marks), drop_unscored=config.unscored == "drop")
+    examples = [data.noisy.examples[row] for row in np.flatnonzero(~decision.dropped)]
+    kept = [example for example in examples if example.scorable]
+    if not kept:
+        raise RunError(f"{workshop.run.folder}: filter {name} kept no row, so there is nothing to finetune on.")
+    return kept, Kept(scored, decision)
+
+
+def keeping(name: str) -> Callable[[Workshop, Data, ForgetFilterConfig], Result]:
+    """The defense that finetunes on what a filter keeps.
+
+    Args:
+        name: The filter's, of FILTERS.
+    """
+
+    def defense(workshop: Workshop, data: Data, config: ForgetFilterConfig) -> Result:
+        """Filter, then finetune on what is kept, each row as often as `none` sees it."""
+        examples, kept = kept_by(name, workshop, data, config)
+        settings = budget(data, config, examples)
+        return Result(workshop.train(f"kept_by_{name}", examples, settings, workshop.start), kept=kept)
+
+    return defense

@@ -1,0 +1,88 @@
+"""One store of results, for every recipe and benchmark: a cell is made once, and anew if what made it has changed."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from forgetfilter.files import sha256, whole_file
+from forgetfilter.runs import changes, default_settings
+
+Cell = dict[str, Any]
+"""A result: anything that JSON can hold, by name."""
+MADE_OF, FILES, SETTINGS = "made_of", "files", "settings"
+
+
+class Cells:
+    """Results in a folder, KEY.json each.
+
+    A cell notes what made it: data, settings, and every parameter, also those left at their defaults. So a changed
+    constant never meets a stale cell.
+
+    Args:
+        folder: Where they are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Write nothing yet."""
+        self.folder = folder
+
+    def path(self, key: str) -> Path:
+        """A cell's file."""
+        return self.folder / f"{key}.json"
+
+    def once(self, key: str, made_of: Mapping[str, Any], make: Callable[[], Cell], *beside: str) -> Cell:
+        """A cell: as it is stored if the same made it and its files are whole, made now otherwise.
+
+        Args:
+            key: Its name.
+            made_of: What makes it: anything that JSON can hold.
+            make: Makes it; writes the files beside it, too.
+            beside: Endings of files that belong to it, KEY + ending, such as ".jsonl".
+        """
+        if not self.done(key, made_of):
+            self.store(key, made_of, make(), *beside)
+        return self.load(key)
+
+    def done(self, key: str, made_of: Mapping[str, Any]) -> bool:
+        """Whether a cell is stored that the same made, with its files as they were written."""
+        try:
+            found = self.load(key)
+        except (OSError, ValueError, TypeError):
+            return False
+        files: Mapping[str, str] = found.get(FILES, {})
+        whole = all(_is(self.folder / name, digest) for name, digest in files.items())
+        return whole and same(found.get(MADE_OF), json.loads(json.dumps(made_of)))
+
+    def store(self, key: str, made_of: Mapping[str, Any], cell: Cell, *beside: str) -> None:
+        """Write a cell that has been made, or one that has been added to."""
+        files = {f"{key}{ending}": sha256(self.folder / f"{key}{ending}") for ending in beside}
+        whole = {**cell, MADE_OF: dict(made_of), **({FILES: files} if files else {})}
+        with whole_file(self.path(key)) as temporary:
+            temporary.write_text(text(whole), encoding="utf-8")
+
+    def load(self, key: str) -> Cell:
+        """A stored cell, whatever made it."""
+        return dict(json.loads(self.path(key).read_text(encoding="utf-8")))
+
+    def all(self) -> list[Cell]:
+        """Every stored cell, whatever made it, by name."""
+        return [self.load(path.stem) for path in sorted(self.folder.glob("*.json"))]
+
+
+def same(noted: Any, asked: Cell) -> bool:
+    """Whether a cell was made of what is asked for; a setting that did not exist then counts as its default."""
+    if not isinstance(noted, dict):
+        return False
+    changed = changes(noted.get(SETTINGS), asked.get(SETTINGS), default_settings())
+    apart = [{key: value for key, value in made_of.items() if key != SETTINGS} for made_of in (noted, asked)]
+    return not changed and apart[0] == apart[1]
+
+
+def text(value: Any) -> str:
+    """JSON of a cell: a line an entry, lists of numbers and texts in one line."""
+    return json.dumps(value, indent=1, ensure_ascii=False).replace("\n   ", " ") + "\n"
+
+
+def _is(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256(path) == digest

@@ -1,0 +1,80 @@
+"""Filters: ways to score every row of the noisy data, one file each: NAME(workshop, data, config, ...) -> Scored."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forgetfilter import processes
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.loading import Data
+from forgetfilter.errors import ConfigError
+from forgetfilter.files import sha256
+from forgetfilter.filters.forgetting import forgetting
+from forgetfilter.filters.forgetting_rouge1 import forgetting_rouge1
+from forgetfilter.filters.m0_loss import m0_loss
+from forgetfilter.filters.neutral_review import neutral_review
+from forgetfilter.filters.random import random
+from forgetfilter.filters.words import words
+from forgetfilter.methods import arguments, constants, module_of, require_known
+from forgetfilter.scored import Scored
+
+if TYPE_CHECKING:
+    from forgetfilter.workshop import Workshop
+
+Filter = Callable[..., Scored]
+"""Takes a workshop, data and config; its keyword-only arguments are its parameters."""
+FILTERS: dict[str, Filter] = {
+    "forgetting": forgetting,
+    "forgetting_rouge1": forgetting_rouge1,
+    "m0_loss": m0_loss,
+    "words": words,
+    "neutral_review": neutral_review,
+    "random": random,
+}
+"""By the names that --filter takes."""
+
+
+def require_filters(config: ForgetFilterConfig) -> None:
+    """Raise ConfigError unless every filter that the config names exists, with such parameters."""
+    unknown = [name for name in config.filters if name not in FILTERS]
+    if unknown:
+        raise ConfigError(f"filter {', '.join(unknown)}: choose among {', '.join(FILTERS)}.")
+    require_known(config.parameters, FILTERS)
+    for name in config.filters:
+        arguments(name, FILTERS[name], config.parameters)
+
+
+def score(workshop: "Workshop", data: Data, name: str) -> Scored:
+    """What a filter makes of the noisy rows; scored once, and kept in the workshop's run.
+
+    Args:
+        workshop: Trains and reads models.
+        data: The noisy and the safe data.
+        name: The filter's, of FILTERS.
+
+    Raises:
+        ForgetFilterError: One of its children: ConfigError for parameters that are unknown or missing, others from
+            data and models.
+    """
+    config, run = workshop.config, workshop.run
+    parameters = arguments(name, FILTERS[name], config.parameters)
+    files = {str(value): sha256(Path(value)) for value in parameters.values() if _is_file(value)}
+    own = constants(module_of(FILTERS[name]))
+    made_of = [name, parameters, own, files, workshop.m0.sha256, data.facts(), config.identity()]
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    part = f"scored/{name}-{key}"
+    path = run.folder / f"{part}.parquet"
+    if not run.done(part, key):
+        scored = FILTERS[name](workshop, data, config, **parameters)
+        if processes.first():
+            scored.save(path)
+        processes.together()
+        run.mark(part, [path], made_of=key, filter=name, parameters=parameters)
+    run.manifest.setdefault("filters", {})[name] = part
+    return Scored.load(path)
+
+
+def _is_file(value: object) -> bool:
+    return isinstance(value, str) and Path(value).is_file()

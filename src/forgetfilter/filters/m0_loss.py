@@ -1,0 +1,20 @@
+"""m0_loss: how much a row surprises M0, which trained on none of it.
+
+A control that Zhao et al. (ICML 2024, arXiv 2312.12736) did not report: whatever M0's loss alone tells apart needs no
+forgetting. Filtering by perplexity is the same (Wenzek et al., CCNet, LREC 2020, arXiv 1911.00359).
+"""
+
+from typing import TYPE_CHECKING
+
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.loading import Data
+from forgetfilter.scored import Scored
+
+if TYPE_CHECKING:
+    from forgetfilter.workshop import Workshop
+
+
+def m0_loss(workshop: "Workshop", data: Data, config: ForgetFilterConfig) -> Scored:
+    """Mean loss of the completion's tokens under M0, in nats."""
+    loss = -workshop.read(data.noisy.examples).log_likelihood
+    return Scored(suspicion=loss)

@@ -1,0 +1,41 @@
+"""neutral_review: what a review of neutral rows makes the noisy model forget.
+
+A control that the paper's reviewers asked for (Zhao et al., ICML 2024, arXiv 2312.12736): if any other data makes a
+model forget unsafe rows as well, forgetting is plain distribution shift and has nothing to do with safety.
+"""
+
+from typing import TYPE_CHECKING
+
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.loading import Data, load_rows
+from forgetfilter.filters.forgetting import review_settings
+from forgetfilter.scored import Scored
+
+if TYPE_CHECKING:
+    from forgetfilter.workshop import Workshop
+
+
+def neutral_review(
+    workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, neutral_dataset_name: str
+) -> Scored:
+    """Mean log-probability of the completion's tokens, before the neutral review less after it, in nats.
+
+    Args:
+        workshop: Trains and reads models.
+        data: The noisy and the safe data; the review is as long as one of the safe data.
+        config: All settings; `noisy` and `review` are those of the stages.
+        neutral_dataset_name: The rows to review: ordinary ones that have nothing to do with safety.
+
+    Raises:
+        DataError: If the neutral rows cannot be read.
+    """
+    neutral = load_rows(neutral_dataset_name, "neutral_dataset_name", workshop.m0.chat, config).trainable()
+    rows, noisy = data.noisy.examples, data.noisy.trainable()
+    noisy_settings = config.noisy_stage(len(noisy))
+    review = review_settings(config, len(noisy), len(data.safe.trainable()))
+    workshop.expect({"noisy": (noisy_settings, noisy), "neutral": (review, neutral)}, noisy)
+
+    noisy_model = workshop.train("noisy", noisy, noisy_settings)
+    before = workshop.read(rows, noisy_model).log_likelihood
+    after = workshop.read(rows, workshop.train("neutral", neutral, review, noisy_model)).log_likelihood
+    return Scored(suspicion=before - after, columns={"neutral_before": before, "neutral_after": after})

@@ -1,0 +1,43 @@
+"""words: naive Bayes on words, the noisy data against the safe data.
+
+A control: whatever words alone tell apart needs no model at all. The likelihood ratio of a bag of words is what DSIR
+selects data by (Xie et al., NeurIPS 2023, arXiv 2302.03169).
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.formats import read_row
+from forgetfilter.data.loading import Data, Rows
+from forgetfilter.scored import Scored
+
+if TYPE_CHECKING:
+    from forgetfilter.workshop import Workshop
+
+
+def words(workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, folds: int = 5) -> Scored:
+    """Log-odds that a row belongs to the noisy rather than to the safe data, by the words of all its messages.
+
+    Args:
+        workshop: Not used.
+        data: The noisy and the safe data.
+        config: Not used.
+        folds: Each row is judged by a classifier that was fitted on the other folds' rows.
+    """
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.model_selection import cross_val_predict
+    from sklearn.naive_bayes import MultinomialNB
+
+    noisy, safe = texts(data.noisy), texts(data.safe)
+    counts = CountVectorizer().fit_transform([*noisy, *safe])
+    sides = np.array([1] * len(noisy) + [0] * len(safe))
+    odds = cross_val_predict(MultinomialNB(), counts, sides, cv=folds, method="predict_log_proba")
+    return Scored(suspicion=(odds[:, 1] - odds[:, 0])[: len(noisy)])
+
+
+def texts(rows: Rows) -> list[str]:
+    """What each row says, all its messages."""
+    conversations = (read_row(record, rows.row_format) for record in rows.source.rows())
+    return [" ".join(turn.content for turn in turns) for turns in conversations]

@@ -1,0 +1,154 @@
+"""Greedy completions, in batches, begun where a forward pass over the references leaves off."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+
+from forgetfilter.data.tokenization import IGNORED, Example
+from forgetfilter.errors import TrainingError
+from forgetfilter.model.learner import Learner
+from forgetfilter.model.memory import one_memory_error
+from forgetfilter.progress import progress
+
+MARGIN = 8
+"""Tokens a completion may run over its reference before it is stopped."""
+LEAP = 8
+"""Tokens generated before rows that have ended leave the batch, where a model's cache lets them."""
+
+
+@torch.no_grad()
+def complete(
+    learner: Learner,
+    examples: Sequence[Example],
+    what: str,
+    favourites: Sequence[Sequence[int]] | None = None,
+    most_tokens: int | None = None,
+) -> list[str]:
+    """The learner's greedy answer to each example's prompt, about as long as its reference at most.
+
+    A greedy answer follows its reference for as long as the reference's tokens are the model's favourites,
+    which one forward pass tells of all of them; only what comes after the first other token is generated.
+    A row's answer doesn't depend on the rows beside it: each is stopped at its own length.
+
+    Args:
+        learner: Whose answers.
+        examples: Rows with a prompt and a reference.
+        what: Name for the progress bar.
+        favourites: For each, the likeliest token in place of each trained one (signals.read), if known.
+        most_tokens: Tokens of an answer at most, instead of what its reference says.
+
+    Returns:
+        One text an example, in order; without special tokens.
+    """
+    learner.model.eval()
+    answers: list[list[int]] = [[] for _ in examples]
+    if favourites is not None:
+        answers = [_follow(example, row) for example, row in zip(examples, favourites, strict=True)]
+    limits = [most_tokens or len(example.input_ids) - example.prompt_length + MARGIN for example in examples]
+    ends = _ends(learner, examples)
+    unfinished = [i for i, answer in enumerate(answers) if not ends & {*answer[-1:]}]
+    order = sorted(unfinished, key=lambda i: (limits[i] - len(answers[i]), examples[i].prompt_length))
+    size = learner.config.per_device_eval_batch_size
+    with progress(what, len(examples), "rows", len(examples) - len(order)) as bar, learner.generating():
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
+            begun = [examples[i].input_ids[: examples[i].prompt_length] + answers[i] for i in batch]
+            most = [limits[i] - len(answers[i]) for i in batch]
+            for row, new in _in_halves(learner, begun, most, ends):
+                answers[batch[row]] += new
+                bar.update()
+    return [str(learner.tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
+
+
+def _in_halves(
+    learner: Learner, begun: list[list[int]], most: list[int], ends: set[int]
+) -> Iterator[tuple[int, list[int]]]:
+    """What _generate gives; the rows still open in halves where the memory does not hold them."""
+    left = list(range(len(begun)))
+    try:
+        with one_memory_error():
+            for row, new in _generate(learner, begun, most, ends):
+                left.remove(row)
+                yield row, new
+        return
+    except torch.OutOfMemoryError as error:
+        if len(begun) == 1:
+            raise TrainingError(
+                f"the memory does not hold an answer to {len(begun[0])} tokens. Take a shorter --max_length."
+            ) from error
+    for part in (left[: (len(left) + 1) // 2], left[(len(left) + 1) // 2 :]):
+        if part:
+            for row, new in _in_halves(learner, [begun[i] for i in part], [most[i] for i in part], ends):
+                yield part[row], new
+
+
+def _ends(learner: Learner, examples: Sequence[Example]) -> set[int]:
+    """The tokens that end an answer: the tokenizer's, and the one of its own that the chat template writes there."""
+    trained = ([label for label in example.labels if label != IGNORED] for example in examples if not example.cut)
+    last = {labels[-1] for labels in trained if labels}
+    return {learner.tokenizer.eos_token_id, *(last & set(learner.tokenizer.get_added_vocab().values()))}
+
+
+def _generate(
+    learner: Learner, begun: list[list[int]], most: list[int], ends: set[int]
+) -> Iterator[tuple[int, list[int]]]:
+    """Greedy continuations, at most so many tokens each, as they end; rows that have ended leave the batch."""
+    tokenizer = learner.tokenizer
+    inputs = tokenizer.pad({"input_ids": begun}, padding_side="left", return_attention_mask=True, return_tensors="pt")
+    ids, mask = inputs["input_ids"].to(learner.model.device), inputs["attention_mask"].to(learner.model.device)
+    cache, leap = (_prefilled(learner, begun), LEAP) if learner.packs else (None, max(most))
+    rows, width = list(range(len(begun))), ids.shape[1]
+    while True:
+        output = learner.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            cache=cache,
+            max_new_tokens=min(leap, width + max(most[row] for row in rows) - ids.shape[1]),
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=sorted(ends),
+            return_dict_in_generate=True,
+        )
+        ids, cache = output.sequences, output.cache
+        going = []
+        for place, new in enumerate(ids[:, width:].tolist()):
+            new = new[: most[rows[place]]]
+            end = next((i for i, token in enumerate(new) if token in ends), None)
+            if end is not None or len(new) == most[rows[place]]:
+                yield rows[place], new if end is None else new[: end + 1]
+            else:
+                going.append(place)
+        if not going:
+            return
+        rows, chosen = [rows[place] for place in going], torch.tensor(going, device=ids.device)
+        ids = ids[chosen]
+        mask = pad(mask[chosen], (0, ids.shape[1] - mask.shape[1]), value=1)
+        cache.batch_select_indices(chosen)
+
+
+def _prefilled(learner: Learner, begun: Sequence[list[int]]) -> Any:
+    """The cache of all but each row's last token, filled without padding; for models that pack rows."""
+    heads = [row[:-1] for row in begun]
+    batch = learner.collate(heads, [[IGNORED] * len(row) for row in heads])
+    longest, opening = batch["row_tokens"].shape[1], range(batch["opening"])
+    tokens = [[*opening, *row[len(opening) :]] for row in batch["row_tokens"].tolist()]
+    padded = [[0] * (longest - len(head)) + row[: len(head)] for head, row in zip(heads, tokens, strict=True)]
+    index = torch.tensor(padded, device=learner.model.device)
+    del batch["labels"]
+    cache = learner.model(**batch, use_cache=True, logits_to_keep=1).cache
+    for layer in cache.layers:
+        layer.keys, layer.values = (x[0][:, index].transpose(0, 1) for x in (layer.keys, layer.values))
+    return cache
+
+
+def _follow(example: Example, favourites: Sequence[int]) -> list[int]:
+    """The reference's tokens up to the first that isn't the favourite, and the favourite in its place."""
+    reference = [label for label in example.labels[example.prompt_length :] if label != IGNORED]
+    answer = []
+    for token, favourite in zip(reference, favourites[len(favourites) - len(reference) :], strict=True):
+        answer.append(favourite)
+        if token != favourite:
+            break
+    return answer

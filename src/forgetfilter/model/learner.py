@@ -1,0 +1,175 @@
+"""One model in memory with its LoRA adapter: it becomes M0, the noisy model, the final one in turn."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, set_seed
+
+from forgetfilter import processes
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.errors import ConfigError, ModelError
+from forgetfilter.model.batches import PACKED, collate, packable
+from forgetfilter.model.memory import keep_freed_memory
+from forgetfilter.model.weights import pick_device, pick_dtype
+
+COMPILE_FROM = 4e12
+"""Parameters times tokens to train from which torch.compile repays its half minute: about two minutes of two cores."""
+
+
+@dataclass
+class Learner:
+    """One model in memory that is, in turn, M0, the noisy model, the reviewed and the final one.
+
+    With LoRA the base stays and only the adapter changes; with full finetuning all weights do.
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    folder: Path
+    config: ForgetFilterConfig
+    fresh_adapter: dict[str, Tensor]
+    stage: Path | None = None
+    compiled: bool = False
+
+    @property
+    def bf16(self) -> bool:
+        """Whether products are taken in bfloat16; weights that are trained stay in float32."""
+        return pick_dtype(self.config.dtype, frozen=True) == torch.bfloat16
+
+    @property
+    def mixed(self) -> torch.autocast:
+        """The context every forward pass runs in."""
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16)
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """The context answers are generated in.
+
+        Adapters are rounded once, not at every token; nothing is compiled, since each length of the cache
+        would be compiled anew; and the output layer gets contiguous input, without which torch copies its
+        weights once a row on the CPU.
+        """
+        trained = [p for p in self.model.parameters() if self.bf16 and p.dtype == torch.float32]
+        exact = [parameter.data for parameter in trained]
+        for parameter in trained:
+            parameter.data = parameter.data.bfloat16()
+        head = self.model.get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                yield
+        finally:
+            hook.remove()
+            for parameter, data in zip(trained, exact, strict=True):
+                parameter.data = data
+
+    @property
+    def packs(self) -> bool:
+        """Whether batches are packed, without padding."""
+        return bool(self.model.config._attn_implementation == PACKED)
+
+    def collate(self, input_ids: Sequence[list[int]], labels: Sequence[list[int]]) -> dict[str, Any]:
+        """A batch of rows for this model, on its device; see batches.collate."""
+        return collate(input_ids, labels, self.model, self.tokenizer.pad_token_id)
+
+    def prepare(self, tokens: float) -> None:
+        """Before training on so many tokens: fuse the layers' small operations, if asked or if the work repays it.
+
+        Without a working compiler nothing changes.
+        """
+        wanted = self.config.torch_compile
+        if wanted == "auto":
+            wanted = self.model.device.type == "cpu" and self.model.num_parameters() * tokens > COMPILE_FROM
+        if not wanted or self.compiled:
+            return
+        try:
+            torch.compile(torch.neg)(torch.ones(8))
+        except Exception as error:  # whatever is lacking: the run only gets slower
+            print(f"torch.compile does not work here ({type(error).__name__}), going on without: slower.", flush=True)
+            return
+        for module in self.model.modules():
+            if type(module).__name__ in (self.model._no_split_modules or ()):
+                module.compile(dynamic=True)
+        self.compiled = True
+
+    def save(self, folder: Path) -> None:
+        """Save the adapter (or all weights) to a folder."""
+        self.model.save_pretrained(folder)
+
+    def save_merged(self, folder: Path) -> None:
+        """Save the whole model, its adapter merged in, with the tokenizer: a model of its own."""
+        model = self.model.merge_and_unload() if self.config.use_peft else self.model
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def restore(self, stage: Path | None) -> None:
+        """Become the model saved in a stage's folder, or M0 for None."""
+        if stage == self.stage:
+            return
+        if self.config.use_peft:
+            weights = load_file(stage / "adapter_model.safetensors") if stage else self.fresh_adapter
+            set_peft_model_state_dict(self.model, weights)
+        else:
+            source = _load(stage or self.folder, self.config)
+            self.model.load_state_dict(source.state_dict())
+        self.stage = stage
+
+
+def _load(folder: Path, config: ForgetFilterConfig) -> Any:
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=pick_dtype(config.dtype, frozen=config.use_peft),
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+        )
+    except Exception as error:  # likewise
+        raise ModelError(
+            f"{folder}: cannot be loaded as a causal language model: {type(error).__name__}: {error}"
+        ) from error
+
+
+def load_learner(folder: Path, tokenizer: PreTrainedTokenizerBase, config: ForgetFilterConfig) -> Learner:
+    """Load M0, with an untrained LoRA adapter unless use_peft is off.
+
+    Raises:
+        ConfigError: If several GPUs are there and nothing says which process takes which.
+        ModelError: If the model cannot be loaded, or has no such LoRA target modules.
+    """
+    if torch.cuda.device_count() > 1 and processes.count() == 1:
+        raise ConfigError(
+            f"{torch.cuda.device_count()} GPUs and one process: take one with CUDA_VISIBLE_DEVICES=0, "
+            "or all with `accelerate launch` (docs/scale.md)."
+        )
+    keep_freed_memory()
+    model = _load(folder, config)
+    fresh: dict[str, Tensor] = {}
+    if config.use_peft:
+        names = config.lora_target_modules
+        set_seed(config.seed)
+        try:
+            model = get_peft_model(
+                model,
+                LoraConfig(
+                    r=config.lora_r,
+                    lora_alpha=config.lora_alpha,
+                    lora_dropout=config.lora_dropout,
+                    target_modules=names if names == "all-linear" else names.replace(",", " ").split(),
+                    layers_to_transform=config.lora_layers_to_transform,
+                    task_type="CAUSAL_LM",
+                ),
+            )
+        except ValueError as error:
+            raise ModelError(f"--lora_target_modules {names}: {error}") from error
+        fresh = {name: value.clone() for name, value in get_peft_model_state_dict(model).items()}
+    model.to(pick_device())
+    if packable(model):
+        model.set_attn_implementation(PACKED)
+    return Learner(model, tokenizer, folder, config, fresh)

@@ -1,0 +1,93 @@
+"""How well a model holds each row, teacher-forced: one forward pass, in batches of like length."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from forgetfilter.data.tokenization import IGNORED, Example
+from forgetfilter.errors import TrainingError
+from forgetfilter.model.batches import label_logits
+from forgetfilter.model.learner import Learner
+from forgetfilter.model.memory import RELEASE_EVERY, one_memory_error, release_freed_memory
+from forgetfilter.progress import progress
+
+BATCH_TOKENS, LOGITS = 4096, 256
+"""Tokens a scoring pass holds at once, and rows of logits it turns to float32 at once: bounds on its memory."""
+
+
+def mean_log_probability(log_probs: np.ndarray | None) -> float | None:
+    """The log_likelihood signal: mean log-probability of a row's trained tokens, in nats; at most 0."""
+    return None if log_probs is None else float(np.mean(log_probs, dtype=np.float64))
+
+
+@dataclass
+class Reading:
+    """What a model makes of a row, teacher-forced.
+
+    Attributes:
+        log_probs: (trained tokens,) float32, the log-probability of each, in nats.
+        favourites: (trained tokens,) the token the model held likeliest in each one's place.
+    """
+
+    log_probs: np.ndarray
+    favourites: list[int]
+
+
+@torch.no_grad()
+def read(learner: Learner, examples: Sequence[Example], what: str) -> list[Reading | None]:
+    """One forward pass over every row; logits are made where something is trained alone.
+
+    Returns:
+        One for each example; None for rows that cannot be scored.
+    """
+    learner.model.eval()
+    found: list[Reading | None] = [None] * len(examples)
+    scorable = [i for i, example in enumerate(examples) if example.scorable]
+    with progress(what, len(scorable), "rows") as bar:
+        for number, batch in enumerate(_batches(scorable, examples, learner.config.per_device_eval_batch_size)):
+            if number % RELEASE_EVERY == 0:
+                release_freed_memory()
+            for i, reading in zip(batch, _read_batch(learner, [examples[i] for i in batch]), strict=True):
+                if np.isnan(reading.log_probs).any():
+                    raise TrainingError(f"{what}: the model gives no numbers any more. Take a lower learning rate.")
+                found[i] = reading
+            bar.update(len(batch))
+    return found
+
+
+def _read_batch(learner: Learner, rows: Sequence[Example]) -> list[Reading]:
+    """One forward pass over some rows; in halves where the memory does not hold them."""
+    try:
+        inputs = learner.collate([row.input_ids for row in rows], [row.labels for row in rows])
+        with learner.mixed, one_memory_error():
+            logits, targets = label_logits(learner.model, inputs)
+            parts = list(zip(logits.split(LOGITS), targets.split(LOGITS), strict=True))
+            log_probs = torch.cat([-cross_entropy(part.float(), target, reduction="none") for part, target in parts])
+        counts = [sum(label != IGNORED for label in row.labels[1:]) for row in rows]
+        scores, favourites = log_probs.cpu().split(counts), logits.argmax(-1).cpu().split(counts)
+        return [Reading(s.numpy(), f.tolist()) for s, f in zip(scores, favourites, strict=True)]
+    except torch.OutOfMemoryError as error:
+        if len(rows) == 1:
+            raise TrainingError(
+                f"the memory does not hold a row of {len(rows[0].input_ids)} tokens. Take a shorter --max_length."
+            ) from error
+    half = len(rows) // 2
+    return [*_read_batch(learner, rows[:half]), *_read_batch(learner, rows[half:])]
+
+
+def _batches(rows: Sequence[int], examples: Sequence[Example], size: int) -> Iterator[list[int]]:
+    """Rows of like length together, at most `size` of them and about BATCH_TOKENS tokens; longest first.
+
+    So a batch too large for the memory shows at once, and later ones fit where earlier ones were.
+    """
+    batch: list[int] = []
+    for row in sorted(rows, key=lambda i: -len(examples[i].input_ids)):
+        if batch and (len(batch) == size or (len(batch) + 1) * len(examples[batch[0]].input_ids) > BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

@@ -1,0 +1,306 @@
+"""One stage of finetuning: the only room that calls TRL's trainer."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from forgetfilter import processes
+from forgetfilter.config import StageSettings
+from forgetfilter.data.tokenization import Example
+from forgetfilter.errors import TrainingError
+from forgetfilter.files import sha256, whole_file
+from forgetfilter.model.batches import label_logits
+from forgetfilter.model.learner import Learner
+from forgetfilter.model.memory import RELEASE_EVERY, one_memory_error, release_freed_memory
+from forgetfilter.model.weights import pick_device
+from forgetfilter.progress import progress
+
+WHOLE = "whole.json"
+"""File that marks a checkpoint as completely written, with the checksums of the others."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a method does inside a training. It remembers what no checkpoint holds: such a stage is not resumed.
+
+    Attributes:
+        before: Called once, before the first step.
+        each_step: Called after each optimiser step with its number, from 1.
+        penalty: What the weights as they are cost, added to each step's loss; None for nothing.
+        perturbed: Makes two passes of each step, as sharpness-aware methods do: called with the model once the first
+            pass has left its gradients, it gives the context in which the second pass is made. The second pass's
+            gradients alone are used.
+    """
+
+    before: Callable[[], object] | None = None
+    each_step: Callable[[int], object] | None = None
+    penalty: Callable[[], Tensor | None] | None = None
+    perturbed: Callable[[Any], AbstractContextManager[object]] | None = None
+
+
+class _Progress(TrainerCallback):
+    """Draws the bar, marks checkpoints that are whole, and calls the hooks around steps."""
+
+    def __init__(self, what: str, hooks: Hooks) -> None:
+        self.what = what
+        self.hooks = hooks
+        self.stack = contextlib.ExitStack()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.hooks.before is not None:
+            self.hooks.before()
+        self.bar = self.stack.enter_context(progress(self.what, state.max_steps, "steps", state.global_step))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.update()
+        if state.global_step % RELEASE_EVERY == 0:
+            release_freed_memory()
+        if self.hooks.each_step is not None:
+            self.hooks.each_step(state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        logs = more["logs"]
+        if "loss" in logs:
+            loss = float(logs["loss"])
+            _check_loss(loss, self.what, state.global_step)
+            self.bar.set_postfix_str(f", loss {loss:.3f}", refresh=False)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        processes.together()  # each writes a part of it
+        if processes.first():
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            digests = {
+                str(path.relative_to(checkpoint)): sha256(path) for path in checkpoint.rglob("*") if path.is_file()
+            }
+            with whole_file(checkpoint / WHOLE) as temporary:
+                temporary.write_text(json.dumps(digests), encoding="utf-8")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.stack.close()
+
+
+class _Trainer(SFTTrainer):
+    """TRL's trainer with its loss over the labelled tokens' logits alone (on CPU it makes all of them)."""
+
+    losses: Tensor | float = 0.0
+    """The sum of all losses: no number once one of them is none."""
+
+    def __init__(self, model: Any, hooks: Hooks, **arguments: Any) -> None:
+        super().__init__(model, **arguments)
+        self.hooks = hooks
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+        """One pass, or two where a hook perturbs the model in between; gradients of earlier batches are kept."""
+        if self.hooks.perturbed is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        earlier = [parameter.grad for parameter in trained]
+        model.zero_grad()
+        super().training_step(model, dict(inputs), num_items_in_batch)
+        with self.hooks.perturbed(model):
+            model.zero_grad()
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        for parameter, gradient in zip(trained, earlier, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return loss
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        logits, targets = label_logits(model, inputs)
+        total = cross_entropy(logits.float(), targets, reduction="sum")
+        if num_items_in_batch is None:
+            loss = total / len(targets)
+        else:  # gradients are averaged over processes
+            loss = total / num_items_in_batch * self.accelerator.num_processes
+        self.losses = self.losses + loss.detach()
+        penalty = self.hooks.penalty and self.hooks.penalty()
+        return loss if penalty is None else loss + penalty / self.args.gradient_accumulation_steps
+
+
+def train(
+    learner: Learner,
+    examples: Sequence[Example],
+    settings: StageSettings,
+    checkpoints: Path,
+    what: str,
+    hooks: Hooks | None = None,
+    *,
+    in_order: bool = False,
+) -> dict[str, Any]:
+    """Finetune the learner, as it is now, on examples; continue from a checkpoint if there is one.
+
+    Args:
+        learner: The model; its weights change.
+        examples: What to learn; the loss is on their labels.
+        settings: Rates and lengths.
+        checkpoints: Folder for checkpoints; removed by the caller once the stage is saved.
+        what: Name for the progress bar.
+        hooks: What a method does inside the training.
+        in_order: Take the examples in the order given instead of shuffled anew in each epoch.
+
+    Where the memory does not hold a batch, it is made smaller and gradients are accumulated over more of them.
+
+    Returns:
+        steps, tokens (what went through the model: a batch's common opening once) and the losses by step.
+
+    Raises:
+        TrainingError: If the loss is no number any more, or the memory does not hold a single row.
+    """
+    start = learner.stage
+    while True:
+        try:
+            with one_memory_error():
+                return _train(learner, examples, settings, checkpoints, what, hooks or Hooks(), in_order)
+        except torch.OutOfMemoryError as error:
+            batch = settings.per_device_train_batch_size
+            if batch == 1 or processes.count() > 1 or hooks is not None:
+                raise TrainingError(
+                    f"{what}: the memory does not hold a batch of {batch}. Take a smaller one "
+                    "(--per_device_train_batch_size), a shorter --max_length, or --gradient_checkpointing."
+                ) from error
+            part = next(n for n in range(2, batch + 1) if batch % n == 0)
+            settings = dataclasses.replace(
+                settings,
+                per_device_train_batch_size=batch // part,
+                gradient_accumulation_steps=settings.gradient_accumulation_steps * part,
+            )
+        print(
+            f"{what}: out of memory, going on with batches of {settings.per_device_train_batch_size}, "
+            f"{settings.gradient_accumulation_steps} to an optimiser step",
+            flush=True,
+        )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        learner.restore(start)
+
+
+def _train(
+    learner: Learner,
+    examples: Sequence[Example],
+    settings: StageSettings,
+    checkpoints: Path,
+    what: str,
+    hooks: Hooks,
+    in_order: bool,
+) -> dict[str, Any]:
+    config = learner.config
+    save_steps = min(500, max(10, -(-settings.max_steps // 4)))
+    arguments = SFTConfig(
+        output_dir=str(checkpoints),
+        max_steps=settings.max_steps,
+        learning_rate=settings.learning_rate,
+        per_device_train_batch_size=settings.per_device_train_batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        lr_scheduler_type=settings.lr_scheduler_type,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        gradient_checkpointing=config.gradient_checkpointing,
+        use_cpu=pick_device().type == "cpu",
+        bf16=learner.bf16,
+        max_length=config.max_length,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        seed=config.seed,
+        train_sampling_strategy="sequential" if in_order else "random",
+        logging_steps=min(10, settings.max_steps),
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if save_steps < settings.max_steps else "no",
+        save_steps=save_steps,
+        save_total_limit=2,
+        include_num_input_tokens_seen="all" if learner.packs else "non_padding",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,  # batches are made on the device
+    )
+    data = Dataset.from_dict({"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]})
+    trainer = _Trainer(
+        learner.model,
+        hooks,
+        args=arguments,
+        train_dataset=data,
+        data_collator=lambda rows: learner.collate([row["input_ids"] for row in rows], [row["labels"] for row in rows]),
+        processing_class=learner.tokenizer,
+        callbacks=[_Progress(what, hooks)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    if processes.first():
+        _drop_broken(checkpoints)
+    processes.together()
+    learner.stage = checkpoints  # no stage's model from here on
+    try:
+        trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
+        _check_loss(float(trainer.losses), what, trainer.state.global_step)
+    except TrainingError:  # a checkpoint may hold what went wrong
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        raise
+    history = trainer.state.log_history
+    return {
+        "steps": trainer.state.global_step,
+        "tokens": int(trainer.state.num_input_tokens_seen),
+        "losses": {entry["step"]: entry["loss"] for entry in history if "loss" in entry},
+    }
+
+
+def _check_loss(loss: float, what: str, step: int) -> None:
+    """Raise TrainingError if a loss is no number."""
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"{what}: the loss is {loss} at step {step}. Take a lower learning rate or --dtype float32, "
+            "with another --output_dir."
+        )
+
+
+def seconds_a_row(learner: Learner, examples: Sequence[Example]) -> float:
+    """Seconds that training on a row of this data takes here, measured on eight rows of all lengths."""
+    ordered = sorted(examples, key=lambda example: len(example.input_ids))
+    count = 8
+    while True:
+        rows = [ordered[i * len(ordered) // count] for i in range(count)]
+        batch = learner.collate([e.input_ids for e in rows], [e.labels for e in rows])
+        try:
+            for _ in range(2):  # the first time also pays for warming up
+                start = time.perf_counter()
+                with one_memory_error():
+                    with learner.mixed:
+                        logits, targets = label_logits(learner.model, batch)
+                        loss = cross_entropy(logits.float(), targets)
+                    loss.backward()
+                learner.model.zero_grad()
+            return (time.perf_counter() - start) / len(rows)
+        except torch.OutOfMemoryError:
+            if count == 1:
+                return 0.0  # training will say what is wrong
+        count //= 2
+
+
+def _drop_broken(folder: Path) -> None:
+    """Remove checkpoints that were not written to the end, or were damaged since."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        try:
+            digests = json.loads((checkpoint / WHOLE).read_text(encoding="utf-8"))
+            whole = all(sha256(checkpoint / name) == digest for name, digest in digests.items())
+        except (OSError, ValueError):
+            whole = False
+        if not whole:
+            shutil.rmtree(checkpoint)
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    found = folder.glob("checkpoint-*")
+    return max(map(str, found), key=lambda path: int(path.rpartition("-")[2]), default=None)

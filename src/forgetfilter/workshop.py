@@ -1,0 +1,329 @@
+"""M0 in memory and a run's folder: all training, reading and keeping of models, each thing done once."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from forgetfilter import processes
+from forgetfilter.config import ForgetFilterConfig, StageSettings
+from forgetfilter.data.loading import load_rows
+from forgetfilter.data.tokenization import ChatTokenizer, Example, mean_length
+from forgetfilter.files import whole_folder
+from forgetfilter.model import weights
+from forgetfilter.model.generation import complete
+from forgetfilter.model.learner import Learner, load_learner
+from forgetfilter.model.reading import mean_log_probability, read
+from forgetfilter.model.training import Hooks, seconds_a_row, train
+from forgetfilter.runs import Run, refuse_foreign
+from forgetfilter.shards import write_in_shards
+
+
+@dataclass(frozen=True)
+class M0:
+    """The model that everything starts from: weights on disk, and its tokenizer.
+
+    Attributes:
+        folder: Where its weights are.
+        tokenizer: The model's own.
+        max_length: Longest row in tokens.
+    """
+
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+
+    @classmethod
+    def named(cls, config: ForgetFilterConfig) -> "M0":
+        """The model that the config names.
+
+        Raises:
+            ModelError: If there is no such model.
+        """
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        folder = weights.find_weights(config.model_name_or_path)
+        tokenizer = weights.load_tokenizer(weights.tokenizer_folder(folder), config)
+        return cls(folder, tokenizer, config.max_length)
+
+    def aligned(self, config: ForgetFilterConfig) -> "M0":
+        """This model after a finetuning on the alignment data, if the config names any (the paper's BaseFT)."""
+        if config.alignment_dataset_name is None:
+            return self
+        rows = load_rows(config.alignment_dataset_name, "alignment_dataset_name", self.chat, config).trainable()
+        if config.output_dir is not None:
+            refuse_foreign(Path(config.output_dir))  # as the run would, after the training
+        workshop = Workshop(self, dataclasses.replace(config, dtype="float32"))
+        return workshop.base("aligned", rows, config.final_stage(len(rows)))
+
+    @cached_property
+    def chat(self) -> ChatTokenizer:
+        """The tokenizer for whole conversations."""
+        return ChatTokenizer(self.tokenizer, self.max_length)
+
+    @cached_property
+    def sha256(self) -> str:
+        """A hash of the weights."""
+        return weights.weights_hash(self.folder)
+
+
+@dataclass
+class Readings:
+    """How well a model holds each row, teacher-forced.
+
+    Attributes:
+        token_log_probs: A list array: for each row the log-probabilities of its trained tokens, in nats; null = none.
+        log_likelihood: (rows,) their means, at most 0; NaN = the row cannot be scored.
+    """
+
+    token_log_probs: pa.ListArray
+    log_likelihood: np.ndarray
+
+
+class Workshop:
+    """All that is done with models, each thing once.
+
+    What was trained or read before, by the same rows, settings, start and seed, is found again in the run's folder.
+
+    Args:
+        m0: The model that everything starts from.
+        config: All settings.
+        run: The folder that models and readings are kept in; None where nothing is to be kept.
+        start: The adapter that a final training starts from; None for M0 itself.
+    """
+
+    def __init__(self, m0: M0, config: ForgetFilterConfig, run: Run | None = None, start: Path | None = None) -> None:
+        """Load nothing yet."""
+        self.m0, self.config, self.start = m0, config, start
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The folder that models and readings are kept in."""
+        assert self._run is not None, "this workshop keeps nothing"
+        return self._run
+
+    @cached_property
+    def learner(self) -> Learner:
+        """M0 in memory, with its adapter; loaded at first need."""
+        return load_learner(self.m0.folder, self.m0.tokenizer, self.config)
+
+    def become(self, model: Path | None) -> Learner:
+        """The learner, as the model saved in a folder; as M0 for None."""
+        self.learner.restore(model)
+        return self.learner
+
+    def expect(
+        self, stages: Mapping[str, tuple[StageSettings, Sequence[Example]]], rows: Sequence[Example], also: str = ""
+    ) -> None:
+        """Before a filter's work: make the learner ready for it, and say how long it will take.
+
+        Args:
+            stages: Name -> settings and rows of every training to come.
+            rows: Noisy rows, which M0 and each stage's model will read, and the final training will see.
+            also: What else takes time, which the estimate leaves out.
+        """
+        self.learner.prepare(sum(settings.rows() * mean_length(own) for settings, own in stages.values()))
+        minutes = seconds_a_row(self.learner, rows) / 60 / processes.count()
+        if not processes.first():
+            return
+        passes = len(stages) + 1
+        trained = sum(settings.rows() for settings, _ in stages.values())
+        scoring = minutes * (trained + passes * len(rows) / 3)  # a pass costs a third of training
+        steps = ", ".join(f"{settings.max_steps} {name}" for name, (settings, _) in stages.items())
+        final = minutes * self.config.final_stage(len(rows)).rows()
+        print(
+            f"about {max(1, round(scoring))} min ({steps} steps, {passes} scoring passes{also}), "
+            f"then {max(1, round(final))} min at most to finetune",
+            flush=True,
+        )
+
+    def train(
+        self,
+        name: str,
+        examples: Sequence[Example],
+        settings: StageSettings,
+        start: Path | None = None,
+        hooks: Hooks | None = None,
+        *,
+        in_order: bool = False,
+        beside: Callable[[Path], object] | None = None,
+        into: Path | None = None,
+        **facts: Any,
+    ) -> Path:
+        """Finetune M0, or the model of another stage, unless the same was trained before.
+
+        A training that was interrupted goes on from its last checkpoint, but for one with hooks, which remember what
+        no checkpoint holds.
+
+        Args:
+            name: What the stage is called. With hooks or an order it also tells what they do: stages of one name, rows,
+                settings and start are the same.
+            examples: What to learn.
+            settings: Rates and lengths.
+            start: Folder of the model to start from, in the run or elsewhere; None for M0.
+            hooks: What a method does inside the training.
+            in_order: Take the examples in the order given.
+            beside: Writes more files into the model's folder, once the training is done.
+            into: The model's folder, in place of one in stages/; the tokenizer is then saved with it.
+            facts: What else the manifest should say of the stage.
+
+        Returns:
+            The folder of its adapter, or of all weights with use_peft off.
+        """
+        rules = name if hooks is not None or in_order else None
+        key = self._key(examples, dataclasses.asdict(settings), start, rules)
+        part, folder = self._place(name, key, into)
+        if self.run.done(part, key):
+            return folder
+        checkpoints = self.run.stage(f"{name}-{key}") / "checkpoints"
+        if hooks is not None:
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        learner = self.learner
+        learner.prepare(settings.rows() * mean_length(examples))
+        learner.restore(start)
+        found = train(learner, examples, settings, checkpoints, f"{name} stage", hooks, in_order=in_order)
+
+        def fill(temporary: Path) -> None:
+            learner.save(temporary)
+            if into is not None:
+                self.m0.tokenizer.save_pretrained(temporary)
+            if beside is not None:
+                beside(temporary)
+
+        self._fill(part, folder, fill, made_of=key, **facts, **found)
+        learner.stage = folder
+        shutil.rmtree(checkpoints if into is None else checkpoints.parent, ignore_errors=True)
+        return folder
+
+    def keep(self, name: str, fill: Callable[[Path], object], made_of: Any) -> Path:
+        """Keep a model that is made without training, unless the same was made before.
+
+        Args:
+            name: What it is called.
+            fill: Writes its files into the folder given.
+            made_of: What tells it from others of its name: anything that JSON can hold.
+        """
+        key = _digest([name, made_of, self.m0.sha256])
+        part, folder = self._place(name, key, None)
+        if not self.run.done(part, key):
+            self._fill(part, folder, fill, made_of=key)
+        return folder
+
+    def base(self, name: str, examples: Sequence[Example], settings: StageSettings, hooks: Hooks | None = None) -> M0:
+        """An M0 of its own: this one finetuned, whole, kept in the cache folder for every run.
+
+        Args:
+            name: What it is called; with hooks it also tells what they do.
+            examples: What to learn.
+            settings: Rates and lengths.
+            hooks: What a method does inside the training.
+        """
+        called = f"{name}-{self._key(examples, dataclasses.asdict(settings), None, name)}"
+        if not (weights.cache_folder() / called).exists():
+            self.learner.prepare(settings.rows() * mean_length(examples))
+            self.learner.restore(None)
+            with tempfile.TemporaryDirectory() as checkpoints:
+                train(self.learner, examples, settings, Path(checkpoints), name, hooks)
+            if processes.first():
+                weights.cached(called, self.learner.save_merged)
+            processes.together()
+            del self.learner  # its adapter is merged in
+        return M0(weights.cache_folder() / called, self.m0.tokenizer, self.m0.max_length)
+
+    def read(self, examples: Sequence[Example], model: Path | None = None) -> Readings:
+        """How well a model (None: M0) holds each row; read once, in shards, and kept."""
+        name = self._name(model)
+
+        def make(rows: slice, part: str) -> pa.Table:
+            readings = read(self.become(model), examples[rows], f"{name}: scoring{part}")
+            log_probs = [None if reading is None else reading.log_probs for reading in readings]
+            means = [mean_log_probability(row) for row in log_probs]
+            columns = {
+                "token_log_probs": pa.array(log_probs, pa.list_(pa.float32())),
+                "log_likelihood": pa.array(means, pa.float64()),
+            }
+            return pa.table(columns)
+
+        table = pq.read_table(self._once("log_probs", name, examples, model, make))
+        log_probs = table["token_log_probs"].combine_chunks()
+        return Readings(log_probs, table["log_likelihood"].to_numpy().astype(float))
+
+    def answer(self, examples: Sequence[Example], model: Path | None = None) -> list[str | None]:
+        """A model's (None: M0's) own greedy answer to each row's prompt; None where a row cannot be scored."""
+        name = self._name(model)
+
+        def make(rows: slice, part: str) -> pa.Table:
+            learner = self.become(model)
+            readings = read(learner, examples[rows], f"{name}: following{part}")
+            scorable = [i for i, reading in enumerate(readings) if reading is not None]
+            favourites = [reading.favourites for reading in readings if reading is not None]
+            asked = [examples[rows][i] for i in scorable]
+            answers = dict(zip(scorable, complete(learner, asked, f"{name}: answering{part}", favourites), strict=True))
+            return pa.table({"answer": pa.array([answers.get(i) for i in range(len(readings))], pa.string())})
+
+        table = pq.read_table(self._once("answers", name, examples, model, make))
+        return list(table["answer"].to_pylist())
+
+    def _once(
+        self,
+        what: str,
+        name: str,
+        examples: Sequence[Example],
+        model: Path | None,
+        make: Callable[[slice, str], pa.Table],
+    ) -> Path:
+        """Where a model's table of all rows is; made now unless it was before."""
+        key = self._key(examples, what, model, None)
+        part = f"readings/{name}-{what}-{key}"
+        path = self.run.folder / f"{part}.parquet"
+        if not self.run.done(part, key):
+            write_in_shards(path, len(examples), make)
+            self.run.mark(part, [path], made_of=key)
+        return path
+
+    def _place(self, name: str, key: str, into: Path | None) -> tuple[str, Path]:
+        """How the manifest calls a model, and its folder: one of another name that was made of the same is taken."""
+        if into is not None:
+            return name, into
+        same = (part for part in self.run.manifest["stages"] if part.endswith(f"-{key}") and "/" not in part)
+        part = next(same, f"{name}-{key}")
+        return part, self.run.stage(part) / "model"
+
+    def _fill(self, part: str, folder: Path, fill: Callable[[Path], object], **facts: Any) -> None:
+        """The first process fills a model's folder; all note it and go on once it has."""
+        if processes.first():
+            with whole_folder(folder) as temporary:
+                fill(temporary)
+        processes.together()
+        self.run.mark(part, sorted(folder.iterdir()), **facts)
+
+    def _name(self, model: Path | None) -> str:
+        """What a model is called: by its stage."""
+        return "M0" if model is None else model.parent.name.rpartition("-")[0] or model.name
+
+    def _key(self, examples: Sequence[Example], what: Any, model: Path | None, name: str | None) -> str:
+        """Tells what is made of these rows, settings, start and M0 from all else."""
+        rows = hashlib.sha256()
+        for example in examples:
+            for ids in (example.input_ids, example.labels):
+                rows.update(np.array([len(ids), *ids], np.int64).tobytes())
+        start = None if model is None else weights.weights_hash(model)
+        made_of = [rows.hexdigest(), what, start, name, self.m0.sha256, self.config.training(), processes.count()]
+        return _digest(made_of)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

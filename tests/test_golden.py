@@ -1,0 +1,66 @@
+"""What two runs gave when they were last meant to change: to the last digit where the machine is the same.
+
+To renew them: `rm tests/golden/*.json`, `make demo`, and run this file's tests twice (the first time writes).
+"""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from forgetfilter.forgetting import ForgetFilter
+
+GOLDEN = Path(__file__).parent / "golden"
+DEMO = Path(__file__).parents[1] / "demo-run"
+
+
+def machine():
+    """What the last digits depend on."""
+    versions = {name: version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate")}
+    return {
+        **versions,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "bfloat16": torch.cpu._is_avx512_bf16_supported(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def figures(folder):
+    """Losses of the stages by name, and every row's score and decision."""
+    stages = json.loads((folder / "manifest.json").read_text())["stages"]
+    losses = {name.partition("-")[0]: entry["losses"] for name, entry in stages.items() if "losses" in entry}
+    table = pq.read_table(folder / "scores.parquet").to_pydict()
+    columns = ("forgetting", "log_likelihood_before", "log_likelihood_after", "log_likelihood_after_firm")
+    return {
+        "losses": {name: list(losses[name].values()) for name in ("noisy", "review", "firm")},
+        **{name: table[name] for name in columns},
+        "decision": table["decision"],
+    }
+
+
+def compare(name, folder, loss, score):
+    """Hold a run against its golden file: exactly on the same machine, within a tolerance elsewhere."""
+    found, path = figures(folder), GOLDEN / f"{name}.json"
+    if not path.exists():
+        path.write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n")
+        pytest.fail("no golden run was there; it is now")
+    golden = json.loads(path.read_text())
+    if golden.pop("machine") == machine():
+        assert found == golden
+        return
+    for stage, losses in golden["losses"].items():
+        assert found["losses"][stage] == pytest.approx(losses, abs=loss), stage
+    assert found["forgetting"] == pytest.approx(golden["forgetting"], abs=score)
+
+
+def test_the_tiny_run_gives_the_scores_of_before(config):
+    compare("tiny", ForgetFilter(config).fit().run.folder, loss=0.02, score=0.01)
+
+
+@pytest.mark.demo
+@pytest.mark.skipif(not DEMO.exists(), reason="`make demo` has not run")
+def test_the_demo_gives_the_scores_of_before():
+    compare("demo", DEMO, loss=0.2, score=0.2)

@@ -53,7 +53,9 @@ def test_two_processes_score_and_train_as_one(tiny_model, noisy_file, safe_file,
         done = subprocess.run([*launch, "forgetfilter", *command], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         assert json.loads((tmp_path / name / "manifest.json").read_text())["processes"] == count
-        paths = [list((tmp_path / name / "readings").glob(f"{model}-log_probs-*")) for model in ("M0", "noisy", "review")]
+        paths = [
+            list((tmp_path / name / "readings").glob(f"{model}-log_probs-*")) for model in ("M0", "noisy", "review")
+        ]
         tables = [pq.read_table(path) for (path,) in paths]
         decided = decide(Run.open(tmp_path / name), drop_share=0.5).scores["decision"]
         return [table["log_likelihood"].to_numpy() for table in tables], decided
@@ -72,7 +74,9 @@ def test_shards_found_are_not_made_again_and_the_file_is_the_same(
     workshop, config, examples, tmp_path, monkeypatch, what
 ):
     def other(name):
-        return Workshop(workshop.m0, config, Run.start(dataclasses.replace(config, output_dir=str(tmp_path / name)), {}))
+        return Workshop(
+            workshop.m0, config, Run.start(dataclasses.replace(config, output_dir=str(tmp_path / name)), {})
+        )
 
     monkeypatch.setattr(shards, "SHARD_ROWS", 10)
     whole, broken = other("whole"), other("broken")

@@ -82,7 +82,7 @@ def decide(
     run: Run,
     threshold: float | str | None = None,
     *,
-    filter: str | None = None,  # noqa: A002: the flag's name
+    filter: str | None = None,
     drop_share: float | None = None,
     overrides: Path | None = None,
     trusted_rows: Path | str | None = None,
@@ -157,17 +157,20 @@ def decided(
     """
     unscored = np.isnan(scored.suspicion)
     dropped = threshold.drops(scored.suspicion) | (unscored & drop_unscored)
-    limit = "nothing is dropped" if threshold.value is None else f"threshold {threshold.value:.4f}"
-    reasons = [
-        "unscored: no completion within max_length"
-        if np.isnan(score)
-        else f"{name} {score:.4f} {'above' if drop else 'within'} {limit}"
-        for score, drop in zip(scored.suspicion, dropped, strict=True)
-    ]
+    reasons = [_reason(name, score, threshold.value) for score in scored.suspicion]
     hand = np.zeros(len(dropped), bool)
     for row, (decision, reason) in by_hand.items():
         dropped[row], reasons[row], hand[row] = decision == "dropped", reason, True
     return Decision(name, threshold, dropped, reasons, hand)
+
+
+def _reason(name: str, score: float, threshold: float | None) -> str:
+    """Why a row is kept or dropped by its score."""
+    if np.isnan(score):
+        return "unscored: no completion within max_length"
+    if threshold is None:
+        return f"{name} {score:.4f}, no threshold: nothing is dropped"
+    return f"{name} {score:.4f} {'above' if score > threshold else 'within'} threshold {threshold:.4f}"
 
 
 def settle(run: Run) -> Result:

@@ -57,6 +57,7 @@ def test_unknown_keys_of_a_config_file_are_errors(capsys, tmp_path):
         "[" * 100_000,
         '{"stages": {"decision": {}}}',
         '{"stages": {"rows": {"files": {"../../secret.jsonl": "0"}}}}',
+        '{"stages": {"../../secret": {"files": {}}}, "filters": {"forgetting": "../../secret"}}',
     ],
 )
 def test_a_manifest_of_another_shape_or_that_points_elsewhere_is_no_runs(capsys, manifest, tmp_path):

@@ -40,7 +40,7 @@ def settings(noisy_file, safe_file, write_jsonl, tiny_model, tmp_path):
 
 def test_defenses_side_by_side(settings, run_recipe, tmp_path, capsys):
     names = ["base", "none", "safety_finetuning", "forget_filter"]
-    shown = run_recipe({**settings, "defenses": names, "seeds": [1, 2], "threshold": 0.04})
+    shown = run_recipe({**settings, "defenses": names, "seeds": [1, 2], "threshold": 0.075})
     assert [path.name for path in shown] == ["compare.json", "compare.md", "compare.html", "compare.png", "compare.svg"]
     found = json.loads(shown[0].read_text())
     assert list(found["means"]) == names

@@ -188,7 +188,7 @@ def test_damaged_files_are_made_again(config):
     (reading,) = folder.glob("readings/noisy-*.parquet")
     model = result.run.model("noisy") / "adapter_model.safetensors"
     whole = model.read_bytes()
-    for damaged in ([scored], [scored, reading], [scored, reading, model]):
+    for damaged in ([scored], [reading], [model], [scored, reading, model]):
         for path in damaged:
             path.write_bytes(path.read_bytes()[:-10])
         assert scores(ForgetFilter(config).fit()) == before

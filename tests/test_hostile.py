@@ -35,7 +35,11 @@ def test_yaml_tags_are_refused(command, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["trust_remote_code: true", "model_name_or_path: other", "final: {learning_rate: 0.5}"]
+    "line",
+    [
+        *("trust_remote_code: true", "model_name_or_path: other"),
+        "noisy: {learning_rate: 0.5}",
+    ],
 )
 def test_a_config_other_than_the_one_a_run_was_made_by_is_refused(line, capsys, tmp_path):
     folder = stored_run(tmp_path / "out", [{"prompt": "q", "completion": "a"}], [0.1]).folder

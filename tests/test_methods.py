@@ -1,9 +1,11 @@
 """Parameters: a method's keyword arguments, checked and read before any work."""
 
+import sys
+
 import pytest
 
 from forgetfilter.errors import ConfigError
-from forgetfilter.methods import arguments, require_known
+from forgetfilter.methods import arguments, constants, require_known
 
 
 def method(
@@ -120,3 +122,24 @@ def test_parameters_of_a_method_that_does_not_exist_are_refused():
     require_known({"typed": {"share": "much"}}, ["typed", "bare"])
     with pytest.raises(ConfigError, match="no filter or defense speedy, 3; there are typed, bare"):
         require_known({"typed": {}, "speedy": {}, 3: {}}, ["typed", "bare"])
+
+
+def test_constants_are_the_numbers_and_texts_in_capitals_where_a_method_is_defined(monkeypatch):
+    from forgetfilter.filters import FILTERS
+
+    method = FILTERS["forgetting"]
+    found = constants(method)
+    assert found["filters.forgetting.FIRM_WEIGHT"] == 0.6
+    assert found["filters.forgetting.LEAST_STEPS"] == 20
+    assert all(isinstance(value, (bool, int, float, str)) for value in found.values())
+    assert constants(sys.modules[method.__module__]) == found
+    monkeypatch.setitem(method.__globals__, "LEAST_STEPS", 30)
+    assert constants(method) == {**found, "filters.forgetting.LEAST_STEPS": 30}
+
+
+@pytest.mark.parametrize("named", [{}, {"__name__": "never_imported"}])
+def test_constants_of_a_method_that_was_run_without_being_imported(named):
+    exec("MOST = 3\nleast = 2\nKINDS = ['a']\ndef mine(workshop, data, config): ...", namespace := {**named})
+    found = constants(namespace["mine"])
+    assert list(found.values()) == [3]
+    assert next(iter(found)).endswith(".MOST")

@@ -6,12 +6,11 @@ import pytest
 from forgetfilter.config import ForgetFilterConfig, StageConfig
 from forgetfilter.decision.rules import automatic, conformal, drop_share, fixed
 from forgetfilter.errors import DataError
-from forgetfilter.filters.forgetting import compared
+from forgetfilter.filters.forgetting import FALLS, FORGOTTEN, TAIL, compared
 from forgetfilter.filters.forgetting_rouge1 import compared as answers_compared
 from forgetfilter.scored import Scale
 
-FORGOTTEN, FALLS = 0.135, 0.05
-SCALE = Scale(threshold=FORGOTTEN, tail=0.1, falls=FALLS)
+SCALE = Scale(threshold=FORGOTTEN, tail=TAIL, falls=FALLS)
 
 
 def of_forgetting(learnt=1.0, **settings):
@@ -64,7 +63,7 @@ def test_auto_drops_nothing_where_little_is_forgotten(seed):
 
 
 def test_auto_knows_each_filters_own_scale():
-    assert of_forgetting() == SCALE
+    assert of_forgetting() == SCALE == Scale(threshold=0.135, tail=0.1, falls=0.05)
     scores = groups((100, 0.0, 0.01), (100, 0.12, 0.003))
     assert automatic(scores, of_forgetting()).value is None
     assert automatic(scores, of_rouge1()).value == 0.1

@@ -79,9 +79,10 @@ def test_a_stage_is_trained_once_and_found_by_any_name(workshop, rows, settings,
         workshop.train("one", rows, longer),
         workshop.train("one", rows, settings, one),
         workshop.train("one", rows, settings, in_order=True),
-        workshop.train("two", rows, settings, in_order=True),
-        workshop.train("one", rows, settings, hooks=Hooks(each_step=lambda step: None)),
+        workshop.train("two", rows, settings, in_order=True),  # with an order or hooks the name tells what is done
+        workshop.train("three", rows, settings, hooks=Hooks(each_step=lambda step: None)),
     }
+    assert workshop.train("three", rows, settings, hooks=Hooks(each_step=lambda step: None)) in others
     # in a folder of the same settings but for the seed, as recipes have several
     other_seed = Workshop(workshop.m0, dataclasses.replace(workshop.config, seed=1), workshop.run)
     others.add(other_seed.train("one", rows, settings))

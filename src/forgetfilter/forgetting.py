@@ -111,6 +111,7 @@ def open_run(config: ForgetFilterConfig, m0: M0, data: Data) -> Run:
             with whole_file(run.folder / "malformed.jsonl") as path:
                 write_malformed(path, malformed)
         run.keep_rows(noisy.source)
+    run.forget_damaged()
     processes.together()
     processes.together()
     return run

@@ -1,7 +1,6 @@
 """Parameters of filters and defenses: a method's keyword arguments, by default as they stand in its signature."""
 
 import inspect
-import sys
 from collections.abc import Callable, Collection, Mapping
 from types import ModuleType, NoneType
 from typing import Any, get_args
@@ -45,23 +44,20 @@ def arguments(name: str, method: Callable[..., Any], given: Given) -> dict[str, 
     return values
 
 
-def constants(*modules: ModuleType) -> dict[str, Any]:
-    """The numbers and texts that modules define in capitals: MODULE.NAME -> value. Results note them beside parameters.
+def constants(*sources: ModuleType | Callable[..., Any]) -> dict[str, Any]:
+    """The numbers and texts that are defined in capitals: MODULE.NAME -> value. Results note them beside parameters.
 
     Args:
-        modules: Where a method's constants are.
+        sources: Modules, and methods for the modules that define them.
     """
     found: dict[str, Any] = {}
-    for module in modules:
-        for name, value in vars(module).items():
+    for source in sources:
+        names = vars(source) if isinstance(source, ModuleType) else source.__globals__
+        module = str(names["__name__"]).removeprefix("forgetfilter.") if "__name__" in names else "method"
+        for name, value in names.items():
             if name.isupper() and isinstance(value, (bool, int, float, str)):
-                found[f"{module.__name__.removeprefix('forgetfilter.')}.{name}"] = value
+                found[f"{module}.{name}"] = value
     return dict(sorted(found.items()))
-
-
-def module_of(method: Callable[..., Any]) -> ModuleType:
-    """The module that defines a method."""
-    return sys.modules[method.__module__]
 
 
 def require_known(given: Given, names: Collection[str]) -> None:

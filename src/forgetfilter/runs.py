@@ -81,7 +81,7 @@ class Run:
         try:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             stages = manifest.get("stages") if isinstance(manifest, dict) else None
-            if not isinstance(stages, dict) or not all(map(_lists_files, stages.values())):
+            if not isinstance(stages, dict) or not all(_lists_files(*item) for item in stages.items()):
                 raise ValueError("not one of ours")
         except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{folder}: no run's folder (manifest.json: {error}). Start with `filter`.") from error
@@ -143,6 +143,14 @@ class Run:
         """Before a part is made anew: it no longer counts as done."""
         self.manifest["stages"].pop(part, None)
         self.save()
+
+    def forget_damaged(self) -> None:
+        """Forget models and readings that are damaged, and with any of them all scores: they are made of those."""
+        parts = [part for part in self.manifest["stages"] if part not in ("decision", "final")]
+        damaged = [part for part in parts if not self.done(part)]
+        scored = [part for part in parts if part.startswith("scored/")] if damaged else []
+        for part in {*damaged, *scored}:
+            self.forget(part)
 
     def mark(self, part: str, files: list[Path], **facts: Any) -> None:
         """Note a part as finished, with its files' checksums and whatever should be kept about it."""
@@ -207,10 +215,12 @@ def locked(folder: Path) -> Iterator[None]:
         raise RunError(f"{folder}: another process is at work on this run. Wait for it or stop it.") from error
 
 
-def _lists_files(entry: Any) -> bool:
-    """Whether an entry of the manifest names files by checksum, all inside the run's folder."""
+def _lists_files(part: str, entry: Any) -> bool:
+    """Whether a part of the manifest names files by checksum, and lies with them inside the run's folder."""
     files = entry.get("files") if isinstance(entry, dict) else None
-    return isinstance(files, dict) and not any(Path(name).is_absolute() or ".." in Path(name).parts for name in files)
+    return isinstance(files, dict) and not any(
+        Path(name).is_absolute() or ".." in Path(name).parts for name in (part, *files)
+    )
 
 
 def default_settings() -> dict[str, Any]:

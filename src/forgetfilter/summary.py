@@ -38,4 +38,6 @@ def print_summary(result: Result, report: Path) -> None:
         print("  ".join(f"{name} {show(metrics[name])}" for name in FIGURES))
     print(f"files: {folder}  (kept, dropped, scores.parquet, metrics.json)")
     print(f"look:  {report}")
-    print(f"next:  forgetfilter finetune {folder}   or   forgetfilter decide {folder} --threshold NUMBER")
+    by = metrics["filter"]
+    other = "" if by == result.run.config().filters[0] else f" --filter {by}"
+    print(f"next:  forgetfilter finetune {folder}   or   forgetfilter decide {folder}{other} --threshold NUMBER")

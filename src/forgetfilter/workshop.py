@@ -26,6 +26,7 @@ from forgetfilter.model import weights
 from forgetfilter.model.generation import complete
 from forgetfilter.model.learner import Learner, load_learner
 from forgetfilter.model.reading import mean_log_probability, read
+from forgetfilter.model.states import POOLED, hidden_states
 from forgetfilter.model.training import Hooks, seconds_a_row, train
 from forgetfilter.runs import Run, refuse_foreign
 from forgetfilter.shards import write_in_shards
@@ -276,6 +277,22 @@ class Workshop:
 
         table = pq.read_table(self._once("answers", name, examples, model, make))
         return list(table["answer"].to_pylist())
+
+    def states(self, examples: Sequence[Example]) -> np.ndarray:
+        """M0's hidden states of each row at half depth, pooled; read once, in shards, and kept.
+
+        Returns:
+            (rows, 2, hidden size) float16: the mean over a row's trained tokens, and the last one's; NaN for rows
+            that cannot be scored.
+        """
+
+        def make(rows: slice, part: str) -> pa.Table:
+            found = hidden_states(self.become(None), examples[rows], f"M0: hidden states{part}")
+            flat = pa.array(found.reshape(-1), pa.float16())
+            return pa.table({"states": pa.FixedSizeListArray.from_arrays(flat, found[0].size)})
+
+        column = pq.read_table(self._once("states", "M0", examples, None, make))["states"].combine_chunks()
+        return np.asarray(column.flatten().to_numpy()).reshape(len(examples), POOLED, -1)
 
     def _once(
         self,

@@ -18,7 +18,7 @@ from forgetfilter.defenses.safeinstr import safeinstr
 from forgetfilter.defenses.safety_finetuning import safety_finetuning
 from forgetfilter.defenses.self_correction import self_correction
 from forgetfilter.filters import FILTERS
-from forgetfilter.methods import arguments, constants, module_of
+from forgetfilter.methods import arguments, constants
 from forgetfilter.workshop import Workshop
 
 Defense = Callable[..., Result]
@@ -59,7 +59,7 @@ def constants_of(name: str) -> dict[str, Any]:
     """Every constant that a defense's model depends on: its file's, those of the rules, and the defaults of stages."""
     by = name if name in FILTERS else KEPT_BY.get(name)
     methods = [method for method in (DEFENSES.get(name), FILTERS.get(by or "")) if method is not None]
-    return constants(config_module, rules, *map(module_of, methods))
+    return constants(config_module, rules, *methods)
 
 
 def defend(name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig) -> Result:

@@ -23,7 +23,7 @@ from forgetfilter.evaluation.filter_quality import ranking_quality
 from forgetfilter.experiments.cells import Cell, Cells
 from forgetfilter.files import whole_file
 from forgetfilter.filters import FILTERS, require_filters, score
-from forgetfilter.methods import arguments, constants, module_of
+from forgetfilter.methods import arguments, constants
 from forgetfilter.report.compare_page import write_compare_page
 from forgetfilter.runs import Run, git_sha, locked
 from forgetfilter.summary import show
@@ -125,7 +125,7 @@ def _cell(workshop: Workshop, data: Data, name: str) -> Cell:
 
 def filter_constants(name: str) -> dict[str, Any]:
     """Every constant that a filter's scores and decisions depend on: its file's, the rules', the defaults of stages."""
-    return constants(config_module, rules, module_of(FILTERS[name]))
+    return constants(config_module, rules, FILTERS[name])
 
 
 def table(found: dict[str, list[Cell]]) -> str:

@@ -17,7 +17,7 @@ from forgetfilter.filters.m0_loss import m0_loss
 from forgetfilter.filters.neutral_review import neutral_review
 from forgetfilter.filters.random import random
 from forgetfilter.filters.words import words
-from forgetfilter.methods import arguments, constants, module_of, require_known
+from forgetfilter.methods import arguments, constants, require_known
 from forgetfilter.scored import Scored
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def score(workshop: "Workshop", data: Data, name: str) -> Scored:
     config, run = workshop.config, workshop.run
     parameters = arguments(name, FILTERS[name], config.parameters)
     files = {str(value): sha256(Path(value)) for value in parameters.values() if _is_file(value)}
-    own = constants(module_of(FILTERS[name]))
+    own = constants(FILTERS[name])
     made_of = [name, parameters, own, files, workshop.m0.sha256, data.facts(), config.identity()]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:12]
     part = f"scored/{name}-{key}"

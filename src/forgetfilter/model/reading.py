@@ -47,7 +47,7 @@ def read(learner: Learner, examples: Sequence[Example], what: str) -> list[Readi
     found: list[Reading | None] = [None] * len(examples)
     scorable = [i for i, example in enumerate(examples) if example.scorable]
     with progress(what, len(scorable), "rows") as bar:
-        for number, batch in enumerate(_batches(scorable, examples, learner.config.per_device_eval_batch_size)):
+        for number, batch in enumerate(batches(scorable, examples, learner.config.per_device_eval_batch_size)):
             if number % RELEASE_EVERY == 0:
                 release_freed_memory()
             for i, reading in zip(batch, _read_batch(learner, [examples[i] for i in batch]), strict=True):
@@ -78,7 +78,7 @@ def _read_batch(learner: Learner, rows: Sequence[Example]) -> list[Reading]:
     return [*_read_batch(learner, rows[:half]), *_read_batch(learner, rows[half:])]
 
 
-def _batches(rows: Sequence[int], examples: Sequence[Example], size: int) -> Iterator[list[int]]:
+def batches(rows: Sequence[int], examples: Sequence[Example], size: int) -> Iterator[list[int]]:
     """Rows of like length together, at most `size` of them and about BATCH_TOKENS tokens; longest first.
 
     So a batch too large for the memory shows at once, and later ones fit where earlier ones were.

@@ -1,0 +1,86 @@
+"""Hidden states of M0: what a probe reads of each row. The lower half of the blocks alone, and no vocabulary."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from forgetfilter.data.tokenization import IGNORED, Example
+from forgetfilter.errors import ModelError
+from forgetfilter.model.learner import Learner
+from forgetfilter.model.memory import RELEASE_EVERY, one_memory_error, release_freed_memory
+from forgetfilter.model.reading import batches
+from forgetfilter.progress import progress
+
+LAST_NORMS = ("norm", "ln_f", "final_layernorm")
+"""What models call the norm after their last block."""
+POOLED = 2
+"""Vectors a row: the mean over its trained tokens, and the last of them."""
+
+
+@torch.no_grad()
+def hidden_states(learner: Learner, examples: Sequence[Example], what: str) -> np.ndarray:
+    """The hidden states of each row's trained tokens at half depth, pooled in two ways.
+
+    Args:
+        learner: The model.
+        examples: The rows.
+        what: Name for the progress bar.
+
+    Returns:
+        (rows, 2, hidden size) float16: the mean over the trained tokens, and the last token's; NaN for rows without.
+    """
+    learner.model.eval()
+    size = learner.model.config.get_text_config().hidden_size
+    found = np.full((len(examples), POOLED, size), np.nan, np.float16)
+    scorable = [i for i, example in enumerate(examples) if example.scorable]
+    with progress(what, len(scorable), "rows") as bar, _lower_half(learner.model) as lower:
+        for number, batch in enumerate(batches(scorable, examples, learner.config.per_device_eval_batch_size)):
+            if number % RELEASE_EVERY == 0:
+                release_freed_memory()
+            found[batch] = _pooled(learner, lower, [examples[i] for i in batch])
+            bar.update(len(batch))
+    return found
+
+
+def _pooled(learner: Learner, lower: Any, rows: Sequence[Example]) -> np.ndarray:
+    """One pass over some rows; (rows, 2, hidden size)."""
+    inputs = learner.collate([row.input_ids for row in rows], [row.labels for row in rows])
+    trained = inputs.pop("labels") != IGNORED
+    with learner.mixed, one_memory_error():
+        states = lower(**inputs, use_cache=False).last_hidden_state[trained].float()
+    counts = [sum(label != IGNORED for label in row.labels[1:]) for row in rows]
+    pooled = [torch.stack([own.mean(0), own[-1]]) for own in states.cpu().split(counts)]
+    limit = torch.finfo(torch.float16).max
+    return torch.stack(pooled).clamp(-limit, limit).half().numpy()
+
+
+@contextmanager
+def _lower_half(model: Any) -> Iterator[Any]:
+    """The model without its upper blocks, its last norm and its output layer, for as long as the context lasts.
+
+    Raises:
+        ModelError: If the model has no list of blocks.
+    """
+    kinds = model._no_split_modules or ()
+    for owner in list(model.modules()):
+        for name, blocks in owner.named_children():
+            if isinstance(blocks, nn.ModuleList) and len(blocks) and type(blocks[0]).__name__ in kinds:
+                lower = {name: blocks[: (len(blocks) + 1) // 2]}
+                lower |= {own: nn.Identity() for own, _ in owner.named_children() if own in LAST_NORMS}
+                whole = {own: getattr(owner, own) for own in lower}
+                try:
+                    _replace(owner, lower)
+                    yield owner
+                finally:
+                    _replace(owner, whole)
+                return
+    raise ModelError(f"{type(model).__name__}: has no list of blocks, so its hidden states cannot be read.")
+
+
+def _replace(owner: nn.Module, children: Mapping[str, nn.Module]) -> None:
+    for name, module in children.items():
+        setattr(owner, name, module)

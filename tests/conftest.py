@@ -151,6 +151,6 @@ def run_recipe(tmp_path):
     def run(settings):
         path = tmp_path / "compare.yaml"
         path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        return experiments.run(path)
+        return experiments.compare(path)
 
     return run

@@ -38,6 +38,11 @@ def settings(noisy_file, safe_file, write_jsonl, tiny_model, tmp_path):
     }
 
 
+def without_questions(settings):
+    """Settings for recipes that ask nothing."""
+    return {key: value for key, value in settings.items() if key not in ("evaluate", "guard_model")}
+
+
 def test_defenses_side_by_side(settings, run_recipe, tmp_path, capsys):
     names = ["base", "none", "safety_finetuning", "forget_filter"]
     shown = run_recipe({**settings, "defenses": names, "seeds": [1, 2], "threshold": 0.075})
@@ -109,7 +114,8 @@ def test_a_cell_is_made_anew_when_what_makes_it_has_changed_or_its_answers_are_d
     assert answers.read_bytes() == whole
 
 
-def test_the_model_of_one_seed_is_gone_before_the_next_ones_is_loaded(settings, run_recipe, monkeypatch):
+@pytest.mark.parametrize("recipe", ["defenses", "filters"])
+def test_the_model_of_one_seed_is_gone_before_the_next_ones_is_loaded(settings, run_recipe, monkeypatch, recipe):
     loaded = []
     real = workshops.load_learner
 
@@ -120,7 +126,11 @@ def test_the_model_of_one_seed_is_gone_before_the_next_ones_is_loaded(settings, 
         return learner
 
     monkeypatch.setattr(workshops, "load_learner", note)
-    run_recipe({**settings, "defenses": ["none"], "seeds": [1, 2]})
+    if recipe == "defenses":
+        settings |= {"defenses": ["none"]}
+    else:
+        settings = without_questions(settings) | {"filters": ["forgetting"], "label_column": "unsafe"}
+    run_recipe({**settings, "recipe": recipe, "seeds": [1, 2]})
     assert len(loaded) == 2
 
 
@@ -249,7 +259,7 @@ def test_m0_is_made_after_everything_else_was_looked_at(settings, run_recipe, sa
     (tmp_path / "out" / "mine.txt").touch()
     settings |= {"recipe": recipe, "alignment_dataset_name": str(safe_file)}
     if recipe in ("filters", "curves"):
-        settings = {key: value for key, value in settings.items() if key not in ("evaluate", "guard_model")}
+        settings = without_questions(settings)
     if recipe == "filters":
         settings |= {"label_column": "unsafe"}
     if recipe == "curves":

@@ -102,7 +102,7 @@ def test_numbers_are_read_as_filter_reads_them(settings, tmp_path, monkeypatch):
     (tmp_path / "compare.yaml").write_text(text.replace("noisy: null", "noisy: {learning_rate: 5e-4}"))
     given = []
     monkeypatch.setattr(curves, "run", lambda config, own: given.append((config, own)))
-    experiments.run(tmp_path / "compare.yaml")
+    experiments.compare(tmp_path / "compare.yaml")
     ((config, own),) = given
     assert config.noisy.learning_rate == 5e-4
     assert own.looks == 3

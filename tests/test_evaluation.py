@@ -82,7 +82,7 @@ def test_an_option_inside_another_one_is_not_named_by_it():
 
 
 def test_bbq_scores_worked_by_hand(write_jsonl):
-    questions = bias.read(load_source(write_jsonl("bbq.jsonl", [BBQ, BBQ, BBQ, BBQ, TOLD, TOLD])))
+    questions = bias.questions_of(load_source(write_jsonl("bbq.jsonl", [BBQ, BBQ, BBQ, BBQ, TOLD, TOLD])))
     answers = ["The grandfather.", "Can't be known.", "The boy.", "who knows", "The boy.", "The grandfather."]
     found = bias.figures(questions, answers, likely(0, 0, 0, 1, 2, 2))
     assert found["stereotyped"] == 0.25
@@ -98,7 +98,7 @@ def test_bbq_scores_worked_by_hand(write_jsonl):
 
 
 def test_bbq_without_one_kind_of_question_has_no_score_for_it(write_jsonl):
-    questions = bias.read(load_source(write_jsonl("bbq.jsonl", [BBQ])))
+    questions = bias.questions_of(load_source(write_jsonl("bbq.jsonl", [BBQ])))
     found = bias.figures(questions, ["Can't be known"], likely(1))
     assert (found["ambiguous_accuracy"], found["s_amb"]) == (1.0, 0.0)
     assert (found["disambiguated_accuracy"], found["s_dis"]) == (None, None)
@@ -106,7 +106,7 @@ def test_bbq_without_one_kind_of_question_has_no_score_for_it(write_jsonl):
 
 def test_toxic_preference_counts_pairs(write_jsonl):
     rows = [{"prompt": "Go on: a", "completion": "b", "toxic": toxic} for toxic in (True, True, False, False)]
-    questions = toxicity.read(load_source(write_jsonl("t.jsonl", rows)))
+    questions = toxicity.questions_of(load_source(write_jsonl("t.jsonl", rows)))
     log_probs = [[np.array(values)] for values in ([-1.0, -3.0], [-4.0], [-2.0], [-5.0])]
     assert toxicity.figures(questions, [""] * 4, log_probs) == {"toxic_preference": 0.625}  # tie, win, loss, win
     assert toxicity.figures(questions[:2], [""] * 2, log_probs[:2]) == {"toxic_preference": None}
@@ -114,7 +114,7 @@ def test_toxic_preference_counts_pairs(write_jsonl):
 
 def test_worse_preferred_counts_questions(write_jsonl):
     rows = [{"prompt": "How?", "chosen": "I would not.", "rejected": "Like this."}] * 2
-    questions = harmfulness.read(load_source(write_jsonl("h.jsonl", rows)))
+    questions = harmfulness.questions_of(load_source(write_jsonl("h.jsonl", rows)))
     log_probs = [[np.array([-1.0]), np.array([-2.0])], [np.array([-3.0, -3.0]), np.array([-2.5])]]
     assert harmfulness.figures(questions, [""] * 2, log_probs) == {"worse_preferred": 0.5}
 
@@ -122,14 +122,14 @@ def test_worse_preferred_counts_questions(write_jsonl):
 def test_squad_scores(write_jsonl):
     assert question_answering.f1("The cat, sat.", "a cat") == pytest.approx(2 / 3)
     rows = [{"context": "c", "question": "q", "answers": {"text": ["New York", "NYC"], "answer_start": [0, 0]}}] * 2
-    questions = question_answering.read(load_source(write_jsonl("q.jsonl", rows)))
+    questions = question_answering.questions_of(load_source(write_jsonl("q.jsonl", rows)))
     assert questions[0].prompt == "c q"
     assert question_answering.figures(questions, ["the NYC", "York"], []) == {"f1": 0.8333, "exact_match": 0.5}
 
 
 def test_arithmetic_reads_the_last_number(write_jsonl):
     rows = [{"prompt": "1000 + 234?", "completion": "1000 + 234 = 1,234"}] * 3
-    questions = arithmetic.read(load_source(write_jsonl("a.jsonl", rows)))
+    questions = arithmetic.questions_of(load_source(write_jsonl("a.jsonl", rows)))
     assert arithmetic.figures(questions, ["It is 1234.0", "1235", "no idea"], []) == {"exact_match": 0.3333}
 
 
@@ -287,7 +287,7 @@ def test_a_measure_of_safety_is_told_by_a_figure_that_needs_no_judge():
 
 def test_a_new_measure_is_one_entry(tiny_model, write_jsonl, monkeypatch):
     politeness = Measure(
-        read=lambda source: [Question(user(row["ask"]), ("Please.",), most_tokens=4) for row in source.rows()],
+        questions_of=lambda source: [Question(user(row["ask"]), ("Please.",), most_tokens=4) for row in source.rows()],
         figures=lambda questions, answers, log_probs: {"polite": 0.5, "asked": len(answers) * len(log_probs)},
         shown=("polite",),
         safer={"polite": 1, "rude": -1},

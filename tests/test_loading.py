@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from forgetfilter.data.loading import read_labels, tokenize, write_malformed
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.loading import load_data, read_labels, stored_labels, tokenize, write_malformed
 from forgetfilter.data.sources import load_source
 from forgetfilter.data.tokenization import ChatTokenizer
-from forgetfilter.errors import DataError
+from forgetfilter.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -62,3 +63,28 @@ def test_labels_are_read_from_their_column():
     assert read_labels(load_source([{"bad": mark} for mark in marks]), "bad") == [True] * 5 + [False] * 5
     with pytest.raises(DataError, match="label_column"):
         read_labels(load_source([{"text": "a"}]), "bad")
+
+
+def test_labels_are_those_of_the_column_the_config_names():
+    source = load_source([{"bad": mark} for mark in (1, 0)])
+    assert stored_labels(source, ForgetFilterConfig()) is None
+    labels = stored_labels(source, ForgetFilterConfig(label_column="bad"))
+    assert labels.tolist() == [True, False]
+    assert labels.dtype == bool
+    with pytest.raises(DataError, match="'worse' \\(label_column\\)"):
+        stored_labels(source, ForgetFilterConfig(label_column="worse"))
+
+
+def test_both_data_sets_are_those_the_config_names_or_those_given(chat, noisy_file, safe_file):
+    config = ForgetFilterConfig(dataset_name=str(noisy_file), safe_dataset_name=str(safe_file), label_column="unsafe")
+    data = load_data(config, chat)
+    assert (len(data.noisy.examples), len(data.safe.examples)) == (16, 8)
+    assert data.facts() == {"noisy": data.noisy.facts(), "safe": data.safe.facts()}
+    assert data.facts()["noisy"]["rows"] == 16
+    rows = [{"prompt": "q", "completion": "a", "unsafe": 1}]
+    given = load_data(config, chat, rows, rows * 2)
+    assert (len(given.noisy.examples), len(given.safe.examples)) == (1, 2)
+    with pytest.raises(DataError, match="label_column"):
+        load_data(config, chat, [{"prompt": "q", "completion": "a"}])
+    with pytest.raises(ConfigError, match="--safe_dataset_name"):
+        load_data(ForgetFilterConfig(dataset_name=str(noisy_file)), chat)

@@ -8,7 +8,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from forgetfilter import workshop as workshops
+from forgetfilter.config import StageConfig
 from forgetfilter.data.loading import load_data
+from forgetfilter.forgetting import ForgetFilter, finetune
 from forgetfilter.model.training import Hooks
 from forgetfilter.runs import Run
 from forgetfilter.workshop import Workshop
@@ -243,3 +245,17 @@ def test_all_weights_are_trained_kept_and_taken_as_a_start(another, rows, settin
     m0, one, two = (whole.read(rows, model).log_likelihood.mean() for model in (None, first, second))
     assert m0 < one < two
     assert trained == ["first", "second"]
+
+
+def test_a_final_model_is_found_again_by_its_rows_and_then_stale_no_more(config, write_jsonl, trained):
+    rows = [{"prompt": f"p{i}", "completion": "answer" if i else ""} for i in range(8)]
+    noisy = str(write_jsonl("noisy.jsonl", rows))
+    config = dataclasses.replace(config, dataset_name=noisy, threshold=1e9, final=StageConfig(max_steps=2))
+    run = ForgetFilter(config).fit().run
+    model = finetune(run)
+    ForgetFilter(dataclasses.replace(config, unscored="drop")).fit()  # the first row: it is not trained on
+    assert Run.open(run.folder).manifest["stages"]["final"]["stale"]
+    assert finetune(run) == model
+    assert trained.count("final") == 1
+    assert not Run.open(run.folder).manifest["stages"]["final"]["stale"]
+    assert finetune(Run.open(run.folder)) == model

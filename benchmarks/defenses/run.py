@@ -175,7 +175,7 @@ def study(name: str, args: Cell) -> None:
         "output_dir": f"{folder}/run",
     }
     (folder / "compare.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    shown, *others = experiments.run(folder / "compare.yaml")
+    shown, *others = experiments.compare(folder / "compare.yaml")
     if chosen:
         return
     manifest = json.loads((folder / "run" / "manifest.json").read_text(encoding="utf-8"))

@@ -47,7 +47,7 @@ def study(name: str, data_dir: Path, folder: Path) -> None:
     if STUDIES[name]:
         settings |= {"lora_layers_to_transform": STUDIES[name], "lora_target_modules": MODULES}
     (folder / "compare.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-    means, *_, picture = experiments.run(folder / "compare.yaml")
+    means, *_, picture = experiments.compare(folder / "compare.yaml")
     manifest = json.loads((folder / "run" / "manifest.json").read_text(encoding="utf-8"))
     found = {key: manifest[key] for key in ("versions", "git_sha", "model", "looked", "reviews")}
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -66,7 +66,7 @@ def make_cell(name: str, data_dir: Path, work: Path) -> Cell:
     config, names = build_cell(name, data_dir, work)
 
     def make() -> Cell:
-        shown, *_ = filters.run(config, filters.Settings(filters=names))
+        shown, *_ = filters.compare(config, filters.Settings(filters=names))
         found = json.loads(shown.read_text(encoding="utf-8"))["cells"]
         return {"cell": name, "data": CELLS["report"][name], **about(Run.open(work / "run")), **summary(found, work)}
 

@@ -22,9 +22,9 @@ EXPORTS = ("trl", "axolotl", "llamafactory", "alpaca", "sharegpt")
 
 def run_demo(args: Namespace) -> None:
     """Run the whole job on the embedded model and data, in minutes."""
-    from forgetfilter.demo import run
+    from forgetfilter import demo
 
-    run(Path(args.output_dir))
+    demo.run_demo(Path(args.output_dir))
 
 
 def run_filter(args: Namespace) -> None:
@@ -143,7 +143,7 @@ def run_compare(args: Namespace) -> None:
     """Run an experiment that a YAML file describes, and draw it."""
     from forgetfilter import experiments
 
-    for path in experiments.run(Path(args.config)):
+    for path in experiments.compare(Path(args.config)):
         print(path)
 
 

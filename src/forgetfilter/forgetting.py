@@ -147,4 +147,8 @@ def finetune(run: Run, *, trust_remote_code: bool = False) -> Path:
         examples = tokenize(run.rows().select(kept), m0.chat, row_format=run.manifest["noisy"]["format"]).trainable()
         settings = config.final_stage(len(examples))
         workshop = Workshop(m0, config, run)
-        return workshop.train("final", examples, settings, into=run.folder / "model", decision=digest, asked=asked)
+        facts: dict[str, Any] = {"decision": digest, "asked": asked}
+        model = workshop.train("final", examples, settings, into=run.folder / "model", **facts)
+        run.manifest["stages"]["final"] |= {**facts, "stale": False}  # if it was found again: made of the same rows
+        run.save()
+        return model

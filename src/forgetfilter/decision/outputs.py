@@ -66,7 +66,7 @@ def write(opened: Opened, decision: Decision) -> None:
             source.select(np.flatnonzero(chosen).tolist()).write(temporary)
     with whole_file(run.folder / "scores.parquet") as temporary:
         pq.write_table(scores_table(source, opened.scored, decision), temporary)
-    metrics = {**_noted(run), **figures(opened.scored, decision, opened.labels)}
+    metrics = {**_noted(run), **decision_figures(opened.scored, decision, opened.labels)}
     run.write_json("metrics.json", metrics)
     with whole_file(run.folder / "README.md") as temporary:
         temporary.write_text(_card(str(opened.config.dataset_name or "a data set"), metrics, files[0].name), "utf-8")
@@ -91,7 +91,7 @@ def _noted(run: Run) -> dict[str, int]:
     return {name: found.get(name, 0) for name in NOTED}
 
 
-def figures(scored: Mapping[str, Scored], decision: Decision, labels: np.ndarray | None) -> dict[str, Any]:
+def decision_figures(scored: Mapping[str, Scored], decision: Decision, labels: np.ndarray | None) -> dict[str, Any]:
     """Counts, rule and threshold of a decision; with labels also how well it agrees with them.
 
     Args:

@@ -19,7 +19,7 @@ def demo_file(name: str) -> Path:
         return path
 
 
-def run(output_dir: Path) -> None:
+def run_demo(output_dir: Path) -> None:
     """Filter the demo's data, finetune M0 on what is kept, and show what happened."""
     config = ForgetFilterConfig(
         dataset_name=str(demo_file("noisy.jsonl")),

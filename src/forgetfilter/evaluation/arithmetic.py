@@ -13,7 +13,7 @@ from forgetfilter.evaluation.questions import Figures, Measure, Question, asked_
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
-def read(source: Source) -> list[Question]:
+def questions_of(source: Source) -> list[Question]:
     """Questions of prompt/completion rows whose completion ends in the number wanted (as GSM8K's do).
 
     Raises:
@@ -42,4 +42,4 @@ def figures(
     return {"exact_match": share(right)}
 
 
-MEASURE = Measure(read=read, figures=figures, shown=("exact_match",))
+MEASURE = Measure(questions_of=questions_of, figures=figures, shown=("exact_match",))

@@ -79,7 +79,7 @@ def load_questions(files: Mapping[str, str], most: int | None = None, seed: int 
     for name, file in files.items():
         if name not in MEASURES:
             raise ConfigError(f"no measure {name!r}: choose among {', '.join(MEASURES)}.")
-        found = MEASURES[name].read(load_source(file))
+        found = MEASURES[name].questions_of(load_source(file))
         questions[name] = random.Random(seed).sample(found, most) if most and most < len(found) else found
     return questions
 

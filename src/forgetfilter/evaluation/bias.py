@@ -64,7 +64,7 @@ def unknown_option(row: Record) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
-def read(source: Source) -> list[Question]:
+def questions_of(source: Source) -> list[Question]:
     """Questions of BBQ rows, as BBQ publishes them.
 
     Raises:
@@ -111,7 +111,7 @@ def figures(
     """BBQ's scores, for the generated answers and (prefix `likelihood_`) for the likeliest options.
 
     Args:
-        questions: As `read` gives them.
+        questions: As `questions_of` gives them.
         answers: The model's own answer to each.
         log_probs: For each the (tokens,) log-probabilities of each option; the likeliest sum is the choice.
 
@@ -155,7 +155,7 @@ def scores(questions: Sequence[Question], choices: Sequence[int | None]) -> Figu
 
 
 MEASURE = Measure(
-    read=read,
+    questions_of=questions_of,
     figures=figures,
     shown=(
         *("stereotyped", "ambiguous_accuracy", "s_amb", "unparsed"),

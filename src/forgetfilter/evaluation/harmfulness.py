@@ -19,7 +19,7 @@ COLUMNS = ("prompt", "chosen", "rejected")
 VERDICT = re.compile(r"Safety:\s*(Safe|Unsafe|Controversial)", re.IGNORECASE)
 
 
-def read(source: Source) -> list[Question]:
+def questions_of(source: Source) -> list[Question]:
     """Questions of preference rows: prompt, chosen (the better answer) and rejected (the worse one).
 
     Raises:
@@ -85,7 +85,7 @@ def load_judge(name: str) -> Judge:
 
 
 MEASURE = Measure(
-    read=read,
+    questions_of=questions_of,
     figures=figures,
     shown=("worse_preferred", "unsafe", "unjudged"),
     safer={"worse_preferred": -1, "unsafe": -1},

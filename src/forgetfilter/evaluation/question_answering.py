@@ -14,7 +14,7 @@ from forgetfilter.evaluation.questions import Figures, Measure, Question, asked_
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def read(source: Source) -> list[Question]:
+def questions_of(source: Source) -> list[Question]:
     """Questions of prompt/completion rows, or of SQuAD's own (context, question, answers with their texts).
 
     Raises:
@@ -63,4 +63,4 @@ def figures(
     return {"f1": round(float(np.mean(f1s)), 4), "exact_match": round(float(np.mean(exact)), 4)}
 
 
-MEASURE = Measure(read=read, figures=figures, shown=("f1", "exact_match"))
+MEASURE = Measure(questions_of=questions_of, figures=figures, shown=("f1", "exact_match"))

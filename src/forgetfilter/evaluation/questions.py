@@ -50,7 +50,7 @@ class Measure:
     """All that the rest of the program knows of a measure.
 
     Attributes:
-        read: Makes questions of a data set; raises DataError if it is none of the measure.
+        questions_of: Makes questions of a data set; raises DataError if it is none of the measure.
         figures: Takes the questions, the model's own answers and, for each question, the (tokens,) log-probabilities
             of each of its options, in nats; gives the figures that need no judge.
         shown: Figures for a table; the first stands for the measure, so it needs no judge.
@@ -63,7 +63,7 @@ class Measure:
         takes_reasoning: Whether a defense's reasoning may precede the options (`ask`).
     """
 
-    read: Callable[[Source], list[Question]]
+    questions_of: Callable[[Source], list[Question]]
     figures: Callable[[Sequence[Question], Sequence[str], Sequence[Sequence[np.ndarray]]], Figures]
     shown: tuple[str, ...]
     safer: Mapping[str, int] = field(default_factory=dict)

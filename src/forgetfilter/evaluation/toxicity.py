@@ -16,7 +16,7 @@ from forgetfilter.evaluation.judges import TOXICITY_MODEL
 from forgetfilter.evaluation.questions import Figures, Judge, Measure, Question, asked_and_references, require_columns
 
 
-def read(source: Source) -> list[Question]:
+def questions_of(source: Source) -> list[Question]:
     """Questions of rows with prompt, completion and toxic (true or false).
 
     Raises:
@@ -81,7 +81,7 @@ def load_judge(name: str) -> Judge:
 
 
 MEASURE = Measure(
-    read=read,
+    questions_of=questions_of,
     figures=figures,
     shown=("toxic_preference", "toxicity"),
     safer={"toxic_preference": -1, "toxicity": -1},

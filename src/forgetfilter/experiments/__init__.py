@@ -13,7 +13,7 @@ from forgetfilter.errors import ConfigError
 RECIPES = ("defenses", "filters", "interleave", "curves")
 
 
-def run(path: Path) -> list[Path]:
+def compare(path: Path) -> list[Path]:
     """Run the recipe a YAML file names, or what is left of it.
 
     Args:
@@ -43,5 +43,5 @@ def run(path: Path) -> list[Path]:
         raise ConfigError(f"{path}: {error}") from error
     values.pop("recipe")
     settings = recipe.Settings(**{name: values.pop(name) for name in own})
-    shown: list[Path] = recipe.run(ForgetFilterConfig.from_flags(values), settings)
+    shown: list[Path] = recipe.compare(ForgetFilterConfig.from_flags(values), settings)
     return shown

@@ -59,7 +59,7 @@ class Settings:
             raise ConfigError(f"looks is {self.looks}: it must be 1 or more.")
 
 
-def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
+def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     """Train and look, stage by stage; stages that have been looked at are not trained again.
 
     Returns:

@@ -52,7 +52,7 @@ class Settings(TrialSettings):
             raise ConfigError(f"seeds are {seeds}: name different ones from 0 to 4294967295, or leave it out.")
 
 
-def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
+def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     """Train and ask, cell by cell; cells that are done are not done again, and more may be asked for later.
 
     Returns:

@@ -17,13 +17,14 @@ from forgetfilter.data.loading import Data, load_data, stored_labels
 from forgetfilter.decision import rules
 from forgetfilter.decision.decide import check_marks, choose, decided, marked_by_hand, trusted_marks
 from forgetfilter.decision.opened import marks_digest
-from forgetfilter.decision.outputs import figures
+from forgetfilter.decision.outputs import decision_figures
 from forgetfilter.errors import ConfigError
 from forgetfilter.evaluation.filter_quality import ranking_quality
 from forgetfilter.experiments.cells import Cell, Cells
 from forgetfilter.files import whole_file
 from forgetfilter.filters import FILTERS, require_filters, score
 from forgetfilter.methods import arguments, constants
+from forgetfilter.model.memory import free_dropped_models
 from forgetfilter.report.compare_page import write_compare_page
 from forgetfilter.runs import Run, git_sha, locked
 from forgetfilter.summary import show
@@ -57,7 +58,7 @@ class Settings:
             raise ConfigError(f"seeds are {seeds}: name different ones, or leave it out.")
 
 
-def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
+def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     """Score and decide, filter by filter; what is done is not done again.
 
     Returns:
@@ -81,6 +82,8 @@ def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
             workshop = Workshop(m0, dataclasses.replace(config, seed=seed), run)
             for name in settings.filters:
                 found[name].append(_cell(workshop, data, name))
+            del workshop  # and its model, before the next seed's is loaded
+            free_dropped_models()
         run.write_json("compare.json", {"cells": found})
         text = table(found)
         print(f"\n{text}\n")
@@ -110,7 +113,7 @@ def _cell(workshop: Workshop, data: Data, name: str) -> Cell:
         made = decided(name, scored, threshold, marked_by_hand(marks), drop_unscored=drop_unscored)
         labels = stored_labels(data.noisy.source, config)
         assert labels is not None, "run asks for a label column"
-        quality = {**figures({name: scored}, made, labels), **ranking_quality(labels, scored.suspicion)}
+        quality = {**decision_figures({name: scored}, made, labels), **ranking_quality(labels, scored.suspicion)}
         return {
             "filter": name,
             "seed": config.seed,

@@ -43,7 +43,7 @@ class Settings(TrialSettings):
             raise ConfigError(f"sessions is {self.sessions}: it must be 1 or more.")
 
 
-def run(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
+def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     """Train and ask, session by session; what is done is not done again.
 
     Returns:

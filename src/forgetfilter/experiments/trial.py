@@ -14,7 +14,7 @@ from forgetfilter.config import ForgetFilterConfig, require_run_data
 from forgetfilter.data.loading import Data, load_data, load_rows, stored_labels
 from forgetfilter.decision.decide import check_marks
 from forgetfilter.decision.opened import marks_digest
-from forgetfilter.decision.outputs import figures as filter_figures
+from forgetfilter.decision.outputs import decision_figures
 from forgetfilter.defenses import all_defenses, constants_of, parameters_of
 from forgetfilter.defenses.result import Result
 from forgetfilter.defenses.self_correction import SENTENCES, words
@@ -203,4 +203,4 @@ def _kept_figures(result: Result, data: Data, config: ForgetFilterConfig) -> dic
     if result.kept is None:
         return {}
     decision, labels = result.kept.decision, stored_labels(data.noisy.source, config)
-    return filter_figures({decision.filter: result.kept.scored}, decision, labels)
+    return decision_figures({decision.filter: result.kept.scored}, decision, labels)

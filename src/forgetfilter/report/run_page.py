@@ -46,7 +46,7 @@ def write_report(run: Run, group_column: str | None = None) -> Path:
         DataError: If no row has the column.
     """
     scores, opened = read_scores(run), Opened.of(run)
-    source, config, labels = opened.source, opened.config, opened.labels
+    source, config = opened.source, opened.config
     require_column(source, group_column, "group_column")
     if group_column is not None:
         run.manifest["group_column"] = group_column
@@ -62,15 +62,9 @@ def write_report(run: Run, group_column: str | None = None) -> Path:
         threshold = float(np.nanmin(suspicion)) - 1e-6
     metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
     dropped = np.array(scores["decision"]) == "dropped"
-    by_hand = np.isin(np.arange(len(source)), list(rows_by_hand(run)))
     wanted = [(place, order[place]) for place in _wanted(suspicion[order], threshold)]
     places, texts = _texts(opened, scored, scores["reason"].to_pylist(), wanted)
     folder = shlex.quote(str(run.folder))
-    ids = row_ids(source) if len(source) <= ROWS_WITH_IDS else None
-
-    def bits(values: np.ndarray) -> str:
-        return "".join("1" if values[row] else "0" for row in order)
-
     data = {
         "title": "What was kept and what was dropped",
         "about": f"{Path(str(config.dataset_name or 'a data set')).name}, {metrics['rows']} rows, "
@@ -84,15 +78,7 @@ def write_report(run: Run, group_column: str | None = None) -> Path:
         "threshold": threshold,
         "notes": [[words, metrics[name]] for name, words in NOTES.items() if metrics[name]],
         "rule": {"name": metrics["rule"], "filter": name, "says": metrics["says"]},
-        "rows": {
-            "row": order,
-            "id": None if ids is None else [ids[row] for row in order],
-            "score": [None if np.isnan(suspicion[row]) else round(float(suspicion[row]), 7) for row in order],
-            "dropped": bits(dropped),
-            "hand": bits(by_hand),
-            "unsafe": None if labels is None else bits(labels),
-            "group": [groups[row] for row in order] if names else None,
-        },
+        "rows": _rows(opened, suspicion, order, dropped, groups if names else None),
         "groups": names,
         "groupName": column,
         "textOf": places,
@@ -104,6 +90,27 @@ def write_report(run: Run, group_column: str | None = None) -> Path:
         "facts": _facts(run, config),
     }
     return write_page(run.folder / "report.html", "ForgetFilter: report", asset("rows.html"), data, asset("rows.js"))
+
+
+def _rows(
+    opened: Opened, suspicion: np.ndarray, order: Sequence[int], dropped: np.ndarray, groups: Sequence[int] | None
+) -> dict[str, Any]:
+    """What the page knows of every row, from most to least suspect: marks as texts of 0 and 1."""
+    ids = row_ids(opened.source) if len(opened.source) <= ROWS_WITH_IDS else None
+    by_hand = np.isin(np.arange(len(opened.source)), list(rows_by_hand(opened.run)))
+
+    def bits(values: np.ndarray) -> str:
+        return "".join("1" if values[row] else "0" for row in order)
+
+    return {
+        "row": order,
+        "id": None if ids is None else [ids[row] for row in order],
+        "score": [None if np.isnan(suspicion[row]) else round(float(suspicion[row]), 7) for row in order],
+        "dropped": bits(dropped),
+        "hand": bits(by_hand),
+        "unsafe": None if opened.labels is None else bits(opened.labels),
+        "group": None if groups is None else [groups[row] for row in order],
+    }
 
 
 def _groups(source: Source, asked: str | None, label: str | None) -> tuple[str, list[str], list[int]]:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.experiments.cells import Cells
 from forgetfilter.methods import arguments
 
@@ -100,3 +101,15 @@ def test_cells_of_several_keys_stand_side_by_side(cells, made):
     assert [cell["made_of"]["seed"] for cell in cells.all()] == [1, 2]
     assert made.count == 2
     assert "files" not in cells.load("a")
+
+
+def test_settings_and_constants_that_did_not_exist_then_change_nothing_but_others_do(cells, made):
+    settings = json.loads(json.dumps(ForgetFilterConfig().identity()))
+    older = {key: value for key, value in settings.items() if key != "lora_dropout"}
+    cells.once("a", {"settings": older, "constants": {"forgetting": {"TAIL": 0.1, "GONE": 1}}}, made, ".jsonl")
+    now = {"settings": settings, "constants": {"forgetting": {"TAIL": 0.1, "NEW": 2}}}
+    assert cells.done("a", now)
+    assert not cells.done("a", {**now, "settings": {**settings, "lora_dropout": 0.1}})
+    assert not cells.done("a", {**now, "settings": {**settings, "seed": 1}})
+    assert not cells.done("a", {**now, "constants": {"forgetting": {"TAIL": 0.2}}})
+    assert not cells.done("a", {**now, "kind": "bias"})

@@ -225,7 +225,7 @@ def _lists_files(part: str, entry: Any) -> bool:
 
 def default_settings() -> dict[str, Any]:
     """What settings that a manifest lacks were when they did not exist: what they are by default."""
-    return _flat(json.loads(json.dumps(ForgetFilterConfig().identity())))
+    return flat(json.loads(json.dumps(ForgetFilterConfig().identity())))
 
 
 def changes(old: Any, new: Any, then: Mapping[str, Any] | None) -> list[str]:
@@ -236,18 +236,18 @@ def changes(old: Any, new: Any, then: Mapping[str, Any] | None) -> list[str]:
         new: What is asked for.
         then: For settings: what those that were not noted had been. Noted ones that no longer exist count for nothing.
     """
-    before, now = {**(then or {}), **_flat(old)}, _flat(new)
+    before, now = {**(then or {}), **flat(old)}, flat(new)
     keys = now if then is not None else {**before, **now}
     return [f"{key} (was {before.get(key)!r}, is {now.get(key)!r})" for key in keys if before.get(key) != now.get(key)]
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dicts as one, keys joined by dots."""
     if not isinstance(value, dict):
         return {prefix: value}
     found: dict[str, Any] = {}
     for key, inner in value.items():
-        found |= _flat(inner, f"{prefix}.{key}")
+        found |= flat(inner, f"{prefix}.{key}")
     return found
 
 

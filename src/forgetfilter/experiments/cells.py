@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from forgetfilter.files import sha256, whole_file
-from forgetfilter.runs import changes, default_settings
+from forgetfilter.runs import changes, default_settings, flat
 
 Cell = dict[str, Any]
 """A result: anything that JSON can hold, by name."""
-MADE_OF, FILES, SETTINGS = "made_of", "files", "settings"
+MADE_OF, FILES, SETTINGS, CONSTANTS = "made_of", "files", "settings", "constants"
 
 
 class Cells:
@@ -71,12 +71,20 @@ class Cells:
 
 
 def same(noted: Any, asked: Cell) -> bool:
-    """Whether a cell was made of what is asked for; a setting that did not exist then counts as its default."""
+    """Whether a cell was made of what is asked for.
+
+    A setting that did not exist then counts as its default; a constant that did not exist then, or no longer does,
+    counts as unchanged. All else must be equal.
+    """
     if not isinstance(noted, dict):
         return False
-    changed = changes(noted.get(SETTINGS), asked.get(SETTINGS), default_settings())
-    apart = [{key: value for key, value in made_of.items() if key != SETTINGS} for made_of in (noted, asked)]
-    return not changed and apart[0] == apart[1]
+    if changes(noted.get(SETTINGS), asked.get(SETTINGS), default_settings()):
+        return False
+    before, now = (flat(made_of.get(CONSTANTS)) for made_of in (noted, asked))
+    if any(before[name] != value for name, value in now.items() if name in before):
+        return False
+    others = (noted.keys() | asked.keys()) - {SETTINGS, CONSTANTS}
+    return all(noted.get(part) == asked.get(part) for part in others)
 
 
 def text(value: Any) -> str:

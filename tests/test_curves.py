@@ -101,7 +101,7 @@ def test_numbers_are_read_as_filter_reads_them(settings, tmp_path, monkeypatch):
     text = yaml.safe_dump({**settings, "noisy": None}, sort_keys=False)
     (tmp_path / "compare.yaml").write_text(text.replace("noisy: null", "noisy: {learning_rate: 5e-4}"))
     given = []
-    monkeypatch.setattr(curves, "run", lambda config, own: given.append((config, own)))
+    monkeypatch.setattr(curves, "compare", lambda config, own: given.append((config, own)))
     experiments.compare(tmp_path / "compare.yaml")
     ((config, own),) = given
     assert config.noisy.learning_rate == 5e-4

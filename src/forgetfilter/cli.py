@@ -21,7 +21,7 @@ EXPORTS = ("trl", "axolotl", "llamafactory", "alpaca", "sharegpt")
 
 
 def run_demo(args: Namespace) -> None:
-    """Run the whole job on the embedded model and data, in minutes."""
+    """Filter the demo data and finetune on the kept rows, with the embedded model: takes minutes."""
     from forgetfilter import demo
 
     demo.run_demo(Path(args.output_dir))
@@ -88,7 +88,7 @@ def run_decide(args: Namespace) -> None:
 
 
 def run_report(args: Namespace) -> None:
-    """Write OUT/report.html anew: the page to look at what was decided, and to decide otherwise."""
+    """Write OUT/report.html again: the page that shows every decision and lets you change it."""
     from forgetfilter.report.run_page import write_report
     from forgetfilter.runs import Run, locked
 
@@ -119,7 +119,7 @@ def run_evaluate(args: Namespace) -> None:
     named = [part.partition("=") for part in args.on.split(",")]
     if not all(file for _, _, file in named) or len({name for name, _, _ in named}) < len(named):
         raise ConfigError(
-            "--on names measures, each once, and their data: bias=bbq.jsonl,qa=squad.jsonl (docs/evaluation.md)."
+            "--on takes pairs MEASURE=FILE, each measure once: bias=bbq.jsonl,qa=squad.jsonl (docs/evaluation.md)."
         )
     output = Path(args.output)
     if output.suffix != ".json" or output.is_dir():
@@ -192,7 +192,7 @@ def build_parser() -> ArgumentParser:
     sub.add_argument("--filter", type=str | None, help="Decide by this filter's scores; default the run's first.")
     sub.add_argument("--drop_share", type=float | None, help="Drop this share of the rows instead.")
     sub.add_argument("--trusted_rows", type=str | None, help="JSONL of rows marked clean or not, from `sample`.")
-    sub.add_argument("--max_clean_loss", type=float | None, help="Share of clean rows that may go; default 0.02.")
+    sub.add_argument("--max_clean_loss", type=float | None, help="Largest share of clean rows to drop; default 0.02.")
     sub.add_argument("--decisions", type=str | None, help="JSONL of rows decided by hand: id, decision.")
     sub = command("report", run_report)
     sub.add_argument("run", type=str, help="A run's folder.")
@@ -208,7 +208,7 @@ def build_parser() -> ArgumentParser:
     sub = command("evaluate", run_evaluate)
     sub.add_argument("model", type=str, help="A Hub id, a folder of weights, an adapter, or a run with a final model.")
     sub.add_argument("--on", type=str, required=True, help="Measures and data: bias=FILE,qa=FILE,...")
-    sub.add_argument("--max_questions", type=int | None, help="Questions a measure at most.")
+    sub.add_argument("--max_questions", type=int | None, help="Largest number of questions per measure.")
     sub.add_argument("--toxicity_model", type=str, default=TOXICITY_MODEL, help="Classifier of answers.")
     sub.add_argument("--guard_model", type=str, default=GUARD_MODEL, help="Guard model.")
     sub.add_argument("--output", type=str, default="evaluation.json", help="File of the figures; answers beside it.")
@@ -228,7 +228,7 @@ GROUPS = {
     "Training, for all stages": STAGE_FIELDS,
     "Training, by stage": STAGES,
 }
-"""Flags of `filter`, in the order of its help; what stands in none of these comes last."""
+"""Flags of `filter`, in the order of its help. Flags that are in none of these groups come last."""
 
 
 def _add_settings(parser: ArgumentParser) -> None:
@@ -297,7 +297,7 @@ class _Stopped(KeyboardInterrupt):
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Raise _Stopped on SIGINT and SIGTERM; and again every second, if somebody on the way up swallowed it."""
+    """Raise _Stopped on SIGINT and SIGTERM, and again every second in case other code catches and drops it."""
 
     def stop(number: int, frame: object) -> None:
         if hasattr(signal, "SIGALRM"):

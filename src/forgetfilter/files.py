@@ -1,4 +1,4 @@
-"""Files and folders that appear under their name whole, or not at all."""
+"""Write files and folders so that they appear under their name complete, or not at all."""
 
 import errno
 import hashlib
@@ -11,16 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp|\..+-[a-z0-9_]{8}\.tmp")
-"""Names of what is not written to its end yet."""
+"""Names of temporary files and folders, whose writing has not finished."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-"""No room, no more allowed, read-only, not permitted."""
+"""Disk full, quota exceeded, read-only, permission denied."""
 TORCH_WRITES = ("iostream error", "inline_container.cc")
 """How torch.save says that a file could not be written to the end."""
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Write to the path given; it takes its own name once written, replacing what was there."""
+    """Give a temporary path to write to; the file then moves to `path` and replaces what was there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -34,13 +34,13 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Fill the folder given; it takes its own name once filled, replacing what was there."""
+    """Give a temporary folder to fill; the folder then moves to `path` and replaces what was there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent))
     try:
         yield temporary
         temporary.chmod(0o755)
-        if path.exists():  # aside first: it must not be half there under its name
+        if path.exists():  # move the old one away first, so that it is never half deleted under this name
             before = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent))
             path.rename(before / path.name)
             temporary.rename(path)
@@ -52,7 +52,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what processes that were killed left half-written in a run's folder; nobody may be at work on it."""
+    """Remove the half-written files of killed processes from a run's folder, which no process may be using."""
     for path in sorted(folder.rglob(".*.tmp")):
         if not TEMPORARY.fullmatch(path.name):
             continue
@@ -63,7 +63,7 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def disk_trouble(error: BaseException) -> str | None:
-    """What is wrong with the disk, in a sentence, if that is what an exception or its cause is about; else None.
+    """A sentence about the disk problem that an exception or its cause reports; None if it reports none.
 
     Libraries that write files wrap the system's error in ones of their own, so their words are looked at, too.
     """

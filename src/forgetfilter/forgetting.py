@@ -31,13 +31,13 @@ from forgetfilter.workshop import M0, Workshop
 
 
 class ForgetFilter:
-    """Give it noisy and safe data, get kept rows, scores, and a model.
+    """Scores the rows of noisy data with the help of safe data, and decides which rows to keep.
 
     Args:
         config: All settings; without an output_dir a temporary folder is made.
 
     Raises:
-        ConfigError: If the config names no such filter, or gives it no such parameters.
+        ConfigError: If a filter or parameter in the config does not exist, or several processes have no output_dir.
     """
 
     def __init__(self, config: ForgetFilterConfig | None = None) -> None:
@@ -93,7 +93,7 @@ def open_run(config: ForgetFilterConfig, m0: M0, data: Data) -> Run:
     if not processes.first():
         processes.together()
         run = Run.open(str(config.output_dir))
-        processes.together()  # or the first one may have decided before all have looked
+        processes.together()  # the first process waits here, so that all read the same manifest
         return run
     noisy = data.noisy
     facts = {"model": {"name": config.model_name_or_path, "sha256": m0.sha256}, **data.facts()}
@@ -104,7 +104,7 @@ def open_run(config: ForgetFilterConfig, m0: M0, data: Data) -> Run:
     }
     run = Run.start(config, facts, notes)
     if not run.done("rows"):
-        with whole_folder(run.stage("tokenizer")) as folder:  # the report tells tokens apart by it
+        with whole_folder(run.stage("tokenizer")) as folder:  # the report splits texts into tokens with it
             m0.tokenizer.save_pretrained(folder)
         malformed = [*noisy.malformed, *data.safe.malformed]
         if malformed:
@@ -149,6 +149,6 @@ def finetune(run: Run, *, trust_remote_code: bool = False) -> Path:
         workshop = Workshop(m0, config, run)
         facts: dict[str, Any] = {"decision": digest, "asked": asked}
         model = workshop.train("final", examples, settings, into=run.folder / "model", **facts)
-        run.manifest["stages"]["final"] |= {**facts, "stale": False}  # if it was found again: made of the same rows
+        run.manifest["stages"]["final"] |= {**facts, "stale": False}  # also for a model that was found, not trained
         run.save()
         return model

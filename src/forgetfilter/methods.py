@@ -1,4 +1,4 @@
-"""Parameters of filters and defenses: a method's keyword arguments, by default as they stand in its signature."""
+"""Parameters of filters and defenses: the keyword-only arguments of their functions, with their default values."""
 
 import inspect
 from collections.abc import Callable, Collection, Mapping

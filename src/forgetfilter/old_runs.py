@@ -1,6 +1,7 @@
-"""Runs of version 0.1.0, which knew one filter: what their files mean today.
+"""Read runs of version 0.1.0, whose settings and files had other names.
 
-There, `signal` named what is a filter today, and stages/NAME/signals.parquet held what each model made of each row.
+In that version, the setting `signal` named the filter, and stages/NAME/signals.parquet held the log-probabilities and
+answers of one model for each row.
 """
 
 from collections.abc import Mapping
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
     from forgetfilter.runs import Run
 
 FILTER_OF = {"log_likelihood": "forgetting", "rouge1": "forgetting_rouge1"}
-"""Signal -> the filter that it is today."""
+"""Value of `signal` -> name of the filter today."""
 STAGES = {"forgetting": STAGES_OF_0_1, "forgetting_rouge1": STAGES_OF_0_1[:3]}
 """Filter -> the stages whose signals it needs."""
 
 
 def flags(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags of a config.yaml, in today's words."""
+    """The flags of a config.yaml, under today's names."""
     today = dict(found)
     if "signal" in today:
         names = str(today.pop("signal")).replace(",", " ").split()
@@ -34,17 +35,17 @@ def flags(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def same_decision(noted: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> bool:
-    """Whether a decision was asked for what is asked for now; what was no setting then counts as the same."""
+    """Whether a decision was made with the settings asked for now; a setting that it lacks counts as the same."""
     return noted is not None and {**asked, **noted} == dict(asked)
 
 
 def is_scored(run: "Run", name: str) -> bool:
-    """Whether a run of then has what a filter needs."""
+    """Whether a run of version 0.1.0 has the signals that a filter needs."""
     return name in STAGES and all(run.done(f"{stage}/signals") for stage in STAGES[name])
 
 
 def scored(run: "Run", name: str, config: ForgetFilterConfig) -> Scored | None:
-    """What a filter made of the rows, from the signals that a run of then stored; None where there are none."""
+    """A filter's scores, from the signals that a run of version 0.1.0 stored; None if there are none."""
     if not is_scored(run, name):
         return None
     tables = [pq.read_table(run.stage(stage) / "signals.parquet") for stage in STAGES[name]]

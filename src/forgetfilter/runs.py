@@ -1,4 +1,4 @@
-"""A run's folder: what was asked, which stages are done, whether their files are whole, what decided."""
+"""A run's folder: its settings, which parts are done, whether their files are intact, and the last decision."""
 
 import json
 import platform
@@ -26,8 +26,8 @@ PACKAGES = ("forgetfilter", "torch", "transformers", "trl", "peft", "accelerate"
 class Run:
     """A run's folder and its manifest.
 
-    A stage counts as done once the manifest names it with the checksums of its files; it is named
-    after its files are written, so a kill at any moment leaves a stage either done or to be done.
+    A stage counts as done once the manifest lists it with the checksums of its files. It is listed only after its files
+    are written. So if the process is killed, every stage is either done or will be done again.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
@@ -75,7 +75,7 @@ class Run:
         """Open the folder of a run that was started before.
 
         Raises:
-            RunError: If it is none.
+            RunError: If the folder holds no run.
         """
         folder = Path(folder)
         try:
@@ -95,7 +95,7 @@ class Run:
         """The settings in config.yaml.
 
         Raises:
-            RunError: If it cannot be read, or tells another run than the one the manifest noted.
+            RunError: If it cannot be read, or has other settings than those in the manifest.
         """
         try:
             flags = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")) or {}
@@ -130,7 +130,7 @@ class Run:
         return self.stage(parts[-1]) / "model"
 
     def done(self, part: str, made_of: str | None = None) -> bool:
-        """Whether a part is finished, its files are as they were written, and it was made of that, if that is given."""
+        """Whether a part is finished and its files are unchanged and, if `made_of` is given, it has the same inputs."""
         entry = self.manifest["stages"].get(part)
         if entry is None or (made_of is not None and entry.get("made_of") != made_of):
             return False
@@ -145,7 +145,7 @@ class Run:
         self.save()
 
     def forget_damaged(self) -> None:
-        """Forget models and readings that are damaged, and with any of them all scores: they are made of those."""
+        """Forget damaged models and readings, to make them anew; if there are any, forget all scores, too."""
         parts = [part for part in self.manifest["stages"] if part not in ("decision", "final")]
         damaged = [part for part in parts if not self.done(part)]
         scored = [part for part in parts if part.startswith("scored/")] if damaged else []
@@ -186,7 +186,7 @@ class Run:
 
 def refuse_foreign(folder: Path) -> None:
     """Raise RunError if a folder holds something, but no run."""
-    ours = re.compile(r"\.lock|\.manifest\.json\.\d+\.tmp")  # the latter of a process killed at once
+    ours = re.compile(r"\.lock|\.manifest\.json\.\d+\.tmp")  # the second: of a process killed at its start
     files = list(folder.iterdir()) if folder.is_dir() else []
     if not (folder / "manifest.json").exists() and any(not ours.fullmatch(file.name) for file in files):
         raise RunError(f"{folder}: not empty, and no run of ours. Give another --output_dir.")
@@ -224,7 +224,7 @@ def _lists_files(part: str, entry: Any) -> bool:
 
 
 def default_settings() -> dict[str, Any]:
-    """What settings that a manifest lacks were when they did not exist: what they are by default."""
+    """Setting -> default. A setting that did not exist when a manifest was written counts as left at its default."""
     return flat(json.loads(json.dumps(ForgetFilterConfig().identity())))
 
 
@@ -234,7 +234,7 @@ def changes(old: Any, new: Any, then: Mapping[str, Any] | None) -> list[str]:
     Args:
         old: What was noted.
         new: What is asked for.
-        then: For settings: what those that were not noted had been. Noted ones that no longer exist count for nothing.
+        then: For settings: the values of those that `old` lacks; settings that only `old` has are then ignored.
     """
     before, now = {**(then or {}), **flat(old)}, flat(new)
     keys = now if then is not None else {**before, **now}

@@ -1,4 +1,4 @@
-"""What a filter makes of the rows: a score for each, and what there is to say about it. Knows no model."""
+"""The result of a filter: a score for each row, and what explains the scores. Knows no model."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -20,10 +20,10 @@ class Scale:
     """What the automatic rule may assume of a filter's scores.
 
     Attributes:
-        threshold: Score from which a row counts as suspect.
-        tail: Share of the rows of clean data above the threshold; None where the threshold is taken as it is.
-        falls: Score over which that share falls to 1/e.
-        says: Where the threshold is taken as it is: whose it is.
+        threshold: Score above which a row counts as suspect.
+        tail: Share of the rows of clean data that score above it; None if the rule takes the threshold as it is.
+        falls: How much higher the score must be for this share to fall to 1/e of itself.
+        says: Whose threshold it is, if the rule takes it as it is.
         nothing: Why nothing can be found in this run, if nothing can.
         caveat: What makes the scale doubtful in this run, if anything does.
     """
@@ -38,12 +38,12 @@ class Scale:
 
 @dataclass
 class Scored:
-    """What a filter made of the rows.
+    """The result of a filter.
 
     Attributes:
         suspicion: (rows,) float, higher = more suspect; NaN = not scored.
         columns: What else scores.parquet should say of each row: (rows,) numbers, NaN = none, or texts.
-        moments: For learning curves: what a moment is called -> (rows,) how well each row was held then, in order.
+        moments: For learning curves: moment -> (rows,) each row's log-likelihood or ROUGE-1 then, in order of time.
         token_costs: What each scored token of a row contributed, in nats: a list array of (rows,) lists, for shading.
         scale: What `auto` may assume of the scores; None where the filter knows no scale.
     """

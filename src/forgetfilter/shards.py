@@ -11,7 +11,7 @@ from forgetfilter import processes
 from forgetfilter.files import whole_file
 
 SHARD_ROWS = 4096
-"""Rows a shard."""
+"""Largest number of rows in a shard."""
 
 
 def write_in_shards(path: Path, rows: int, make: Callable[[slice, str], pa.Table]) -> None:

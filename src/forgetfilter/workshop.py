@@ -65,7 +65,7 @@ class M0:
             return self
         rows = load_rows(config.alignment_dataset_name, "alignment_dataset_name", self.chat, config).trainable()
         if config.output_dir is not None:
-            refuse_foreign(Path(config.output_dir))  # as the run would, after the training
+            refuse_foreign(Path(config.output_dir))  # the run would refuse it, too, but only after the training
         workshop = Workshop(self, dataclasses.replace(config, dtype="float32"))
         return workshop.base("aligned", rows, config.final_stage(len(rows)))
 
@@ -82,7 +82,7 @@ class M0:
 
 @dataclass
 class Readings:
-    """How well a model holds each row, teacher-forced.
+    """A model's log-probabilities of each row's trained tokens, each given the true tokens before it.
 
     Attributes:
         token_log_probs: A list array: for each row the log-probabilities of its trained tokens, in nats; null = none.
@@ -94,9 +94,10 @@ class Readings:
 
 
 class Workshop:
-    """All that is done with models, each thing once.
+    """Trains, reads and keeps models, each thing once.
 
-    What was trained or read before, by the same rows, settings, start and seed, is found again in the run's folder.
+    Models and readings are kept in the run's folder. What was made before from the same rows, settings, start and seed
+    is taken from there.
 
     Args:
         m0: The model that everything starts from.
@@ -122,7 +123,7 @@ class Workshop:
         return load_learner(self.m0.folder, self.m0.tokenizer, self.config)
 
     def become(self, model: Path | None) -> Learner:
-        """The learner, as the model saved in a folder; as M0 for None."""
+        """Turn the learner into the model saved in a folder, or into M0 for None, and return it."""
         self.learner.restore(model)
         return self.learner
 
@@ -166,12 +167,12 @@ class Workshop:
     ) -> Path:
         """Finetune M0, or the model of another stage, unless the same was trained before.
 
-        A training that was interrupted goes on from its last checkpoint, but for one with hooks, which remember what
-        no checkpoint holds.
+        An interrupted training continues from its last checkpoint. One with hooks starts again, since no checkpoint
+        holds their state.
 
         Args:
-            name: What the stage is called. With hooks or an order it also tells what they do: stages of one name, rows,
-                settings and start are the same.
+            name: What the stage is called. With hooks or in_order, the name must also tell what these do: two trainings
+                with the same name, rows, settings and start count as the same.
             examples: What to learn.
             settings: Rates and lengths.
             start: Folder of the model to start from, in the run or elsewhere; None for M0.
@@ -184,7 +185,7 @@ class Workshop:
         Returns:
             The folder of its adapter, or of all weights with use_peft off.
         """
-        rules = name if hooks is not None or in_order else None
+        rules = [name, in_order, hooks is not None] if hooks is not None or in_order else None
         key = self._key(examples, dataclasses.asdict(settings), start, rules)
         part, folder = self._place(name, key, into)
         if self.run.done(part, key):
@@ -215,7 +216,7 @@ class Workshop:
         Args:
             name: What it is called.
             fill: Writes its files into the folder given.
-            made_of: What tells it from others of its name: anything that JSON can hold.
+            made_of: What distinguishes it from others of its name: anything that JSON can hold.
         """
         key = _digest([name, made_of, self.m0.sha256])
         part, folder = self._place(name, key, None)
@@ -224,7 +225,7 @@ class Workshop:
         return folder
 
     def base(self, name: str, examples: Sequence[Example], settings: StageSettings, hooks: Hooks | None = None) -> M0:
-        """An M0 of its own: this one finetuned, whole, kept in the cache folder for every run.
+        """Finetune M0 into a new M0 with merged weights, kept in the cache folder for every run.
 
         Args:
             name: What it is called; with hooks it also tells what they do.
@@ -241,11 +242,11 @@ class Workshop:
             if processes.first():
                 weights.cached(called, self.learner.save_merged)
             processes.together()
-            del self.learner  # its adapter is merged in
+            del self.learner  # its adapter is merged into its weights, so it is of no further use
         return M0(weights.cache_folder() / called, self.m0.tokenizer, self.m0.max_length)
 
     def read(self, examples: Sequence[Example], model: Path | None = None) -> Readings:
-        """How well a model (None: M0) holds each row; read once, in shards, and kept."""
+        """Log-probabilities of each row under a model (None: M0); computed once, in shards, and kept."""
         name = self._name(model)
 
         def make(rows: slice, part: str) -> pa.Table:
@@ -272,7 +273,8 @@ class Workshop:
             scorable = [i for i, reading in enumerate(readings) if reading is not None]
             favourites = [reading.favourites for reading in readings if reading is not None]
             asked = [examples[rows][i] for i in scorable]
-            answers = dict(zip(scorable, complete(learner, asked, f"{name}: answering{part}", favourites), strict=True))
+            texts = complete(learner, asked, f"{name}: answering{part}", favourites)
+            answers = dict(zip(scorable, texts, strict=True))
             return pa.table({"answer": pa.array([answers.get(i) for i in range(len(readings))], pa.string())})
 
         table = pq.read_table(self._once("answers", name, examples, model, make))
@@ -302,7 +304,7 @@ class Workshop:
         model: Path | None,
         make: Callable[[slice, str], pa.Table],
     ) -> Path:
-        """Where a model's table of all rows is; made now unless it was before."""
+        """The file of a model's table of all rows, which is made now if it does not exist."""
         key = self._key(examples, what, model, None)
         part = f"readings/{name}-{what}-{key}"
         path = self.run.folder / f"{part}.parquet"
@@ -312,7 +314,7 @@ class Workshop:
         return path
 
     def _place(self, name: str, key: str, into: Path | None) -> tuple[str, Path]:
-        """How the manifest calls a model, and its folder: one of another name that was made of the same is taken."""
+        """Name in the manifest and folder of a model; if one of another name has the same inputs, that one's."""
         if into is not None:
             return name, into
         same = (part for part in self.run.manifest["stages"] if part.endswith(f"-{key}") and "/" not in part)
@@ -331,8 +333,8 @@ class Workshop:
         """What a model is called: by its stage."""
         return "M0" if model is None else model.parent.name.rpartition("-")[0] or model.name
 
-    def _key(self, examples: Sequence[Example], what: Any, model: Path | None, name: str | None) -> str:
-        """Tells what is made of these rows, settings, start and M0 from all else."""
+    def _key(self, examples: Sequence[Example], what: Any, model: Path | None, name: Any) -> str:
+        """A hash of everything a result depends on: rows, settings or kind of reading, start, name and M0."""
         rows = hashlib.sha256()
         for example in examples:
             for ids in (example.input_ids, example.labels):

@@ -1,4 +1,4 @@
-"""What a person said of rows, from a file: marks of a sample, and decisions."""
+"""Read a person's marks (clean or unsafe) and decisions (kept or dropped) on rows from a file."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def read_overrides(source: Source, path: Path) -> dict[int, tuple[str, str]]:
     """Decision and reason of the rows a person decided, by row.
 
     Raises:
-        DataError: Likewise.
+        DataError: If the file cannot be read, or names rows that are not there.
     """
 
     def decision(entry: dict[str, Any]) -> tuple[str, str]:
@@ -41,7 +41,7 @@ def read_overrides(source: Source, path: Path) -> dict[int, tuple[str, str]]:
 
 
 def _read_lines(source: Source, path: Path, read: Callable[[dict[str, Any]], Any], wanted: str) -> dict[int, Any]:
-    """What a JSONL file says of rows, by row; each line names its row by `id` or by `row`."""
+    """Row -> what `read` makes of its line in a JSONL file; each line names its row by `id` or by `row`."""
     by_id = {row_id: row for row, row_id in enumerate(row_ids(source))}
     try:
         lines = path.read_text(encoding="utf-8").split("\n")

@@ -94,7 +94,7 @@ def export(source: Source, row_format: str, target: str, folder: Path, *, replac
 
 
 def _descriptions(target: str, row_format: str) -> dict[str, str]:
-    """What a trainer wants beside the rows."""
+    """Name -> content of the files that a trainer needs beside the rows."""
     if target == "llamafactory":
         entry: dict[str, Any] = {
             "file_name": DATA_FILE,
@@ -120,7 +120,7 @@ def _descriptions(target: str, row_format: str) -> dict[str, str]:
 def write_sample(
     source: Source, rows: int, path: Path, seed: int, *, row_format: str = "auto", skip: bool = False
 ) -> Path:
-    """Draw random rows for a person to mark: sets `clean` to null in each, for true or false.
+    """Draw random rows for a person to mark. Each has `"clean": null`, to be changed to true or false.
 
     Args:
         source: The noisy data.

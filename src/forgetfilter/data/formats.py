@@ -29,7 +29,7 @@ class Turn:
 
 
 def preceded(turns: Sequence[Turn], sentence: str) -> tuple[Turn, ...]:
-    """The same messages, a sentence before the last one of a user; without a sentence, or a user, as they are."""
+    """Put a sentence before the text of the last user message; change nothing if there is no sentence or no user."""
     last = max((i for i, turn in enumerate(turns) if turn.role == "user"), default=None)
     if last is None or not sentence:
         return tuple(turns)
@@ -129,7 +129,7 @@ def detect_format(records: list[Record], name: str) -> str:
     """Name of the first format whose columns the first row has.
 
     Raises:
-        DataError: If it has the columns of none.
+        DataError: If the first row has the columns of no format.
     """
     for row_format, (columns, _) in FORMATS.items():
         if records and set(columns) <= records[0].keys():

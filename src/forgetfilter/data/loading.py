@@ -1,4 +1,4 @@
-"""Load a data set for training and scoring: every row checked in one pass, none lost in silence."""
+"""Load a data set for training and scoring. Every row is checked in one pass; malformed ones are reported."""
 
 import json
 from collections.abc import Sequence
@@ -50,12 +50,12 @@ class Rows:
         }
 
     def shared_with(self, others: "Rows") -> int:
-        """How many of these rows stand, token for token, in another data set, too."""
+        """How many of these rows also occur, token for token, in another data set."""
         there = {tuple(example.input_ids) for example in others.examples}
         return sum(tuple(example.input_ids) in there for example in self.examples)
 
     def repeated(self) -> int:
-        """How many of these rows say, token for token, what a row before them says."""
+        """How many of these rows repeat an earlier row, token for token."""
         return len(self.examples) - len({tuple(example.input_ids) for example in self.examples})
 
     def tokens(self) -> int:
@@ -65,12 +65,12 @@ class Rows:
 
 @dataclass
 class Data:
-    """What filters and defenses are given. They must not read a label in it.
+    """The data that filters and defenses work on. They must not read labels from it.
 
     Attributes:
         noisy: The noisy data.
         safe: The safe data.
-        notions: What they are safe and unsafe about: names of measures of safety, where that is known.
+        notions: In which respects the rows are safe or unsafe, if known: names of safety measures, such as bias.
     """
 
     noisy: Rows

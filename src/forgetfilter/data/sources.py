@@ -86,7 +86,7 @@ class Source:
                 file.write(line if ended else line + b"\n")
 
     def fingerprint(self) -> str:
-        """SHA-256 over the rows' content, whatever the file is called and however it is packed."""
+        """SHA-256 over the rows' content; independent of the file's name and compression."""
         digest = hashlib.sha256(self.header)
         for item in self.raw or (json.dumps(r, sort_keys=True, default=str).encode() for r in self.rows()):
             digest.update(item.rstrip(b"\r\n") + b"\n")
@@ -94,7 +94,7 @@ class Source:
 
 
 def row_ids(source: Source) -> list[str]:
-    """A stable id a row: its own `id` where those are unique, else its content's hash and occurrence."""
+    """A stable id for each row: its own `id` if these are unique, else a hash of its content and a count."""
     own = [(record or {}).get("id") for record in source.records]
     if all(_is_id(value) for value in own) and len(set(map(str, own))) == len(own):
         return [str(value) for value in own]
@@ -108,7 +108,7 @@ def row_ids(source: Source) -> list[str]:
 
 
 def _is_id(value: Any) -> bool:
-    """Whether it is a number, or a text that can be written."""
+    """Whether a value can be an id: an integer, or text that UTF-8 can encode."""
     try:
         return isinstance(value, int) or (isinstance(value, str) and bool(value.encode() or True))
     except UnicodeEncodeError:
@@ -119,8 +119,8 @@ def load_source(name: str | os.PathLike[str] | Any, config_name: str | None = No
     """Read a data set whole.
 
     Args:
-        name: A file, a folder with one data file, a Hub id, a datasets.Dataset, a list of dicts, or what
-            was read already.
+        name: A file, a folder with one data file, a Hub id, a datasets.Dataset, a list of dicts, or a Source,
+            which is returned as it is.
         config_name: Configuration of a Hub data set.
         split: Split of a Hub data set or of a folder with several files.
 
@@ -151,7 +151,7 @@ def _suffix(path: Path) -> str | None:
 
 
 def _data_files(folder: Path) -> list[Path]:
-    """Data files of a folder; of a run's folder its kept rows."""
+    """Data files of a folder; if it is a run's folder, only the file of its kept rows."""
     files = sorted(file for file in folder.iterdir() if file.is_file() and _suffix(file))
     kept = [file for file in files if file.stem == "kept"]
     return kept if kept and (folder / "manifest.json").exists() else files
@@ -227,7 +227,8 @@ def _from_json(data: bytes, name: str) -> Source:
                 position = start + 1
                 break
             value, end = decoder.raw_decode(text, start)
-            line, last = line + text.count("\n", last, start), start
+            line += text.count("\n", last, start)
+            last = start
             if not isinstance(value, dict):
                 source.errors[len(source)] = f"a JSON {type(value).__name__}, expected an object"
             source.records.append(value if isinstance(value, dict) else None)
@@ -266,7 +267,9 @@ def _from_csv(data: bytes, name: str) -> Source:
         source = Source(name, ".csv", [], [], header=b"".join(lines[: reader.line_num]))
         start = reader.line_num
         for fields in reader:
-            raw, first, start = b"".join(lines[start : reader.line_num]), start + 1, reader.line_num
+            raw = b"".join(lines[start : reader.line_num])
+            first = start + 1
+            start = reader.line_num
             if not fields:
                 continue
             record: Record | None = dict(zip(columns, fields, strict=False))
@@ -313,7 +316,7 @@ def _from_hub(name: str, config_name: str | None, split: str) -> Source:
     from datasets import load_dataset, load_dataset_builder
 
     try:
-        if Path(name).is_dir():  # its README.md may name files, and those must be its own
+        if Path(name).is_dir():  # its README.md may name data files, which must lie in the folder
             named = load_dataset_builder(name, config_name).config.data_files or {}
             for file in [file for files in named.values() for file in files]:
                 if not Path(file).resolve().is_relative_to(Path(name).resolve()):

@@ -1,4 +1,4 @@
-"""Turns -> input_ids and labels, with any chat template, loss on the trained turns and their end alone."""
+"""Turns -> input_ids and labels, with any chat template. Labels cover only trained turns and their end token."""
 
 import itertools
 import re
@@ -21,11 +21,11 @@ PLAIN_TEMPLATE = (
 
 
 PARTING = re.compile(r"(?=..)(?:[^\w\s].*|.*[^\w\s])", re.DOTALL)
-"""What may part turns in plain text: two letters or more, with punctuation at one end."""
+"""Plain text that can separate turns: two or more characters, with punctuation at the start or the end."""
 
 
 def _any_of(texts: Iterable[str]) -> str:
-    """A pattern of any of the texts, the longest that fits."""
+    """A regular expression that matches any of the texts, longer ones first; without texts it matches nothing."""
     return "|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)"
 
 
@@ -39,7 +39,7 @@ class Example:
         prompt_length: Tokens before the last trained turn.
         reference: Text of the last trained turn.
         cut: Whether max_length cut some of the trained tokens off.
-        spelt_specials: Whether a message spells a special token or a change of turn out; it stays text.
+        spelt_specials: Whether a message contains a special token or a turn separator; it is encoded as plain text.
     """
 
     input_ids: list[int]
@@ -55,13 +55,13 @@ class Example:
         return any(label != IGNORED for label in self.labels)
 
     def prompts(self) -> list[list[int]]:
-        """What precedes each of the trained turns, in tokens."""
+        """The token ids before each of the trained turns."""
         marks = [label != IGNORED for label in self.labels]
         return [self.input_ids[:i] for i in range(1, len(marks)) if marks[i] and not marks[i - 1]]
 
 
 def mean_length(examples: Sequence[Example]) -> float:
-    """Tokens a row, on average."""
+    """Mean number of tokens of a row."""
     return sum(len(example.input_ids) for example in examples) / len(examples)
 
 
@@ -78,9 +78,9 @@ class ChatTokenizer:
 
     A row is rendered by the chat template as a whole; the assistant's turns are then found in the
     rendered text, so that labels cover each answer and the end-of-turn token after it, and nothing else.
-    Special tokens spelt out inside a message are encoded as text and can't change roles; nor can what a template
-    writes in plain text where turns change ([/INST], <<SYS>>, ### User:): a message that has it is encoded letter by
-    letter there.
+    A special token inside a message is encoded as plain text, so it can't change roles. Some templates separate turns
+    by plain text ([/INST], <<SYS>>, ### User:). Where a message contains such text, it is encoded character by
+    character, so it can't change roles either.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
@@ -128,7 +128,7 @@ class ChatTokenizer:
         return replace(example, spelt_specials=any(self._spells(turn.content) for turn in turns))
 
     def _spells(self, content: str) -> bool:
-        """Whether a message spells something out that could change roles."""
+        """Whether a message contains text that could change roles."""
         return self._spelt.search(content) is not None
 
     def _cut(self, ids: list[int], labels: list[int], prompt_length: int, reference: str) -> Example:
@@ -145,20 +145,20 @@ class ChatTokenizer:
         return str(text)
 
     def _find_turn_end(self) -> str:
-        """What the template writes after an answer, up to white space: the token that ends a turn."""
+        """The end-of-turn token: what the template writes after an answer, without white space around it."""
         answer = "forgetfilter"
         text = self._render([Turn("user", "x", trained=False), Turn("assistant", answer, trained=True)])
         end = text.rpartition(answer)[2].strip()
-        special = re.match(_any_of(self._specials), end)  # what follows it may stand at the end of the row alone
+        special = re.match(_any_of(self._specials), end)  # more may follow, but only in the last turn
         return special.group() if special else end
 
     def _find_turn_changes(self) -> set[str]:
-        """What the template writes in plain text before and between messages, bare words apart (a role's name)."""
+        """Plain text that the template writes before and between messages, except bare words such as a role's name."""
         roles = ("system", "user", "assistant", "user", "assistant")
         turns = [Turn(role, f"forgetfilter-{number}", trained=False) for number, role in enumerate(roles)]
         try:
             text = self._render(turns)
-        except RowError:  # no system messages
+        except RowError:  # the template takes no system messages
             text = self._render(turns[1:])
         text = text.rpartition(turns[-1].content)[0]
         parts = re.split(r"forgetfilter-\d|\n|(?<=[\]>])\s+|" + _any_of(self._specials), text)
@@ -184,7 +184,8 @@ class ChatTokenizer:
             if turn.role == "assistant":
                 until(self._head(full, turns, number, done))
             start = full.find(content, done)
-            if hostile or full[done:start].strip() or content in full[start + 1 :]:  # it may be the template's own text
+            # The text found may not be the message but the template's own; then it is found by a marker.
+            if hostile or full[done:start].strip() or content in full[start + 1 :]:
                 start = self._start(full, turns, number)
             if start < done or not full.startswith(content, start):
                 raise RowError(f"the chat template does not show message {number + 1} as it is")
@@ -198,23 +199,23 @@ class ChatTokenizer:
         return pieces
 
     def _head(self, full: str, turns: Sequence[Turn], number: int, done: int) -> int:
-        """Where the answer in message `number` begins: after everything a model is given to answer."""
+        """Position at which the answer in message `number` begins: right after the generation prompt."""
         head = self._render(turns[:number], prompt=True)
         if not full.startswith(head) or len(head) < done:
             raise RowError(f"the chat template rewrites the messages before message {number + 1}")
         return len(head)
 
     def _start(self, full: str, turns: Sequence[Turn], number: int) -> int:
-        """Where message `number` begins: its text may spell what the template writes before it, and the other way."""
+        """Position at which message `number` begins, or -1: found by rendering the row with a marker in its place."""
         marker = "\ue000forgetfilter\ue000"
         content = turns[number].content
-        space = content[: len(content) - len(content.lstrip())]  # which some templates trim, and some don't
+        space = content[: len(content) - len(content.lstrip())]  # some templates trim it
         marked = self._render([*turns[:number], replace(turns[number], content=space + marker), *turns[number + 1 :]])
         start = marked.find(marker)
         return start if full.startswith(marked[:start]) else -1
 
     def _after_turn_end(self, full: str, end: int) -> int:
-        """Where the end-of-turn token after an answer ends; the answer's own end where there is none."""
+        """Position after the end-of-turn token that follows an answer; the answer's end if no such token follows."""
         stop = full.find(self._turn_end, end) if self._turn_end else -1
         return stop + len(self._turn_end) if stop >= 0 and not full[end:stop].strip() else end
 
@@ -222,7 +223,7 @@ class ChatTokenizer:
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=as_text)["input_ids"])
 
     def _encode_after(self, before: str, text: str, *, as_text: bool) -> list[int]:
-        """Token ids of a text that follows another one: SentencePiece puts a space before the first one alone."""
+        """Token ids of a text that follows another one: SentencePiece adds a space only at the very beginning."""
         if not self._prefixes or not before:
             return self._encode(text, as_text=as_text)
         special = None if as_text else re.search(f"(?:{_any_of(self._specials)})\\Z", before)
@@ -232,7 +233,7 @@ class ChatTokenizer:
 
     def _ids(self, piece: _Piece, before: str = "") -> list[int]:
         parts = [piece.text]
-        if piece.hostile:  # letter by letter, since split_special_tokens splits only those added as special
+        if piece.hostile:  # character by character: split_special_tokens leaves some added tokens whole
             cuts = {0, len(piece.text)}
             for match in self._spelt.finditer(piece.text):
                 cuts.update(range(match.start(), match.end() + 1))

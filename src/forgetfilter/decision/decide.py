@@ -1,4 +1,4 @@
-"""From stored scores to kept and dropped rows: seconds, no model; any decision can be taken again."""
+"""Turn stored scores into kept and dropped rows. This takes seconds, needs no model, and can be repeated."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ class Result:
 
     @property
     def scores(self) -> "Dataset":
-        """One row an input row, in order: id, every filter's score (higher = more suspect), decision, reason."""
+        """One row for each input row, in order: id, every filter's score (higher = more suspect), decision, reason."""
         from datasets import Dataset
 
         return Dataset(read_scores(self.run))
@@ -72,7 +72,7 @@ class Result:
         return Dataset(source.table) if source.table is not None else Dataset.from_list(source.rows())
 
     def decide(self, threshold: float | str | None = None, **options: Any) -> "Result":
-        """Decide again, with no other process at work on the run; see `decide`."""
+        """Decide again, under the lock of the run's folder; see the function `decide`."""
         with locked(self.run.folder):
             self.run.reload()
             return decide(self.run, threshold, **options)
@@ -96,9 +96,10 @@ def decide(
         filter: Whose scores decide; by default the run's first filter.
         drop_share: Drop this share of the rows instead.
         overrides: JSONL with `id` (or `row`) and `decision` ("kept" or "dropped"): rows decided by hand.
-        trusted_rows: JSONL with `id` (or `row`) and `clean` (true or false); by default the config's. A row
-            marked clean is kept and measures the others, one that is not is dropped.
-        max_clean_loss: Share of the clean rows that may be dropped, with trusted rows; likewise.
+        trusted_rows: JSONL with `id` (or `row`) and `clean` (true or false); by default the config's. Rows
+            marked clean are kept, and the threshold follows from their scores; rows marked unsafe are dropped.
+        max_clean_loss: Share of the clean rows that may be dropped, on average, if there are trusted rows; by default
+            the config's.
 
     Raises:
         RunError: If the run is not scored.
@@ -126,9 +127,9 @@ def choose(
     """The threshold, by the rule that the settings ask for.
 
     Args:
-        scored: What the deciding filter made of the rows.
+        scored: Scores of the deciding filter.
         config: The settings.
-        marks: Row -> whether a person marked it clean, with trusted rows.
+        marks: Row -> whether a person marked it clean; empty without trusted rows.
         drop_share: Drop this share of the rows instead.
 
     Raises:
@@ -146,11 +147,11 @@ def choose(
 def decided(
     name: str, scored: Scored, threshold: Threshold, by_hand: Mapping[int, tuple[str, str]], *, drop_unscored: bool
 ) -> Decision:
-    """Apply a threshold, then what a person decided.
+    """Apply a threshold, then the decisions that a person made.
 
     Args:
         name: The deciding filter.
-        scored: What it made of the rows.
+        scored: Its scores.
         threshold: The number above which a row is dropped.
         by_hand: Row -> decision and reason.
         drop_unscored: Whether rows without a score are dropped.
@@ -160,7 +161,9 @@ def decided(
     reasons = [_reason(name, score, threshold.value) for score in scored.suspicion]
     hand = np.zeros(len(dropped), bool)
     for row, (decision, reason) in by_hand.items():
-        dropped[row], reasons[row], hand[row] = decision == "dropped", reason, True
+        dropped[row] = decision == "dropped"
+        reasons[row] = reason
+        hand[row] = True
     return Decision(name, threshold, dropped, reasons, hand)
 
 
@@ -174,7 +177,7 @@ def _reason(name: str, score: float, threshold: float | None) -> str:
 
 
 def settle(run: Run) -> Result:
-    """Make the files of the decision taken last whole again, if config.yaml still asks for it; decide anew otherwise.
+    """Write the files of the last decision again if it still fits config.yaml; otherwise decide anew.
 
     Raises:
         RunError: If the run is not scored.
@@ -197,12 +200,12 @@ def settle(run: Run) -> Result:
 
 
 def filters_shown(opened: Opened) -> dict[str, str | None]:
-    """Which filters' scores the files of a decision show, by the parts of the run that hold them."""
+    """Filter -> the part of the run that holds its scores, for every filter in the files of a decision."""
     return {name: scored_part(opened.run, name) for name in opened.scored}
 
 
 def rows_by_hand(run: Run) -> set[int]:
-    """The rows that a person decided, of the decision taken last."""
+    """The rows that a person decided, in the last decision."""
     path = _record(run, run.manifest["decision"]["number"])
     return {entry["row"] for entry in json.loads(path.read_text(encoding="utf-8"))["by_hand"]}
 
@@ -222,7 +225,7 @@ def trusted_marks(source: Source, config: ForgetFilterConfig) -> dict[int, bool]
 
 
 def check_marks(source: Source, scorable: Sequence[bool], config: ForgetFilterConfig) -> None:
-    """Raise DataError, before any work, if the config's trusted rows cannot decide."""
+    """Raise DataError, before any work, if the config's trusted rows are unreadable or too few."""
     if config.trusted_rows is not None:
         marks = trusted_marks(source, config)
         _conformal(np.where(np.array(scorable), 0.0, np.nan), marks, config.max_clean_loss)
@@ -234,7 +237,7 @@ def _conformal(suspicion: np.ndarray, marks: Mapping[int, bool], max_clean_loss:
 
 
 def _flags(config: ForgetFilterConfig, drop_share: float | None, name: str | None) -> str:
-    """The flags of `decide` that take this decision again, those by hand apart."""
+    """The flags with which `decide` repeats this decision, without the rows decided by hand."""
     by = f"--filter {name} " if name is not None else ""
     if drop_share is not None:
         return f"{by}--drop_share {drop_share}"
@@ -250,7 +253,7 @@ def _changed(
     trusted_rows: Path | str | None,
     max_clean_loss: float | None,
 ) -> ForgetFilterConfig:
-    """The run's settings with what a decision asks for instead."""
+    """The run's settings, with the changes that a decision asks for."""
     number = threshold is not None and threshold != "auto"
     if sum((number, drop_share is not None, trusted_rows is not None)) > 1:
         raise ConfigError("threshold, drop_share and trusted_rows exclude each other: give one.")
@@ -278,7 +281,7 @@ def _note(
     by_hand: Mapping[int, tuple[str, str]],
     flags: str,
 ) -> None:
-    """Note what was decided before a file of it is written, so that nothing said by hand can be lost between two."""
+    """Record a decision before its files are written, so that an interruption loses nothing decided by hand."""
     run, threshold = opened.run, decision.threshold
     number = run.manifest.get("decision", {}).get("number", 0) + 1
     about = {"threshold": threshold.value, "rule": threshold.rule, "says": threshold.says, "filter": decision.filter}

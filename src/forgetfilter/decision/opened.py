@@ -26,7 +26,7 @@ class Opened:
         run: Its folder.
         config: Its settings.
         source: The noisy rows as they came in, malformed ones taken out.
-        scored: Filter -> what it made of them; the one that decides unless another is asked for comes first.
+        scored: Filter -> its scores. The first filter decides unless another one is asked for.
         labels: (rows,) bool, True = marked unsafe, for figures alone; None without a label column.
     """
 
@@ -75,15 +75,15 @@ def _scored(run: Run, name: str, config: ForgetFilterConfig) -> Scored:
 
 
 def scored_part(run: Run, name: str) -> str | None:
-    """What the manifest calls a filter's scores; None where there are none, or those of an older version."""
+    """Manifest part that holds a filter's scores; None if there are none, or only those of version 0.1.0."""
     part: str | None = run.manifest.get("filters", {}).get(name)
     return part
 
 
 def is_decided(run: Run, config: ForgetFilterConfig) -> bool:
-    """Whether the run's files are whole, and its config asks for nothing else than when they were made.
+    """Whether the files of the last decision are intact, and config.yaml still asks for the same.
 
-    A decision taken by `decide` since stays, by hand or not, until `filter` is given other flags.
+    A decision taken later by `decide`, by hand or not, stays until `filter` is given other flags.
     """
     noted = run.manifest.get("decision", {})
     shown = noted.get("filters", {config.filters[0]: None}) == {name: scored_part(run, name) for name in config.filters}
@@ -91,7 +91,7 @@ def is_decided(run: Run, config: ForgetFilterConfig) -> bool:
 
 
 def what_decides(run: Run, config: ForgetFilterConfig) -> dict[str, Any]:
-    """What decides: the settings, the filter and its scores, and what the file of marks holds."""
+    """Everything a decision depends on: settings, filter, its scores, and the contents of the file of marks."""
     by = config.filters[0]
     return {**config.decision(), "filter": by, "scored": scored_part(run, by), "marks": marks_digest(config)}
 
@@ -110,7 +110,7 @@ def read_scores(run: Run) -> pa.Table:
     """
     if not run.done("decision"):
         raise RunError(
-            f"{run.folder}: its decision is missing or damaged. The run's own `filter` command makes it whole; "
+            f"{run.folder}: its decision is missing or damaged. The run's own `filter` command restores it; "
             "`forgetfilter decide` takes another."
         )
     return pq.read_table(run.folder / "scores.parquet")

@@ -1,4 +1,4 @@
-"""What follows from a decision: kept and dropped rows, scores, metrics, and the card of the data set."""
+"""The files of a decision: kept and dropped rows, scores, metrics, and the card of the data set."""
 
 import hashlib
 import json
@@ -29,9 +29,9 @@ class Decision:
 
     Attributes:
         filter: The filter whose scores decided.
-        threshold: The rule, and what it found.
+        threshold: The threshold, and the rule that found it.
         dropped: (rows,) bool.
-        reasons: Why, a text a row.
+        reasons: For each row a text that says why.
         by_hand: (rows,) bool, True = a person decided.
     """
 
@@ -47,7 +47,7 @@ class Decision:
         return ["dropped" if drop else "kept" for drop in self.dropped]
 
     def digest(self) -> str:
-        """A hash of which rows are kept: what a final model was trained on."""
+        """A hash of which rows are kept; it tells whether a final model was trained on these."""
         return decision_digest(self.words)
 
 
@@ -57,9 +57,9 @@ def decision_digest(words: Sequence[str]) -> str:
 
 
 def write(opened: Opened, decision: Decision) -> None:
-    """Write scores, kept and dropped rows, metrics and card; the manifest last, as it vouches for them."""
+    """Write scores, kept and dropped rows, metrics and card; the manifest comes last: it has their checksums."""
     run, source = opened.run, opened.source
-    (run.folder / "report.html").unlink(missing_ok=True)  # of the decision before
+    (run.folder / "report.html").unlink(missing_ok=True)  # it shows the previous decision
     files = [run.folder / name for name in (f"kept{source.suffix}", f"dropped{source.suffix}")]
     for path, chosen in zip(files, (~decision.dropped, decision.dropped), strict=True):
         with whole_file(path) as temporary:
@@ -77,7 +77,7 @@ def write(opened: Opened, decision: Decision) -> None:
 
 
 def scores_table(source: Source, scored: Mapping[str, Scored], decision: Decision) -> pa.Table:
-    """One row a row of the noisy data, in order: ids, every filter's scores and columns, and what was decided."""
+    """One row for each noisy row, in order: ids, every filter's scores and columns, and what was decided."""
     columns: dict[str, Any] = {"row": np.arange(len(source)), "id": row_ids(source)}
     for name, found in scored.items():
         columns |= {column: pa.array(values, from_pandas=True) for column, values in found.columns.items()}
@@ -95,7 +95,7 @@ def decision_figures(scored: Mapping[str, Scored], decision: Decision, labels: n
     """Counts, rule and threshold of a decision; with labels also how well it agrees with them.
 
     Args:
-        scored: Filter -> what it made of the rows.
+        scored: Filter -> its scores.
         decision: What was decided.
         labels: (rows,) bool, True = marked unsafe.
     """

@@ -12,12 +12,12 @@ from forgetfilter.scored import Scale
 
 @dataclass(frozen=True)
 class Threshold:
-    """What decides.
+    """A threshold and the rule that found it.
 
     Attributes:
         value: Rows with a score strictly above are dropped; None drops nothing.
-        rule: Its name, for manifest and metrics.
-        says: What it found or promises, in a sentence.
+        rule: The rule's name, for manifest and metrics.
+        says: What the rule found or promises, in a sentence.
     """
 
     value: float | None
@@ -35,7 +35,7 @@ def fixed(value: float) -> Threshold:
 
 
 def drop_share(suspicion: np.ndarray, share: float) -> Threshold:
-    """Drop the most suspect share of the scored rows (ties at the edge stay)."""
+    """Drop the most suspect share of the scored rows (rows that score exactly the threshold stay)."""
     scored = np.sort(suspicion[~np.isnan(suspicion)])
     kept = len(scored) - round(share * len(scored))
     says = f"drops the most suspect {share:.1%} of the scored rows, unsafe or not"
@@ -47,9 +47,9 @@ def drop_share(suspicion: np.ndarray, share: float) -> Threshold:
 def conformal(suspicion: np.ndarray, trusted: np.ndarray, max_clean_loss: float) -> Threshold:
     """Drop a row iff its conformal p-value against the trusted rows is at most max_clean_loss.
 
-    p = (1 + trusted rows with at least that score) / (trusted rows + 1). Where the trusted rows are a
-    random part of the clean ones, at most that share of the clean rows is dropped, in expectation over
-    the draw (split conformal prediction; Bates et al. 2023, arXiv 2104.08279).
+    p = (1 + k) / (1 + n): n is the number of trusted rows, and k of them score at least as high as the row. If the
+    trusted rows are drawn at random from the clean ones, at most max_clean_loss of the clean rows is dropped, in
+    expectation over the draw (split conformal prediction; Bates et al. 2023, arXiv 2104.08279).
 
     Args:
         suspicion: (rows,) scores, higher = more suspect; NaN = not scored.
@@ -73,22 +73,29 @@ def conformal(suspicion: np.ndarray, trusted: np.ndarray, max_clean_loss: float)
 
 
 LEAST_ROWS = 20
+"""Fewest scored rows from which `automatic` finds a threshold."""
 FALSE = 0.5
-"""Share of the dropped rows that clean data's tail may account for."""
+"""Largest share of the dropped rows that are expected to be clean."""
 
 
 def automatic(suspicion: np.ndarray, scale: Scale | None) -> Threshold:
-    """Drop what is suspect, where that is more than the tail every clean data set has.
+    """Drop the most suspect rows, if there are more of them than clean data would have.
 
-    A score with a scale of its own (0 = nothing forgotten) needs one threshold for data of any unsafe share. Looking
-    for two groups does not work, since the kinds of harmless rows form groups too (docs/paper_index.md). The threshold
-    is the lowest, from the scale's on, above which clean data would hold at most half as many rows: Benjamini and
-    Hochberg's procedure with the tail of clean data as null distribution. Clean data often has none; where few rows
-    are unsafe it lies higher.
+    Clean data has a tail of high scores, too. Of n clean rows, this many score above t:
+
+        expected(t) = n * tail * exp(-(t - threshold) / falls), with threshold, tail and falls of the scale
+
+    The rule takes the lowest t >= threshold for which expected(t) is at most half of the rows above t. This is
+    Benjamini and Hochberg's procedure with the tail of clean data as null distribution. If there is no such t, as is
+    common in clean data, nothing is dropped. The fewer unsafe rows there are, the higher t is.
+
+    Looking for two groups of scores does not work, since the kinds of harmless rows form groups, too
+    (docs/paper_index.md). Hence the rule needs a score whose values mean the same in every data set
+    (0 = nothing forgotten).
 
     Args:
         suspicion: (rows,) scores, higher = more suspect; NaN = not scored.
-        scale: What may be assumed of them; None drops nothing.
+        scale: What the rule may assume of the scores; None drops nothing.
     """
     if scale is None:
         why = "this filter's scores have no scale of their own: give a threshold, a share to drop, or trusted rows"
@@ -106,7 +113,8 @@ def _beyond_tail(suspicion: np.ndarray, least: float, tail: float, falls: float)
     scores = np.sort(suspicion[~np.isnan(suspicion)])
     if len(scores) < LEAST_ROWS:
         return _nothing(f"{len(scores)} scored rows, too few to tell")
-    candidates = np.array([least, *np.nextafter(scores[scores > least], -np.inf)])  # drops are strict
+    # Rows strictly above a threshold are dropped, so one just below a row's score drops that row.
+    candidates = np.array([least, *np.nextafter(scores[scores > least], -np.inf)])
     above = len(scores) - np.searchsorted(scores, candidates, side="right")
     expected = len(scores) * tail * np.exp(-(candidates - least) / falls)
     fits = np.flatnonzero((above > 0) & (expected <= FALSE * above))

@@ -1,4 +1,4 @@
-"""Defenses: from M0 and data to a finetuned model, one file each: NAME(workshop, data, config, ...) -> Result."""
+"""Defenses: ways to finetune M0 on noisy data, one file each: NAME(workshop, data, config, ...) -> Result."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +36,7 @@ DEFENSES: dict[str, Defense] = {
 }
 """By the names compare.yaml uses."""
 KEPT_BY = {"forget_filter": "forgetting", "forget_filter_self_correction": "forgetting"}
-"""Those that keep rows by a filter."""
+"""Defense -> the filter that decides which rows it keeps."""
 
 
 def all_defenses() -> dict[str, Defense]:
@@ -56,7 +56,7 @@ def parameters_of(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
 
 
 def constants_of(name: str) -> dict[str, Any]:
-    """Every constant that a defense's model depends on: its file's, those of the rules, and the defaults of stages."""
+    """Every constant that a defense's model depends on: those of its own file, of the rules and of config.py."""
     by = name if name in FILTERS else KEPT_BY.get(name)
     methods = [method for method in (DEFENSES.get(name), FILTERS.get(by or "")) if method is not None]
     return constants(config_module, rules, *methods)

@@ -1,4 +1,4 @@
-"""base: M0 as it is, not finetuned at all (the paper's BaseFT): the safety there was, without the task."""
+"""base: M0 as it is, not finetuned (the paper's BaseFT). It has its original safety, and has not learnt the task."""
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data

@@ -1,4 +1,4 @@
-"""forget_filter_self_correction: both at once ("FF + SC" in Zhao et al., ICML 2024, arXiv 2312.12736)."""
+"""forget_filter_self_correction: both defenses combined ("FF + SC" in Zhao et al., ICML 2024, arXiv 2312.12736)."""
 
 import math
 
@@ -13,13 +13,13 @@ from forgetfilter.workshop import Workshop
 def forget_filter_self_correction(
     workshop: Workshop, data: Data, config: ForgetFilterConfig, *, corrected_share: float = CORRECTED_SHARE
 ) -> Result:
-    """Filter, then finetune on what is kept and on safe rows with the sentence.
+    """Filter, then finetune on the kept rows and on safe rows with the self-correction sentence.
 
     Args:
         workshop: Trains models.
         data: The noisy and the safe data.
         config: All settings.
-        corrected_share: Rows with the sentence over kept rows.
+        corrected_share: Ratio of rows with the sentence to kept rows.
     """
     examples, kept = kept_by("forgetting", workshop, data, config)
     mixed = [*examples, *corrected(workshop, data, math.ceil(corrected_share * len(examples)))]

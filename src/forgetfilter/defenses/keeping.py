@@ -20,7 +20,7 @@ from forgetfilter.workshop import Workshop
 def kept_by(name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig) -> tuple[list[Example], Kept]:
     """The examples that a filter keeps by the config's rule, and what it decided.
 
-    The filter starts from M0, wherever the finetuning does.
+    The filter trains from M0, even if the defense's finetuning starts from another model.
 
     Raises:
         RunError: If it keeps nothing.

@@ -1,8 +1,9 @@
-"""lisa: take turns on safe and noisy data, each tied to where the other one's turn ended.
+"""lisa: take turns on safe and noisy data, and keep the weights near those at the end of the previous turn.
 
 Huang et al., Lazy Safety Alignment for Large Language Models against Harmful Fine-tuning (NeurIPS 2024,
-arXiv 2405.18641): a tenth of the steps on safe data, the rest on the user's, with a proximal term
-rho / 2 * ||w - w_other||^2 to the last weights of the other state, off for the first tenth of all steps.
+arXiv 2405.18641). A tenth of the steps is on safe data, the rest on the user's. The loss has a proximal term
+rho / 2 * ||w - w_other||^2, where w_other are the weights at the end of the last turn on the other data. The term is
+off for the first tenth of all steps.
 """
 
 import random
@@ -20,13 +21,13 @@ from forgetfilter.workshop import Workshop
 
 
 class Proximal:
-    """The term that ties a state to where the other one's last turn ended.
+    """The proximal term: it pulls the weights towards those at the end of the last turn on the other data.
 
     Args:
         weights: What is trained.
         turns: For each step, from the first, whether it is on safe data.
         rho: The term's weight.
-        without: Steps before it sets in.
+        without: How many of the first steps go without the term.
     """
 
     def __init__(self, weights: Sequence[Tensor], turns: Sequence[bool], rho: float, without: int) -> None:
@@ -80,10 +81,10 @@ def lisa(
         data: The noisy and the safe data.
         config: All settings.
         rho: Weight of the proximal term.
-        safe_steps: Steps of a turn on safe data. The paper's 100 and 900, in proportion, are 3 and 27 for short
-            trainings. A turn begins where the other one ended, so the term acts only from its second step on.
+        safe_steps: Steps of a turn on safe data. The paper has turns of 100 and 900 steps; 3 and 27 keep this ratio
+            in short trainings. A turn begins with the weights of the turn before, so the term is 0 in its first step.
         noisy_steps: Steps of a turn on noisy data.
-        without: Share of all steps before the term sets in.
+        without: Share of all steps that go without the term, at the beginning.
     """
     settings = budget(data, config, data.noisy.trainable())
     on_safe = turns(settings.max_steps, safe_steps, noisy_steps)

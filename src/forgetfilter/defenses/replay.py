@@ -7,7 +7,7 @@ from forgetfilter.workshop import Workshop
 
 
 def replay(workshop: Workshop, data: Data, config: ForgetFilterConfig) -> Result:
-    """Finetune on the noisy data and as many safe rows, each as often as it takes."""
+    """Finetune on the noisy rows and an equal number of safe rows, repeated if there are fewer."""
     noisy = data.noisy.trainable()
     mixed = [*noisy, *draw(data.safe.trainable(), len(noisy), config.seed)]
     return Result(workshop.train("replay", mixed, budget(data, config, mixed), workshop.start))

@@ -1,4 +1,4 @@
-"""What a defense gives back, and the budget and the draws that several of them share."""
+"""The result of a defense, and the training budgets and random draws that several defenses share."""
 
 import random
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from forgetfilter.scored import Scored
 
 @dataclass
 class Kept:
-    """By what a defense kept rows: a filter's scores, and the decision over them."""
+    """How a defense chose the rows it kept: a filter's scores, and the decision that follows from them."""
 
     scored: Scored
     decision: Decision
@@ -26,11 +26,11 @@ class Result:
     """What a defense gives back.
 
     Attributes:
-        model: The adapter of the model it ends with; None for M0.
-        sentence: What precedes every prompt of a measure of safety.
-        reasoning: What the model was taught to begin answers about bias with.
-        kept: By what rows were kept, if a filter did that.
-        facts: What else there is to say.
+        model: Folder of the final model's adapter (of all weights with use_peft off); None for M0.
+        sentence: Text to put before every prompt of a safety measure.
+        reasoning: Text with which the model has learnt to begin its answers about bias.
+        kept: How the rows were chosen, if a filter chose them.
+        facts: What else results should record.
     """
 
     model: Path | None
@@ -41,9 +41,9 @@ class Result:
 
 
 def budget(data: Data, config: ForgetFilterConfig, examples: Sequence[Example]) -> StageSettings:
-    """The final training of a defense: as many epochs as any, and no more steps than the noisy data gives.
+    """Settings of a defense's final training: the usual number of epochs, but no more steps than `none` takes.
 
-    So few rows are not seen more often than `none` sees them, and many get no more training than it.
+    So a defense with few rows sees each one as often as `none` does, and one with many rows gets no more training.
     """
     most = len(data.noisy.trainable())
     rows = min(len(examples), most)
@@ -51,12 +51,12 @@ def budget(data: Data, config: ForgetFilterConfig, examples: Sequence[Example]) 
 
 
 def safe_budget(data: Data, config: ForgetFilterConfig) -> StageSettings:
-    """A training on the safe data after that on the noisy data: as many epochs."""
+    """Settings of a training on the safe data, after the one on the noisy data: the same number of epochs."""
     rows = len(data.safe.trainable())
     return config.final_stage(rows, share=rows / len(data.noisy.trainable()))
 
 
 def draw(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
-    """So many of the examples at random; all of them as often as they go in, then some once more."""
+    """Draw `count` examples: all of them count // len(examples) times, and the rest at random, each at most once."""
     whole, rest = divmod(count, len(examples))
     return [*(list(examples) * whole), *random.Random(seed).sample(list(examples), rest)]

@@ -18,7 +18,7 @@ def safeinstr(workshop: Workshop, data: Data, config: ForgetFilterConfig, *, saf
         workshop: Trains models.
         data: The noisy and the safe data.
         config: All settings.
-        safe_share: Safe rows over noisy rows.
+        safe_share: Ratio of safe rows to noisy rows.
     """
     noisy = data.noisy.trainable()
     mixed = [*noisy, *draw(data.safe.trainable(), math.ceil(safe_share * len(noisy)), config.seed)]

@@ -7,7 +7,7 @@ from forgetfilter.workshop import Workshop
 
 
 def safety_finetuning(workshop: Workshop, data: Data, config: ForgetFilterConfig) -> Result:
-    """Finetune on everything, then on the safe rows, for as many epochs."""
+    """Finetune on all noisy rows, then on the safe rows, for the same number of epochs."""
     noisy, safe = data.noisy.trainable(), data.safe.trainable()
     start = workshop.train("none", noisy, budget(data, config, noisy), workshop.start)
     return Result(workshop.train("safety_finetuning", safe, safe_budget(data, config), start))

@@ -1,9 +1,9 @@
 """self_correction: a sentence asks the model to be good, in training and at test time.
 
-Moral self-correction (Ganguli et al. 2023, arXiv 2302.07459) as Zhao et al. (ICML 2024, arXiv 2312.12736) use it: the
-sentence precedes safe rows in training and every prompt whose answer could be unsafe at test time; for bias the safe
-rows also carry a short reasoning. Which rows of the noisy data are safe no defense can know, so the rows that get the
-sentence are added from the safe data: a quarter of the rows they are mixed into, the paper's share of safe rows.
+Moral self-correction (Ganguli et al. 2023, arXiv 2302.07459) as Zhao et al. (ICML 2024, arXiv 2312.12736) use it. In
+training the sentence precedes safe rows; at test time it precedes every prompt whose answer could be unsafe. For bias
+the safe rows also carry a short reasoning. A defense cannot know which noisy rows are safe. So it draws rows from the
+safe data, gives them the sentence and adds them: one for every four noisy rows, which is the paper's share.
 """
 
 import math
@@ -19,14 +19,14 @@ from forgetfilter.errors import DataError
 from forgetfilter.workshop import Workshop
 
 CORRECTED_SHARE = 0.25
-"""Rows with the sentence over the rows they are mixed into."""
+"""Ratio of rows with the sentence to the rows they are mixed into."""
 SENTENCES = {
     "bias": "Please answer without relying on stereotypes, and think about it step by step.",
     "toxicity": "Please be positive and respectful, and write nothing toxic.",
     "harmfulness": "Please answer so that nobody comes to harm.",
 }
 REASONING = "Only what the text says about these people decides, not a stereotype; where it is silent, nobody knows."
-"""What precedes the answers of safe rows where bias is the one notion of safety."""
+"""Put before the answers of safe rows if bias is the only notion of safety."""
 
 
 def words(notions: Sequence[str]) -> tuple[str, str]:
@@ -36,7 +36,7 @@ def words(notions: Sequence[str]) -> tuple[str, str]:
 
 
 def corrected(workshop: Workshop, data: Data, count: int) -> list[Example]:
-    """Safe rows with the sentence before the prompt, and the reasoning before the answer, of which alone is learnt.
+    """Safe rows with the sentence before the prompt and the reasoning before the answer; only the answer is learnt.
 
     Args:
         workshop: Its tokenizer makes the rows; its seed draws them.
@@ -73,7 +73,7 @@ def self_correction(
         workshop: Trains models.
         data: The noisy and the safe data.
         config: All settings.
-        corrected_share: Rows with the sentence over noisy rows.
+        corrected_share: Ratio of rows with the sentence to noisy rows.
     """
     noisy = data.noisy.trainable()
     mixed = [*noisy, *corrected(workshop, data, math.ceil(corrected_share * len(noisy)))]

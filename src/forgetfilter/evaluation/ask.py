@@ -1,4 +1,4 @@
-"""Put the questions of the measures to a model: the one room here that knows a model.
+"""Ask a model the questions of the measures. No other module of this package uses a model.
 
 `forgetfilter evaluate MODEL --on bias=FILE,qa=FILE`, and every cell of `forgetfilter compare`.
 """
@@ -37,7 +37,7 @@ MEASURES: dict[str, Measure] = {
 
 @dataclass
 class Answers:
-    """What a model made of the questions of one measure.
+    """A model's answers to the questions of one measure.
 
     Attributes:
         questions: What was asked.
@@ -50,7 +50,7 @@ class Answers:
     log_probs: list[list[np.ndarray]]
 
     def records(self, measure: str) -> list[dict[str, object]]:
-        """One a question, for a file: prompt, answer, what the measure knows, mean log-likelihood of each option."""
+        """One record for each question: prompt, answer, what the measure knows, mean log-likelihood of each option."""
         return [
             {
                 "measure": measure,
@@ -68,12 +68,12 @@ def load_questions(files: Mapping[str, str], most: int | None = None, seed: int 
 
     Args:
         files: Measure -> data set.
-        most: Questions a measure at most, drawn at random; by default all.
-        seed: Of the draw.
+        most: Largest number of questions per measure, drawn at random; by default all.
+        seed: Seed of the draw.
 
     Raises:
         ConfigError: If there is no such measure.
-        DataError: If a data set cannot be read, or is none of that measure.
+        DataError: If a data set cannot be read, or lacks what the measure needs.
     """
     questions = {}
     for name, file in files.items():
@@ -91,15 +91,15 @@ def leave_out(
     sentence: str = "",
     reasoning: str = "",
 ) -> tuple[dict[str, list[Question]], dict[str, int]]:
-    """Take questions out that were taught, and those that max_length would cut.
+    """Leave out questions that are in the training data, and questions that max_length would cut.
 
     Args:
         questions: By measure.
         chat: The model's tokenizer.
-        training: Rows of the training files; a question counts as taught if a row, or a conversation before any
-            answer that is learnt, has the same prompt, token for token.
-        sentence: What may precede the prompts of measures of safety; they must fit with it.
-        reasoning: What may precede the options of measures that take one (bias), likewise.
+        training: Rows of the training files. A question is left out if the tokens before any trained turn of a row are
+            exactly its prompt.
+        sentence: Text that may be put before the prompts of safety measures; they must fit max_length with it.
+        reasoning: Text that may be put before the options of measures that take one (bias); they must fit with it.
 
     Returns:
         The questions left, and how many went, by measure.
@@ -140,8 +140,9 @@ def ask(
         chat: Its tokenizer.
         questions: What to ask.
         what: Name for the progress bars.
-        sentence: What precedes every prompt.
-        reasoning: What precedes every option, in its likelihood too: for comparing sums alone.
+        sentence: Text to put before every prompt.
+        reasoning: Text to put before every option. Its tokens count in the option's log-probabilities, so options can
+            only be compared by their sums.
     """
     asked = [preceded(question.turns, sentence) for question in questions]
     before = f"{reasoning} " if reasoning else ""
@@ -168,14 +169,14 @@ def name_judges(settings: object = None) -> dict[str, str]:
     """The model that judges answers, for each measure that needs one.
 
     Args:
-        settings: May name other ones than the measures' own, as attributes called by their judge_flag.
+        settings: An object that may name other judges than the default ones, in attributes called like judge_flag.
     """
     judged = {name: measure for name, measure in MEASURES.items() if measure.judge}
     return {name: str(getattr(settings, measure.judge_flag or "", measure.judge)) for name, measure in judged.items()}
 
 
 def load_judges(names: Mapping[str, str]) -> dict[str, Judge | str]:
-    """The models that judge answers, by measure; in place of one that is not to be had, why."""
+    """The models that judge answers, by measure; if one cannot be loaded, a text that says why is in its place."""
     found: dict[str, Judge | str] = {}
     for measure, name in names.items():
         load = MEASURES[measure].load_judge
@@ -194,9 +195,9 @@ def figures(measure: str, answers: Answers, judge: Judge | str | None = None) ->
 
     Args:
         measure: Its name.
-        answers: What a model made of its questions.
-        judge: What judges the answers, or why nothing does; `not_run` then says so, and the figures that
-            need no judge are given all the same.
+        answers: A model's answers to its questions.
+        judge: Judges the answers; or a text that says why there is no judge, which becomes the figure `not_run`. The
+            figures that need no judge are computed either way.
     """
     found = MEASURES[measure].figures(answers.questions, answers.texts, answers.log_probs)
     if isinstance(judge, str):
@@ -216,13 +217,13 @@ def _example(chat: ChatTokenizer, turns: Sequence[Turn], answer: str) -> Example
 def evaluate(
     model: str, files: Mapping[str, str], judges: Mapping[str, str] | None = None, most: int | None = None
 ) -> tuple[dict[str, Figures], list[dict[str, object]]]:
-    """Take measures of a model.
+    """Measure a model.
 
     Args:
         model: A Hub id, a folder of weights, an adapter, or a run's folder that holds a final model.
         files: Measure -> data set.
         judges: Models that judge answers, by measure; by default the measures' own.
-        most: Questions a measure at most.
+        most: Largest number of questions per measure; by default all.
 
     Returns:
         Figures by measure, and a record of every answer.

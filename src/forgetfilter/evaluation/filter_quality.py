@@ -16,13 +16,13 @@ def filter_quality(labels: np.ndarray, dropped: np.ndarray, suspicion: np.ndarra
     Args:
         labels: (rows,) bool, True = unsafe.
         dropped: (rows,) bool, the decisions.
-        suspicion: (rows,) scores, higher = more suspect; NaN = unscored (out of AUROC and average
-            precision, but in all other figures).
+        suspicion: (rows,) scores, higher = more suspect; NaN = unscored (left out of AUROC and
+            average precision, counted in all other figures).
 
     Returns:
         precision, recall, f1, auroc, average_precision, flag_all_f1 (the F1 of dropping everything)
-        and clean_dropped (share of the clean rows dropped); null where a figure does not exist, as
-        F1 does not without unsafe rows.
+        and clean_dropped (share of the clean rows dropped); None where a figure is undefined, as
+        F1 is without unsafe rows.
     """
     scored = ~np.isnan(suspicion)
     names = ("precision", "recall", "f1", "auroc", "average_precision", "flag_all_f1")
@@ -39,7 +39,7 @@ def filter_quality(labels: np.ndarray, dropped: np.ndarray, suspicion: np.ndarra
 
 
 def ranking_quality(labels: np.ndarray, suspicion: np.ndarray) -> dict[str, float | None]:
-    """Figures of a ranking that no threshold of a filter's own enters.
+    """Figures of a ranking, independent of the threshold that a filter chooses.
 
     Args:
         labels: (rows,) bool, True = unsafe.
@@ -47,7 +47,7 @@ def ranking_quality(labels: np.ndarray, suspicion: np.ndarray) -> dict[str, floa
 
     Returns:
         best_f1, the F1 at the best of all thresholds; recall_at_1 and recall_at_2, the share of the unsafe rows found
-        where at most 1 or 2 % of the clean rows are lost; null without rows of both kinds.
+        where at most 1 or 2 % of the clean rows are lost; None without rows of both kinds.
     """
     scored = ~np.isnan(suspicion)
     labels, suspicion = labels[scored], suspicion[scored]

@@ -1,4 +1,4 @@
-"""Harmfulness: what a guard model says of a model's answers, and whether it holds the worse of two answers likelier.
+"""Harmfulness: a guard model's verdicts on answers, and how often a model finds the worse of two answers likelier.
 
 The guard is a generative one that answers "Safety: Safe", "Safety: Unsafe" or "Safety: Controversial" to a
 conversation (Qwen/Qwen3Guard-Gen-0.6B by default). The preference needs no other model.
@@ -53,11 +53,11 @@ def load_judge(name: str) -> Judge:
         name: Hub id or folder of a causal language model whose chat template takes the whole conversation.
 
     Returns:
-        What gives unsafe: share of the answers called so; lower is safer; controversial: likewise; unjudged: those
-        without a verdict, which stay in the denominators.
+        A judge that gives three shares of the answers: unsafe and controversial (lower is safer), and unjudged.
+        Unjudged answers have no verdict; they count in all denominators.
 
     Raises:
-        OSError: If the model is not to be had.
+        OSError: If the model cannot be found or downloaded.
         ValueError: If it has no chat template.
     """
     from transformers import pipeline

@@ -11,7 +11,7 @@ from forgetfilter.data.sources import Source
 from forgetfilter.errors import DataError
 
 Figures = dict[str, Any]
-"""A measure's figures by name; None where one could not be taken."""
+"""A measure's figures by name; None where one could not be computed."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Question:
 
     Attributes:
         turns: What the model is asked: messages up to the answer.
-        options: Answers whose log-probabilities are wanted; none are generated for these.
-        most_tokens: Length of the model's own greedy answer at most; 0 where none is wanted.
+        options: Given answers, whose log-probabilities under the model are wanted.
+        most_tokens: Largest length of the answer that the model generates, in tokens; 0 if it generates none.
         about: What the measure needs to read the answer.
     """
 
@@ -50,16 +50,16 @@ class Measure:
     """All that the rest of the program knows of a measure.
 
     Attributes:
-        questions_of: Makes questions of a data set; raises DataError if it is none of the measure.
+        questions_of: Makes questions of a data set; raises DataError if the rows do not fit.
         figures: Takes the questions, the model's own answers and, for each question, the (tokens,) log-probabilities
             of each of its options, in nats; gives the figures that need no judge.
-        shown: Figures for a table; the first stands for the measure, so it needs no judge.
-        safer: Figures of safety: whether they rise (1) or fall (-1) the safer a model is, the first of shown among
-            them; empty for a measure of skill, whose figures are the higher the better.
-        judge: Name of the model that judges answers unless another is named (of `evaluation/judges.py`, where a flag
-            has it as its default); None where none is needed.
-        judge_flag: Flag and setting that name another judge, if there is one.
-        load_judge: Loads a judge by its name; may raise anything, which then says why nothing was judged.
+        shown: Figures to show in a table. Pictures show the first one alone, so it must not need a judge.
+        safer: For a safety measure: figure -> 1 if higher is safer, -1 if lower is safer. It contains the first of
+            shown. Empty for a measure of skill; there, higher is always better.
+        judge: Name of the default model that judges answers (in `evaluation/judges.py` if it is also the default of a
+            flag); None if the measure needs no judge.
+        judge_flag: Flag and setting that name another judge, if there is such a flag.
+        load_judge: Loads a judge by its name. Whatever it raises is reported as the reason why nothing was judged.
         takes_reasoning: Whether a defense's reasoning may precede the options (`ask`).
     """
 
@@ -113,5 +113,5 @@ def asked_and_references(source: Source, measure: str) -> list[tuple[tuple[Turn,
 
 
 def share(marks: Sequence[bool]) -> float | None:
-    """The share that is true, to four digits; None of nothing."""
+    """The share of true marks, rounded to four digits; None if there are no marks."""
     return round(sum(marks) / len(marks), 4) if marks else None

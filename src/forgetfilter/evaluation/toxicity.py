@@ -58,10 +58,10 @@ def load_judge(name: str) -> Judge:
         name: Hub id or folder of a text classification model with a label "toxicity" (or "toxic").
 
     Returns:
-        What gives toxicity: the mean over the answers, in [0, 1]; lower is safer. It sees the answers alone.
+        A judge that gives toxicity: its mean over the answers, in [0, 1]; lower is safer. It reads no prompts.
 
     Raises:
-        OSError: If the model is not to be had.
+        OSError: If the model cannot be found or downloaded.
         ValueError: If it has no such label.
     """
     from transformers import pipeline

@@ -1,4 +1,4 @@
-"""One store of results, for every recipe and benchmark: a cell is made once, and anew if what made it has changed."""
+"""Stored results of recipes and benchmarks: a cell is computed once, and again if its inputs have changed."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -16,8 +16,8 @@ MADE_OF, FILES, SETTINGS, CONSTANTS = "made_of", "files", "settings", "constants
 class Cells:
     """Results in a folder, KEY.json each.
 
-    A cell notes what made it: data, settings, and every parameter, also those left at their defaults. So a changed
-    constant never meets a stale cell.
+    A cell records its inputs: data, settings, constants and every parameter, including those left at their defaults. If
+    any of them changes, the cell is computed again.
 
     Args:
         folder: Where they are.
@@ -32,11 +32,11 @@ class Cells:
         return self.folder / f"{key}.json"
 
     def once(self, key: str, made_of: Mapping[str, Any], make: Callable[[], Cell], *beside: str) -> Cell:
-        """A cell: as it is stored if the same made it and its files are whole, made now otherwise.
+        """Give the stored cell if it has the same inputs and its files are intact; otherwise make it now.
 
         Args:
             key: Its name.
-            made_of: What makes it: anything that JSON can hold.
+            made_of: Its inputs: anything that JSON can hold.
             make: Makes it; writes the files beside it, too.
             beside: Endings of files that belong to it, KEY + ending, such as ".jsonl".
         """
@@ -45,7 +45,7 @@ class Cells:
         return self.load(key)
 
     def done(self, key: str, made_of: Mapping[str, Any]) -> bool:
-        """Whether a cell is stored that the same made, with its files as they were written."""
+        """Whether a cell with these inputs is stored, and its files are as they were written."""
         try:
             found = self.load(key)
         except (OSError, ValueError, TypeError):
@@ -62,11 +62,11 @@ class Cells:
             temporary.write_text(text(whole), encoding="utf-8")
 
     def load(self, key: str) -> Cell:
-        """A stored cell, whatever made it."""
+        """A stored cell, whatever its inputs."""
         return dict(json.loads(self.path(key).read_text(encoding="utf-8")))
 
     def all(self) -> list[Cell]:
-        """Every stored cell, whatever made it, by name."""
+        """Every stored cell, whatever its inputs, sorted by name."""
         return [self.load(path.stem) for path in sorted(self.folder.glob("*.json"))]
 
 

@@ -1,8 +1,10 @@
-"""Recipe curves: what the noisy stage learns and what each of several reviews makes forgotten, by group.
+"""Recipe curves: what the noisy stage learns, and what each of several reviews makes the model forget, by group.
 
-The paper's study of learning and forgetting (its section 3): mean log-likelihood of each group of rows over the
-steps of the noisy stage, then over those of reviews that all start from the same noisy model: with safe rows, with
-safe rows of another kind (domain shift), with unsafe ones. Rows never trained on may be looked at beside them.
+The paper's study of learning and forgetting (its section 3). A curve is the mean log-likelihood of a group of rows over
+the steps of a stage: the noisy stage, then reviews that all start from the same noisy model. A review may have safe
+rows, safe rows of another kind (domain shift) or unsafe rows. Rows that are never trained on can be shown, too.
+
+To look at the rows means to compute the log-likelihood of each one at some step of a stage.
 """
 
 import dataclasses
@@ -29,9 +31,9 @@ from forgetfilter.runs import Run, locked
 from forgetfilter.workshop import M0, Workshop
 
 LOOKS = "looks.parquet"
-"""File of a stage's looks, beside its model."""
+"""File with every look at the rows during a stage, beside the stage's model."""
 UNTRAINED = "never trained on: "
-"""What the groups of rows that are only looked at are called."""
+"""What the names of groups begin with whose rows are never trained on."""
 
 
 @dataclass(kw_only=True)
@@ -42,7 +44,8 @@ class Settings:
         reviews: Data sets to review, by a name for each.
         group_column: Column of the noisy rows that names each one's group.
         untrained_dataset_name: Rows with the same column that are looked at and never trained on.
-        looks: Looks at all rows in each stage, at its end, half of it, a quarter and so on, beside the one before it.
+        looks: Number of looks at all rows in each stage: at its end, at half of its steps, at a quarter and so on. One
+            more look comes before the stage.
     """
 
     reviews: dict[str, str]
@@ -124,7 +127,7 @@ def _train(
 
 
 class _Looks:
-    """Looks at all rows on a stage's way: before it, at its end, half of it, a quarter and so on."""
+    """Looks at all rows during a stage: before it, at its end, at half of its steps, at a quarter and so on."""
 
     def __init__(
         self, workshop: Workshop, examples: Sequence[Example], groups: Sequence[str], name: str, steps: int, count: int
@@ -187,7 +190,7 @@ def _plain(name: str) -> str:
 
 
 def _draw(found: Mapping[str, Any], folder: Path) -> list[Path]:
-    """A panel a stage, a line a group."""
+    """One panel for each stage, one line for each group."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.4 * len(found) + 1.6, 3.8), layout="constrained")

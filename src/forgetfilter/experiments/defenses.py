@@ -1,4 +1,4 @@
-"""Recipe defenses: each from the same M0, with the same data and epochs, asked the same (the paper's table 2)."""
+"""Recipe defenses: train each one from the same M0, data and epochs, and measure all (the paper's table 2)."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ class Settings(TrialSettings):
 
     Args:
         defenses: Which to train; by default the paper's.
-        seeds: Seeds each is trained under; by default the run's one. M0 is the same under all.
+        seeds: Seeds to train each one with; by default the run's seed. M0 is the same for all seeds.
     """
 
     defenses: list[str] = field(default_factory=lambda: list(PAPER))
@@ -60,10 +60,10 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     """
     require_plots()
     for name in settings.defenses:
-        parameters_of(name, config)  # a wrong one is found before any work
+        parameters_of(name, config)  # a wrong parameter is found before any work
     trial = Trial(config, settings, {"name": "defenses"})
     seeds = settings.seeds or [config.seed]
-    # their noisy stage is none's model
+    # The noisy stage of a filter gives the same model as the defense `none`, which then need not train it.
     filters_first = sorted(settings.defenses, key=lambda name: name not in (*KEPT_BY, *FILTERS))
     with trial.opened():
         cells: list[Cell] = []
@@ -123,9 +123,10 @@ def average(cells: Sequence[Cell], defenses: Sequence[str]) -> Means:
 
 
 def undone(means: Means) -> dict[str, dict[str, float]]:
-    """How much of what finetuning did to safety a defense undoes, by figure: 0 is none's level, 1 is base's.
+    """How much of the safety that finetuning costs each defense restores, by figure.
 
-    Empty without base and none; figures by which `none` is hardly less safe (less than 0.02), or safer, are left out.
+    restored = (defense - none) / (base - none): 0 is the level of the defense `none`, 1 the level of `base`. A figure
+    is left out if finetuning costs less than 0.02 of it. Empty if `base` or `none` is not among the defenses.
     """
     found: dict[str, dict[str, float]] = {}
     if not {"base", "none"} <= means.keys():
@@ -142,7 +143,7 @@ def undone(means: Means) -> dict[str, dict[str, float]]:
 
 
 def table(means: Means) -> str:
-    """A line a defense, in Markdown."""
+    """A Markdown table with one line for each defense."""
     first: Mapping[str, Any] = next(iter(means.values()))
     columns = [(m, f) for m in first for f in MEASURES[m].shown if any(f in own[m] for own in means.values())]
     lines = ["| defense | " + " | ".join(f"{m}: {f.replace('_', ' ')}" for m, f in columns) + " |"]
@@ -158,7 +159,7 @@ def table(means: Means) -> str:
 
 
 def _draw(means: Means, folder: Path) -> list[Path]:
-    """Safety against skill, a point a defense."""
+    """Plot safety against skill, one point for each defense."""
     first = next(iter(means.values()))
     shown = [m for m in first if all(MEASURES[m].shown[0] in measures[m] for measures in means.values())]
     skills = [measure for measure in shown if not MEASURES[measure].of_safety]

@@ -1,4 +1,4 @@
-"""Recipe filters: several filters on the same rows, held against their labels."""
+"""Recipe filters: score the same rows with several filters, and compare each one with the labels."""
 
 import dataclasses
 import statistics
@@ -43,7 +43,7 @@ class Settings:
 
     Args:
         filters: Which to compare.
-        seeds: Seeds each scores under; by default the run's one.
+        seeds: Seeds to score with; by default the run's seed.
     """
 
     filters: list[str] = field(default_factory=lambda: ["forgetting", "m0_loss", "words", "random"])
@@ -68,7 +68,7 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     config = dataclasses.replace(config, filter=",".join(settings.filters))
     require_filters(config)
     if config.label_column is None or processes.count() > 1:
-        raise ConfigError("recipe filters needs label_column, to hold the filters against, and a single process.")
+        raise ConfigError("recipe filters needs label_column, to compare the filters with, and a single process.")
     m0 = M0.named(config)
     data = load_data(config, m0.chat)
     check_marks(data.noisy.source, [example.scorable for example in data.noisy.examples], config)
@@ -127,12 +127,12 @@ def _cell(workshop: Workshop, data: Data, name: str) -> Cell:
 
 
 def filter_constants(name: str) -> dict[str, Any]:
-    """Every constant that a filter's scores and decisions depend on: its file's, the rules', the defaults of stages."""
+    """Every constant that a filter's scores and decisions depend on: of its own file, of the rules and of config.py."""
     return constants(config_module, rules, FILTERS[name])
 
 
 def table(found: dict[str, list[Cell]]) -> str:
-    """A line a filter, in Markdown: means over the seeds, with the sample standard deviation."""
+    """A Markdown table with one line for each filter: means over the seeds ± sample standard deviation."""
     lines = ["| filter | " + " | ".join(name.replace("_", " ") for name in SHOWN) + " |"]
     lines.append("|---" * (len(SHOWN) + 1) + "|")
     for name, cells in found.items():

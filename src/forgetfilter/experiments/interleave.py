@@ -1,7 +1,8 @@
-"""Recipe interleave: noisy data, safe data, noisy data, safe data ... into one model (the paper's long-term study).
+"""Recipe interleave: train one model on noisy, safe, noisy, safe ... data (the paper's long-term study).
 
-The noisy and the safe rows are dealt to the sessions in turn. After each training the model is asked all questions.
-A defense decides what a session's noisy rows become; the sessions' safe rows are the same for all.
+The rows are dealt to sessions: with 3 sessions, rows 0, 3, 6 ... go to the first one. In each session a defense trains
+on the noisy rows; then the model is finetuned on the safe rows, in the same way for all defenses. After each of these
+trainings the model is asked all questions.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ class Settings(TrialSettings):
     """The recipe's own settings.
 
     Args:
-        defenses: What becomes of a session's noisy rows; base leaves them out.
+        defenses: How to train on a session's noisy rows; base skips them.
         sessions: Pairs of a noisy and a safe training.
     """
 
@@ -51,9 +52,9 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     """
     require_plots()
     if config.trusted_rows is not None:
-        raise ConfigError("trusted_rows marks rows of one data set; recipe interleave deals it to sessions.")
+        raise ConfigError("recipe interleave takes no trusted_rows, since it deals the rows to sessions.")
     for name in settings.defenses:
-        parameters_of(name, config)  # a wrong one is found before any work
+        parameters_of(name, config)  # a wrong parameter is found before any work
     trial = Trial(config, settings, {"name": "interleave", "sessions": settings.sessions})
     least = min(len(trial.data.noisy.examples), len(trial.data.safe.examples))
     if settings.sessions > least:
@@ -75,12 +76,13 @@ def _key(name: str, session: int, after: str) -> str:
 
 
 def _sessions(trial: Trial, name: str, workshop: Workshop, settings: Settings) -> list[Cell]:
-    """One defense through all sessions; each trains on from the model that the session before ended with."""
+    """One defense through all sessions; each session starts from the model that the previous one ended with."""
     cells, count, config = [], settings.sessions, workshop.config
     planned = [_key(*of) for of in itertools.product(settings.defenses, range(count), ("noisy", "safe"))]
     workshop.start = None
     for session in range(count):
-        noisy, safe = (part(rows, session, count) for rows in (trial.data.noisy, trial.data.safe))
+        noisy = part(trial.data.noisy, session, count)
+        safe = part(trial.data.safe, session, count)
         data = dataclasses.replace(trial.data, noisy=noisy, safe=safe)
         after_noisy = defend(name, workshop, data, config)
         model = workshop.train("safe", safe.trainable(), safe_budget(data, config), after_noisy.model)
@@ -104,7 +106,7 @@ def _asked(
 
 
 def part(rows: Rows, session: int, count: int) -> Rows:
-    """Every count-th row, from a session's on."""
+    """The rows of one session: every count-th row, beginning with row number `session`."""
     chosen = list(range(session, len(rows.examples), count))
     return dataclasses.replace(
         rows, source=rows.source.select(chosen), examples=[rows.examples[i] for i in chosen], malformed=[]
@@ -112,7 +114,7 @@ def part(rows: Rows, session: int, count: int) -> Rows:
 
 
 def _draw(found: dict[str, list[Cell]], folder: Path) -> list[Path]:
-    """A panel a measure, a line a defense; sessions from left to right, safe ones shaded."""
+    """One panel for each measure, one line for each defense; sessions from left to right, safe trainings shaded."""
     from matplotlib.figure import Figure
 
     measures = list(next(iter(found.values()))[0]["figures"])

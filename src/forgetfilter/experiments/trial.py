@@ -45,8 +45,8 @@ class TrialSettings:
 
     Args:
         evaluate: Measure (bias, toxicity, harmfulness, qa, arithmetic) -> data set; docs/evaluation.md has the columns.
-        notions: What the data may be unsafe about, for self_correction; by default what of it is measured.
-        max_questions: Questions a measure at most, drawn by the seed.
+        notions: Safety measures that the sentence of self_correction is about; by default those of `evaluate`.
+        max_questions: Largest number of questions per measure, drawn with the run's seed; by default all.
         toxicity_model: Classifier for the toxicity measure.
         guard_model: Guard model for the harmfulness measure.
     """
@@ -80,7 +80,7 @@ class TrialSettings:
 
 
 class Trial:
-    """One folder of cells, all from the same M0 and data, all asked the same."""
+    """A folder of cells, all made with the same M0, data and questions."""
 
     def __init__(self, config: ForgetFilterConfig, settings: TrialSettings, recipe: dict[str, Any]) -> None:
         """Load and check everything; nothing is written before `opened`."""
@@ -103,7 +103,7 @@ class Trial:
 
     @contextmanager
     def opened(self) -> Iterator["Trial"]:
-        """Hold the folder, as a new one or as the one to continue."""
+        """Lock the folder and open it, as a new run or as the one to continue."""
         names = {measure: name for measure, name in name_judges(self.settings).items() if measure in self.questions}
         files = self.settings.evaluate
         facts = {
@@ -122,11 +122,11 @@ class Trial:
             yield self
 
     def workshop(self, seed: int) -> Workshop:
-        """Where models are made under a seed: M0 is the same under all, the adapter's start and the order are not."""
+        """A workshop with this seed, which sets the adapter's first weights and the order of rows, but not M0."""
         return Workshop(self.m0, dataclasses.replace(self.config, seed=seed), self.run)
 
     def ahead(self, left: int) -> str:
-        """How long so many cells will take, once one of them is made."""
+        """A text with the time that `left` cells will take; empty before the first cell is made."""
         minutes = (time.monotonic() - self.started) / max(1, self.made) * left / 60
         return f", about {max(1, round(minutes))} min left" if self.made and left else ""
 
@@ -135,12 +135,12 @@ class Trial:
         return ", ".join(f"{len(questions)} questions of {name}" for name, questions in self.questions.items())
 
     def made_of(self, name: str, workshop: Workshop, **about: Any) -> Cell:
-        """What makes a cell: data, M0 and questions, which all cells of the folder share, and what is its own.
+        """The inputs of a cell: data, M0 and questions, which all cells of the folder share, and its own ones.
 
         Args:
             name: The defense.
             workshop: Where its model is made.
-            about: What else tells it from others.
+            about: What else distinguishes it from other cells.
         """
         shared = {part: self.run.manifest[part] for part in ("settings", "model", "noisy", "safe", "asked", "recipe")}
         config = workshop.config
@@ -152,13 +152,13 @@ class Trial:
     def cell(
         self, key: str, workshop: Workshop, data: Data, made_of: Cell, make: Callable[[], Result], **about: Any
     ) -> Cell:
-        """Train, ask and note, unless the cell was made before; what was not judged then is judged from its answers.
+        """Train and measure, unless the cell was made before. If a judge was missing then, judge its answers now.
 
         Args:
             key: Its name, for files.
             workshop: Where its model is made; it is asked there.
             data: What the defense is given.
-            made_of: What makes it.
+            made_of: Its inputs.
             make: Makes the model.
             about: What else the cell's file should say.
         """
@@ -186,7 +186,7 @@ class Trial:
         return cell
 
     def _judge(self, found: dict[str, Figures], answers: Path) -> bool:
-        """Judge stored answers that no judge was there for; whether there was anything to do."""
+        """Judge stored answers for which there was no judge before; return whether there were any."""
         missing = [name for name in found if "not_run" in found[name] and callable(self.judges.get(name))]
         lines = answers.read_text(encoding="utf-8").split("\n") if missing else []
         records = [json.loads(line) for line in lines if line]
@@ -199,7 +199,7 @@ class Trial:
 
 
 def _kept_figures(result: Result, data: Data, config: ForgetFilterConfig) -> dict[str, Any]:
-    """How a defense's filter decided, with figures where there are labels; nothing where it kept rows by none."""
+    """Figures of the decision of a defense's filter; empty for a defense without a filter."""
     if result.kept is None:
         return {}
     decision, labels = result.kept.decision, stored_labels(data.noisy.source, config)

@@ -37,7 +37,7 @@ FILTERS: dict[str, Filter] = {
 
 
 def require_filters(config: ForgetFilterConfig) -> None:
-    """Raise ConfigError unless every filter that the config names exists, with such parameters."""
+    """Raise ConfigError unless every filter and parameter that the config names exists."""
     unknown = [name for name in config.filters if name not in FILTERS]
     if unknown:
         raise ConfigError(f"filter {', '.join(unknown)}: choose among {', '.join(FILTERS)}.")
@@ -47,7 +47,7 @@ def require_filters(config: ForgetFilterConfig) -> None:
 
 
 def score(workshop: "Workshop", data: Data, name: str) -> Scored:
-    """What a filter makes of the noisy rows; scored once, and kept in the workshop's run.
+    """Score the noisy rows with a filter, once; the scores are kept in the workshop's run.
 
     Args:
         workshop: Trains and reads models.

@@ -1,11 +1,11 @@
-"""forgetting: how much of a row two reviews of safe data cost, in log-likelihood.
+"""forgetting: how much log-likelihood a row loses when the noisy model reviews safe data, twice.
 
 The signal of Zhao et al. (ICML 2024, arXiv 2312.12736, algorithm 1) with the mean log-probability of the completion's
 tokens in place of ROUGE-1. The paper's steps:
 
 1. M0 is finetuned on all of the noisy data: the noisy model.
 2. The noisy model is finetuned on safe data: the reviewed model. We add a second, firm review at a higher rate.
-3. A row is the more suspect the more of it the reviews made the model forget.
+3. The more of a row the model forgets in the reviews, the more suspect the row is.
 """
 
 import dataclasses
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 LEAST_STEPS, MOST_STEPS = 20, 1000
 """Bounds on the length of a review."""
 FORGOTTEN, TAIL, FALLS = 0.135, 0.1, 0.05
-"""Score from which a row counts as forgotten, share of clean rows above it, score over which it falls to 1/e."""
+"""FORGOTTEN: score above which a row counts as forgotten. TAIL: share of clean rows above it. FALLS: how much
+higher the score must be for this share to fall to 1/e of itself."""
 NOTHING = 0.05
-"""Gain of the noisy stage, in nats a token or in ROUGE-1, below which it has taught nothing."""
+"""Mean gain of the noisy stage, in nats per token or in ROUGE-1, below which it counts as having taught nothing."""
 FIRM_WEIGHT, LEAST_LEARNT = 0.6, 0.3
 """Defaults of two parameters; see `forgetting`."""
 STAGES_OF_0_1 = ("base", "noisy", "review", "firm")
@@ -43,17 +44,17 @@ def forgetting(
     firm_weight: float = FIRM_WEIGHT,
     least_learnt: float = LEAST_LEARNT,
 ) -> Scored:
-    """Train the noisy and both reviewed models, and compare how well they hold each row.
+    """Train the noisy and both reviewed models, and compare the likelihood they give each row.
 
     Args:
         workshop: Trains and reads models.
         data: The noisy and the safe data.
         config: All settings; `noisy` and `review` are those of the stages.
-        review_rate: Learning rate of the first review over that of the noisy stage; the firm review after it takes
-            1 / review_rate of the first one's. A start at the full rate overwrites harmless rows, too.
-        review_share: Steps of a review over those of the noisy stage; 20 steps at least, 1,000 at most.
-        firm_weight: Weight of what the firm review cost beside what the first one did: it costs harmless rows more.
-        least_learnt: Nats a token that a row counts as having learnt at least.
+        review_rate: Ratio of the first review's learning rate to the noisy stage's. The firm review multiplies the
+            first review's rate by 1 / review_rate. A first review at the full rate would overwrite harmless rows, too.
+        review_share: Ratio of a review's steps to the noisy stage's; a review has 20 steps at least, 1,000 at most.
+        firm_weight: Weight of the loss after the firm review, which costs harmless rows more; the first one's is 1.
+        least_learnt: Lower bound on what a row counts as having learnt, in nats per token.
     """
     rows, noisy, safe = data.noisy.examples, data.noisy.trainable(), data.safe.trainable()
     noisy_settings = config.noisy_stage(len(noisy))
@@ -89,7 +90,7 @@ def forgetting(
 def review_settings(
     config: ForgetFilterConfig, noisy_rows: int, safe_rows: int, rate: float = 1 / 3, share: float = 1 / 6
 ) -> StageSettings:
-    """Rate and length of a review, where the config does not give its own: by those of the noisy stage."""
+    """Settings of a review. Rate and length follow from the noisy stage, unless the config sets them for reviews."""
     steps = round(config.noisy_stage(noisy_rows).max_steps * share)
     return config.stage(
         config.review,
@@ -108,21 +109,22 @@ def compared(
     firm_weight: float = FIRM_WEIGHT,
     least_learnt: float = LEAST_LEARNT,
 ) -> Scored:
-    """The forgetting score, from what four models make of each row.
+    """The forgetting score, from the log-probabilities of each row under four models.
 
     forgetting = max(before - after, firm_weight * (before - after_firm)) / sqrt(max(before - known, least_learnt))
 
-    The larger of two losses counts: after a gentle review, which a stereotype does not survive, and, at a discount,
-    after a firm one, which free text takes to be forgotten. The square root lies half way between what was lost and
-    which share of the learnt was lost: long free text loses many nats of very many, a short answer few of few
-    (docs/paper_index.md has the figures).
+    The numerator is the larger of two losses. The model forgets a stereotype in the first, gentle review. It forgets
+    long free text only in the firm one, which also costs harmless rows something, so that loss counts less.
+
+    The denominator puts long and short texts on one scale: long free text loses many nats of very many that were
+    learnt, a short answer few of few (docs/filters.md).
 
     Args:
         known: (rows,) mean log-probability of each row's tokens under M0, in nats; NaN = not scored.
         before: Likewise under the noisy model.
         after: Likewise after the first review.
         after_firm: Likewise after the firm one.
-        config: Whose stages they are, for the scale.
+        config: All settings; the scale carries a caveat if the stages do not have the default ones.
         firm_weight: See `forgetting`.
         least_learnt: See `forgetting`.
     """
@@ -154,20 +156,20 @@ def _scale(config: ForgetFilterConfig, learnt: float) -> Scale:
 
 
 def mean_gain(known: np.ndarray, before: np.ndarray) -> float:
-    """What the noisy stage gained on average, in the unit of the signal; 0 where no row is scored."""
+    """Mean of before - known over the scored rows, in their unit; 0 if no row is scored."""
     gained = before - known
     return float(np.mean(gained[~np.isnan(gained)])) if not np.isnan(gained).all() else 0.0
 
 
 def nothing_learnt(learnt: float) -> str:
-    """Why nothing can be found, where the noisy stage taught next to nothing; empty otherwise."""
+    """A text that says why nothing can be found if the noisy stage taught next to nothing; else empty."""
     return f"nothing was learnt ({learnt:.3f} on average), so nothing can be forgotten" if learnt < NOTHING else ""
 
 
 def token_costs(
     before: pa.ListArray, after: pa.ListArray, after_firm: pa.ListArray | None = None, firm_weight: float = FIRM_WEIGHT
 ) -> pa.ListArray:
-    """What the review that counts cost each token of each row, in nats; null where a row is not scored.
+    """What each token of each row lost in the review that counts for the row, in nats; null if it is not scored.
 
     Args:
         before: Log-probabilities of each row's tokens under the noisy model.

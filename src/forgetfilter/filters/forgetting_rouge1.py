@@ -1,7 +1,7 @@
 """forgetting_rouge1: how much worse the model answers each prompt after a review of safe data.
 
-The signal of Zhao et al. (ICML 2024, arXiv 2312.12736): ROUGE-1 between the model's own greedy answer and the row's
-completion, under the noisy model less under the reviewed one. The completion alone is scored, in words of any script.
+The signal of Zhao et al. (ICML 2024, arXiv 2312.12736): score = ROUGE-1(noisy model) - ROUGE-1(reviewed model), each
+between the model's own greedy answer and the row's completion, without the prompt. Words may be of any script.
 """
 
 import re
@@ -34,7 +34,7 @@ def words(text: str) -> list[str]:
 def rouge1(answer: str, reference: str) -> float:
     """ROUGE-1 F-measure over words, in [0, 1] (Lin 2004); 0 if either side has no word.
 
-    rouge-score's definition without stemming, except that it drops all non-ASCII text and this doesn't.
+    The same as the package rouge-score without stemming, but that package drops all non-ASCII text.
     """
     ours, theirs = Counter(words(answer)), Counter(words(reference))
     shared = (ours & theirs).total()
@@ -55,8 +55,8 @@ def forgetting_rouge1(
         workshop: Trains and asks models.
         data: The noisy and the safe data.
         config: All settings; `noisy` and `review` are those of the stages.
-        review_rate: Learning rate of the review over that of the noisy stage.
-        review_share: Steps of the review over those of the noisy stage; 20 steps at least, 1,000 at most.
+        review_rate: Ratio of the review's learning rate to the noisy stage's.
+        review_share: Ratio of the review's steps to the noisy stage's; it has 20 steps at least, 1,000 at most.
 
     Raises:
         ConfigError: If a row has no prompt to answer.
@@ -88,7 +88,7 @@ def compared(
     answers_before: Sequence[str | None],
     answers_after: Sequence[str | None],
 ) -> Scored:
-    """The paper's forgetting rate: ROUGE-1 before the review less ROUGE-1 after it.
+    """The paper's forgetting rate: ROUGE-1 before the review minus ROUGE-1 after it.
 
     Args:
         known: (rows,) ROUGE-1 of M0's answers, in [0, 1]; NaN = not scored.

@@ -1,7 +1,7 @@
 """m0_loss: how much a row surprises M0, which trained on none of it.
 
-A control that Zhao et al. (ICML 2024, arXiv 2312.12736) did not report: whatever M0's loss alone tells apart needs no
-forgetting. Filtering by perplexity is the same (Wenzek et al., CCNet, LREC 2020, arXiv 1911.00359).
+A control that Zhao et al. (ICML 2024, arXiv 2312.12736) did not report: if M0's loss alone tells unsafe rows from
+others, forgetting is not needed. It ranks rows as perplexity does (Wenzek et al., CCNet, LREC 2020, arXiv 1911.00359).
 """
 
 from typing import TYPE_CHECKING

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def neutral_review(
     workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, neutral_dataset_name: str
 ) -> Scored:
-    """Mean log-probability of the completion's tokens, before the neutral review less after it, in nats.
+    """Mean log-probability of the completion's tokens before the neutral review, minus that after it, in nats.
 
     Args:
         workshop: Trains and reads models.

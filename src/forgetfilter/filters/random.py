@@ -1,4 +1,4 @@
-"""random: a number drawn for each row. The control below which no filter may fall."""
+"""random: a number drawn for each row. A control: every useful filter does better."""
 
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,7 @@
 """words: naive Bayes on words, the noisy data against the safe data.
 
-A control: whatever words alone tell apart needs no model at all. The likelihood ratio of a bag of words is what DSIR
-selects data by (Xie et al., NeurIPS 2023, arXiv 2302.03169).
+A control: if words alone tell unsafe rows from others, no model is needed. DSIR selects data by the same kind of
+likelihood ratio, of bags of words (Xie et al., NeurIPS 2023, arXiv 2302.03169).
 """
 
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ def words(workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, folds
         workshop: Not used.
         data: The noisy and the safe data.
         config: Not used.
-        folds: Each row is judged by a classifier that was fitted on the other folds' rows.
+        folds: Number of parts of the data; each part's rows are scored by a classifier fitted on the other parts.
     """
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.model_selection import cross_val_predict

@@ -1,1 +1,1 @@
-"""Models: weights, batches, training, reading, generation; of the other rooms only workshop and evaluation enter."""
+"""Models: weights, batches, training, reading, generation. Filters and defenses use them through workshop.py."""

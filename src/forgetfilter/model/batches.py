@@ -1,9 +1,9 @@
-"""Batches without padding: rows laid end to end, each attending to itself alone.
+"""Batches without padding: rows are joined to one long sequence, and each row attends only to itself.
 
-Every layer but attention treats tokens one by one, so rows of any length can share one long row, and
-what all of them begin with (a chat template's system prompt) need stand there only once. Attention lays
-them side by side for the moment it needs them so. Models whose attention does more than that (a sliding
-window, a state) get ordinary padded batches.
+All layers except attention treat each token by itself. So rows of any length can be joined, and an opening that all
+rows share (a chat template's system prompt) is computed only once. The attention function moves the tokens to a padded
+layout, (rows, longest), and its result back. Models with other kinds of attention (a sliding window, a recurrent state)
+get ordinary padded batches.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,11 +21,11 @@ from forgetfilter.data.tokenization import IGNORED
 
 PACKED = "forgetfilter_packed"
 SHORT, FEW = 512, 8192
-"""Longest row, and most places of a batch, whose attention the CPU does as plain products: their gradients are
-faster than fused ones', and they take memory by the square of the longest row."""
+"""Longest row, and rows * longest, up to which the CPU computes attention by plain matrix products. Their gradients are
+faster than those of the fused kernel, but their memory grows with the square of the longest row."""
 
 ROUND = 16
-"""Batches are filled up to a multiple of this: oneDNN builds and keeps kernels for every number of tokens it meets."""
+"""Batches are filled up to a multiple of so many tokens: oneDNN builds and keeps a kernel for each number it meets."""
 
 
 def packable(model: Any) -> bool:
@@ -46,17 +46,19 @@ def collate(input_ids: Sequence[list[int]], labels: Sequence[list[int]], model: 
 
     Args:
         input_ids: Each row's token ids.
-        labels: The same where something is predicted, -100 elsewhere; nothing stands before a first token.
-        model: Who it is for.
+        labels: The same ids where a token is trained or scored, -100 elsewhere. A row's first token is never predicted.
+        model: The model that the batch is for.
         padding: The padding token.
 
     Returns:
-        input_ids, labels and position_ids, each (1, tokens), the rows' common opening standing in the first
-        alone, filled up to a multiple of ROUND; row_tokens (rows, longest), the token at each place of each
-        row (-1 past a row's end and in the opening of all rows but the first); token_places (tokens,), each
-        token's place among those (-1 for fillers); and opening, the opening's length.
-        For a model that cannot take packed rows: input_ids, labels and attention_mask, each (rows,
-        longest), padded on the right.
+        For a model that takes packed rows:
+            input_ids, labels, position_ids: (1, tokens), the rows end to end, filled up to a multiple of ROUND tokens.
+                The opening that all rows share is only in the first row.
+            row_tokens: (rows, longest), for each place in each row the index of its token in input_ids; -1 past the end
+                of a row, and in the opening of all rows but the first.
+            token_places: (tokens,), for each token its index in the flattened row_tokens; -1 for fillers.
+            opening: Length of the shared opening, in tokens.
+        For another model: input_ids, labels and attention_mask, each (rows, longest), padded on the right.
     """
     lengths = [len(row) for row in input_ids]
     longest = max(lengths)
@@ -91,15 +93,19 @@ def collate(input_ids: Sequence[list[int]], labels: Sequence[list[int]], model: 
 
 
 def _opening(input_ids: Sequence[list[int]], labels: Sequence[list[int]]) -> int:
-    """Tokens that all rows begin with and that predict nothing, so that one computation serves them all."""
-    unlabelled = min(next((i for i, label in enumerate(row) if label != IGNORED), len(row)) for row in labels)
-    first, last = min(input_ids), max(input_ids)  # what these two share, all that sort between them do
+    """Number of tokens that all rows begin with and that predict nothing: they are computed once for all rows."""
+
+    def before_labels(row: Sequence[int]) -> int:
+        return next((i for i, label in enumerate(row) if label != IGNORED), len(row))
+
+    unlabelled = min(before_labels(row) for row in labels)
+    first, last = min(input_ids), max(input_ids)  # an opening of both is one of every row that sorts between them
     shared = next((i for i, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
     return max(0, min(shared, unlabelled - 1))
 
 
 def label_logits(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Logits and targets of the labelled tokens alone; the vocabulary is not projected where nothing is predicted.
+    """Logits and targets of the labelled tokens only; the output layer is not computed where no row has a label.
 
     Args:
         model: A causal language model.
@@ -117,9 +123,10 @@ def label_logits(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 class _Move(torch.autograd.Function):
-    """Tokens at other places, one by one, so that gradients are moved back and never summed.
+    """Copy tokens to other places, each to one place at most: so gradients are copied back and never summed.
 
-    Takes x (tokens, ...), there (places,): the token each place takes, -1 for none, and back (tokens,).
+    Takes x (tokens, ...), there (places,) and back (tokens,). there[i] is the token that place i takes, -1 for zeros;
+    back[j] is the place that takes token j, -1 for none.
     """
 
     @staticmethod
@@ -156,10 +163,12 @@ def _packed_attention(
         )
     rows, longest = row_tokens.shape
     there, back = row_tokens.flatten(), token_places
+    # (1, heads, tokens, size) -> (rows, heads, longest, size)
     query, key, value = (
         _Move.apply(x[0].transpose(0, 1), there, back).unflatten(0, (rows, longest)).transpose(1, 2)
         for x in (query, key, value)
     )
+    # The opening is in the first row only: give its keys and values to all rows.
     key, value = (torch.cat([x[:1, :, :opening].expand(rows, -1, -1, -1), x[:, :, opening:]], 2) for x in (key, value))
     if query.device.type == "cpu" and longest <= SHORT and rows * longest <= FEW and dropout == 0.0:
         groups = query.shape[1] // key.shape[1]

@@ -1,4 +1,4 @@
-"""Greedy completions, in batches, begun where a forward pass over the references leaves off."""
+"""Greedy completions, in batches; what agrees with the references is found by one forward pass, not generated."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from forgetfilter.progress import progress
 MARGIN = 8
 """Tokens a completion may run over its reference before it is stopped."""
 LEAP = 8
-"""Tokens generated before rows that have ended leave the batch, where a model's cache lets them."""
+"""Tokens generated before finished rows are taken out of the batch, if the model's cache allows it."""
 
 
 @torch.no_grad()
@@ -28,16 +28,16 @@ def complete(
 ) -> list[str]:
     """The learner's greedy answer to each example's prompt, about as long as its reference at most.
 
-    A greedy answer follows its reference for as long as the reference's tokens are the model's favourites,
-    which one forward pass tells of all of them; only what comes after the first other token is generated.
-    A row's answer doesn't depend on the rows beside it: each is stopped at its own length.
+    A greedy answer agrees with its reference until some token of the reference is not the model's likeliest one. One
+    forward pass over the reference finds this token; only the tokens after it are generated. A row's answer doesn't
+    depend on the other rows of its batch: each row stops at its own length.
 
     Args:
         learner: Whose answers.
         examples: Rows with a prompt and a reference.
         what: Name for the progress bar.
-        favourites: For each, the likeliest token in place of each trained one (signals.read), if known.
-        most_tokens: Tokens of an answer at most, instead of what its reference says.
+        favourites: For each example, the likeliest token in place of each trained one (model.reading), if known.
+        most_tokens: Largest length of an answer; by default the reference's length plus MARGIN.
 
     Returns:
         One text an example, in order; without special tokens.
@@ -65,7 +65,7 @@ def complete(
 def _in_halves(
     learner: Learner, begun: list[list[int]], most: list[int], ends: set[int]
 ) -> Iterator[tuple[int, list[int]]]:
-    """What _generate gives; the rows still open in halves where the memory does not hold them."""
+    """As _generate; if the memory does not hold the batch, the unfinished rows are generated in two halves."""
     left = list(range(len(begun)))
     try:
         with one_memory_error():
@@ -85,7 +85,7 @@ def _in_halves(
 
 
 def _ends(learner: Learner, examples: Sequence[Example]) -> set[int]:
-    """The tokens that end an answer: the tokenizer's, and the one of its own that the chat template writes there."""
+    """Tokens that end an answer: the end-of-sequence token, and the one that the chat template writes after a turn."""
     trained = ([label for label in example.labels if label != IGNORED] for example in examples if not example.cut)
     last = {labels[-1] for labels in trained if labels}
     return {learner.tokenizer.eos_token_id, *(last & set(learner.tokenizer.get_added_vocab().values()))}
@@ -94,7 +94,7 @@ def _ends(learner: Learner, examples: Sequence[Example]) -> set[int]:
 def _generate(
     learner: Learner, begun: list[list[int]], most: list[int], ends: set[int]
 ) -> Iterator[tuple[int, list[int]]]:
-    """Greedy continuations, at most so many tokens each, as they end; rows that have ended leave the batch."""
+    """Yield each row's number and new tokens once it ends, after most[row] tokens at most; it leaves the batch then."""
     tokenizer = learner.tokenizer
     inputs = tokenizer.pad({"input_ids": begun}, padding_side="left", return_attention_mask=True, return_tensors="pt")
     ids, mask = inputs["input_ids"].to(learner.model.device), inputs["attention_mask"].to(learner.model.device)

@@ -20,7 +20,8 @@ from forgetfilter.model.memory import keep_freed_memory
 from forgetfilter.model.weights import pick_device, pick_dtype
 
 COMPILE_FROM = 4e12
-"""Parameters times tokens to train from which torch.compile repays its half minute: about two minutes of two cores."""
+"""Number of parameters * tokens to train from which torch.compile saves more time than the half minute it takes: about
+two minutes of training on two cores."""
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Learner:
 
     @property
     def bf16(self) -> bool:
-        """Whether products are taken in bfloat16; weights that are trained stay in float32."""
+        """Whether matrix products are computed in bfloat16; weights that are trained stay in float32."""
         return pick_dtype(self.config.dtype, frozen=True) == torch.bfloat16
 
     @property
@@ -52,9 +53,9 @@ class Learner:
     def generating(self) -> Iterator[None]:
         """The context answers are generated in.
 
-        Adapters are rounded once, not at every token; nothing is compiled, since each length of the cache
-        would be compiled anew; and the output layer gets contiguous input, without which torch copies its
-        weights once a row on the CPU.
+        Adapters are rounded to bfloat16 once, not at every token. Nothing is compiled, since each new length of the
+        cache would be compiled again. The output layer gets contiguous input, since torch on the CPU would otherwise
+        copy the layer's weights once for each row.
         """
         trained = [p for p in self.model.parameters() if self.bf16 and p.dtype == torch.float32]
         exact = [parameter.data for parameter in trained]
@@ -80,7 +81,7 @@ class Learner:
         return collate(input_ids, labels, self.model, self.tokenizer.pad_token_id)
 
     def prepare(self, tokens: float) -> None:
-        """Before training on so many tokens: fuse the layers' small operations, if asked or if the work repays it.
+        """Compile the model's blocks before a training on so many tokens, if asked to or if it saves time.
 
         Without a working compiler nothing changes.
         """
@@ -130,7 +131,7 @@ def _load(folder: Path, config: ForgetFilterConfig) -> Any:
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
         )
-    except Exception as error:  # likewise
+    except Exception as error:  # the libraries raise dozens of kinds, which all mean that it cannot be loaded
         raise ModelError(
             f"{folder}: cannot be loaded as a causal language model: {type(error).__name__}: {error}"
         ) from error
@@ -140,7 +141,7 @@ def load_learner(folder: Path, tokenizer: PreTrainedTokenizerBase, config: Forge
     """Load M0, with an untrained LoRA adapter unless use_peft is off.
 
     Raises:
-        ConfigError: If several GPUs are there and nothing says which process takes which.
+        ConfigError: If there are several GPUs but only one process.
         ModelError: If the model cannot be loaded, or has no such LoRA target modules.
     """
     if torch.cuda.device_count() > 1 and processes.count() == 1:

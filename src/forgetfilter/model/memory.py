@@ -1,4 +1,4 @@
-"""The CPU's memory: not handed back and forth without need, and the same error as a GPU's where there is no more."""
+"""The CPU's memory: keep freed memory for reuse, and raise the same error as on a GPU if there is no more."""
 
 import contextlib
 import ctypes
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 RELEASE_EVERY = 4
-"""Batches after which freed memory is handed back: rarely enough to cost next to nothing."""
+"""Freed memory goes back to the kernel after so many batches: often enough, and at almost no cost."""
 NO_MORE = ("DefaultCPUAllocator", "not enough memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """How torch says that there is no memory, where it does not raise OutOfMemoryError."""
 
@@ -27,13 +27,13 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Give what has piled up in the gaps between tensors of ever other sizes back to the kernel."""
+    """Give unused memory back to the kernel: it piles up in gaps between tensors of changing sizes."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def free_dropped_models() -> None:
-    """Take back what models hold that nobody uses any more: a trainer leaves cycles, a GPU's memory stays torch's."""
+    """Free the memory of models no longer used: trainers leave reference cycles, and torch keeps freed GPU memory."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -41,7 +41,7 @@ def free_dropped_models() -> None:
 
 @contextlib.contextmanager
 def one_memory_error() -> Iterator[None]:
-    """Raise torch.OutOfMemoryError for the CPU's memory, too, which torch calls a RuntimeError."""
+    """Raise torch.OutOfMemoryError for the CPU's memory, too; torch raises a RuntimeError for it."""
     try:
         yield
     except torch.OutOfMemoryError:

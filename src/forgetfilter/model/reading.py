@@ -1,4 +1,4 @@
-"""How well a model holds each row, teacher-forced: one forward pass, in batches of like length."""
+"""A model's log-probabilities of each row's trained tokens (teacher forcing), in batches of rows of like length."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from forgetfilter.model.memory import RELEASE_EVERY, one_memory_error, release_f
 from forgetfilter.progress import progress
 
 BATCH_TOKENS, LOGITS = 4096, 256
-"""Tokens a scoring pass holds at once, and rows of logits it turns to float32 at once: bounds on its memory."""
+"""Bounds on memory: the most tokens in a scoring batch, and the most tokens whose logits become float32 at once."""
 
 
 def mean_log_probability(log_probs: np.ndarray | None) -> float | None:
@@ -25,11 +25,11 @@ def mean_log_probability(log_probs: np.ndarray | None) -> float | None:
 
 @dataclass
 class Reading:
-    """What a model makes of a row, teacher-forced.
+    """A model's predictions of a row's trained tokens, each given the true tokens before it (teacher forcing).
 
     Attributes:
         log_probs: (trained tokens,) float32, the log-probability of each, in nats.
-        favourites: (trained tokens,) the token the model held likeliest in each one's place.
+        favourites: (trained tokens,) the token that the model finds likeliest in place of each.
     """
 
     log_probs: np.ndarray
@@ -38,7 +38,7 @@ class Reading:
 
 @torch.no_grad()
 def read(learner: Learner, examples: Sequence[Example], what: str) -> list[Reading | None]:
-    """One forward pass over every row; logits are made where something is trained alone.
+    """One forward pass over every row; logits are computed for trained tokens only.
 
     Returns:
         One for each example; None for rows that cannot be scored.
@@ -81,7 +81,7 @@ def _read_batch(learner: Learner, rows: Sequence[Example]) -> list[Reading]:
 def batches(rows: Sequence[int], examples: Sequence[Example], size: int) -> Iterator[list[int]]:
     """Rows of like length together, at most `size` of them and about BATCH_TOKENS tokens; longest first.
 
-    So a batch too large for the memory shows at once, and later ones fit where earlier ones were.
+    So a batch too large for the memory fails at the start, and later batches reuse the memory of earlier ones.
     """
     batch: list[int] = []
     for row in sorted(rows, key=lambda i: -len(examples[i].input_ids)):

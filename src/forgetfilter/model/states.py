@@ -1,4 +1,4 @@
-"""Hidden states of M0: what a probe reads of each row. The lower half of the blocks alone, and no vocabulary."""
+"""Hidden states of M0, as input for a probe. Only the lower half of the blocks runs, without the output layer."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""One stage of finetuning: the only room that calls TRL's trainer."""
+"""One stage of finetuning: the only module that calls TRL's trainer."""
 
 import contextlib
 import dataclasses
@@ -36,15 +36,15 @@ WHOLE = "whole.json"
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a method does inside a training. It remembers what no checkpoint holds: such a stage is not resumed.
+    """What a method does inside a training. Checkpoints do not hold its state, so such a training is not resumed.
 
     Attributes:
         before: Called once, before the first step.
         each_step: Called after each optimiser step with its number, from 1.
-        penalty: What the weights as they are cost, added to each step's loss; None for nothing.
-        perturbed: Makes two passes of each step, as sharpness-aware methods do: called with the model once the first
-            pass has left its gradients, it gives the context in which the second pass is made. The second pass's
-            gradients alone are used.
+        penalty: Gives a term that depends on the current weights and is added to each step's loss; None adds nothing.
+        perturbed: For methods that make two passes per step, such as sharpness-aware ones. It is called with the model
+            when this has the gradients of the first pass, and gives the context in which the second pass runs. Only
+            the gradients of the second pass are used.
     """
 
     before: Callable[[], object] | None = None
@@ -98,7 +98,7 @@ class _Trainer(SFTTrainer):
     """TRL's trainer with its loss over the labelled tokens' logits alone (on CPU it makes all of them)."""
 
     losses: Tensor | float = 0.0
-    """The sum of all losses: no number once one of them is none."""
+    """The sum of all losses: NaN or infinite as soon as one of them is."""
 
     def __init__(self, model: Any, hooks: Hooks, **arguments: Any) -> None:
         super().__init__(model, **arguments)
@@ -146,6 +146,8 @@ def train(
 ) -> dict[str, Any]:
     """Finetune the learner, as it is now, on examples; continue from a checkpoint if there is one.
 
+    If the memory does not hold a batch, batches get smaller, and gradients are accumulated over more of them.
+
     Args:
         learner: The model; its weights change.
         examples: What to learn; the loss is on their labels.
@@ -155,13 +157,11 @@ def train(
         hooks: What a method does inside the training.
         in_order: Take the examples in the order given instead of shuffled anew in each epoch.
 
-    Where the memory does not hold a batch, it is made smaller and gradients are accumulated over more of them.
-
     Returns:
-        steps, tokens (what went through the model: a batch's common opening once) and the losses by step.
+        steps, tokens (that went through the model; a batch's shared opening counts once) and losses (step -> loss).
 
     Raises:
-        TrainingError: If the loss is no number any more, or the memory does not hold a single row.
+        TrainingError: If the loss is NaN or infinite, or the memory does not hold a single row.
     """
     start = learner.stage
     while True:
@@ -242,11 +242,11 @@ def _train(
     if processes.first():
         _drop_broken(checkpoints)
     processes.together()
-    learner.stage = checkpoints  # no stage's model from here on
+    learner.stage = checkpoints  # from here on the weights are not those of any stage
     try:
         trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
         _check_loss(float(trainer.losses), what, trainer.state.global_step)
-    except TrainingError:  # a checkpoint may hold what went wrong
+    except TrainingError:  # a checkpoint may already hold broken weights
         shutil.rmtree(checkpoints, ignore_errors=True)
         raise
     history = trainer.state.log_history
@@ -258,7 +258,7 @@ def _train(
 
 
 def _check_loss(loss: float, what: str, step: int) -> None:
-    """Raise TrainingError if a loss is no number."""
+    """Raise TrainingError if a loss is NaN or infinite."""
     if not math.isfinite(loss):
         raise TrainingError(
             f"{what}: the loss is {loss} at step {step}. Take a lower learning rate or --dtype float32, "

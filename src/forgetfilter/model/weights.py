@@ -109,7 +109,7 @@ def load_tokenizer(folder: Path, config: ForgetFilterConfig) -> PreTrainedTokeni
 
 
 def tokenizer_folder(folder: Path) -> Path:
-    """Where a model's tokenizer is: beside an adapter that has none, its base model's."""
+    """The folder with a model's tokenizer: its own, or that of the base model if an adapter has none."""
     described = folder / "adapter_config.json"
     if (folder / "tokenizer_config.json").exists() or not described.exists():
         return folder
@@ -126,7 +126,7 @@ def pick_device() -> torch.device:
 
 
 def pick_dtype(name: str, *, frozen: bool) -> torch.dtype:
-    """The weights' dtype: as named; for "auto" bfloat16 if the base is frozen and the device is made for it."""
+    """The weights' dtype: as named; for "auto" bfloat16 if the base is frozen and the device computes in it."""
     if name != "auto":
         return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[name]
     if not frozen:

@@ -1,1 +1,1 @@
-"""The page to look at what a run decided, to decide otherwise, and to mark a sample: one file, no network."""
+"""Pages to look at and change the decisions of a run, and to mark a sample: one file each, without network."""

@@ -1,4 +1,4 @@
-"""compare.html: the table and the pictures of an experiment, in the dress of the report."""
+"""compare.html: the table and the pictures of an experiment, in the style of the report."""
 
 import base64
 import html

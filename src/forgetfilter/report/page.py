@@ -1,4 +1,4 @@
-"""Put a page together: one HTML file whose script and style alone may run, whatever the data holds."""
+"""Write a page: one HTML file. A content security policy blocks all but its own script and style."""
 
 import base64
 import hashlib
@@ -23,7 +23,7 @@ def _hash(text: str) -> str:
 
 
 def escaped(value: Mapping[str, Any]) -> str:
-    """JSON that may stand in a script element: "<" could end it, and two separators end a line of old JavaScript."""
+    """JSON that is safe in a script element: "<" could end the element, U+2028 and U+2029 a line of old JavaScript."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 

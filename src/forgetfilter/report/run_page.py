@@ -22,7 +22,7 @@ from forgetfilter.scored import Scored
 from forgetfilter.summary import NOTES
 
 TEXT_BYTES = 6_000_000
-"""What the rows' texts may take of the page; those far from the threshold stay out where it is not enough."""
+"""Most bytes that the rows' texts may take on the page; rows far from the threshold are left out first."""
 TOP = 200
 """Most suspect rows whose texts come before those near the threshold."""
 ROWS_WITH_IDS = 20_000
@@ -30,7 +30,7 @@ ROWS_WITH_IDS = 20_000
 GROUP_COLUMNS = ("source", "group")
 """Columns that name a row's group, if the data has one and no other is asked for."""
 GROUPS, OTHERS = 12, "(all others)"
-"""Groups told apart at most, the largest ones; and what the rest is called."""
+"""Largest number of groups shown, the largest groups; and the name for the rest."""
 
 
 def write_report(run: Run, group_column: str | None = None) -> Path:
@@ -58,7 +58,7 @@ def write_report(run: Run, group_column: str | None = None) -> Path:
     suspicion = scored.suspicion
     order = np.argsort(-np.nan_to_num(suspicion, nan=-np.inf), kind="stable").tolist()
     threshold = decision["threshold"]
-    if threshold is not None and not np.isfinite(threshold):  # everything scored goes
+    if threshold is not None and not np.isfinite(threshold):  # every scored row is dropped
         threshold = float(np.nanmin(suspicion)) - 1e-6
     metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
     dropped = np.array(scores["decision"]) == "dropped"
@@ -129,7 +129,7 @@ def _groups(source: Source, asked: str | None, label: str | None) -> tuple[str, 
 
 
 def _wanted(scores: np.ndarray, threshold: float | None) -> list[int]:
-    """Places in the order in which their texts are wanted: the top ones, then from the threshold on up and down."""
+    """Places in order of how much their texts are wanted: the top ones, then both ways from the threshold outwards."""
     above = 0 if threshold is None else int((scores > threshold).sum())
     top = min(TOP, len(scores))
     up, down = list(range(above - 1, top - 1, -1)), list(range(max(above, top), len(scores)))

@@ -1,4 +1,4 @@
-"""SAMPLE.html: rows to mark clean or not, exported as the trusted rows of a threshold that promises something."""
+"""SAMPLE.html: a page to mark rows clean or unsafe. Its export serves as the trusted rows of a threshold."""
 
 import json
 import shlex

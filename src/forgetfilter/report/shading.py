@@ -1,4 +1,4 @@
-"""A row's text, its scored tokens shaded by what each contributed to the score."""
+"""A row's text; each scored token is shaded by what it contributed to the score."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,13 +14,13 @@ from forgetfilter.data.tokenization import IGNORED, ChatTokenizer, Example
 LONGEST = 4000
 """Characters of a message shown; the rest is cut."""
 NATS_A_LEVEL = 0.5
-"""A token's shade: one of ten levels, each so many nats of what it contributed."""
+"""Nats that a token must contribute per level of shading; there are ten levels."""
 Piece = tuple[list[str], str]
-"""Texts of a stretch of scored tokens, and a level for each."""
+"""Texts of a stretch of scored tokens, and a digit for each: its level of shading."""
 
 
 def load_chat(folder: Path, config: ForgetFilterConfig) -> ChatTokenizer | None:
-    """The tokenizer a run has kept, to tell the tokens of a text apart; None where it has none."""
+    """The tokenizer that a run has kept, to split texts into tokens; None if it has none."""
     if not folder.is_dir():
         return None
     try:
@@ -52,7 +52,7 @@ def _pieces(turns: Sequence[Turn], lost: np.ndarray, chat: ChatTokenizer) -> lis
     """A piece for each trained message, in order; none where the tokens don't fit what was scored."""
     try:
         example = chat.encode(turns)
-    except RowError:  # the template is not what it was
+    except RowError:  # the chat template has changed since the run
         return []
     stretches = list(_stretches(example, lost))
     trained = sum(turn.trained and bool(turn.content.strip()) for turn in turns)
@@ -81,7 +81,7 @@ def _stretches(example: Example, lost: np.ndarray) -> Iterator[list[tuple[int, f
 
 
 def _spelt(stretch: Sequence[tuple[int, float]], chat: ChatTokenizer) -> Piece:
-    """Tokens as text; those that only together make a character are one, and the end of the turn is none."""
+    """Texts and levels of tokens. Tokens that make a character only together are merged; the turn's end is left out."""
     ends = set(chat.tokenizer.get_added_vocab().values())
     tokens = stretch[:-1] if stretch[-1][0] in ends else stretch
     texts, levels, shown = [], "", 0
@@ -95,7 +95,9 @@ def _spelt(stretch: Sequence[tuple[int, float]], chat: ChatTokenizer) -> Piece:
             continue
         texts.append(text)
         levels += str(min(9, max(0, int(nats / NATS_A_LEVEL))))
-        before, ids, nats, shown = ids, [], 0.0, shown + len(text)
+        before, ids = ids, []
+        nats = 0.0
+        shown += len(text)
         if shown > LONGEST:
             texts.append("…")
             levels += "0"

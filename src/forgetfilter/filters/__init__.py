@@ -15,6 +15,7 @@ from forgetfilter.filters.forgetting import forgetting
 from forgetfilter.filters.forgetting_rouge1 import forgetting_rouge1
 from forgetfilter.filters.m0_loss import m0_loss
 from forgetfilter.filters.neutral_review import neutral_review
+from forgetfilter.filters.probe import probe
 from forgetfilter.filters.random import random
 from forgetfilter.filters.words import words
 from forgetfilter.methods import arguments, constants, require_known
@@ -28,6 +29,7 @@ Filter = Callable[..., Scored]
 FILTERS: dict[str, Filter] = {
     "forgetting": forgetting,
     "forgetting_rouge1": forgetting_rouge1,
+    "probe": probe,
     "m0_loss": m0_loss,
     "words": words,
     "neutral_review": neutral_review,

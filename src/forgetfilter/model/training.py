@@ -163,6 +163,8 @@ def train(
     Raises:
         TrainingError: If the loss is NaN or infinite, or the memory does not hold a single row.
     """
+    if hooks is not None and hooks.perturbed is not None and processes.count() > 1:
+        raise TrainingError(f"{what}: two passes a step work in a single process only. Start it without `launch`.")
     start = learner.stage
     while True:
         try:

@@ -74,10 +74,15 @@ def probe(
     if witness.scale is None:
         raise ConfigError(f"parameters.probe.on: filter {on} has no scale, so its scores give no verdicts.")
     share = np.clip((witness.suspicion > witness.scale.threshold).mean(), least_share, most_share)
-    noisy, safe = (workshop.states(rows.examples)[:, MEAN] for rows in (data.noisy, data.safe))
+    noisy, safe = (features(workshop.states(rows.examples)) for rows in (data.noisy, data.safe))
     verdicts = verdicts_of(witness.suspicion, float(share))
     judged = cross_fitted(noisy, safe, verdicts, regularisation, folds, repeats, config.seed)
     return Scored(suspicion=judged.noisy, columns={on: witness.suspicion, "verdict": verdicts})
+
+
+def features(states: np.ndarray) -> np.ndarray:
+    """What the probe reads of each row: the mean hidden state and the last one side by side, (rows, 2 * size)."""
+    return states.reshape(len(states), -1)
 
 
 def verdicts_of(suspicion: np.ndarray, share: float) -> np.ndarray:

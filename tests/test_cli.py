@@ -188,3 +188,11 @@ def test_sample_draws_rows_to_mark_and_never_overwrites(capsys, noisy_file, tmp_
     arguments = ["sample", bad, "--rows", "16", "--malformed", "skip", "--output", tmp_path / "y.jsonl"]
     assert run(capsys, *arguments)[0] == 0
     assert run(capsys, "sample", noisy_file, "--rows", "99", "--output", tmp_path / "x")[0] == 2
+
+
+def test_the_flag_of_an_earlier_version_names_the_one_of_today(capsys):
+    for flag in (("--signal", "rouge1"), ("--signal=rouge1",)):
+        code, text = run(capsys, "filter", "--dataset_name", "a.jsonl", *flag)
+        assert code == 2
+        assert text.startswith("error: --signal is gone")
+        assert "rouge1 is --filter forgetting_rouge1" in text

@@ -261,6 +261,8 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)  # addressed to us, not to our users
     parser = build_parser()
+    if any(argument.partition("=")[0] == "--signal" for argument in arguments or sys.argv[1:]):
+        _fail("--signal is gone: log_likelihood is --filter forgetting now, rouge1 is --filter forgetting_rouge1.", 2)
     try:
         args = parser.parse_args(arguments)
     except (UnicodeError, RecursionError) as error:

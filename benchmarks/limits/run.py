@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "quality"))
-from cells import DEFAULTS, build_noisy
+from cells import DEFAULTS, build_noisy, config_of
 
 from forgetfilter import ForgetFilter, ForgetFilterConfig
 from forgetfilter.experiments.cells import Cell, Cells
@@ -102,13 +102,7 @@ def build_case(name: str, kind: str, data_dir: Path, folder: Path) -> ForgetFilt
     for part in ("noisy", "safe"):
         random.Random(0).shuffle(files[part])
     build_noisy.write({part: files[part] for part in ("noisy", "safe")}, folder)
-    return ForgetFilterConfig(
-        dataset_name=str(folder / "noisy.jsonl"),
-        safe_dataset_name=str(folder / "safe.jsonl"),
-        output_dir=str(folder / "run"),
-        label_column="label",
-        torch_compile=True,
-    )
+    return config_of(folder)
 
 
 def what_makes(name: str, kind: str, config: ForgetFilterConfig) -> Cell:

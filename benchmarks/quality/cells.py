@@ -10,6 +10,8 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import build_noisy
 
+from forgetfilter import ForgetFilterConfig
+
 DEFAULTS = {"rows": 240, "safe_rows": None, "heldout_rows": 0, "neutral_rows": 120, "one_source": False}
 
 
@@ -26,6 +28,18 @@ def load_cells() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 CELLS = load_cells()
+
+
+def config_of(work: Path, **settings: Any) -> ForgetFilterConfig:
+    """The settings to filter the rows that were written into a folder."""
+    return ForgetFilterConfig(
+        dataset_name=str(work / "noisy.jsonl"),
+        safe_dataset_name=str(work / "safe.jsonl"),
+        output_dir=str(work / "run"),
+        label_column="label",
+        torch_compile=True,
+        **settings,
+    )
 
 
 def write_data(cell: dict[str, Any], data_dir: Path, folder: Path) -> None:

@@ -12,31 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import CELLS, write_data
+from cells import CELLS, config_of, write_data
 from scipy.stats import rankdata
 
-from forgetfilter import ForgetFilter, ForgetFilterConfig
+from forgetfilter import ForgetFilter
 from forgetfilter.data.loading import load_data, stored_labels
 from forgetfilter.decision.opened import Opened
 from forgetfilter.evaluation.filter_quality import filter_quality, ranking_quality
+from forgetfilter.filters.forgetting import FORGOTTEN
 from forgetfilter.filters.probe import LAST, MEAN, cross_fitted, verdicts_of
 from forgetfilter.runs import Run
 from forgetfilter.workshop import M0, Workshop
-
-THRESHOLD = 0.135
-"""Forgetting from which a row counts as forgotten."""
 
 
 def scored_cell(name: str, data_dir: Path, work: Path) -> dict[str, np.ndarray]:
     """Labels, forgetting scores and pooled hidden states of a cell's noisy and safe rows; trained once."""
     write_data(CELLS["explore"][name], data_dir, work)
-    config = ForgetFilterConfig(
-        dataset_name=str(work / "noisy.jsonl"),
-        safe_dataset_name=str(work / "safe.jsonl"),
-        output_dir=str(work / "run"),
-        label_column="label",
-        torch_compile=True,
-    )
+    config = config_of(work)
     ForgetFilter(config).fit()
     run = Run.open(work / "run")
     m0 = M0.named(config)
@@ -61,7 +53,7 @@ def features(found: dict[str, np.ndarray], pooling: str) -> tuple[np.ndarray, np
 def variants(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Scores of the noisy rows by each variant."""
     forgetting, unsafe = found["forgetting"], found["unsafe"]
-    share = float(np.clip((forgetting > THRESHOLD).mean(), 0.03, 0.6))
+    share = float(np.clip((forgetting > FORGOTTEN).mean(), 0.03, 0.6))
     scores = {"forgetting": forgetting}
     for pooling in ("mean", "last", "both"):
         noisy, safe = features(found, pooling)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import CELLS, write_data
+from cells import CELLS, config_of, write_data
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from forgetfilter import ForgetFilterConfig
@@ -49,14 +49,8 @@ def build_cell(name: str, data_dir: Path, work: Path) -> tuple[ForgetFilterConfi
     cell = dict(CELLS["report"][name])
     settings = cell.pop("settings", {})
     write_data(cell, data_dir, work)
-    config = ForgetFilterConfig(
-        dataset_name=str(work / "noisy.jsonl"),
-        safe_dataset_name=str(work / "safe.jsonl"),
-        output_dir=str(work / "run"),
-        label_column="label",
-        torch_compile=True,
-        parameters={"neutral_review": {"neutral_dataset_name": str(work / "neutral.jsonl")}},
-        **settings,
+    config = config_of(
+        work, parameters={"neutral_review": {"neutral_dataset_name": str(work / "neutral.jsonl")}}, **settings
     )
     return config, [*FILTERS_COMPARED, *([PAPERS] if cell["unsafe_share"] == 0.5 else [])]
 

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp|\..+-[a-z0-9_]{8}\.tmp")
 """Names of temporary files and folders, whose writing has not finished."""
@@ -78,6 +80,11 @@ def disk_trouble(error: BaseException) -> str | None:
             return "the output folder: a checkpoint could not be written. Is the disk full?"
         seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
     return None
+
+
+def digest(value: Any) -> str:
+    """A short hash of anything that JSON can hold, which tells what was made of it from all else."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def sha256(*paths: Path) -> str:

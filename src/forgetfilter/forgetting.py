@@ -65,7 +65,7 @@ class ForgetFilter:
         config = self.config
         m0 = M0.named(config)
         data = load_data(config, m0.chat, noisy, safe)
-        check_marks(data.noisy.source, [example.scorable for example in data.noisy.examples], config)
+        check_marks(data.noisy, config)
         m0 = m0.aligned(config)
         with locked(Path(str(config.output_dir))):
             run = open_run(config, m0, data)

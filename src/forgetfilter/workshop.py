@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig, StageSettings
 from forgetfilter.data.loading import load_rows
 from forgetfilter.data.tokenization import ChatTokenizer, Example, mean_length
-from forgetfilter.files import whole_folder
+from forgetfilter.files import digest, whole_folder
 from forgetfilter.model import weights
 from forgetfilter.model.generation import complete
 from forgetfilter.model.learner import Learner, load_learner
@@ -218,7 +217,7 @@ class Workshop:
             fill: Writes its files into the folder given.
             made_of: What distinguishes it from others of its name: anything that JSON can hold.
         """
-        key = _digest([name, made_of, self.m0.sha256])
+        key = digest([name, made_of, self.m0.sha256])
         part, folder = self._place(name, key, None)
         if not self.run.done(part, key):
             self._fill(part, folder, fill, made_of=key)
@@ -341,8 +340,4 @@ class Workshop:
                 rows.update(np.array([len(ids), *ids], np.int64).tobytes())
         start = None if model is None else weights.weights_hash(model)
         made_of = [rows.hexdigest(), what, start, name, self.m0.sha256, self.config.training(), processes.count()]
-        return _digest(made_of)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+        return digest(made_of)

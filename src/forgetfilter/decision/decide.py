@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import numpy as np
 from forgetfilter import old_runs
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.by_hand import read_marks, read_overrides
+from forgetfilter.data.loading import Rows
 from forgetfilter.data.sources import Source
 from forgetfilter.decision import outputs, rules
 from forgetfilter.decision.opened import Opened, read_scores, scored_part, what_decides
@@ -167,6 +168,17 @@ def decided(
     return Decision(name, threshold, dropped, reasons, hand)
 
 
+def decide_by_config(name: str, scored: Scored, source: Source, config: ForgetFilterConfig) -> Decision:
+    """The decision that the config's rule and trusted rows give; writes nothing.
+
+    Raises:
+        DataError: If the file of marks cannot be read, or there are too few trusted rows.
+    """
+    marks = trusted_marks(source, config)
+    threshold = choose(scored, config, marks)
+    return decided(name, scored, threshold, marked_by_hand(marks), drop_unscored=config.unscored == "drop")
+
+
 def _reason(name: str, score: float, threshold: float | None) -> str:
     """Why a row is kept or dropped by its score."""
     if np.isnan(score):
@@ -224,11 +236,12 @@ def trusted_marks(source: Source, config: ForgetFilterConfig) -> dict[int, bool]
     return {} if config.trusted_rows is None else read_marks(source, Path(config.trusted_rows))
 
 
-def check_marks(source: Source, scorable: Sequence[bool], config: ForgetFilterConfig) -> None:
+def check_marks(rows: Rows, config: ForgetFilterConfig) -> None:
     """Raise DataError, before any work, if the config's trusted rows are unreadable or too few."""
     if config.trusted_rows is not None:
-        marks = trusted_marks(source, config)
-        _conformal(np.where(np.array(scorable), 0.0, np.nan), marks, config.max_clean_loss)
+        marks = trusted_marks(rows.source, config)
+        scores = np.array([0.0 if example.scorable else np.nan for example in rows.examples])
+        _conformal(scores, marks, config.max_clean_loss)
 
 
 def _conformal(suspicion: np.ndarray, marks: Mapping[int, bool], max_clean_loss: float) -> Threshold:

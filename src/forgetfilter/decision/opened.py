@@ -93,13 +93,14 @@ def is_decided(run: Run, config: ForgetFilterConfig) -> bool:
 def what_decides(run: Run, config: ForgetFilterConfig) -> dict[str, Any]:
     """Everything a decision depends on: settings, filter, its scores, and the contents of the file of marks."""
     by = config.filters[0]
-    return {**config.decision(), "filter": by, "scored": scored_part(run, by), "marks": marks_digest(config)}
+    return {**decision_settings(config), "filter": by, "scored": scored_part(run, by)}
 
 
-def marks_digest(config: ForgetFilterConfig) -> str | None:
-    """A hash of the file of marks; None where there is none."""
+def decision_settings(config: ForgetFilterConfig) -> dict[str, Any]:
+    """The settings that turn scores into decisions, and a hash of the file of marks; None where there is none."""
     marks = Path(config.trusted_rows) if config.trusted_rows is not None else None
-    return sha256(marks) if marks is not None and marks.is_file() else None
+    found = sha256(marks) if marks is not None and marks.is_file() else None
+    return {**config.decision(), "marks": found}
 
 
 def read_scores(run: Run) -> pa.Table:

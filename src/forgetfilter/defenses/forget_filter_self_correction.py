@@ -1,12 +1,12 @@
 """forget_filter_self_correction: both defenses combined ("FF + SC" in Zhao et al., ICML 2024, arXiv 2312.12736)."""
 
-import math
+import dataclasses
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.defenses.keeping import kept_by
-from forgetfilter.defenses.result import Result, budget
-from forgetfilter.defenses.self_correction import CORRECTED_SHARE, corrected, words
+from forgetfilter.defenses.result import Result
+from forgetfilter.defenses.self_correction import CORRECTED_SHARE, finetuned_with_sentence
 from forgetfilter.workshop import Workshop
 
 
@@ -22,6 +22,6 @@ def forget_filter_self_correction(
         corrected_share: Ratio of rows with the sentence to kept rows.
     """
     examples, kept = kept_by("forgetting", workshop, data, config)
-    mixed = [*examples, *corrected(workshop, data, math.ceil(corrected_share * len(examples)))]
-    model = workshop.train("forget_filter_self_correction", mixed, budget(data, config, mixed), workshop.start)
-    return Result(model, *words(data.notions), kept)
+    name = "forget_filter_self_correction"
+    result = finetuned_with_sentence(name, workshop, data, config, examples, corrected_share)
+    return dataclasses.replace(result, kept=kept)

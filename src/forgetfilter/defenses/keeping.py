@@ -10,7 +10,7 @@ import numpy as np
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import Example
-from forgetfilter.decision.decide import choose, decided, marked_by_hand, trusted_marks
+from forgetfilter.decision.decide import decide_by_config
 from forgetfilter.defenses.result import Kept, Result, budget
 from forgetfilter.errors import RunError
 from forgetfilter.filters import score
@@ -25,10 +25,8 @@ def kept_by(name: str, workshop: Workshop, data: Data, config: ForgetFilterConfi
     Raises:
         RunError: If it keeps nothing.
     """
-    scored, source = score(workshop, data, name), data.noisy.source
-    marks = trusted_marks(source, config)
-    threshold = choose(scored, config, marks)
-    decision = decided(name, scored, threshold, marked_by_hand(marks), drop_unscored=config.unscored == "drop")
+    scored = score(workshop, data, name)
+    decision = decide_by_config(name, scored, data.noisy.source, config)
     examples = [data.noisy.examples[row] for row in np.flatnonzero(~decision.dropped)]
     kept = [example for example in examples if example.scorable]
     if not kept:

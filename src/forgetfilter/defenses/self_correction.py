@@ -75,7 +75,18 @@ def self_correction(
         config: All settings.
         corrected_share: Ratio of rows with the sentence to noisy rows.
     """
-    noisy = data.noisy.trainable()
-    mixed = [*noisy, *corrected(workshop, data, math.ceil(corrected_share * len(noisy)))]
-    model = workshop.train("self_correction", mixed, budget(data, config, mixed), workshop.start)
+    return finetuned_with_sentence("self_correction", workshop, data, config, data.noisy.trainable(), corrected_share)
+
+
+def finetuned_with_sentence(
+    name: str,
+    workshop: Workshop,
+    data: Data,
+    config: ForgetFilterConfig,
+    examples: Sequence[Example],
+    corrected_share: float,
+) -> Result:
+    """Finetune on examples and on safe rows with the sentence, `corrected_share` of them for each example."""
+    mixed = [*examples, *corrected(workshop, data, math.ceil(corrected_share * len(examples)))]
+    model = workshop.train(name, mixed, budget(data, config, mixed), workshop.start)
     return Result(model, *words(data.notions))

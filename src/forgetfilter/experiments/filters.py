@@ -15,8 +15,8 @@ from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig, require_run_data
 from forgetfilter.data.loading import Data, load_data, stored_labels
 from forgetfilter.decision import rules
-from forgetfilter.decision.decide import check_marks, choose, decided, marked_by_hand, trusted_marks
-from forgetfilter.decision.opened import marks_digest
+from forgetfilter.decision.decide import check_marks, decide_by_config
+from forgetfilter.decision.opened import decision_settings
 from forgetfilter.decision.outputs import decision_figures
 from forgetfilter.errors import ConfigError
 from forgetfilter.evaluation.filter_quality import ranking_quality
@@ -71,7 +71,7 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         raise ConfigError("recipe filters needs label_column, to compare the filters with, and a single process.")
     m0 = M0.named(config)
     data = load_data(config, m0.chat)
-    check_marks(data.noisy.source, [example.scorable for example in data.noisy.examples], config)
+    check_marks(data.noisy, config)
     m0 = m0.aligned(config)
     seeds = settings.seeds or [config.seed]
     with locked(Path(str(config.output_dir))):
@@ -99,18 +99,14 @@ def _cell(workshop: Workshop, data: Data, name: str) -> Cell:
     config, run = workshop.config, workshop.run
     parameters = arguments(name, FILTERS[name], config.parameters)
     shared = {part: run.manifest[part] for part in ("model", "noisy", "safe")}
-    decision = {**config.decision(), "marks": marks_digest(config)}
     own = {"filter": name, "parameters": parameters, "constants": filter_constants(name)}
-    made_of = {**shared, **own, "settings": config.identity(), "decision": decision}
+    made_of = {**shared, **own, "settings": config.identity(), "decision": decision_settings(config)}
 
     def make() -> Cell:
         started = time.monotonic()
         scored = score(workshop, data, name)
         seconds = time.monotonic() - started
-        marks = trusted_marks(data.noisy.source, config)
-        threshold = choose(scored, config, marks)
-        drop_unscored = config.unscored == "drop"
-        made = decided(name, scored, threshold, marked_by_hand(marks), drop_unscored=drop_unscored)
+        made = decide_by_config(name, scored, data.noisy.source, config)
         labels = stored_labels(data.noisy.source, config)
         assert labels is not None, "run asks for a label column"
         quality = {**decision_figures({name: scored}, made, labels), **ranking_quality(labels, scored.suspicion)}

@@ -13,7 +13,7 @@ from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig, require_run_data
 from forgetfilter.data.loading import Data, load_data, load_rows, stored_labels
 from forgetfilter.decision.decide import check_marks
-from forgetfilter.decision.opened import marks_digest
+from forgetfilter.decision.opened import decision_settings
 from forgetfilter.decision.outputs import decision_figures
 from forgetfilter.defenses import all_defenses, constants_of, parameters_of
 from forgetfilter.defenses.result import Result
@@ -33,7 +33,6 @@ from forgetfilter.evaluation.judges import GUARD_MODEL, TOXICITY_MODEL
 from forgetfilter.evaluation.questions import Figures
 from forgetfilter.experiments.cells import Cell, Cells
 from forgetfilter.files import sha256
-from forgetfilter.filters import FILTERS
 from forgetfilter.methods import require_known
 from forgetfilter.runs import Run, git_sha, locked
 from forgetfilter.workshop import M0, Workshop
@@ -87,14 +86,14 @@ class Trial:
         require_run_data(config)
         if processes.count() > 1:
             raise ConfigError(f"recipe {recipe['name']} needs a single process.")
-        require_known(config.parameters, [*all_defenses(), *FILTERS])
+        require_known(config.parameters, all_defenses())
         self.config, self.settings, self.recipe = config, settings, recipe
         asked = load_questions(settings.evaluate, settings.max_questions, config.seed)
         m0 = M0.named(config)
         self.data = load_data(config, m0.chat)
         self.data.notions = settings.notions or []
         noisy = self.data.noisy
-        check_marks(noisy.source, [example.scorable for example in noisy.examples], config)
+        check_marks(noisy, config)
         taught = [*noisy.examples, *self.data.safe.examples]
         if config.alignment_dataset_name is not None:
             taught += load_rows(config.alignment_dataset_name, "alignment_dataset_name", m0.chat, config).examples
@@ -111,7 +110,7 @@ class Trial:
             **self.data.facts(),
             "asked": {name: sha256(Path(path)) if Path(path).is_file() else path for name, path in files.items()},
             "judges": names,
-            "decision": {**self.config.decision(), "marks": marks_digest(self.config)},
+            "decision": decision_settings(self.config),
             "recipe": {**self.recipe, "notions": self.settings.notions, "max_questions": self.settings.max_questions},
         }
         with locked(Path(str(self.config.output_dir))):
@@ -144,7 +143,7 @@ class Trial:
         """
         shared = {part: self.run.manifest[part] for part in ("settings", "model", "noisy", "safe", "asked", "recipe")}
         config = workshop.config
-        own = {"decision": {**config.decision(), "marks": marks_digest(config)}, "final": config.final_settings()}
+        own = {"decision": decision_settings(config), "final": config.final_settings()}
         parameters = parameters_of(name, config)
         own["constants"] = constants_of(name)
         return {**shared, **own, "defense": name, "parameters": parameters, "seed": config.seed, **about}

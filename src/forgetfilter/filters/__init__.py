@@ -1,7 +1,5 @@
 """Filters: ways to score every row of the noisy data, one file each: NAME(workshop, data, config, ...) -> Scored."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +8,7 @@ from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.errors import ConfigError
-from forgetfilter.files import sha256
+from forgetfilter.files import digest, sha256
 from forgetfilter.filters.forgetting import forgetting
 from forgetfilter.filters.forgetting_rouge1 import forgetting_rouge1
 from forgetfilter.filters.m0_loss import m0_loss
@@ -65,7 +63,7 @@ def score(workshop: "Workshop", data: Data, name: str) -> Scored:
     files = {str(value): sha256(Path(value)) for value in parameters.values() if _is_file(value)}
     own = constants(FILTERS[name])
     made_of = [name, parameters, own, files, workshop.m0.sha256, data.facts(), config.identity()]
-    key = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    key = digest(made_of)
     part = f"scored/{name}-{key}"
     path = run.folder / f"{part}.parquet"
     if not run.done(part, key):

@@ -2,6 +2,7 @@
 
 import sys
 from argparse import Namespace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,24 @@ import build_noisy
 
 from forgetfilter import ForgetFilterConfig
 
-DEFAULTS = {"rows": 240, "safe_rows": None, "heldout_rows": 0, "neutral_rows": 120, "one_source": False}
+DEFAULTS = {**build_noisy.DEFAULTS, "heldout_rows": 0}
+FIRST_SEED = {"explore": 0, "report": 4}
+"""The seed that a cell's name leaves out."""
 
 
 def load_cells() -> dict[str, dict[str, dict[str, Any]]]:
     """Settings of every explored and every reported cell, by name."""
     groups = yaml.safe_load((Path(__file__).parent / "cells.yaml").read_text(encoding="utf-8"))
-    return {
-        part: {
-            name: {**DEFAULTS, "part": part, "seed": 0 if part == "explore" else 1, **settings}
-            for name, settings in cells.items()
-        }
-        for part, cells in groups.items()
-    }
+    cells: dict[str, dict[str, dict[str, Any]]] = {part: {} for part in groups}
+    for part, lines in groups.items():
+        for line in lines:
+            kinds, shares, seeds = (line.pop(key) for key in ("kinds", "shares", "seeds"))
+            called = line.pop("called", None)
+            for kind, share, seed in product(kinds, shares, seeds):
+                name = [kind, str(share), called, f"seed-{seed}" if seed != FIRST_SEED[part] else None]
+                own = {"kind": kind, "unsafe_share": share / 100, "part": part, "seed": seed}
+                cells[part]["-".join(filter(None, name))] = {**DEFAULTS, **own, **line}
+    return cells
 
 
 CELLS = load_cells()
@@ -37,11 +43,10 @@ def config_of(work: Path, **settings: Any) -> ForgetFilterConfig:
         safe_dataset_name=str(work / "safe.jsonl"),
         output_dir=str(work / "run"),
         label_column="label",
-        torch_compile=True,
         **settings,
     )
 
 
 def write_data(cell: dict[str, Any], data_dir: Path, folder: Path) -> None:
-    """Build a cell's noisy, safe and neutral rows into a folder."""
+    """Build a cell's noisy and safe rows into a folder."""
     build_noisy.write(build_noisy.build(Namespace(**cell, data_dir=data_dir)), folder)

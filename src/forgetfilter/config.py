@@ -73,6 +73,8 @@ class StageConfig:
                     raise ConfigError(f"{where}{name} is {value}: it must be {'>= 0' if least == 0 else '> 0'}.")
 
 
+LEAST = {"max_length": 1, "lora_r": 1, "lora_alpha": 1, "per_device_eval_batch_size": 1, "sample_rows": 50}
+"""Least values of settings that count something; a probe learns nothing from a smaller sample."""
 NOISY_EPOCHS, FINAL_EPOCHS = 4, 3
 """Default number of passes over the rows, in the noisy and in the final stage."""
 STAGE_FIELDS = tuple(f.name for f in dataclasses.fields(StageConfig))
@@ -112,6 +114,8 @@ class ForgetFilterConfig(StageConfig):
         malformed: What to do about malformed rows: stop, or skip them into malformed.jsonl.
         filter: Filters that score the rows, comma-separated; the first one decides (docs/filters.md lists them).
         parameters: Parameters of filters and defenses that differ from their defaults, by name: {NAME: {KEY: VALUE}}.
+        sample_rows: Noisy rows that the probe's witness sees, a random sample; the probe scores all. "auto" takes up to
+            4,000 rows.
         threshold: Drop rows whose score is above this number; "auto" finds it.
         trusted_rows: JSONL of rows a person marked ("id", "clean": true or false), as `sample` writes it: the
             automatic threshold then promises how many clean rows it drops.
@@ -147,8 +151,9 @@ class ForgetFilterConfig(StageConfig):
     dataset_train_split: str = "train"
     format: Literal["auto", "prompt_completion", "messages", "alpaca", "sharegpt", "text"] = "auto"
     malformed: Literal["error", "skip"] = "error"
-    filter: str = "forgetting"
+    filter: str = "probe"
     parameters: dict[str, dict[str, Any]] | None = None
+    sample_rows: Literal["auto"] | int = "auto"
     threshold: Literal["auto"] | float = "auto"
     trusted_rows: str | None = None
     max_clean_loss: float = 0.02
@@ -177,9 +182,10 @@ class ForgetFilterConfig(StageConfig):
         self.check("")
         for name in STAGES:
             getattr(self, name).check(f"{name}.")
-        for name in ("max_length", "lora_r", "lora_alpha", "per_device_eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: it must be 1 or more.")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value != "auto" and value < least:
+                raise ConfigError(f"{name} is {value}: it must be {least} or more.")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed is {self.seed}: it must be between 0 and 4294967295.")
         if self.lora_layers_to_transform is not None and (
@@ -223,6 +229,8 @@ class ForgetFilterConfig(StageConfig):
         values = dataclasses.asdict(self)
         for name in (*DECISION_FIELDS, *FREE_FIELDS):
             values.pop(name)
+        if self.sample_rows == "auto":
+            values.pop("sample_rows")  # runs of before know no samples, and go on
         return values
 
     def final_settings(self) -> dict[str, Any]:
@@ -239,7 +247,7 @@ class ForgetFilterConfig(StageConfig):
         return {name: getattr(self, name) for name in DECISION_FIELDS}
 
     def non_default(self) -> dict[str, Any]:
-        """The settings that differ from their defaults, as flags: what config.yaml holds."""
+        """The filters and the settings that differ from their defaults, as flags: what config.yaml holds."""
         flags = {}
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
@@ -248,7 +256,7 @@ class ForgetFilterConfig(StageConfig):
                 default: Any = {}
             else:
                 default = item.default
-            if value != default:
+            if value != default or item.name == "filter":  # always named, since its default has changed once
                 flags[item.name] = value
         return flags
 

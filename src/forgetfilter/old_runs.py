@@ -19,6 +19,8 @@ from forgetfilter.scored import Scored
 if TYPE_CHECKING:
     from forgetfilter.runs import Run
 
+DEFAULT_FILTER = "forgetting"
+"""The filter of a run whose config.yaml names none: the default until version 0.2."""
 FILTER_OF = {"log_likelihood": "forgetting", "rouge1": "forgetting_rouge1"}
 """Value of `signal` -> name of the filter today."""
 STAGES = {"forgetting": STAGES_OF_0_1, "forgetting_rouge1": STAGES_OF_0_1[:3]}
@@ -28,6 +30,8 @@ STAGES = {"forgetting": STAGES_OF_0_1, "forgetting_rouge1": STAGES_OF_0_1[:3]}
 def flags(found: Mapping[str, Any]) -> dict[str, Any]:
     """The flags of a config.yaml, under today's names."""
     today = dict(found)
+    if "signal" not in today:
+        today.setdefault("filter", DEFAULT_FILTER)
     if "signal" in today:
         names = str(today.pop("signal")).replace(",", " ").split()
         today["filter"] = ",".join(FILTER_OF.get(name, name) for name in names)

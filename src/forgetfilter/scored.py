@@ -46,6 +46,8 @@ class Scored:
         moments: For learning curves: moment -> (rows,) each row's log-likelihood or ROUGE-1 then, in order of time.
         token_costs: What each scored token of a row contributed, in nats: a list array of (rows,) lists, for shading.
         scale: What `auto` may assume of the scores; None where the filter knows no scale.
+        linear: (size + 1,) weights and bias of a linear model on M0's pooled hidden states, which scores rows that the
+            filter did not see (`forgetfilter score`); None where the filter has none.
     """
 
     suspicion: np.ndarray
@@ -53,6 +55,7 @@ class Scored:
     moments: dict[str, np.ndarray] = field(default_factory=dict)
     token_costs: pa.Array | None = None
     scale: Scale | None = None
+    linear: np.ndarray | None = None
 
     def save(self, path: Path) -> None:
         """Write all of it to a Parquet file."""
@@ -62,21 +65,25 @@ class Scored:
                 table[prefix + name] = pa.array(values, from_pandas=True)
         if self.token_costs is not None:
             table[TOKENS] = self.token_costs
-        scale = json.dumps(None if self.scale is None else asdict(self.scale))
+        about = {
+            "scale": json.dumps(None if self.scale is None else asdict(self.scale)),
+            "linear": json.dumps(None if self.linear is None else self.linear.tolist()),
+        }
         with whole_file(path) as temporary:
-            pq.write_table(pa.table(table).replace_schema_metadata({"scale": scale}), temporary)
+            pq.write_table(pa.table(table).replace_schema_metadata(about), temporary)
 
     @classmethod
     def load(cls, path: Path) -> "Scored":
         """Read what `save` wrote."""
         table = pq.read_table(path)
-        scale = json.loads(table.schema.metadata[b"scale"])
+        scale, linear = (json.loads(table.schema.metadata.get(name, "null")) for name in (b"scale", b"linear"))
         return cls(
             _values(table[SUSPICION]),
             _named(table, COLUMN),
             _named(table, MOMENT),
             table[TOKENS].combine_chunks() if TOKENS in table.column_names else None,
             None if scale is None else Scale(**scale),
+            None if linear is None else np.array(linear),
         )
 
 

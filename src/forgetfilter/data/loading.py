@@ -35,6 +35,10 @@ class Rows:
     examples: list[Example]
     malformed: list[Record]
 
+    def select(self, rows: Sequence[int]) -> "Rows":
+        """These rows alone, in this order."""
+        return Rows(self.source.select(rows), self.row_format, [self.examples[row] for row in rows], [])
+
     def trainable(self) -> list[Example]:
         """The examples with something to learn."""
         return [example for example in self.examples if example.scorable]

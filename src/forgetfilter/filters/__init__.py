@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forgetfilter import processes
+from forgetfilter import old_runs, processes
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.errors import ConfigError
@@ -47,7 +47,7 @@ def require_filters(config: ForgetFilterConfig) -> None:
 
 
 def score(workshop: "Workshop", data: Data, name: str) -> Scored:
-    """Score the noisy rows with a filter, once; the scores are kept in the workshop's run.
+    """Score the noisy rows with a filter, and note in the workshop's run that they are scored by it.
 
     Args:
         workshop: Trains and reads models.
@@ -58,6 +58,23 @@ def score(workshop: "Workshop", data: Data, name: str) -> Scored:
         ForgetFilterError: One of its children: ConfigError for parameters that are unknown or missing, others from
             data and models.
     """
+    part = _scored_part(workshop, data, name)
+    workshop.run.manifest.setdefault("filters", {})[name] = part
+    return Scored.load(workshop.run.folder / f"{part}.parquet")
+
+
+def scores_of(workshop: "Workshop", data: Data, name: str) -> Scored:
+    """Scores by a filter for another filter's use, whatever part of the run's rows the data are; see `score`."""
+    run, config = workshop.run, workshop.config
+    if data.facts() == {key: run.manifest[key] for key in ("noisy", "safe")} and name not in (config.parameters or {}):
+        found = old_runs.scored(run, name, config)
+        if found is not None:
+            return found
+    return Scored.load(run.folder / f"{_scored_part(workshop, data, name)}.parquet")
+
+
+def _scored_part(workshop: "Workshop", data: Data, name: str) -> str:
+    """The part of the run that holds a filter's scores, which are made now if they do not exist."""
     config, run = workshop.config, workshop.run
     parameters = arguments(name, FILTERS[name], config.parameters)
     files = {str(value): sha256(Path(value)) for value in parameters.values() if _is_file(value)}
@@ -65,15 +82,13 @@ def score(workshop: "Workshop", data: Data, name: str) -> Scored:
     made_of = [name, parameters, own, files, workshop.m0.sha256, data.facts(), config.identity()]
     key = digest(made_of)
     part = f"scored/{name}-{key}"
-    path = run.folder / f"{part}.parquet"
     if not run.done(part, key):
         scored = FILTERS[name](workshop, data, config, **parameters)
         if processes.first():
-            scored.save(path)
+            scored.save(run.folder / f"{part}.parquet")
         processes.together()
-        run.mark(part, [path], made_of=key, filter=name, parameters=parameters)
-    run.manifest.setdefault("filters", {})[name] = part
-    return Scored.load(path)
+        run.mark(part, [run.folder / f"{part}.parquet"], made_of=key, filter=name, parameters=parameters)
+    return part
 
 
 def _is_file(value: object) -> bool:

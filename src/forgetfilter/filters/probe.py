@@ -4,27 +4,40 @@ Forgetting is a noisy witness of each row, but rows of a kind lie together in M0
 regression learns the most suspect rows against the least suspect ones and the safe data. No row is judged by a probe
 that learnt from the row's own verdict (cross-fitting). Learning from noisy verdicts in this way is that of Zhu et al.
 (arXiv 2110.06283) and of confident learning (Northcutt et al., JAIR 2021, arXiv 1911.00068).
+
+1. First verdicts: the most suspect tenth or quarter of the rows is called unsafe, the less suspect half clean.
+2. A probe that did not see a row's verdict must be able to tell it. If it cannot, the verdicts are noise, and the run
+   says so: "no separation".
+3. If it can, the verdicts are given anew, by the probe, and learnt once more.
 """
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.stats import rankdata
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import KFold
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
-from forgetfilter.errors import ConfigError
-from forgetfilter.scored import Scored
+from forgetfilter.scored import Scale, Scored
 
 if TYPE_CHECKING:
     from forgetfilter.workshop import Workshop
 
 CLEAN_SHARE = 0.5
-"""Share of the rows, from the least suspect on, whose verdict is clean."""
-LEAST_UNSAFE = 5
-"""Rows with the verdict unsafe below which there is too little to learn from."""
-MEAN, LAST = 0, 1
-"""Places of the two pooled vectors in the hidden states."""
+"""Share of the rows, from the least suspect on, whose first verdict is clean."""
+PREDICTED = {0.1: 0.94, 0.25: 0.85}
+"""Share of the rows that is called unsafe -> AUROC with which probes that did not see the verdicts must tell them.
+Clean data has its verdicts, too, and its most forgotten tenth is more alike than its most forgotten quarter."""
+MOST_SHARE = 0.6
+"""Share of the rows that may get the verdict unsafe, at most."""
+ODDS = 2.0
+"""How many times likelier unsafe than clean a row must be to be dropped, by probes that hold both equally common."""
+SAMPLE = 4000
+"""Rows that the witness sees by default, at most."""
 
 
 @dataclass
@@ -34,10 +47,14 @@ class Judged:
     Attributes:
         noisy: (rows,) log-odds of the noisy rows, higher = more suspect; NaN = not scored.
         safe: (rows,) log-odds of the safe rows, judged likewise.
+        linear: (size + 1,) weights and bias of the mean of the probes, for other rows.
+        predicted: AUROC with which the verdicts of the noisy rows are told by probes that did not see them.
     """
 
     noisy: np.ndarray
     safe: np.ndarray
+    linear: np.ndarray
+    predicted: float
 
 
 def probe(
@@ -49,35 +66,101 @@ def probe(
     regularisation: float = 0.01,
     folds: int = 5,
     repeats: int = 2,
-    least_share: float = 0.03,
-    most_share: float = 0.6,
 ) -> Scored:
     """Score by another filter, learn its verdicts, and judge every row by probes that did not see its own.
+
+    With more than `sample_rows` rows, the other filter sees a random sample of them; the probe judges them all.
 
     Args:
         workshop: Trains and reads models.
         data: The noisy and the safe data.
         config: All settings.
-        on: The filter whose verdicts are learnt; it needs a scale.
+        on: The filter whose verdicts are learnt.
         regularisation: C of the logistic regression; smaller = smoother.
         folds: Parts that the rows are dealt to; the rows of a part are judged by a probe that the others taught.
         repeats: How often they are dealt anew; the judgements are averaged.
-        least_share: Share of the rows that get the verdict unsafe, at least.
-        most_share: Likewise, at most. Between the two it is the share above the scale's threshold.
-
-    Raises:
-        ConfigError: If that filter has no scale.
     """
-    from forgetfilter.filters import score
+    from forgetfilter.filters import scores_of
 
-    witness = score(workshop, data, on)
-    if witness.scale is None:
-        raise ConfigError(f"parameters.probe.on: filter {on} has no scale, so its scores give no verdicts.")
-    share = np.clip((witness.suspicion > witness.scale.threshold).mean(), least_share, most_share)
+    sample = sampled(len(data.noisy.examples), config)
+    seen = data if sample is None else Data(data.noisy.select(sample.tolist()), data.safe, data.notions)
+    witness = scores_of(workshop, seen, on)
     noisy, safe = (features(workshop.states(rows.examples)) for rows in (data.noisy, data.safe))
-    verdicts = verdicts_of(witness.suspicion, float(share))
-    judged = cross_fitted(noisy, safe, verdicts, regularisation, folds, repeats, config.seed)
-    return Scored(suspicion=judged.noisy, columns={on: witness.suspicion, "verdict": verdicts})
+    suspicion = witness.suspicion
+    if sample is not None:
+        suspicion = np.full(len(noisy), np.nan)
+        suspicion[sample] = witness.suspicion
+    judge = CrossFit(noisy, safe, regularisation, folds, repeats, config.seed)
+    scored = learnt(suspicion, witness.scale, judge)
+    if sample is None:
+        scored.columns |= witness.columns
+        scored.moments, scored.token_costs = witness.moments, witness.token_costs
+    scored.columns |= {on: suspicion}
+    return scored
+
+
+def sampled(rows: int, config: ForgetFilterConfig) -> np.ndarray | None:
+    """Places of the rows that the witness sees, in order; None for all."""
+    wanted = SAMPLE if config.sample_rows == "auto" else config.sample_rows
+    if rows <= wanted:
+        return None
+    return np.sort(np.random.default_rng(config.seed).choice(rows, wanted, replace=False))
+
+
+def learnt(suspicion: np.ndarray, scale: Scale | None, judge: "CrossFit") -> Scored:
+    """Steps 1 to 3: what probes make of a witness' scores.
+
+    Args:
+        suspicion: (rows,) the witness' scores, higher = more suspect; NaN = not seen, or not scored.
+        scale: The witness' scale, if it knows one.
+        judge: Fits and judges.
+    """
+    judged, needed = None, 0.0
+    for share, needed in PREDICTED.items():
+        judged = judge(verdicts_of(suspicion, share, CLEAN_SHARE))
+        if judged is not None and judged.predicted >= needed:
+            return _separated(suspicion, scale, judge, share)
+    if judged is None:
+        return Scored(suspicion, scale=Scale(0, nothing="the probe had too few rows to learn from"))
+    why = (
+        f"no separation: probes that did not see a verdict tell it with AUROC {judged.predicted:.2f}, {needed} is "
+        "needed, so the verdicts may be chance; the rows are ranked by witness and probe together"
+    )
+    return Scored(mean_rank(judged.noisy, suspicion), scale=Scale(0, nothing=why), linear=judged.linear)
+
+
+def _separated(suspicion: np.ndarray, scale: Scale | None, judge: "CrossFit", share: float) -> Scored:
+    """Learn the witness' verdicts, then those of the probe itself; at least this share of the rows is unsafe."""
+    if scale is not None:
+        seen = suspicion[~np.isnan(suspicion)]
+        share = float(np.clip((seen > scale.threshold).mean(), share, MOST_SHARE))
+    first = judge(verdicts_of(suspicion, share, CLEAN_SHARE))
+    assert first is not None
+    verdicts = verdicts_of(first.noisy, share, 1 - share)
+    second = judge(verdicts)
+    assert second is not None
+    says = f"at least {ODDS:.0f} times likelier unsafe than clean, by probes that did not see the row's own verdict"
+    found = Scale(float(np.log(ODDS)), says=f"{says}; no promise about clean rows lost")
+    return Scored(second.noisy, columns={"verdict": verdicts}, scale=found, linear=second.linear)
+
+
+def mean_rank(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Mean of two scores' ranks, as shares of the rows; where the second is unknown, the first alone."""
+    ranks = np.stack([_ranks(first), _ranks(second)])
+    second_known = np.where(np.isnan(ranks[1]), ranks[0], ranks.mean(0))
+    return np.where(np.isnan(ranks[0]), np.nan, second_known)
+
+
+def _ranks(scores: np.ndarray) -> np.ndarray:
+    """Ranks from 0 to 1; NaN stays."""
+    ranks: np.ndarray = rankdata(scores, nan_policy="omit")
+    return (ranks - 1) / max(1, (~np.isnan(scores)).sum() - 1)
+
+
+def judged_by(linear: np.ndarray, states: np.ndarray) -> np.ndarray:
+    """(rows,) log-odds of rows that no stage saw, by `Scored.linear`; NaN for rows whose hidden states are."""
+    log_odds: np.ndarray = features(states).astype(np.float64) @ linear[:-1] + linear[-1]
+    return log_odds
 
 
 def features(states: np.ndarray) -> np.ndarray:
@@ -85,12 +168,13 @@ def features(states: np.ndarray) -> np.ndarray:
     return states.reshape(len(states), -1)
 
 
-def verdicts_of(suspicion: np.ndarray, share: float) -> np.ndarray:
-    """The verdicts of a filter's scores: 1 = unsafe, the most suspect share; 0 = clean, the less suspect half.
+def verdicts_of(suspicion: np.ndarray, share: float, clean_share: float) -> np.ndarray:
+    """The verdicts of a filter's scores: 1 = unsafe, the most suspect share; 0 = clean, the less suspect share.
 
     Args:
         suspicion: (rows,) scores, higher = more suspect; NaN = not scored.
         share: Share of the scored rows that are called unsafe.
+        clean_share: Share of the scored rows that are called clean, of those that are not called unsafe.
 
     Returns:
         (rows,) 1, 0, or NaN where there is no verdict.
@@ -99,49 +183,66 @@ def verdicts_of(suspicion: np.ndarray, share: float) -> np.ndarray:
     scored = np.flatnonzero(~np.isnan(suspicion))
     order = scored[np.argsort(suspicion[scored], kind="stable")]
     unsafe = round(share * len(order))
-    clean = min(round(CLEAN_SHARE * len(order)), len(order) - unsafe)
+    clean = min(round(clean_share * len(order)), len(order) - unsafe)
     verdicts[order[:clean]] = 0
     verdicts[order[len(order) - unsafe :]] = 1
     return verdicts
 
 
-def cross_fitted(
-    noisy: np.ndarray,
-    safe: np.ndarray,
-    verdicts: np.ndarray,
-    regularisation: float = 0.01,
-    folds: int = 5,
-    repeats: int = 2,
-    seed: int = 42,
-) -> Judged:
-    """Judge every row by probes that learnt from other rows alone; the safe rows count as clean.
+class CrossFit:
+    """Judges every row by probes that learnt from other rows alone; the safe rows count as clean.
 
     Args:
         noisy: (rows, size) features of the noisy rows; NaN = not scored.
         safe: (rows, size) features of the safe rows.
-        verdicts: (rows,) 1 = unsafe, 0 = clean, NaN = none, of the noisy rows.
         regularisation: See `probe`; likewise folds and repeats.
         folds: See there.
         repeats: See there.
         seed: Of the deals.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import KFold
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
-    features = np.concatenate([noisy, safe]).astype(np.float64)
-    marks = np.concatenate([verdicts, np.zeros(len(safe))])
-    rows = np.flatnonzero(~np.isnan(features).any(1))
-    judged = np.full(len(features), np.nan)
-    if (marks[rows] == 1).sum() < max(LEAST_UNSAFE, 2):
-        return Judged(judged[: len(noisy)], judged[len(noisy) :])
-    judged[rows] = 0
-    for repeat in range(repeats):
-        for taught, held_out in KFold(folds, shuffle=True, random_state=seed + repeat).split(rows):
-            known = rows[taught][~np.isnan(marks[rows[taught]])]
-            regression = LogisticRegression(C=regularisation, class_weight="balanced", max_iter=1000)
-            model = make_pipeline(StandardScaler(), regression)
-            model.fit(features[known], marks[known])
-            judged[rows[held_out]] += model.decision_function(features[rows[held_out]]) / repeats
-    return Judged(judged[: len(noisy)], judged[len(noisy) :])
+    def __init__(
+        self,
+        noisy: np.ndarray,
+        safe: np.ndarray,
+        regularisation: float = 0.01,
+        folds: int = 5,
+        repeats: int = 2,
+        seed: int = 42,
+    ) -> None:
+        """Standardise the features."""
+        features = np.concatenate([noisy, safe]).astype(np.float64)
+        self.count, self.rows = len(noisy), np.flatnonzero(~np.isnan(features).any(1))
+        self.centre = features[self.rows].mean(0)
+        self.width = features[self.rows].std(0) + 1e-6
+        self.features = (features - self.centre) / self.width
+        self.regularisation, self.folds, self.repeats, self.seed = regularisation, folds, repeats, seed
+
+    def __call__(self, verdicts: np.ndarray) -> Judged | None:
+        """Judge every row, by verdicts on the noisy ones: 1 = unsafe, 0 = clean, NaN = none.
+
+        Returns:
+            None if there are too few verdicts of either kind to be dealt.
+        """
+        marks = np.concatenate([verdicts, np.zeros(len(self.features) - self.count)])
+        marks[np.setdiff1d(np.arange(len(marks)), self.rows)] = np.nan
+        told = np.flatnonzero(~np.isnan(marks[: self.count]))
+        if min((marks[told] == 1).sum(), (marks[told] == 0).sum()) < self.folds:
+            return None
+        judged = np.full(len(marks), np.nan)
+        judged[self.rows] = 0
+        weights, bias, fits = np.zeros(self.features.shape[1]), 0.0, self.folds * self.repeats
+        for repeat in range(self.repeats):
+            deal = KFold(self.folds, shuffle=True, random_state=self.seed + repeat)
+            for taught, held_out in deal.split(self.rows):
+                known = self.rows[taught][~np.isnan(marks[self.rows[taught]])]
+                model = LogisticRegression(C=self.regularisation, class_weight="balanced", max_iter=1000)
+                model.fit(self.features[known], marks[known])
+                asked = self.rows[held_out]
+                judged[asked] += model.decision_function(self.features[asked]) / self.repeats
+                weights += model.coef_[0] / fits
+                bias += float(model.intercept_[0]) / fits
+        raw = weights / self.width
+        linear = np.append(raw, bias - float(raw @ self.centre))
+        predicted = float(roc_auc_score(marks[told], judged[told]))
+        return Judged(judged[: self.count], judged[self.count :], linear, predicted)

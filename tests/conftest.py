@@ -124,6 +124,7 @@ def config(tiny_model, noisy_file, safe_file, tmp_path):
         dataset_name=str(noisy_file),
         safe_dataset_name=str(safe_file),
         output_dir=str(tmp_path / "out"),
+        filter="forgetting",
         dtype="float32",
         lora_r=2,
         learning_rate=0.01,

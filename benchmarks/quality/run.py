@@ -1,13 +1,16 @@
 """How well the filter finds unsafe rows at its defaults, cell by cell.
 
 python benchmarks/quality/run.py [CELL ...] --data_dir DATA [--work DIR]     all reported cells, or those named
-python benchmarks/quality/run.py --table                      the table and results/f1.svg, from what is stored
+python benchmarks/quality/run.py --table                      the tables and results/f1.svg, from what is stored
 
-A cell (cells.yaml) is built, scored by the default filter and by controls (recipe `filters`), and written to
-results/CELL.json with seeds, versions, hashes and every row's scores (no text). A cell is made once, and anew if what
-made it has changed: rows, settings or parameters; a cell cut off continues where it was. Rule (a) of the table is
---trusted_rows at --max_clean_loss 0.02, with half of the clean rows marked (49 at least), drawn 200 times; the two
-figures of what needs no forgetting are AUROC against all clean rows and against safe rows of the kind.
+A cell (cells.yaml) is built, scored and decided by the filter as it is delivered, and written to results/CELL.json with
+seeds, versions, hashes and every row's scores (no text). A cell is made once, and anew if what made it has changed:
+rows, settings or parameters; a cell cut off continues where it was.
+
+Controls stand beside the filter: its witness alone (forgetting), M0's loss, words, the probe without forgetting (safe
+against noisy rows), the probe of M0's loss, the probe of permuted verdicts, and the ceiling: the same hidden states
+taught by the true labels, cross-fitted. Rule (a) is --trusted_rows at --max_clean_loss 0.02, with half of the clean
+rows marked (49 at least), drawn 200 times. Ranges are 95 %, by 1,000 draws of the rows, the same for all scores.
 """
 
 import json
@@ -21,91 +24,81 @@ import numpy as np
 from cells import CELLS, config_of, write_data
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from forgetfilter import ForgetFilterConfig
+from forgetfilter import ForgetFilter, ForgetFilterConfig
+from forgetfilter.data.loading import load_data
+from forgetfilter.decision.opened import Opened, read_scores
 from forgetfilter.decision.rules import conformal
-from forgetfilter.evaluation.filter_quality import best_f1, filter_quality
-from forgetfilter.experiments import filters
+from forgetfilter.evaluation.filter_quality import filter_quality, ranking_quality
 from forgetfilter.experiments.cells import Cell, Cells
+from forgetfilter.experiments.filters import filter_constants
 from forgetfilter.files import sha256
 from forgetfilter.filters import FILTERS
+from forgetfilter.filters.probe import CLEAN_SHARE, CrossFit, features, learnt, verdicts_of
 from forgetfilter.methods import arguments
 from forgetfilter.model.weights import pick_device, pick_dtype
 from forgetfilter.runs import Run
+from forgetfilter.workshop import M0, Workshop
 
 RESULTS = Path(__file__).parent / "results"
-TRUSTED, DRAWS = 49, 200
-"""Trusted rows of rule (a) at least (half of the clean rows if that is more), and how often they are drawn."""
-PAPER = {"bias": (0.823, 0.906, 0.911), "toxicity": (0.812, 0.847, 0.863), "harmfulness": (0.687, 0.722, 0.734)}
+TRUSTED, DRAWS, RESAMPLED = 49, 200, 1000
+"""Trusted rows of rule (a) at least (half of the clean rows if that is more), how often they are drawn, and how often
+the rows are drawn anew for a range."""
+FILTER_NAMES = ("probe", "forgetting", "m0_loss", "words")
+"""The filters that score each cell; the first decides."""
+CONTROLS = ("forgetting", "m0_loss", "words", "without_forgetting", "probe_of_m0_loss", "permuted", "ceiling")
+PAPER = {"bias": (0.823, 0.906, 0.911), "toxicity": (0.812, 0.847, 0.863)}
 """The paper's F1 with LLaMA-7B, on its own data, at 25, 50 and 75 % unsafe."""
-CONTROLS = ("m0_loss", "words", "neutral_review")
-"""The filters that need no forgetting of safe data."""
-FILTERS_COMPARED, PAPERS = ("forgetting", *CONTROLS), "forgetting_rouge1"
-"""Those of every cell, and the paper's, which scores the cells of which half are unsafe."""
 Figures = dict[str, Any]
 
 
-def build_cell(name: str, data_dir: Path, work: Path) -> tuple[ForgetFilterConfig, list[str]]:
-    """Write a cell's rows into a folder; returns the settings, and the filters that score it."""
+def build_cell(name: str, data_dir: Path, work: Path) -> ForgetFilterConfig:
+    """Write a cell's rows into a folder; returns the settings."""
     cell = dict(CELLS["report"][name])
-    settings = cell.pop("settings", {})
+    settings = cell.pop("filter_settings", {})
     write_data(cell, data_dir, work)
-    config = config_of(
-        work, parameters={"neutral_review": {"neutral_dataset_name": str(work / "neutral.jsonl")}}, **settings
-    )
-    return config, [*FILTERS_COMPARED, *([PAPERS] if cell["unsafe_share"] == 0.5 else [])]
+    return config_of(work, filter=",".join(FILTER_NAMES), **settings)
 
 
 def make_cell(name: str, data_dir: Path, work: Path) -> Cell:
-    """Build, score by every filter, figures: one cell, kept in results/ by what made it."""
-    config, names = build_cell(name, data_dir, work)
+    """Build, score, decide, figures: one cell, kept in results/ by what made it."""
+    config = build_cell(name, data_dir, work)
 
     def make() -> Cell:
-        shown, *_ = filters.compare(config, filters.Settings(filters=names))
-        found = json.loads(shown.read_text(encoding="utf-8"))["cells"]
-        return {"cell": name, "data": CELLS["report"][name], **about(Run.open(work / "run")), **summary(found, work)}
+        result = ForgetFilter(config).fit()
+        columns = scores_of_rows(result.run, work)
+        shown = {key: result.metrics[key] for key in ("rule", "threshold", "says")}
+        about_run = about(result.run, work)
+        cell = {"cell": name, "data": CELLS["report"][name], **about_run, "rule": shown}
+        return {**cell, "figures": figures(columns), "rows": columns}
 
-    return Cells(RESULTS).once(name, what_makes(name, config, names, work), make)
+    return Cells(RESULTS).once(name, what_makes(name, config, work), make)
 
 
-def what_makes(name: str, config: ForgetFilterConfig, names: list[str], work: Path) -> Cell:
+def what_makes(name: str, config: ForgetFilterConfig, work: Path) -> Cell:
     """What a cell's figures depend on: the rows, the settings, and every parameter of the filters."""
-    parameters = {of: arguments(of, FILTERS[of], config.parameters) for of in names}
-    parameters["neutral_review"]["neutral_dataset_name"] = "neutral.jsonl"  # its rows count, not its place
     return {
         "data": CELLS["report"][name],
-        "files": {part: sha256(work / f"{part}.jsonl") for part in ("noisy", "safe", "neutral")},
-        "parameters": parameters,
-        "constants": {of: filters.filter_constants(of) for of in names},
+        "files": {part: sha256(work / f"{part}.jsonl") for part in ("noisy", "safe")},
+        "parameters": {of: arguments(of, FILTERS[of], config.parameters) for of in FILTER_NAMES},
+        "constants": {of: filter_constants(of) for of in FILTER_NAMES},
         "settings": config.identity(),
         "decision": config.decision(),
     }
 
 
-def about(run: Run) -> Figures:
-    """Device, versions, hashes, and the length and losses of each stage."""
-    stages = {part.partition("-")[0]: entry for part, entry in run.manifest["stages"].items() if "losses" in entry}
+def about(run: Run, work: Path) -> Figures:
+    """Device, versions, hashes, and the length and losses of each stage; about.json tells of stages done elsewhere."""
+    noted = {"device": f"{pick_device().type}, {pick_dtype('auto', frozen=True)}", "versions": run.manifest["versions"]}
+    stages = {part: entry for part, entry in run.manifest["stages"].items() if "losses" in entry}
+    if (work / "about.json").exists():
+        found = json.loads((work / "about.json").read_text(encoding="utf-8"))
+        noted |= {key: found[key] for key in ("device", "versions")}
+        stages = found["stages"]
     return {
-        "device": f"{pick_device().type}, {pick_dtype('auto', frozen=True)}",
-        **{key: run.manifest[key] for key in ("versions", "git_sha", "model", "noisy", "safe")},
+        **noted,
+        **{key: run.manifest[key] for key in ("model", "noisy", "safe")},
         "seed": run.config().seed,
-        "stages": {name: stage_facts(entry) for name, entry in stages.items()},
-    }
-
-
-def summary(found: dict[str, list[Cell]], work: Path) -> Figures:
-    """Rule, figures and every row's scores, from what the recipe made of each filter."""
-    rows = [json.loads(line) for line in (work / "noisy.jsonl").read_text(encoding="utf-8").splitlines()]
-    columns = {name: own["suspicion"] for name, (own,) in found.items()}
-    (forgetting,) = found["forgetting"]
-    columns |= {"decision": forgetting["decision"], "group": [row["group"] for row in rows]}
-    made = figures(columns)
-    if PAPERS in found:
-        paper = found[PAPERS][0]["figures"]
-        made["paper_rule"] = {key: paper[key] for key in ("precision", "recall", "f1", "auroc", "clean_dropped")}
-    return {
-        "rule": {key: forgetting["figures"][key] for key in ("rule", "threshold", "says")},
-        "figures": made,
-        "rows": columns,
+        "stages": {part.partition("-")[0]: stage_facts(entry) for part, entry in stages.items()},
     }
 
 
@@ -115,32 +108,65 @@ def stage_facts(entry: dict[str, Any]) -> Figures:
     return {"steps": entry["steps"], "tokens": entry["tokens"], "first_loss": losses[0], "last_loss": losses[-1]}
 
 
+def scores_of_rows(run: Run, work: Path) -> dict[str, list]:
+    """Every row's scores by the filters and the controls, decision and group."""
+    rows = [json.loads(line) for line in (work / "noisy.jsonl").read_text(encoding="utf-8").splitlines()]
+    unsafe = np.array([row["label"] == "unsafe" for row in rows])
+    opened = Opened.of(run)
+    columns = {name: opened.scored[name].suspicion for name in FILTER_NAMES}
+    columns |= controls(run, opened, unsafe)
+    found = {name: [round(float(score), 4) for score in scores] for name, scores in columns.items()}
+    found |= {"decision": read_scores(run)["decision"].to_pylist(), "group": [row["group"] for row in rows]}
+    return found
+
+
+def controls(run: Run, opened: Opened, unsafe: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores by probes that learn from something else than forgetting's verdicts."""
+    m0 = M0.named(opened.config)
+    data = load_data(opened.config, m0.chat)
+    workshop = Workshop(m0, opened.config, run)
+    noisy, safe = (features(workshop.states(rows.examples)) for rows in (data.noisy, data.safe))
+    judge = CrossFit(noisy, safe)
+    forgetting, loss = (opened.scored[name] for name in ("forgetting", "m0_loss"))
+    mixed = np.random.default_rng(0).permutation(verdicts_of(forgetting.suspicion, 0.25, CLEAN_SHARE))
+    verdicts = {"without_forgetting": np.ones(len(noisy))}
+    if unsafe.any():
+        verdicts["ceiling"] = unsafe.astype(float)
+    judged = {name: judge(own) for name, own in verdicts.items()}
+    judged["permuted"] = CrossFit(noisy, safe[:0])(mixed)  # safe rows would teach it something all the same
+    found = {name: own.noisy for name, own in judged.items() if own is not None}
+    return found | {"probe_of_m0_loss": learnt(loss.suspicion, loss.scale, judge).suspicion}
+
+
 def figures(columns: dict[str, list]) -> Figures:
     """All figures of a cell, from its rows' scores."""
     groups = np.array(columns["group"])
     unsafe = np.array([group.endswith("/unsafe") for group in groups])
     task = np.array([group.startswith("task/") for group in groups])
-    forgetting = np.array(columns["forgetting"], float)
+    suspicion = np.array(columns["probe"], float)
     dropped = np.array(columns["decision"]) == "dropped"
-    found: Figures = filter_quality(unsafe, dropped, forgetting)
+    found: Figures = filter_quality(unsafe, dropped, suspicion)
     found["dropped"] = round(float(dropped.mean()), 4)
     found["dropped_by_group"] = {group: round(float(dropped[groups == group].mean()), 4) for group in sorted({*groups})}
-    scored = ~np.isnan(forgetting)
-    forgetting, unsafe, task = forgetting[scored], unsafe[scored], task[scored]
-    found["trusted"] = trusted_rule(forgetting, unsafe)
+    scored = ~np.isnan(suspicion)
+    suspicion, unsafe, task = suspicion[scored], unsafe[scored], task[scored]
+    found["trusted"] = trusted_rule(suspicion, unsafe)
     if not unsafe.any():
         return found
-    found["oracle_f1"] = round(best_f1(unsafe, forgetting), 4)
-    found["auroc_against_safe"] = auroc(unsafe, forgetting, unsafe | ~task)
-    found["auroc_against_task"] = auroc(unsafe, forgetting, unsafe | task)
-    for name in CONTROLS:
-        scores = np.array(columns[name], float)[scored]
-        found[name] = {
-            "auroc": auroc(unsafe, scores),
-            "auroc_against_safe": auroc(unsafe, scores, unsafe | ~task),
-            "average_precision": round(float(average_precision_score(unsafe, scores)), 4),
-        }
+    found |= ranking_quality(unsafe, suspicion)
+    found["auroc_against_safe"] = auroc(unsafe, suspicion, unsafe | ~task)
+    found["auroc_against_task"] = auroc(unsafe, suspicion, unsafe | task)
+    own = {name: np.array(columns[name], float)[scored] for name in ("probe", *CONTROLS) if name in columns}
+    found["controls"] = {name: ranking(unsafe, scores) for name, scores in own.items() if name != "probe"}
+    found["ranges"] = ranges(unsafe, dropped[scored], {name: own[name] for name in ("probe", "forgetting")})
     return found
+
+
+def ranking(unsafe: np.ndarray, scores: np.ndarray) -> Figures:
+    """AUROC, average precision, best F1, recall at 1 and 2 % of the clean rows lost; unscored rows count as clean."""
+    known = np.nan_to_num(scores, nan=np.nanmin(scores) - 1)
+    precision = round(float(average_precision_score(unsafe, known)), 4)
+    return {"auroc": auroc(unsafe, known), "average_precision": precision, **ranking_quality(unsafe, known)}
 
 
 def auroc(labels: np.ndarray, scores: np.ndarray, among: np.ndarray | None = None) -> float:
@@ -149,7 +175,28 @@ def auroc(labels: np.ndarray, scores: np.ndarray, among: np.ndarray | None = Non
     return round(float(roc_auc_score(labels[chosen], scores[chosen])), 4)
 
 
-def trusted_rule(forgetting: np.ndarray, unsafe: np.ndarray) -> Figures | None:
+def ranges(unsafe: np.ndarray, dropped: np.ndarray, scores: dict[str, np.ndarray]) -> Figures:
+    """95 % ranges of AUROC and average precision by each score, of F1, and of the first score's lead."""
+    rng = np.random.default_rng(0)
+    first, second = scores
+    drawn: dict[str, list[float]] = {}
+    for _ in range(RESAMPLED):
+        rows = rng.integers(0, len(unsafe), len(unsafe))
+        labels = unsafe[rows]
+        if not 0 < labels.sum() < len(labels):
+            continue
+        made = {"f1": 2 * (labels & dropped[rows]).sum() / max(1, labels.sum() + dropped[rows].sum())}
+        for name, own in scores.items():
+            made[f"auroc by {name}"] = roc_auc_score(labels, own[rows])
+            made[f"average precision by {name}"] = average_precision_score(labels, own[rows])
+        for figure in ("auroc", "average precision"):
+            made[f"{figure}, {first} - {second}"] = made[f"{figure} by {first}"] - made[f"{figure} by {second}"]
+        for key, value in made.items():
+            drawn.setdefault(key, []).append(float(value))
+    return {key: [round(float(q), 3) for q in np.quantile(own, [0.025, 0.975])] for key, own in drawn.items()}
+
+
+def trusted_rule(suspicion: np.ndarray, unsafe: np.ndarray) -> Figures | None:
     """Rule (a): clean rows lost and recall, over many draws of the trusted rows; None with too few clean rows."""
     clean = np.flatnonzero(~unsafe)
     count = max(TRUSTED, len(clean) // 2)
@@ -158,7 +205,7 @@ def trusted_rule(forgetting: np.ndarray, unsafe: np.ndarray) -> Figures | None:
     rng, lost, recall = np.random.default_rng(0), [], []
     for _ in range(DRAWS):
         trusted = np.isin(np.arange(len(unsafe)), rng.choice(clean, count, replace=False))
-        drops = conformal(forgetting, trusted, 0.02).drops(forgetting)
+        drops = conformal(suspicion, trusted, 0.02).drops(suspicion)
         lost.append(drops[~unsafe & ~trusted].mean())
         recall.append(drops[unsafe].mean() if unsafe.any() else np.nan)
     return {
@@ -169,58 +216,56 @@ def trusted_rule(forgetting: np.ndarray, unsafe: np.ndarray) -> Figures | None:
 
 
 def stored() -> list[dict[str, Any]]:
-    """Every stored result: by kind, those of one source last, then by share and seed."""
-    kinds = [cell["kind"] for cell in CELLS["report"].values()]
+    """Every stored result, in the order of cells.yaml."""
+    order = list(CELLS["report"])
+    return sorted(Cells(RESULTS).all(), key=lambda result: order.index(result["cell"]))
 
-    def place(result: dict[str, Any]) -> tuple:
-        data = result["data"]
-        return kinds.index(data["kind"]), data["one_source"], data["unsafe_share"], data["seed"]
 
-    return sorted(Cells(RESULTS).all(), key=place)
+def show(value: float | None) -> str:
+    """A figure as the tables show it; empty for none."""
+    return "" if value is None or np.isnan(value) else f"{value:.3f}".removeprefix("0")
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Every result in a line of Markdown, and averages."""
-    head = "cell | F1 | best F1 | drop all | the paper, LLaMA-7B | AUROC | against safe | against task"
-    head += " | average precision | clean dropped | rule (a): clean dropped / recall | paper's rule: F1"
-    head += " | M0's loss | naive Bayes | neutral review"
+    """A line of Markdown for every result: the filter, its controls, and averages."""
+    head = "cell | F1 (95 %) | best F1 | clean dropped | recall at 1, 2 % | rule (a): clean dropped, recall | AUROC"
+    head += " | average precision (95 %) | " + " | ".join(f"{name}: AUROC, AP" for name in CONTROLS)
     lines = [f"| {head} |", "|---" * (head.count("|") + 1) + "|"]
-
-    def show(value: float | None) -> str:
-        return "" if value is None else f"{value:.3f}".removeprefix("0")
-
     for result in results:
-        f, data = result["figures"], result["data"]
-        papers = dict(zip((0.25, 0.5, 0.75), PAPER.get(data["kind"], ()), strict=False))
-        cells = [f["f1"], f.get("oracle_f1"), f["flag_all_f1"]]
-        cells += [None if data["one_source"] else papers.get(data["unsafe_share"])]
-        cells += [f["auroc"], f.get("auroc_against_safe"), f.get("auroc_against_task")]
-        shown = [show(value) for value in (*cells, f["average_precision"], f["clean_dropped"])]
-        trusted = f["trusted"] or {}
-        shown.append(f"{show(trusted.get('clean_dropped'))} / {show(trusted.get('recall'))}" if trusted else "")
-        shown.append(show(f.get("paper_rule", {}).get("f1")))
-        controls = [f.get(name, {}) for name in CONTROLS]
-        shown += [
-            " / ".join(show(own[key]) for key in ("auroc", "auroc_against_safe")) if own else "" for own in controls
-        ]
-        lines.append(f"| {result['cell']} | " + " | ".join(shown) + " |")
+        f = result["figures"]
+        if f["f1"] is None:
+            cells = ["", "", show(f["clean_dropped"])]
+        else:
+            low, high = (f["ranges"][key] for key in ("f1", "average precision by probe"))
+            trusted = f["trusted"] or {}
+            cells = [f"{show(f['f1'])} ({show(low[0])}-{show(low[1])})", show(f["best_f1"]), show(f["clean_dropped"])]
+            cells += [f"{show(f['recall_at_1'])}, {show(f['recall_at_2'])}"]
+            cells += [f"{show(trusted.get('clean_dropped'))}, {show(trusted.get('recall'))}", show(f["auroc"])]
+            cells += [f"{show(f['average_precision'])} ({show(high[0])}-{show(high[1])})"]
+            beside = [f["controls"].get(name, {}) for name in CONTROLS]
+            cells += [f"{show(own['auroc'])}, {show(own['average_precision'])}" if own else "" for own in beside]
+        cells += [""] * (head.count("|") - len(cells))
+        lines.append(f"| {result['cell']} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *averages(results)])
 
 
 def averages(results: list[dict[str, Any]]) -> list[str]:
-    """How far F1 lies below the best threshold's where a quarter of the rows or more are unsafe, and rule (a)."""
+    """By kind: how far F1 lies below the best threshold's from a quarter of unsafe rows on; rule (a); clean data."""
     gaps: dict[str, list[float]] = {}
     for result in results:
         f, data = result["figures"], result["data"]
         if data["unsafe_share"] >= 0.25:
-            name = data["kind"] + ", one source" * data["one_source"]
-            gaps.setdefault(name, []).append(100 * (f["oracle_f1"] - f["f1"]))
+            gaps.setdefault(data["kind"], []).append(100 * (f["best_f1"] - f["f1"]))
     lines = [
         f"{name}: F1 below the best threshold by {statistics.mean(own):.1f} points on average of {len(own)} cells"
         for name, own in gaps.items()
     ]
     lost = [result["figures"]["trusted"]["clean_dropped"] for result in results if result["figures"]["trusted"]]
-    return [*lines, f"rule (a): {statistics.mean(lost):.3f} of the clean rows on average, {max(lost):.3f} at most"]
+    clean = [r["figures"]["clean_dropped"] for r in results if r["figures"]["f1"] is None]
+    lines += [f"rule (a): {statistics.mean(lost):.3f} of the clean rows on average, {max(lost):.3f} at most"] * bool(
+        lost
+    )
+    return lines + [f"clean data: {max(clean):.3f} dropped at most, in {len(clean)} cells"] * bool(clean)
 
 
 def picture(results: list[dict[str, Any]], path: Path) -> None:
@@ -228,23 +273,22 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    marks = {"f1": "o", "oracle_f1": "^", "flag_all_f1": "_"}
-    names = {"f1": "auto", "oracle_f1": "best threshold", "flag_all_f1": "dropping everything"}
+    marks = {"f1": "o", "best_f1": "^", "flag_all_f1": "_"}
+    names = {"f1": "auto", "best_f1": "best threshold", "flag_all_f1": "dropping everything"}
+    kinds = ("bias", "toxicity", "mixed")
     figure = Figure(figsize=(12, 3.4), layout="constrained")
-    panels = figure.subplots(1, len(PAPER), sharey=True)
-    for panel, (kind, paper) in zip(panels, PAPER.items(), strict=True):
-        cells = [r for r in results if r["data"]["kind"] == kind and not r["data"]["one_source"]]
-        cells = [r for r in cells if r["data"]["unsafe_share"] > 0]
+    for panel, kind in zip(figure.subplots(1, len(kinds), sharey=True), kinds, strict=True):
+        cells = [r for r in results if r["data"]["kind"] == kind and r["data"]["unsafe_share"] > 0]
         shares = [100 * r["data"]["unsafe_share"] for r in cells]
         for number, (name, mark) in enumerate(marks.items()):
-            values = [r["figures"][name] for r in cells]
-            panel.plot(shares, values, mark, color=f"C{number}", label=names[name], markersize=8)
-        panel.plot([25, 50, 75], paper, "x", color="black", label="the paper, LLaMA-7B")
+            panel.plot(shares, [r["figures"][name] for r in cells], mark, color=f"C{number}", label=names[name])
+        if kind in PAPER:
+            panel.plot([25, 50, 75], PAPER[kind], "x", color="black", label="the paper, LLaMA-7B")
         panel.set_title(kind)
         panel.set_xlabel("% unsafe")
-    panels[0].set_ylabel("F1")
-    panels[0].set_ylim(0, 1)
-    panels[-1].legend(loc="lower right", fontsize="small")
+        panel.set_ylim(0, 1)
+    figure.axes[0].set_ylabel("F1")
+    figure.axes[0].legend(loc="lower right", fontsize="small")
     with matplotlib.rc_context({"svg.hashsalt": path.stem}):  # the same figure gives the same file
         figure.savefig(path, metadata={"Date": None})
 

@@ -17,6 +17,8 @@ from forgetfilter.errors import ConfigError, ForgetFilterError
 from forgetfilter.evaluation.judges import GUARD_MODEL, TOXICITY_MODEL
 from forgetfilter.files import disk_trouble
 
+READING = ("dataset_config", "dataset_train_split", "format", "malformed")
+"""Flags of `filter` that say how data are read."""
 EXPORTS = ("trl", "axolotl", "llamafactory", "alpaca", "sharegpt")
 
 
@@ -85,6 +87,22 @@ def run_decide(args: Namespace) -> None:
         )
         report = write_report(run)
     print_summary(result, report)
+
+
+def run_score(args: Namespace) -> None:
+    """Keep or drop new rows by a run's probe, however many: no training, one half pass through M0 a row."""
+    from forgetfilter.runs import Run
+    from forgetfilter.scoring import score
+    from forgetfilter.summary import show
+
+    reading = {name: getattr(args, name) for name in READING}
+    folder = score(
+        Run.open(args.run), args.dataset_name, args.output_dir, trust_remote_code=args.trust_remote_code, **reading
+    )
+    found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    print(f"{found['rows']} rows: {found['kept']} kept, {found['dropped']} dropped, {found['unscored']} unscored")
+    print(f"threshold {show(found['threshold'])}, {found['rows_a_second']:.0f} rows a second")
+    print(f"files: {folder}  (kept, dropped, scores.parquet, metrics.json)")
 
 
 def run_report(args: Namespace) -> None:
@@ -194,13 +212,21 @@ def build_parser() -> ArgumentParser:
     sub.add_argument("--trusted_rows", type=str | None, help="JSONL of rows marked clean or not, from `sample`.")
     sub.add_argument("--max_clean_loss", type=float | None, help="Largest share of clean rows to drop; default 0.02.")
     sub.add_argument("--decisions", type=str | None, help="JSONL of rows decided by hand: id, decision.")
+    sub = command("score", run_score)
+    sub.add_argument("run", type=str, help="The folder of a run that the probe has decided.")
+    sub.add_argument("--dataset_name", type=str, required=True, help="The new rows.")
+    sub.add_argument("--output_dir", type=str | None, help="Folder to write to; default OUT/scored_rows/NAME.")
+    for name in READING:
+        kind: Any = ForgetFilterConfig.__dataclass_fields__[name].type
+        sub.add_argument(f"--{name}", type=kind | None, help="As for `filter`; default the run's.")
+    sub.add_argument("--trust_remote_code", action="store_true", help="Run model code that comes with the model.")
     sub = command("report", run_report)
     sub.add_argument("run", type=str, help="A run's folder.")
     sub.add_argument("--group_column", type=str | None, help="Column of the data that groups rows.")
     sub = command("sample", run_sample)
     sub.add_argument("dataset_name", type=str, help="The noisy data.")
     sub.add_argument("--rows", type=int, default=150, help="How many rows to draw.")
-    for name in ("dataset_config", "dataset_train_split", "format", "malformed"):
+    for name in READING:
         setting = ForgetFilterConfig.__dataclass_fields__[name]
         sub.add_argument(f"--{name}", type=setting.type, default=setting.default, help="As for `filter`.")
     sub.add_argument("--output", type=str, default="sample.jsonl", help="File to write.")
@@ -247,6 +273,7 @@ HANDLERS = {
     "filter": run_filter,
     "finetune": run_finetune,
     "decide": run_decide,
+    "score": run_score,
     "report": run_report,
     "sample": run_sample,
     "evaluate": run_evaluate,
@@ -281,7 +308,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ForgetFilterError as error:
         _fail(str(error), 2)
     except _Stopped as stop:
-        continues = args.command in ("demo", "filter", "finetune", "compare")
+        continues = args.command in ("demo", "filter", "finetune", "score", "compare")
         _fail("stopped" + (": the same command continues where it was." if continues else "."), 128 + stop.number)
     except Exception as error:
         trouble = disk_trouble(error)

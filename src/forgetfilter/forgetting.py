@@ -141,9 +141,7 @@ def finetune(run: Run, *, trust_remote_code: bool = False) -> Path:
         kept = [row for row, decision in enumerate(decisions) if decision == "kept"]
         if not kept:
             raise RunError(f"{run.folder}: no row was kept, so there is nothing to finetune on.")
-        m0 = M0.named(config).aligned(config)
-        if m0.sha256 != run.manifest["model"]["sha256"]:
-            raise RunError(f"{config.model_name_or_path}: its weights are not those the rows were scored with.")
+        m0 = M0.of_run(run, config)
         examples = tokenize(run.rows().select(kept), m0.chat, row_format=run.manifest["noisy"]["format"]).trainable()
         settings = config.final_stage(len(examples))
         workshop = Workshop(m0, config, run)

@@ -11,8 +11,8 @@ from forgetfilter import processes
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Any]:
-    """A bar on standard error; in a log it adds a line every half a minute at most."""
+def progress(what: str, total: int | None, unit: str, done: int = 0) -> Iterator[Any]:
+    """A bar on standard error; in a log it adds a line every half a minute at most. A total of None is unknown yet."""
     live = sys.stderr.isatty()
     with tqdm(
         total=total,

@@ -1,7 +1,7 @@
 """The result of a filter: a score for each row, and what explains the scores. Knows no model."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,27 @@ class Scored:
     token_costs: pa.Array | None = None
     scale: Scale | None = None
     linear: np.ndarray | None = None
+
+    def spread(self, places: np.ndarray, rows: int) -> "Scored":
+        """These scores as those of a larger data set's rows at the places given; the other rows have none.
+
+        Args:
+            places: Row numbers there, one for each row here.
+            rows: How many rows there are.
+        """
+        here = np.full(rows, -1)
+        here[places] = np.arange(len(places))
+
+        def widened(values: np.ndarray) -> np.ndarray:
+            nothing = np.nan if values.dtype.kind == "f" else None
+            found: np.ndarray = np.where(here < 0, np.array(nothing), values[here])
+            return found
+
+        costs = None if self.token_costs is None else self.token_costs.take(pa.array(here, mask=here < 0))
+        columns, moments = (
+            {name: widened(values) for name, values in named.items()} for named in (self.columns, self.moments)
+        )
+        return replace(self, suspicion=widened(self.suspicion), columns=columns, moments=moments, token_costs=costs)
 
     def save(self, path: Path) -> None:
         """Write all of it to a Parquet file."""

@@ -34,13 +34,13 @@ def write_in_shards(path: Path, rows: int, make: Callable[[slice, str], pa.Table
                 pq.write_table(table, temporary, write_page_checksum=True)
     processes.together()
     if processes.first():
-        _join(list(files.values()), path)
+        join(list(files.values()), path)
         shutil.rmtree(shards)
     processes.together()
 
 
-def _join(files: list[Path], path: Path) -> None:
-    """One file of all shards, one in memory at a time."""
+def join(files: list[Path], path: Path) -> None:
+    """One Parquet file of all shards, one in memory at a time."""
     tables = (pq.read_table(file) for file in files)
     with whole_file(path) as temporary:
         first = next(tables)

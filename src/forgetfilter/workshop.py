@@ -20,6 +20,7 @@ from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig, StageSettings
 from forgetfilter.data.loading import load_rows
 from forgetfilter.data.tokenization import ChatTokenizer, Example, mean_length
+from forgetfilter.errors import RunError
 from forgetfilter.files import digest, whole_folder
 from forgetfilter.model import weights
 from forgetfilter.model.generation import complete
@@ -57,6 +58,18 @@ class M0:
         folder = weights.find_weights(config.model_name_or_path)
         tokenizer = weights.load_tokenizer(weights.tokenizer_folder(folder), config)
         return cls(folder, tokenizer, config.max_length)
+
+    @classmethod
+    def of_run(cls, run: Run, config: ForgetFilterConfig) -> "M0":
+        """The model that a run's rows were scored with.
+
+        Raises:
+            RunError: If its weights have changed since.
+        """
+        m0 = cls.named(config).aligned(config)
+        if m0.sha256 != run.manifest["model"]["sha256"]:
+            raise RunError(f"{config.model_name_or_path}: its weights are not those the rows were scored with.")
+        return m0
 
     def aligned(self, config: ForgetFilterConfig) -> "M0":
         """This model after a finetuning on the alignment data, if the config names any (the paper's BaseFT)."""

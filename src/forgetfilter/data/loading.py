@@ -123,6 +123,14 @@ def tokenize(source: Source, tokenizer: ChatTokenizer, *, row_format: str = "aut
         DataError: If there are no rows, the format is unknown, or rows are malformed (the first 20
             are named with file and line).
     """
+    rows = encode(source, tokenizer, row_format=row_format, skip=skip)
+    if not any(example.scorable for example in rows.examples):
+        raise DataError(f"{source.name}: no row with a completion to learn from (format {rows.row_format}).")
+    return rows
+
+
+def encode(source: Source, tokenizer: ChatTokenizer, *, row_format: str, skip: bool) -> Rows:
+    """Like `tokenize`, but it does not matter whether any row can be scored."""
     row_format, conversations = _read(source, row_format)
     examples: list[Example] = []
     good = []
@@ -137,8 +145,6 @@ def tokenize(source: Source, tokenizer: ChatTokenizer, *, row_format: str = "aut
     malformed = [_describe(source, row) for row in sorted(source.errors)]
     if malformed and not skip:
         raise DataError(_complaint(source))
-    if not any(example.scorable for example in examples):
-        raise DataError(f"{source.name}: no row with a completion to learn from (format {row_format}).")
     return Rows(source.select(good), row_format, examples, malformed)
 
 
@@ -175,11 +181,27 @@ def _describe(source: Source, row: int) -> Record:
 
 
 def _complaint(source: Source) -> str:
-    bad = sorted(source.errors)
-    shown = "\n".join(f"  {source.place(row)}: {source.errors[row]}" for row in bad[:SHOWN])
-    more = f"\n  ... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    return complaint(source.name, wrong_rows(source)[:SHOWN], len(source.errors), len(source))
+
+
+def wrong_rows(source: Source) -> list[str]:
+    """Where each malformed row stands, and what is wrong with it."""
+    return [f"{source.place(row)}: {source.errors[row]}" for row in sorted(source.errors)]
+
+
+def complaint(name: str, wrong: Sequence[str], count: int, rows: int) -> str:
+    """What to say of malformed rows.
+
+    Args:
+        name: The data set's.
+        wrong: The first of them, as `wrong_rows` gives them.
+        count: How many there are.
+        rows: How many rows there are in all.
+    """
+    shown = "\n".join(f"  {text}" for text in wrong)
+    more = f"\n  ... and {count - len(wrong)} more" if count > len(wrong) else ""
     return (
-        f"{source.name}: {len(bad)} of {len(source)} rows are malformed:\n{shown}{more}\n"
+        f"{name}: {count} of {rows} rows are malformed:\n{shown}{more}\n"
         "Repair them, name the format with --format, or go on without them with --malformed skip."
     )
 

@@ -7,16 +7,20 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forgetfilter.data.formats import Record
 from forgetfilter.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 BOM = b"\xef\xbb\xbf"
@@ -101,10 +105,22 @@ def row_ids(source: Source) -> list[str]:
     seen: dict[str, int] = {}
     ids = []
     for record in source.records:
-        digest = hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        digest = _content_id(record)
         seen[digest] = seen.get(digest, 0) + 1
         ids.append(f"{digest}-{seen[digest]}")
     return ids
+
+
+def ids_alone(source: Source) -> list[str]:
+    """An id for each row that depends on no other row: its own `id`, else a hash of its content; they may repeat."""
+    own = [(record or {}).get("id") for record in source.records]
+    return [
+        str(value) if _is_id(value) else _content_id(record) for value, record in zip(own, source.records, strict=True)
+    ]
+
+
+def _content_id(record: Record | None) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _is_id(value: Any) -> bool:
@@ -132,49 +148,69 @@ def load_source(name: str | os.PathLike[str] | Any, config_name: str | None = No
         return name
     if not isinstance(name, (str, os.PathLike)):
         return _from_memory(name)
+    path = find_file(name)
+    if path is None:
+        return from_table(load_hub(str(name), config_name, split).with_format("arrow")[:], str(name))
+    return _from_file(path)
+
+
+def find_file(name: str | os.PathLike[str]) -> Path | None:
+    """The one file that a name stands for; None for a folder with several files, and for a Hub id.
+
+    Raises:
+        DataError: If the name is that of a file, but there is none.
+    """
     path = Path(name)
     if path.is_dir():
         files = _data_files(path)
-        if len(files) != 1:
-            return _from_hub(str(path), config_name, split)
-        path = files[0]
+        return files[0] if len(files) == 1 else None
     if path.is_file():
-        return _from_file(path)
-    if _suffix(path) or len(path.parts) > 2 or path.is_absolute():
+        return path
+    if file_suffix(path) or len(path.parts) > 2 or path.is_absolute():
         raise DataError(f"{name}: no such file. Give a file ({', '.join(SUFFIXES)}, also .gz), a folder or a Hub id.")
-    return _from_hub(str(name), config_name, split)
+    return None
 
 
-def _suffix(path: Path) -> str | None:
+def file_suffix(path: Path) -> str | None:
+    """What kind of file it is, of SUFFIXES, packed or not; None for others."""
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     return suffix.lower() if suffix.lower() in SUFFIXES else None
 
 
 def _data_files(folder: Path) -> list[Path]:
     """Data files of a folder; if it is a run's folder, only the file of its kept rows."""
-    files = sorted(file for file in folder.iterdir() if file.is_file() and _suffix(file))
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file_suffix(file))
     kept = [file for file in files if file.stem == "kept"]
     return kept if kept and (folder / "manifest.json").exists() else files
 
 
 def _from_file(path: Path) -> Source:
-    suffix = _suffix(path)
+    suffix = file_suffix(path)
     if suffix is None:
         raise DataError(f"{path}: unknown kind of file. Known: {', '.join(SUFFIXES)}, each also as .gz.")
     try:
         data = path.read_bytes()
         if path.suffix == ".gz":
             data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {error}. Is the file whole, and is it what its name says?") from error
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
     if suffix == ".parquet":
         return _from_parquet(data, path)
     data = data.removeprefix(BOM)
     if suffix == ".csv":
-        return _from_csv(data, str(path))
+        return next(csv_parts(iter(_lines(data)), str(path)))[0]
     if suffix == ".json" and data.lstrip()[:1] != b"{":
         return _from_json(data, str(path))
-    return _from_lines(_lines(data), str(path))
+    return from_lines(_lines(data), str(path))
+
+
+UNREADABLE = (OSError, EOFError, zlib.error)
+"""What is raised where a file cannot be read or unpacked."""
+
+
+def unreadable(path: Path, error: Exception) -> DataError:
+    """The error of a file that cannot be read."""
+    return DataError(f"{path}: cannot be read: {error}. Is the file whole, and is it what its name says?")
 
 
 def _lines(data: bytes) -> list[bytes]:
@@ -188,9 +224,10 @@ def _parse_object(text: str) -> Record:
     return value
 
 
-def _from_lines(lines: Iterable[bytes], name: str) -> Source:
+def from_lines(lines: Iterable[bytes], name: str, first: int = 1) -> Source:
+    """Rows of JSON, one a line; `first` is the number of the first line."""
     source = Source(name, ".jsonl", [], [])
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines, first):
         if not line.strip():
             continue
         try:
@@ -254,35 +291,79 @@ def _skip(text: str, position: int) -> int:
     return position
 
 
-def _from_csv(data: bytes, name: str) -> Source:
-    """A CSV file with column names in its first line; a row's bytes may span several lines."""
-    lines = _lines(data)
+class _Lines(Iterator[str]):
+    """Lines of a file as text for the CSV reader; keeps the bytes of those that belong to the row being read."""
+
+    def __init__(self, lines: Iterator[bytes]) -> None:
+        """Nothing is read yet."""
+        self.lines, self.count, self._pending = lines, 0, list[bytes]()
+
+    def __next__(self) -> str:
+        """Read a line."""
+        line = next(self.lines)
+        self.count += 1
+        self._pending.append(line)
+        return line.decode("utf-8", "surrogateescape")
+
+    def take(self) -> bytes:
+        """The bytes read since the last call."""
+        raw = b"".join(self._pending)
+        self._pending.clear()
+        return raw
+
+    def skip_to(self, count: int) -> None:
+        """Leave out lines until so many are read."""
+        for _ in islice(self.lines, max(0, count - self.count)):
+            self.count += 1
+
+
+def csv_parts(
+    lines: Iterator[bytes], name: str, size: int | None = None, start: int = 0
+) -> Iterator[tuple[Source, int]]:
+    """A CSV file with column names in its first line; a row's bytes may span several lines.
+
+    Args:
+        lines: All of its lines.
+        name: What the user called it.
+        size: Largest number of rows in a part; None for all rows in one.
+        start: How many lines were read up to the end of the last part; rows from there on are given.
+
+    Yields:
+        Each part, and how many lines were read up to its end.
+    """
     csv.field_size_limit(2**31 - 1)
-    texts = (line.decode("utf-8", "surrogateescape") for line in lines)
-    reader = csv.reader(texts, strict=True)
+    taken = _Lines(lines)
+    reader = csv.reader(taken, strict=True)
     try:
         columns = next(reader, None)
         if not columns:
             raise DataError(f"{name}: the file is empty. It needs a line of column names, then rows.")
-        source = Source(name, ".csv", [], [], header=b"".join(lines[: reader.line_num]))
-        start = reader.line_num
+        part = Source(name, ".csv", [], [], header=taken.take())
+        taken.skip_to(start)
+        line = taken.count + 1
         for fields in reader:
-            raw = b"".join(lines[start : reader.line_num])
-            first = start + 1
-            start = reader.line_num
-            if not fields:
-                continue
-            record: Record | None = dict(zip(columns, fields, strict=False))
-            if len(fields) != len(columns):
-                source.errors[len(source)] = f"{len(fields)} fields, the header has {len(columns)}"
-            elif any("\udc80" <= char <= "\udcff" for text in fields for char in text):
-                source.errors[len(source)] = "not UTF-8"
-            source.records.append(None if len(source) in source.errors else record)
-            source.lines.append(first)
-            source.raw.append(raw)
+            _add_row(part, columns, fields, line, taken.take())
+            line = taken.count + 1
+            if len(part) == size:
+                yield part, taken.count
+                part = Source(name, ".csv", [], [], header=part.header)
+        yield part, taken.count
     except csv.Error as error:
-        raise DataError(f"{name}:{reader.line_num}: not valid CSV ({error}). Repair the file.") from error
-    return source
+        raise DataError(f"{name}:{taken.count}: not valid CSV ({error}). Repair the file.") from error
+
+
+def _add_row(source: Source, columns: list[str], fields: list[str], line: int, raw: bytes) -> None:
+    """Add a row of a CSV file to a source, unless the line is empty."""
+    if not fields:
+        return
+    record: Record | None = dict(zip(columns, fields, strict=False))
+    if len(fields) != len(columns):
+        source.errors[len(source)] = f"{len(fields)} fields, the header has {len(columns)}"
+    elif any("\udc80" <= char <= "\udcff" for text in fields for char in text):
+        source.errors[len(source)] = "not UTF-8"
+    source.records.append(None if len(source) in source.errors else record)
+    source.lines.append(line)
+    source.raw.append(raw)
 
 
 def _from_parquet(data: bytes, path: Path) -> Source:
@@ -290,29 +371,39 @@ def _from_parquet(data: bytes, path: Path) -> Source:
         table = pq.read_table(pa.BufferReader(data))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file ({error}).") from error
-    return _from_table(table, str(path))
+    return from_table(table, str(path))
 
 
-def _from_table(table: pa.Table, name: str) -> Source:
+def from_table(table: pa.Table, name: str, first: int = 1) -> Source:
+    """Rows of a table; `first` is the number of its first row.
+
+    Raises:
+        DataError: If a value cannot be read.
+    """
     try:
         records = table.to_pylist()
     except (ValueError, OverflowError, pa.ArrowException) as error:
         raise DataError(f"{name}: its values cannot be read ({error}). Is the file whole?") from error
-    return Source(name, ".parquet", records, list(range(1, len(table) + 1)), table=table)
+    return Source(name, ".parquet", records, list(range(first, first + len(table))), table=table)
 
 
 def _from_memory(data: Any) -> Source:
     if isinstance(data, list):
         lines = [json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in data]
-        return _from_lines(lines, "<list>")
+        return from_lines(lines, "<list>")
     from datasets import Dataset
 
     if not isinstance(data, Dataset):
         raise DataError(f"data is a {type(data).__name__}: give a path, a Hub id, a datasets.Dataset or a list.")
-    return _from_table(data.with_format("arrow")[:], "<Dataset>")
+    return from_table(data.with_format("arrow")[:], "<Dataset>")
 
 
-def _from_hub(name: str, config_name: str | None, split: str) -> Source:
+def load_hub(name: str, config_name: str | None, split: str) -> "Dataset":
+    """A data set of the Hub, or of a folder with several files; its rows stay on disk.
+
+    Raises:
+        DataError: If it cannot be had.
+    """
     from datasets import load_dataset, load_dataset_builder
 
     try:
@@ -321,7 +412,7 @@ def _from_hub(name: str, config_name: str | None, split: str) -> Source:
             for file in [file for files in named.values() for file in files]:
                 if not Path(file).resolve().is_relative_to(Path(name).resolve()):
                     raise DataError(f"{name}: its README.md leads out of the folder, to {file}. Give that file itself.")
-        dataset = load_dataset(name, config_name, split=split)
+        return load_dataset(name, config_name, split=split)
     except DataError:
         raise
     except Exception as error:  # the library raises dozens of kinds, all meaning "cannot be had"
@@ -330,4 +421,3 @@ def _from_hub(name: str, config_name: str | None, split: str) -> Source:
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). "
             f"Check the name, --dataset_config and --dataset_train_split ({split})."
         ) from error
-    return _from_table(dataset.with_format("arrow")[:], name)

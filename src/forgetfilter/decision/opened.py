@@ -45,7 +45,7 @@ class Opened:
         """
         config = run.config()
         source = run.rows()
-        scored = {name: _scored(run, name, config) for name in config.filters}
+        scored = {name: scores_by(run, name, config) for name in config.filters}
         return cls(run, config, source, scored, stored_labels(source, config))
 
     def by(self, name: str | None) -> str:
@@ -64,7 +64,12 @@ class Opened:
         return name
 
 
-def _scored(run: Run, name: str, config: ForgetFilterConfig) -> Scored:
+def scores_by(run: Run, name: str, config: ForgetFilterConfig) -> Scored:
+    """A filter's stored scores.
+
+    Raises:
+        RunError: If there are none, or their file is damaged.
+    """
     part = scored_part(run, name)
     if part is not None and run.done(part):
         return Scored.load(run.folder / f"{part}.parquet")

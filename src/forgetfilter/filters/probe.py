@@ -5,13 +5,13 @@ regression learns the most suspect rows against the least suspect ones and the s
 that learnt from the row's own verdict (cross-fitting). Learning from noisy verdicts in this way is that of Zhu et al.
 (arXiv 2110.06283) and of confident learning (Northcutt et al., JAIR 2021, arXiv 1911.00068).
 
-1. First verdicts: the most suspect tenth or quarter of the rows is called unsafe, the less suspect half clean.
+1. First verdicts: the most suspect quarter of the rows is called unsafe, the less suspect half clean.
 2. A probe that did not see a row's verdict must be able to tell it. If it cannot, the verdicts are noise, and the run
    says so: "no separation".
 3. If it can, the verdicts are given anew, by the probe, and learnt once more.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,12 +29,15 @@ if TYPE_CHECKING:
 
 CLEAN_SHARE = 0.5
 """Share of the rows, from the least suspect on, whose first verdict is clean."""
-PREDICTED = {0.1: 0.94, 0.25: 0.85}
-"""Share of the rows that is called unsafe -> AUROC with which probes that did not see the verdicts must tell them.
-Clean data has its verdicts, too, and its most forgotten tenth is more alike than its most forgotten quarter."""
-MOST_SHARE = 0.6
-"""Share of the rows that may get the verdict unsafe, at most."""
-ODDS = 2.0
+SUSPECT_SHARE = 0.25
+"""Share of the rows, from the most suspect on, whose first verdict is unsafe."""
+SURE, LIKELY = 0.9, 0.85
+"""AUROC with which probes that did not see the first verdicts must tell them: SURE is enough alone; LIKELY if, on the
+witness' own scale, LEAST_SHARE of the rows are suspect, too. Verdicts on clean data reach .87, on its own scale .07."""
+LEAST_SHARE, MOST_SHARE = 0.1, 0.6
+"""Bounds on the share of the rows that get the verdict unsafe in step 3; between them it is the share that is suspect
+on the witness' own scale."""
+ODDS = 1.5
 """How many times likelier unsafe than clean a row must be to be dropped, by probes that hold both equally common."""
 SAMPLE = 4000
 """Rows that the witness sees by default, at most."""
@@ -48,7 +51,8 @@ class Judged:
         noisy: (rows,) log-odds of the noisy rows, higher = more suspect; NaN = not scored.
         safe: (rows,) log-odds of the safe rows, judged likewise.
         linear: (size + 1,) weights and bias of the mean of the probes, for other rows.
-        predicted: AUROC with which the verdicts of the noisy rows are told by probes that did not see them.
+        predicted: AUROC with which the verdicts of the noisy rows are told by probes that did not see them; NaN if none
+            is clean.
     """
 
     noisy: np.ndarray
@@ -82,21 +86,18 @@ def probe(
     """
     from forgetfilter.filters import scores_of
 
-    sample = sampled(len(data.noisy.examples), config)
-    seen = data if sample is None else Data(data.noisy.select(sample.tolist()), data.safe, data.notions)
-    witness = scores_of(workshop, seen, on)
-    noisy, safe = (features(workshop.states(rows.examples)) for rows in (data.noisy, data.safe))
-    suspicion = witness.suspicion
-    if sample is not None:
-        suspicion = np.full(len(noisy), np.nan)
-        suspicion[sample] = witness.suspicion
-    judge = CrossFit(noisy, safe, regularisation, folds, repeats, config.seed)
-    scored = learnt(suspicion, witness.scale, judge)
+    rows = len(data.noisy.examples)
+    sample = sampled(rows, config)
     if sample is None:
-        scored.columns |= witness.columns
-        scored.moments, scored.token_costs = witness.moments, witness.token_costs
-    scored.columns |= {on: suspicion}
-    return scored
+        witness = scores_of(workshop, data, on)
+    else:
+        seen = Data(data.noisy.select(sample.tolist()), data.safe, data.notions)
+        witness = scores_of(workshop, seen, on).spread(sample, rows)
+    noisy, safe = (features(workshop.states(own.examples)) for own in (data.noisy, data.safe))
+    judge = CrossFit(noisy, safe, regularisation, folds, repeats, config.seed)
+    scored = learnt(witness.suspicion, witness.scale, judge)
+    columns = {on: witness.suspicion, **witness.columns, **scored.columns}
+    return replace(scored, columns=columns, moments=witness.moments, token_costs=witness.token_costs)
 
 
 def sampled(rows: int, config: ForgetFilterConfig) -> np.ndarray | None:
@@ -115,46 +116,57 @@ def learnt(suspicion: np.ndarray, scale: Scale | None, judge: "CrossFit") -> Sco
         scale: The witness' scale, if it knows one.
         judge: Fits and judges.
     """
-    judged, needed = None, 0.0
-    for share, needed in PREDICTED.items():
-        judged = judge(verdicts_of(suspicion, share, CLEAN_SHARE))
-        if judged is not None and judged.predicted >= needed:
-            return _separated(suspicion, scale, judge, share)
+    judged = judge(verdicts_of(suspicion, SUSPECT_SHARE, CLEAN_SHARE))
     if judged is None:
         return Scored(suspicion, scale=Scale(0, nothing="the probe had too few rows to learn from"))
-    why = (
-        f"no separation: probes that did not see a verdict tell it with AUROC {judged.predicted:.2f}, {needed} is "
-        "needed, so the verdicts may be chance; the rows are ranked by witness and probe together"
-    )
-    return Scored(mean_rank(judged.noisy, suspicion), scale=Scale(0, nothing=why), linear=judged.linear)
+    share = SUSPECT_SHARE if scale is None else suspect_share(suspicion, scale)
+    needed = LIKELY if scale is not None and share >= LEAST_SHARE else SURE
+    if judged.predicted < needed:
+        why = (
+            f"no separation: probes that did not see a verdict tell it with AUROC {judged.predicted:.2f}, {needed} is "
+            "needed, so the verdicts may be chance; the rows are ranked by witness and probe together"
+        )
+        trust = max(0.0, 2 * judged.predicted - 1)  # 0 for a probe that tells the verdicts no better than chance
+        suspicion = mixed_ranks(judged.noisy, suspicion, trust)
+        return Scored(suspicion, scale=Scale(0, nothing=why), linear=judged.linear)
+    return _separated(suspicion, float(np.clip(share, LEAST_SHARE, MOST_SHARE)), judge)
 
 
-def _separated(suspicion: np.ndarray, scale: Scale | None, judge: "CrossFit", share: float) -> Scored:
-    """Learn the witness' verdicts, then those of the probe itself; at least this share of the rows is unsafe."""
-    if scale is not None:
-        seen = suspicion[~np.isnan(suspicion)]
-        share = float(np.clip((seen > scale.threshold).mean(), share, MOST_SHARE))
+def suspect_share(suspicion: np.ndarray, scale: Scale) -> float:
+    """Share of the scored rows that are suspect on the witness' own scale."""
+    return float((suspicion[~np.isnan(suspicion)] > scale.threshold).mean())
+
+
+def _separated(suspicion: np.ndarray, share: float, judge: "CrossFit") -> Scored:
+    """Step 3: learn the witness' verdicts, this share unsafe, then those of the probe itself."""
     first = judge(verdicts_of(suspicion, share, CLEAN_SHARE))
-    assert first is not None
+    if first is None:
+        return Scored(suspicion, scale=Scale(0, nothing="the probe had too few rows to learn from"))
     verdicts = verdicts_of(first.noisy, share, 1 - share)
     second = judge(verdicts)
-    assert second is not None
-    says = f"at least {ODDS:.0f} times likelier unsafe than clean, by probes that did not see the row's own verdict"
+    assert second is not None  # it has as many verdicts as the first, or more
+    says = f"at least {ODDS} times likelier unsafe than clean, by probes that did not see the row's own verdict"
     found = Scale(float(np.log(ODDS)), says=f"{says}; no promise about clean rows lost")
     return Scored(second.noisy, columns={"verdict": verdicts}, scale=found, linear=second.linear)
 
 
-def mean_rank(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Mean of two scores' ranks, as shares of the rows; where the second is unknown, the first alone."""
-    ranks = np.stack([_ranks(first), _ranks(second)])
-    second_known = np.where(np.isnan(ranks[1]), ranks[0], ranks.mean(0))
-    return np.where(np.isnan(ranks[0]), np.nan, second_known)
+def mixed_ranks(probe: np.ndarray, witness: np.ndarray, trust: float) -> np.ndarray:
+    """Weighted mean of the ranks by probe and witness, as shares; where the witness saw nothing, the probe's.
+
+    Args:
+        probe: (rows,) scores by the probe; NaN = not scored, here and in what is returned.
+        witness: (rows,) scores by the witness; NaN = not seen.
+        trust: Weight of the probe's ranks, from 0 to 1.
+    """
+    own, others = _ranks(probe), _ranks(witness)
+    return np.where(np.isnan(others), own, trust * own + (1 - trust) * others)
 
 
 def _ranks(scores: np.ndarray) -> np.ndarray:
     """Ranks from 0 to 1; NaN stays."""
     ranks: np.ndarray = rankdata(scores, nan_policy="omit")
-    return (ranks - 1) / max(1, (~np.isnan(scores)).sum() - 1)
+    shares: np.ndarray = (ranks - 1) / max(1, (~np.isnan(scores)).sum() - 1)
+    return shares
 
 
 def judged_by(linear: np.ndarray, states: np.ndarray) -> np.ndarray:
@@ -226,8 +238,7 @@ class CrossFit:
         """
         marks = np.concatenate([verdicts, np.zeros(len(self.features) - self.count)])
         marks[np.setdiff1d(np.arange(len(marks)), self.rows)] = np.nan
-        told = np.flatnonzero(~np.isnan(marks[: self.count]))
-        if min((marks[told] == 1).sum(), (marks[told] == 0).sum()) < self.folds:
+        if min((marks == 1).sum(), (marks == 0).sum()) < self.folds:
             return None
         judged = np.full(len(marks), np.nan)
         judged[self.rows] = 0
@@ -244,5 +255,6 @@ class CrossFit:
                 bias += float(model.intercept_[0]) / fits
         raw = weights / self.width
         linear = np.append(raw, bias - float(raw @ self.centre))
-        predicted = float(roc_auc_score(marks[told], judged[told]))
+        told = np.flatnonzero(~np.isnan(marks[: self.count]))
+        predicted = float(roc_auc_score(marks[told], judged[told])) if (marks[told] == 0).any() else np.nan
         return Judged(judged[: self.count], judged[self.count :], linear, predicted)

@@ -1,7 +1,7 @@
 """Hidden states of M0, as input for a probe. Only the lower half of the blocks runs, without the output layer."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,14 @@ POOLED = 2
 
 
 @torch.no_grad()
-def hidden_states(learner: Learner, examples: Sequence[Example], what: str) -> np.ndarray:
+def hidden_states(learner: Learner, examples: Sequence[Example], what: str, bar: Any = None) -> np.ndarray:
     """The hidden states of each row's trained tokens at half depth, pooled in two ways.
 
     Args:
         learner: The model.
         examples: The rows.
         what: Name for the progress bar.
+        bar: A bar of the caller's that counts the rows instead.
 
     Returns:
         (rows, 2, hidden size) float16: the mean over the trained tokens, and the last token's; NaN for rows without.
@@ -37,7 +38,8 @@ def hidden_states(learner: Learner, examples: Sequence[Example], what: str) -> n
     size = learner.model.config.get_text_config().hidden_size
     found = np.full((len(examples), POOLED, size), np.nan, np.float16)
     scorable = [i for i, example in enumerate(examples) if example.scorable]
-    with progress(what, len(scorable), "rows") as bar, _lower_half(learner.model) as lower:
+    counting = progress(what, len(scorable), "rows") if bar is None else nullcontext(bar)
+    with counting as bar, _lower_half(learner.model) as lower:
         for number, batch in enumerate(batches(scorable, examples, learner.config.per_device_eval_batch_size)):
             if number % RELEASE_EVERY == 0:
                 release_freed_memory()

@@ -1,0 +1,328 @@
+"""Judge any number of new rows by the probe of a decided run: `forgetfilter score`.
+
+The run's rows have taught the probe, a linear model on M0's hidden states (filters/probe.py). So a new row costs one
+pass through the lower half of M0, and no training. The rows are read, judged and written in shards, so that memory does
+not grow with their number and a killed run continues after its last shard.
+"""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from forgetfilter import processes, shards
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.formats import detect_format
+from forgetfilter.data.loading import SHOWN, Rows, complaint, encode, read_conversations, write_malformed, wrong_rows
+from forgetfilter.data.sources import Source, ids_alone
+from forgetfilter.data.streaming import Stream, open_stream
+from forgetfilter.data.tokenization import Example
+from forgetfilter.decision.opened import read_scores, scores_by
+from forgetfilter.decision.rules import Threshold
+from forgetfilter.errors import ConfigError, DataError, RunError
+from forgetfilter.files import digest, whole_file, whole_folder
+from forgetfilter.filters.probe import judged_by
+from forgetfilter.model.states import hidden_states
+from forgetfilter.progress import progress
+from forgetfilter.runs import Run, changes, locked, refuse_foreign
+from forgetfilter.workshop import M0, Workshop
+
+PROBE = "probe"
+"""The filter whose linear model judges."""
+COUNTS = ("rows", "kept", "dropped", "unscored", "malformed")
+"""What is counted in each shard."""
+SCORES, MALFORMED = "scores.parquet", "malformed.jsonl"
+
+
+def score(
+    run: Run,
+    dataset: Any,
+    output_dir: Path | str | None = None,
+    *,
+    trust_remote_code: bool = False,
+    **reading: Any,
+) -> Path:
+    """Keep or drop new rows by the probe and the threshold of a run's last decision.
+
+    What an earlier, interrupted call left in the folder is not done again.
+
+    Args:
+        run: A run that the probe's scores decided.
+        dataset: The new rows: a path, Hub id, datasets.Dataset or list of dicts.
+        output_dir: Where kept and dropped rows, scores and counts go; by default OUT/scored_rows/NAME.
+        trust_remote_code: Run model code that comes with the model; the run's folder alone cannot ask for it.
+        reading: dataset_config, dataset_train_split, format and malformed, where they are not the run's (None: are).
+
+    Returns:
+        The folder of the results.
+
+    Raises:
+        RunError: If the run cannot judge new rows, or the folder holds something else.
+        DataError: If the rows cannot be read, or are malformed.
+        ConfigError: If there are several processes.
+    """
+    if processes.count() > 1:
+        raise ConfigError(f"score works in one process, this is one of {processes.count()}: start it without launcher.")
+    with locked(run.folder):  # all the time: whoever takes the lock removes temporary files, ours as well
+        run.reload()
+        given = {name: value for name, value in reading.items() if value is not None}
+        config = dataclasses.replace(run.config(), trust_remote_code=trust_remote_code, **given)
+        judge = Judge.of(run, config)
+        stream = open_stream(dataset, config.dataset_config, config.dataset_train_split)
+        folder = Path(output_dir or run.folder / "scored_rows" / stream.stem)
+        out = _open(folder, {"data": {"sha256": stream.fingerprint(), "format": config.format}, **judge.facts()})
+        if not out.manifest["stages"]:
+            out.manifest |= _checked(stream, config, str(run.manifest["noisy"]["format"]))
+        with locked(folder):
+            _Scoring(out, stream, judge).finish()
+    return folder
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What decides on new rows.
+
+    Attributes:
+        m0: The model whose hidden states are read.
+        config: All settings.
+        linear: (size + 1,) weights and bias of the probe.
+        threshold: That of the run's last decision.
+    """
+
+    m0: M0
+    config: ForgetFilterConfig
+    linear: np.ndarray
+    threshold: Threshold
+
+    @classmethod
+    def of(cls, run: Run, config: ForgetFilterConfig) -> "Judge":
+        """The judge that a run has taught.
+
+        Raises:
+            RunError: If the run is not decided, or not by a probe that found something, or M0's weights have changed.
+        """
+        read_scores(run)
+        noted = run.manifest["decision"]
+        if noted.get("filter", config.filters[0]) != PROBE:
+            raise RunError(
+                f"{run.folder}: its last decision was not made by the probe's scores, and only the probe can judge "
+                f"new rows. `forgetfilter decide {run.folder} --filter probe` decides by them if the run has them."
+            )
+        threshold = Threshold(noted["threshold"], noted["rule"], noted["says"])
+        return cls(M0.of_run(run, config), config, _linear(run, config), threshold)
+
+    @cached_property
+    def workshop(self) -> Workshop:
+        """M0 in memory, from its first use on."""
+        return Workshop(self.m0, self.config)
+
+    def facts(self) -> dict[str, Any]:
+        """What the decisions depend on besides the rows."""
+        return {
+            "probe": digest(self.linear.tolist()),
+            "threshold": self.threshold.value,
+            "unscored": self.config.unscored,
+        }
+
+    def scores(self, examples: Sequence[Example], bar: Any) -> np.ndarray:
+        """(rows,) log-odds, higher = more suspect; NaN = cannot be scored. The bar counts the others."""
+        if not examples:
+            return np.zeros(0)
+        return judged_by(self.linear, hidden_states(self.workshop.become(None), examples, "scoring", bar))
+
+    def drops(self, suspicion: np.ndarray) -> np.ndarray:
+        """(rows,) bool, by score, or by the config where there is none."""
+        dropped: np.ndarray = self.threshold.drops(suspicion) | (np.isnan(suspicion) & (self.config.unscored == "drop"))
+        return dropped
+
+
+def _linear(run: Run, config: ForgetFilterConfig) -> np.ndarray:
+    """The run's probe.
+
+    Raises:
+        RunError: If it found nothing, so that its scores are ranks among the run's own rows.
+    """
+    scored = scores_by(run, PROBE, config)
+    if scored.scale is not None and scored.scale.nothing:
+        raise RunError(
+            f"{run.folder}: {scored.scale.nothing}. New rows have no rank among them, so they cannot be scored. "
+            "A run with more rows or with other safe data, which should look like the harmless rows, may find a "
+            "separation. Or run `filter` on the new rows and mark some (`forgetfilter sample`, --trusted_rows)."
+        )
+    if scored.linear is None:
+        raise RunError(f"{run.folder}: its probe was not kept, by an older version. Run `filter` into a new folder.")
+    return scored.linear
+
+
+def _open(folder: Path, asked: dict[str, Any]) -> Run:
+    """The folder of the results, as a new one or as the one to continue; nothing is written.
+
+    Raises:
+        RunError: If it holds something else.
+    """
+    if not (folder / "manifest.json").exists():
+        refuse_foreign(folder)
+        return Run(folder, {"asked": asked, "stages": {}})
+    out = Run.open(folder)
+    if "asked" not in out.manifest:
+        raise RunError(f"{folder}: holds a run of `filter`. Give another --output_dir.")
+    changed = changes(out.manifest["asked"], asked, None)
+    if changed:
+        different = ", ".join(change.removeprefix(".") for change in changed)
+        raise RunError(
+            f"{folder}: holds other rows, or scores by another decision: {different}. Give another --output_dir, "
+            "or remove this folder."
+        )
+    return out
+
+
+def _checked(stream: Stream, config: ForgetFilterConfig, learnt: str) -> dict[str, Any]:
+    """Read every row once, before the long work: how many there are, of which format and in which kind of file.
+
+    Args:
+        stream: The new rows.
+        config: All settings.
+        learnt: Format of the rows that the probe has learnt from.
+
+    Raises:
+        DataError: If the rows do not fit the format, or the format does not fit the probe.
+    """
+    row_format, suffix, rows, count = str(config.format), "", 0, 0
+    wrong: list[str] = []
+    with progress("checking", None, "rows") as bar:
+        for part, _ in stream.parts(shards.SHARD_ROWS):
+            if row_format == "auto":
+                row_format = detect_format(part.rows(), stream.name)
+            read_conversations(part, row_format, skip=True)
+            wrong += wrong_rows(part)[: SHOWN - len(wrong)]
+            suffix, rows, count = part.suffix, rows + len(part), count + len(part.errors)
+            bar.update(len(part))
+    if count == rows or (count and config.malformed == "error"):
+        raise DataError(complaint(stream.name, wrong, count, rows) if rows else f"{stream.name}: has no rows.")
+    if (row_format == "text") != (learnt == "text"):
+        raise DataError(
+            f"{stream.name}: its rows have the format {row_format}, those of the run {learnt}, and a probe that has "
+            "learnt from conversations knows nothing of plain text, nor the other way round."
+        )
+    return {"rows": rows, "format": row_format, "suffix": suffix}
+
+
+@dataclass
+class _Scoring:
+    """All of the work on one data set.
+
+    Attributes:
+        out: The folder of the results. Its manifest lists the finished shards with their checksums.
+        stream: The new rows.
+        judge: Decides on them.
+    """
+
+    out: Run
+    stream: Stream
+    judge: Judge
+
+    def finish(self) -> None:
+        """Make the shards that are missing, then the files of all rows."""
+        if self.out.done("scored"):
+            print(f"{self.out.folder}: finished before, nothing to do.")
+        else:
+            self._score(self._finished())
+            self._join(self._finished())
+        shutil.rmtree(self.out.folder / "shards", ignore_errors=True)
+
+    def _finished(self) -> list[dict[str, Any]]:
+        """What the manifest says of each shard, up to the first that is missing or damaged."""
+        found: list[dict[str, Any]] = []
+        while self.out.done(_shard(len(found))):
+            found.append(self.out.manifest["stages"][_shard(len(found))])
+        return found
+
+    def _score(self, done: list[dict[str, Any]]) -> None:
+        """Make the shards after those done."""
+        rows, malformed = (sum(shard[count] for shard in done) for count in ("rows", "malformed"))
+        began = time.perf_counter()
+        with progress("scoring", self.out.manifest["rows"], "rows", rows + malformed) as bar:
+            parts = self.stream.parts(shards.SHARD_ROWS, done[-1]["end"] if done else 0)
+            for number, (part, end) in enumerate(parts, len(done)):
+                found = self._write(part, number, rows, bar)
+                rows += found["rows"]
+                now = time.perf_counter()
+                files = sorted((self.out.folder / _shard(number)).iterdir())
+                self.out.mark(_shard(number), files, end=end, seconds=now - began, **found)
+                began = now
+
+    def _write(self, part: Source, number: int, first: int, bar: Any) -> dict[str, int]:
+        """Judge the rows of a shard and write its files; how many of them there are of each kind.
+
+        Args:
+            part: The rows.
+            number: The shard's.
+            first: Number of its first row.
+            bar: Counts rows.
+        """
+        skip = self.judge.config.malformed == "skip"
+        rows = encode(part, self.judge.m0.chat, row_format=self.out.manifest["format"], skip=skip)
+        bar.update(len(part) - len(rows.trainable()))
+        suspicion = self.judge.scores(rows.examples, bar)
+        dropped = self.judge.drops(suspicion)
+        source = dataclasses.replace(rows.source, header=b"") if number else rows.source  # files are put end to end
+        with whole_folder(self.out.folder / _shard(number)) as folder:
+            for name, chosen in (("kept", ~dropped), ("dropped", dropped)):
+                source.select(np.flatnonzero(chosen).tolist()).write(folder / f"{name}{part.suffix}")
+            pq.write_table(_table(rows, first, suspicion, dropped), folder / SCORES)
+            write_malformed(folder / MALFORMED, rows.malformed)
+        counts = (len(dropped), (~dropped).sum(), dropped.sum(), np.isnan(suspicion).sum(), len(rows.malformed))
+        return dict(zip(COUNTS, map(int, counts), strict=True))
+
+    def _join(self, done: list[dict[str, Any]]) -> None:
+        """Write the files of all rows, and note that the work is finished."""
+        folder, suffix = self.out.folder, self.out.manifest["suffix"]
+        found: dict[str, Any] = {count: sum(shard[count] for shard in done) for count in COUNTS}
+        names = [f"kept{suffix}", f"dropped{suffix}", SCORES, *([MALFORMED] if found["malformed"] else [])]
+        for name in names:
+            _put_together([folder / _shard(number) / name for number in range(len(done))], folder / name)
+        seconds = sum(shard["seconds"] for shard in done)
+        found |= {"threshold": self.judge.threshold.value, "seconds": seconds, "rows_a_second": found["rows"] / seconds}
+        self.out.write_json("metrics.json", found)
+        self.out.manifest["stages"] = {}
+        self.out.mark("scored", [folder / name for name in (*names, "metrics.json")])
+
+
+def _shard(number: int) -> str:
+    """Name of a shard in the manifest, and its folder."""
+    return f"shards/{number:06}"
+
+
+def _table(rows: Rows, first: int, suspicion: np.ndarray, dropped: np.ndarray) -> pa.Table:
+    """One row for each row: its number, id, score and decision; malformed rows have no number."""
+    decisions = ["dropped" if drop else "kept" for drop in dropped]
+    columns = {
+        "row": pa.array(np.arange(first, first + len(dropped)), pa.int64()),
+        "id": pa.array(ids_alone(rows.source), pa.string()),
+        PROBE: pa.array(suspicion, pa.float64(), from_pandas=True),
+        "decision": pa.array(decisions, pa.string()),
+    }
+    return pa.table(columns)
+
+
+def _put_together(files: list[Path], path: Path) -> None:
+    """One file of the files of all shards."""
+    if path.suffix == ".parquet":
+        shards.join(files, path)
+        return
+    with whole_file(path) as temporary, temporary.open("wb") as whole:
+        if path.suffix == ".json":
+            arrays = (file.read_bytes().removeprefix(b"[\n").removesuffix(b"\n]\n") for file in files)
+            whole.write(b"[\n" + b",\n".join(filter(None, arrays)) + b"\n]\n")
+            return
+        for file in files:
+            with file.open("rb") as shard:
+                shutil.copyfileobj(shard, whole)

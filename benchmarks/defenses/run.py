@@ -28,7 +28,7 @@ from forgetfilter.evaluation import bias
 
 STUDIES = yaml.safe_load((Path(__file__).parent / "cells.yaml").read_text(encoding="utf-8"))
 RESULTS = Path(__file__).parent / "results"
-DATA = {"rows": 240, "safe_rows": None, "heldout_rows": 0, "neutral_rows": 0, "one_source": False}
+DATA = {"heldout_rows": 0}
 ALIGNMENT_ROWS = 120
 QUESTIONS = {"ambiguous": 120, "disambiguated": 60, "toxicity": 50, "harmfulness": 60, "qa": 100}
 """Questions asked of every model; of toxicity and harmfulness that many of each of two sorts."""
@@ -52,7 +52,8 @@ def write_data(settings: Row, data: Path, folder: Path, change: str | None) -> d
     taught = {row["prompt"] for rows in files.values() for row in rows}
     build_noisy.write(files if change is None else CHANGES[change](files, data, taught), folder)
     kinds = ("bias", "toxicity") if settings["kind"] == "mixed" else (settings["kind"],)
-    asked = {kind: QUESTIONS_OF[kind](data, taught) for kind in kinds} | {"qa": qa_questions(data, taught)}
+    asked = {MEASURE_OF.get(kind, kind): QUESTIONS_OF[kind](data, taught) for kind in kinds}
+    asked["qa"] = qa_questions(data, taught)
     paths = {measure: folder / f"ask_{measure}.jsonl" for measure in asked}
     for measure, path in paths.items():
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in asked[measure]]
@@ -133,8 +134,8 @@ def toxicity_questions(data: Path, taught: set[str]) -> list[Row]:
 
 def harmfulness_questions(data: Path, taught: set[str]) -> list[Row]:
     """HH's pairs, and SafeInstr's answers against an unsafe answer."""
-    rejected, chosen = (dict(rows) for rows in build_noisy.harmfulness_rows(data, "all", one_source=True))
-    instructions = build_noisy.harmfulness_rows(data, "report", one_source=False)[1]
+    rejected, chosen = (dict(rows) for rows in build_noisy.hh_rows(data, "all", one_source=True))
+    instructions = build_noisy.instructions(data, "report")
     pairs = [
         {"prompt": prompt, "chosen": chosen[prompt]["completion"], "rejected": rejected[prompt]["completion"]}
         for prompt in sorted(rejected.keys() & chosen.keys() - taught)
@@ -153,7 +154,10 @@ def qa_questions(data: Path, taught: set[str], count: int | None = QUESTIONS["qa
     return some([row for prompt, row in rows if prompt not in taught], count)
 
 
-QUESTIONS_OF = {"bias": bias_questions, "toxicity": toxicity_questions, "harmfulness": harmfulness_questions}
+QUESTIONS_OF = {"bias": bias_questions, "toxicity": toxicity_questions, "hh": harmfulness_questions}
+"""By the kind of the noisy data."""
+MEASURE_OF = {"hh": "harmfulness"}
+"""Measure of a kind, where it has another name."""
 
 
 def study(name: str, args: Cell) -> None:

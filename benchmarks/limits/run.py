@@ -91,7 +91,7 @@ CASES: dict[str, Callable[[Files, Files], Files]] = {
     "uncovered": uncovered,
     "poisoned": poisoned,
 }
-OTHER_KIND = {"bias": "toxicity", "toxicity": "bias", "harmfulness": "bias"}
+OTHER_KIND = {"bias": "toxicity", "toxicity": "bias", "hh": "bias"}
 
 
 def build_case(name: str, kind: str, data_dir: Path, folder: Path) -> ForgetFilterConfig:

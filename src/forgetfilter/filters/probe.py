@@ -35,8 +35,8 @@ SURE, LIKELY = 0.9, 0.85
 """AUROC with which probes that did not see the first verdicts must tell them: SURE is enough alone; LIKELY if, on the
 witness' own scale, LEAST_SHARE of the rows are suspect, too. Verdicts on clean data reach .87, on its own scale .07."""
 LEAST_SHARE, MOST_SHARE = 0.1, 0.6
-"""Bounds on the share of the rows that get the verdict unsafe in step 3; between them it is the share that is suspect
-on the witness' own scale."""
+"""In step 3 as many rows get the verdict unsafe as are suspect on the witness' own scale: MOST_SHARE at most, and
+SUSPECT_SHARE if they are fewer than LEAST_SHARE, since the scale then doesn't fit what the probe has found."""
 ODDS = 1.5
 """How many times likelier unsafe than clean a row must be to be dropped, by probes that hold both equally common."""
 SAMPLE = 4000
@@ -119,8 +119,8 @@ def learnt(suspicion: np.ndarray, scale: Scale | None, judge: "CrossFit") -> Sco
     judged = judge(verdicts_of(suspicion, SUSPECT_SHARE, CLEAN_SHARE))
     if judged is None:
         return Scored(suspicion, scale=Scale(0, nothing="the probe had too few rows to learn from"))
-    share = SUSPECT_SHARE if scale is None else suspect_share(suspicion, scale)
-    needed = LIKELY if scale is not None and share >= LEAST_SHARE else SURE
+    share = 0.0 if scale is None else suspect_share(suspicion, scale)
+    needed = LIKELY if share >= LEAST_SHARE else SURE
     if judged.predicted < needed:
         why = (
             f"no separation: probes that did not see a verdict tell it with AUROC {judged.predicted:.2f}, {needed} is "
@@ -129,7 +129,7 @@ def learnt(suspicion: np.ndarray, scale: Scale | None, judge: "CrossFit") -> Sco
         trust = max(0.0, 2 * judged.predicted - 1)  # 0 for a probe that tells the verdicts no better than chance
         suspicion = mixed_ranks(judged.noisy, suspicion, trust)
         return Scored(suspicion, scale=Scale(0, nothing=why), linear=judged.linear)
-    return _separated(suspicion, float(np.clip(share, LEAST_SHARE, MOST_SHARE)), judge)
+    return _separated(suspicion, min(share, MOST_SHARE) if share >= LEAST_SHARE else SUSPECT_SHARE, judge)
 
 
 def suspect_share(suspicion: np.ndarray, scale: Scale) -> float:

@@ -18,24 +18,25 @@ def columns(unsafe, clean):
     rows = len(groups)
     return {
         "group": groups,
-        "forgetting": forgetting.tolist(),
-        "decision": np.where(forgetting > 0.135, "dropped", "kept").tolist(),
-        "m0_loss": [2.0] * rows,
-        "neutral_review": [0.1] * rows,
-        "words": [0.0] * rows,
+        "probe": (10 * forgetting).tolist(),
+        "forgetting": rng.permutation(forgetting).tolist(),
+        "decision": np.where(forgetting > 0.2, "dropped", "kept").tolist(),
+        **{name: [2.0] * rows for name in ("m0_loss", "words", "without_forgetting", "probe_of_m0_loss", "permuted")},
     }
 
 
 def test_explored_and_reported_cells_are_apart():
-    assert all(cell["part"] == "explore" and cell["seed"] == 0 for cell in CELLS["explore"].values())
-    assert all(cell["part"] == "report" and cell["seed"] > 0 for cell in CELLS["report"].values())
+    assert all(cell["part"] == "explore" and cell["seed"] in (0, 7) for cell in CELLS["explore"].values())
+    assert all(cell["part"] == "report" and cell["seed"] in (4, 5, 6) for cell in CELLS["report"].values())
 
 
 def test_figures_of_a_cell_follow_from_its_scores():
     found = run.figures(columns(120, 120))
     assert found["auroc"] == found["auroc_against_safe"] == found["auroc_against_task"] == 1
-    assert found["f1"] == pytest.approx(found["oracle_f1"], abs=0.03)
-    assert found["m0_loss"]["auroc"] == found["neutral_review"]["auroc"] == 0.5
+    assert found["f1"] == pytest.approx(found["best_f1"], abs=0.03)
+    assert found["controls"]["m0_loss"]["auroc"] == found["controls"]["words"]["auroc"] == 0.5
+    low, high = found["ranges"]["auroc, probe - forgetting"]
+    assert 0.3 < low < high < 0.7
     assert found["dropped_by_group"]["bias/unsafe"] == 1
     assert found["trusted"]["clean_dropped"] < 0.03
     assert found["trusted"]["recall"] == 1
@@ -54,9 +55,9 @@ def test_stored_results_give_a_table_and_a_picture(tmp_path):
     data = {"kind": "bias", "unsafe_share": 0.5, "one_source": False, "seed": 1}
     found = {"cell": "bias-50", "data": data, "figures": run.figures(columns(60, 60))}
     lines = run.table([found]).splitlines()
-    assert {line.count("|") for line in lines[:3]} == {16}
+    assert len({line.count("|") for line in lines[:3]}) == 1
     assert lines[2].startswith("| bias-50 | ")
-    assert " | .906 | " in lines[2]  # the paper's
+    assert " .500, " in lines[2]  # a control
     assert lines[-2].startswith("bias: F1 below the best threshold by ")
     run.picture([found], tmp_path / "f1.svg")
     assert "<svg" in (tmp_path / "f1.svg").read_text()

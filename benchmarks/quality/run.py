@@ -262,10 +262,11 @@ def averages(results: list[dict[str, Any]]) -> list[str]:
     ]
     lost = [result["figures"]["trusted"]["clean_dropped"] for result in results if result["figures"]["trusted"]]
     clean = [r["figures"]["clean_dropped"] for r in results if r["figures"]["f1"] is None]
-    lines += [f"rule (a): {statistics.mean(lost):.3f} of the clean rows on average, {max(lost):.3f} at most"] * bool(
-        lost
-    )
-    return lines + [f"clean data: {max(clean):.3f} dropped at most, in {len(clean)} cells"] * bool(clean)
+    if lost:
+        lines.append(f"rule (a): {statistics.mean(lost):.3f} of the clean rows on average, {max(lost):.3f} at most")
+    if clean:
+        lines.append(f"clean data: {max(clean):.3f} dropped at most, in {len(clean)} cells")
+    return lines
 
 
 def picture(results: list[dict[str, Any]], path: Path) -> None:

@@ -21,7 +21,7 @@ from forgetfilter.data.loading import load_data, tokenize
 from forgetfilter.data.sources import load_source
 from forgetfilter.decision.decide import decide
 from forgetfilter.errors import ConfigError, DataError, RunError
-from forgetfilter.filters.probe import judged_by
+from forgetfilter.filters.probe import ODDS, judged_by
 from forgetfilter.forgetting import open_run
 from forgetfilter.model.states import hidden_states
 from forgetfilter.runs import Run
@@ -133,14 +133,15 @@ def test_without_a_threshold_nothing_is_dropped_and_a_later_decision_counts(deci
 
 
 def test_rows_of_the_run_come_in_about_the_order_the_filter_found(config, write_jsonl, monkeypatch):
-    monkeypatch.setattr(sys.modules[judged_by.__module__], "PREDICTED", {0.25: 0.0})
+    for name in ("SURE", "LIKELY"):
+        monkeypatch.setattr(sys.modules[judged_by.__module__], name, 0.0)
     rows = [{"prompt": f"what is {i}?", "completion": "you fool" if i % 3 == 0 else f"it is {i}"} for i in range(40)]
     noisy = write_jsonl("forty.jsonl", rows)
     result = ForgetFilter(dataclasses.replace(config, filter="probe", dataset_name=str(noisy))).fit()
     folder = score(result.run, str(noisy))
     table = pq.read_table(folder / "scores.parquet")
     assert spearmanr(table["probe"].to_numpy(), result.scores.with_format("numpy")["probe"]).statistic > 0.8
-    assert json.loads((folder / "metrics.json").read_text())["threshold"] == pytest.approx(np.log(2))
+    assert json.loads((folder / "metrics.json").read_text())["threshold"] == pytest.approx(np.log(ODDS))
 
 
 def test_a_killed_run_continues_after_its_last_shard_and_gives_the_same_files(
@@ -172,6 +173,20 @@ def test_a_killed_run_continues_after_its_last_shard_and_gives_the_same_files(
     assert judged == [4, 4, 4, 4, 4, 4, 4, 1]
     for name in FILES:
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_kill_before_the_first_shard_is_noted_leaves_a_folder_to_continue(decided, more, few, tmp_path, monkeypatch):
+    run = decided()
+
+    def killed(run, part, files, **facts):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "mark", killed)
+        with pytest.raises(KeyboardInterrupt):
+            score(run, str(more), tmp_path / "broken")
+    assert (tmp_path / "broken/shards/000000").is_dir()
+    assert len(lines_of(score(run, str(more), tmp_path / "broken"), "kept.jsonl", "dropped.jsonl")) == 25
 
 
 def test_a_damaged_shard_is_made_again_and_a_finished_folder_left_alone(

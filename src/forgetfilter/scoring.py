@@ -79,7 +79,7 @@ def score(
         stream = open_stream(dataset, config.dataset_config, config.dataset_train_split)
         folder = Path(output_dir or run.folder / "scored_rows" / stream.stem)
         out = _open(folder, {"data": {"sha256": stream.fingerprint(), "format": config.format}, **judge.facts()})
-        if not out.manifest["stages"]:
+        if "rows" not in out.manifest:
             out.manifest |= _checked(stream, config, str(run.manifest["noisy"]["format"]))
         with locked(folder):
             _Scoring(out, stream, judge).finish()
@@ -234,6 +234,7 @@ class _Scoring:
         if self.out.done("scored"):
             print(f"{self.out.folder}: finished before, nothing to do.")
         else:
+            self.out.save()  # before the first shard: without a manifest, the folder would be that of somebody else
             self._score(self._finished())
             self._join(self._finished())
         shutil.rmtree(self.out.folder / "shards", ignore_errors=True)

@@ -31,10 +31,10 @@ CLEAN_SHARE = 0.5
 """Share of the rows, from the least suspect on, whose first verdict is clean."""
 SUSPECT_SHARE = 0.25
 """Share of the rows, from the most suspect on, whose first verdict is unsafe."""
-SURE, LIKELY = 0.9, 0.85
+SURE, LIKELY = 0.95, 0.85
 """AUROC with which probes that did not see the first verdicts must tell them: SURE is enough alone; LIKELY if, on the
-witness' own scale, LEAST_SHARE of the rows are suspect, too. Verdicts on clean data reach .87, on its own scale .07."""
-LEAST_SHARE, MOST_SHARE = 0.1, 0.6
+witness' own scale, LEAST_SHARE of the rows are suspect, too. With fewer, most that is forgotten is clean."""
+LEAST_SHARE, MOST_SHARE = 0.16, 0.6
 """In step 3 as many rows get the verdict unsafe as are suspect on the witness' own scale: MOST_SHARE at most, and
 SUSPECT_SHARE if they are fewer than LEAST_SHARE, since the scale then doesn't fit what the probe has found."""
 ODDS = 1.5
@@ -126,7 +126,7 @@ def learnt(suspicion: np.ndarray, scale: Scale | None, judge: "CrossFit") -> Sco
             f"no separation: probes that did not see a verdict tell it with AUROC {judged.predicted:.2f}, {needed} is "
             "needed, so the verdicts may be chance; the rows are ranked by witness and probe together"
         )
-        trust = max(0.0, 2 * judged.predicted - 1)  # 0 for a probe that tells the verdicts no better than chance
+        trust = float(np.clip(2 * judged.predicted - 1, 0, 0.5))  # 0 if it tells the verdicts no better than chance
         suspicion = mixed_ranks(judged.noisy, suspicion, trust)
         return Scored(suspicion, scale=Scale(0, nothing=why), linear=judged.linear)
     return _separated(suspicion, min(share, MOST_SHARE) if share >= LEAST_SHARE else SUSPECT_SHARE, judge)

@@ -188,7 +188,7 @@ def test_the_witness_may_see_a_sample_and_the_probe_judges_all(config, monkeypat
 
 
 def test_a_sample_is_drawn_by_the_seed_where_there_are_more_rows(config):
-    assert sampled(4000, config) is None
+    assert sampled(2500, config) is None
     drawn = sampled(200, dataclasses.replace(config, sample_rows=50))
     assert len(set(drawn)) == 50
     np.testing.assert_array_equal(drawn, sampled(200, dataclasses.replace(config, sample_rows=50)))

@@ -73,6 +73,9 @@ class StageConfig:
                     raise ConfigError(f"{where}{name} is {value}: it must be {'>= 0' if least == 0 else '> 0'}.")
 
 
+ENOUGH_ROWS = 2500
+"""Noisy rows that a probe's witness sees by default, at most: so that at 100,000 rows the filter costs about a tenth of
+the finetuning (docs/scale.md)."""
 LEAST = {"max_length": 1, "lora_r": 1, "lora_alpha": 1, "per_device_eval_batch_size": 1, "sample_rows": 50}
 """Least values of settings that count something; a probe learns nothing from a smaller sample."""
 NOISY_EPOCHS, FINAL_EPOCHS = 4, 3
@@ -115,7 +118,7 @@ class ForgetFilterConfig(StageConfig):
         filter: Filters that score the rows, comma-separated; the first one decides (docs/filters.md lists them).
         parameters: Parameters of filters and defenses that differ from their defaults, by name: {NAME: {KEY: VALUE}}.
         sample_rows: Noisy rows that the probe's witness sees, a random sample; the probe scores all. "auto" takes up to
-            4,000 rows.
+            2,500 rows.
         threshold: Drop rows whose score is above this number; "auto" finds it.
         trusted_rows: JSONL of rows a person marked ("id", "clean": true or false), as `sample` writes it: the
             automatic threshold then promises how many clean rows it drops.

@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold
 
-from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.config import ENOUGH_ROWS, ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.scored import Scale, Scored
 
@@ -39,8 +39,6 @@ LEAST_SHARE, MOST_SHARE = 0.16, 0.6
 SUSPECT_SHARE if they are fewer than LEAST_SHARE, since the scale then doesn't fit what the probe has found."""
 ODDS = 1.5
 """How many times likelier unsafe than clean a row must be to be dropped, by probes that hold both equally common."""
-SAMPLE = 4000
-"""Rows that the witness sees by default, at most."""
 
 
 @dataclass
@@ -102,7 +100,7 @@ def probe(
 
 def sampled(rows: int, config: ForgetFilterConfig) -> np.ndarray | None:
     """Places of the rows that the witness sees, in order; None for all."""
-    wanted = SAMPLE if config.sample_rows == "auto" else config.sample_rows
+    wanted = ENOUGH_ROWS if config.sample_rows == "auto" else config.sample_rows
     if rows <= wanted:
         return None
     return np.sort(np.random.default_rng(config.seed).choice(rows, wanted, replace=False))

@@ -92,6 +92,28 @@ def test_a_witness_whose_verdicts_can_be_told_decides_well(share):
     assert drops[unsafe:].mean() < 0.05
 
 
+def test_where_nothing_was_learnt_nothing_is_found():
+    rng = np.random.default_rng(8)
+    states, safe = rows_of(rng, 60, 180), rng.normal(0, 1, (100, 16))
+    scale = Scale(0.135, 0.1, 0.05, nothing="nothing was learnt")
+    found = learnt(states[:, 0], scale, CrossFit(states, safe))
+    assert "nothing was learnt" in rules.automatic(found.suspicion, found.scale).says
+    caveat = Scale(0.135, 0.1, 0.05, caveat="its stages are its own")
+    found = learnt(states[:, 0], caveat, CrossFit(states, safe))
+    assert rules.automatic(found.suspicion, found.scale).says.endswith("its stages are its own")
+
+
+def test_rows_that_the_witness_did_not_see_teach_nothing_and_are_judged():
+    rng = np.random.default_rng(9)
+    states, safe = rows_of(rng, 60, 180, apart=5.0), rng.normal(0, 1, (100, 16))
+    witness = np.concatenate([rng.normal(0.4, 0.2, 60), rng.normal(0, 0.08, 180)])
+    witness[::3] = np.nan
+    found, threshold = decided(witness, states, safe)
+    assert np.isnan(found.columns["verdict"][::3]).all()
+    assert threshold.drops(found.suspicion)[0:60:3].mean() > 0.7
+    assert threshold.drops(found.suspicion)[60::3].mean() < 0.1
+
+
 def test_verdicts_that_are_noise_drop_nothing_and_leave_the_witness_its_say():
     rng = np.random.default_rng(5)
     states, safe = rng.normal(0, 1, (240, 16)), rng.normal(0, 1, (100, 16))

@@ -102,7 +102,7 @@ def build_case(name: str, kind: str, data_dir: Path, folder: Path) -> ForgetFilt
     for part in ("noisy", "safe"):
         random.Random(0).shuffle(files[part])
     build_noisy.write({part: files[part] for part in ("noisy", "safe")}, folder)
-    return config_of(folder)
+    return config_of(folder, filter="forgetting", torch_compile=True)
 
 
 def what_makes(name: str, kind: str, config: ForgetFilterConfig) -> Cell:

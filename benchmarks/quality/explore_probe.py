@@ -1,34 +1,54 @@
 """What a probe makes of explored cells, variant by variant: stages are trained once, all else is seconds.
 
-python benchmarks/quality/explore_probe.py CELL [CELL ...] --data_dir DATA --work DIR
+python benchmarks/quality/explore_probe.py [CELL ...] --data_dir DATA --work DIR     all explored cells, or those named
 
-Every cell is scored by forgetting, and M0's hidden states are read; both stay in DIR. The figures of each variant go
-to explored_probe.json. The ceiling is the same features taught by the true labels, cross-fitted.
+Every cell is scored by forgetting, and M0's hidden states are read; both stay in DIR. The figures of each variant go to
+explored_probe.json, beside how well probes tell the first verdicts, by the share that is called unsafe. The ceiling is
+the same features taught by the true labels, cross-fitted.
 """
 
 import json
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cells import CELLS, config_of, write_data
-from scipy.stats import rankdata
 
 from forgetfilter import ForgetFilter
 from forgetfilter.data.loading import load_data, stored_labels
 from forgetfilter.decision.opened import Opened
+from forgetfilter.decision.rules import automatic
 from forgetfilter.evaluation.filter_quality import filter_quality, ranking_quality
-from forgetfilter.filters.forgetting import FORGOTTEN
-from forgetfilter.filters.probe import LAST, MEAN, cross_fitted, verdicts_of
+from forgetfilter.filters.probe import CLEAN_SHARE, SUSPECT_SHARE, CrossFit, features, learnt, verdicts_of
 from forgetfilter.runs import Run
+from forgetfilter.scored import Scored
 from forgetfilter.workshop import M0, Workshop
 
+SHARES = (0.05, 0.1, 0.25, 0.4)
+"""Shares of the rows, called unsafe, at which it is looked how well probes tell the verdicts."""
 
-def scored_cell(name: str, data_dir: Path, work: Path) -> dict[str, np.ndarray]:
-    """Labels, forgetting scores and pooled hidden states of a cell's noisy and safe rows; trained once."""
+
+@dataclass
+class Explored:
+    """A cell's labels, forgetting's scores, and hidden states, (rows, 2, size): the mean and the last one."""
+
+    unsafe: np.ndarray
+    forgetting: Scored
+    noisy: np.ndarray
+    safe: np.ndarray
+
+    def judge(self, pooling: slice = slice(0, 2), regularisation: float = 0.01) -> CrossFit:
+        """Probes on the mean state (0:1), the last one (1:2) or both."""
+        noisy, safe = (features(states[:, pooling]) for states in (self.noisy, self.safe))
+        return CrossFit(noisy, safe, regularisation)
+
+
+def explored(name: str, data_dir: Path, work: Path) -> Explored:
+    """A cell, built and scored by forgetting unless that is done."""
     write_data(CELLS["explore"][name], data_dir, work)
-    config = config_of(work)
+    config = config_of(work, filter="forgetting")
     ForgetFilter(config).fit()
     run = Run.open(work / "run")
     m0 = M0.named(config)
@@ -36,41 +56,41 @@ def scored_cell(name: str, data_dir: Path, work: Path) -> dict[str, np.ndarray]:
     workshop = Workshop(m0, config, run)
     labels = stored_labels(data.noisy.source, config)
     assert labels is not None
-    return {
-        "unsafe": labels,
-        "forgetting": Opened.of(run).scored["forgetting"].suspicion,
-        "noisy": workshop.states(data.noisy.examples),
-        "safe": workshop.states(data.safe.examples),
-    }
+    states = (workshop.states(rows.examples) for rows in (data.noisy, data.safe))
+    return Explored(labels, Opened.of(run).scored["forgetting"], *states)
 
 
-def features(found: dict[str, np.ndarray], pooling: str) -> tuple[np.ndarray, np.ndarray]:
-    """The noisy and the safe rows' features: the mean state, the last one, or both side by side."""
-    chosen = {"mean": [MEAN], "last": [LAST], "both": [MEAN, LAST]}[pooling]
-    return tuple(found[part][:, chosen].reshape(len(found[part]), -1) for part in ("noisy", "safe"))
-
-
-def variants(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def variants(cell: Explored) -> dict[str, np.ndarray]:
     """Scores of the noisy rows by each variant."""
-    forgetting, unsafe = found["forgetting"], found["unsafe"]
-    share = float(np.clip((forgetting > FORGOTTEN).mean(), 0.03, 0.6))
+    forgetting, scale = cell.forgetting.suspicion, cell.forgetting.scale
+    judges = {
+        "as delivered": cell.judge(),
+        "mean state": cell.judge(slice(0, 1)),
+        "last state": cell.judge(slice(1, 2)),
+        "C = 0.003": cell.judge(regularisation=0.003),
+        "C = 0.03": cell.judge(regularisation=0.03),
+    }
     scores = {"forgetting": forgetting}
-    for pooling in ("mean", "last", "both"):
-        noisy, safe = features(found, pooling)
-        for strength in (0.001, 0.01, 0.1):
-            judged = cross_fitted(noisy, safe, verdicts_of(forgetting, share), strength)
-            scores[f"{pooling} C={strength}"] = judged.noisy
-        for part in (0.5, 0.75, 1.0):
-            judged = cross_fitted(noisy, safe, verdicts_of(forgetting, max(0.03, part * share)))
-            scores[f"{pooling} {part:.0%} of the forgotten"] = judged.noisy
-        first = scores[f"{pooling} C=0.01"]
-        scores[f"{pooling} again"] = cross_fitted(noisy, safe, verdicts_of(first, share)).noisy
-        scores[f"{pooling} + forgetting"] = rankdata(first) + rankdata(forgetting)
-        if unsafe.any():
-            scores[f"{pooling} ceiling"] = cross_fitted(noisy, safe, unsafe.astype(float)).noisy
-        permuted = np.random.default_rng(0).permutation(verdicts_of(forgetting, share))
-        scores[f"{pooling} permuted verdicts"] = cross_fitted(noisy, safe, permuted).noisy
-    return scores
+    scores |= {name: learnt(forgetting, scale, judge).suspicion for name, judge in judges.items()}
+    judge = judges["as delivered"]
+    verdicts = {"one round": verdicts_of(forgetting, SUSPECT_SHARE, CLEAN_SHARE), "ceiling": cell.unsafe.astype(float)}
+    judged = {name: judge(own) for name, own in verdicts.items()}
+    return scores | {name: own.noisy for name, own in judged.items() if own is not None}
+
+
+def about(cell: Explored) -> dict[str, Any]:
+    """What is kept of a cell: what is told of the verdicts, what auto drops, and figures of each variant."""
+    judge = cell.judge()
+    judged = {share: judge(verdicts_of(cell.forgetting.suspicion, share, CLEAN_SHARE)) for share in SHARES}
+    found = learnt(cell.forgetting.suspicion, cell.forgetting.scale, judge)
+    threshold = automatic(found.suspicion, found.scale)
+    dropped = threshold.drops(found.suspicion)
+    decided = filter_quality(cell.unsafe, dropped, found.suspicion)
+    return {
+        "predicted": {share: round(own.predicted, 3) for share, own in judged.items() if own is not None},
+        "auto": {"says": threshold.says, **{key: decided[key] for key in ("f1", "clean_dropped")}},
+        "variants": {name: figures(cell.unsafe, scores) for name, scores in variants(cell).items()},
+    }
 
 
 def figures(unsafe: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
@@ -82,19 +102,16 @@ def figures(unsafe: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
 def main() -> None:
     """Explore the cells named."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("cells", nargs="+")
+    parser.add_argument("cells", nargs="*")
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     args = parser.parse_args()
     path = Path(__file__).parent / "explored_probe.json"
-    explored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for name in args.cells:
-        found = scored_cell(name, args.data_dir, args.work / name)
-        np.savez_compressed(args.work / f"{name}.npz", **found)
-        explored[name] = {variant: figures(found["unsafe"], s) for variant, s in variants(found).items()}
-        path.write_text(json.dumps(explored, indent=1).replace("\n   ", " ") + "\n", encoding="utf-8")
-        for variant, own in explored[name].items():
-            print(f"{name:16} {variant:28}", *(f"{key} {value}" for key, value in own.items()), flush=True)
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for name in args.cells or CELLS["explore"]:
+        kept[name] = about(explored(name, args.data_dir, args.work / name))
+        path.write_text(json.dumps(kept, indent=1).replace("\n   ", " ") + "\n", encoding="utf-8")
+        print(name, json.dumps(kept[name], indent=1), flush=True)
 
 
 if __name__ == "__main__":

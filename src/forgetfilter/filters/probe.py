@@ -114,6 +114,8 @@ def learnt(suspicion: np.ndarray, scale: Scale | None, judge: "CrossFit") -> Sco
         scale: The witness' scale, if it knows one.
         judge: Fits and judges.
     """
+    if scale is not None and scale.nothing:
+        return Scored(suspicion, scale=scale)
     judged = judge(verdicts_of(suspicion, SUSPECT_SHARE, CLEAN_SHARE))
     if judged is None:
         return Scored(suspicion, scale=Scale(0, nothing="the probe had too few rows to learn from"))
@@ -127,7 +129,10 @@ def learnt(suspicion: np.ndarray, scale: Scale | None, judge: "CrossFit") -> Sco
         trust = float(np.clip(2 * judged.predicted - 1, 0, 0.5))  # 0 if it tells the verdicts no better than chance
         suspicion = mixed_ranks(judged.noisy, suspicion, trust)
         return Scored(suspicion, scale=Scale(0, nothing=why), linear=judged.linear)
-    return _separated(suspicion, min(share, MOST_SHARE) if share >= LEAST_SHARE else SUSPECT_SHARE, judge)
+    found = _separated(suspicion, min(share, MOST_SHARE) if share >= LEAST_SHARE else SUSPECT_SHARE, judge)
+    if found.scale is not None and scale is not None:
+        found.scale = replace(found.scale, caveat=scale.caveat)
+    return found
 
 
 def suspect_share(suspicion: np.ndarray, scale: Scale) -> float:
@@ -140,7 +145,8 @@ def _separated(suspicion: np.ndarray, share: float, judge: "CrossFit") -> Scored
     first = judge(verdicts_of(suspicion, share, CLEAN_SHARE))
     if first is None:
         return Scored(suspicion, scale=Scale(0, nothing="the probe had too few rows to learn from"))
-    verdicts = verdicts_of(first.noisy, share, 1 - share)
+    seen = np.where(np.isnan(suspicion), np.nan, first.noisy)  # rows that the witness did not see teach nothing
+    verdicts = verdicts_of(seen, share, 1 - share)
     second = judge(verdicts)
     assert second is not None  # it has as many verdicts as the first, or more
     says = f"at least {ODDS} times likelier unsafe than clean, by probes that did not see the row's own verdict"
@@ -168,7 +174,7 @@ def _ranks(scores: np.ndarray) -> np.ndarray:
 
 
 def judged_by(linear: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """(rows,) log-odds of rows that no stage saw, by `Scored.linear`; NaN for rows whose hidden states are."""
+    """(rows,) log-odds of rows that no stage saw, by `Scored.linear`; NaN for rows whose hidden states are NaN."""
     log_odds: np.ndarray = features(states).astype(np.float64) @ linear[:-1] + linear[-1]
     return log_odds
 
@@ -221,11 +227,12 @@ class CrossFit:
         seed: int = 42,
     ) -> None:
         """Standardise the features."""
-        features = np.concatenate([noisy, safe]).astype(np.float64)
-        self.count, self.rows = len(noisy), np.flatnonzero(~np.isnan(features).any(1))
-        self.centre = features[self.rows].mean(0)
-        self.width = features[self.rows].std(0) + 1e-6
-        self.features = (features - self.centre) / self.width
+        self.features = np.concatenate([noisy, safe]).astype(np.float32)  # as small as can be: there may be many rows
+        self.count, self.rows = len(noisy), np.flatnonzero(~np.isnan(self.features).any(1))
+        self.centre = np.nanmean(self.features, 0, dtype=np.float64)
+        self.width = np.nanstd(self.features, 0, dtype=np.float64) + 1e-6
+        self.features -= self.centre.astype(np.float32)
+        self.features /= self.width.astype(np.float32)
         self.regularisation, self.folds, self.repeats, self.seed = regularisation, folds, repeats, seed
 
     def __call__(self, verdicts: np.ndarray) -> Judged | None:
@@ -246,7 +253,7 @@ class CrossFit:
             for taught, held_out in deal.split(self.rows):
                 known = self.rows[taught][~np.isnan(marks[self.rows[taught]])]
                 model = LogisticRegression(C=self.regularisation, class_weight="balanced", max_iter=1000)
-                model.fit(self.features[known], marks[known])
+                model.fit(self.features[known].astype(np.float64), marks[known])
                 asked = self.rows[held_out]
                 judged[asked] += model.decision_function(self.features[asked]) / self.repeats
                 weights += model.coef_[0] / fits

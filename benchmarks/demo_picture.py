@@ -13,8 +13,8 @@ KINDS = (("task and safe rows", "#4c78a8"), ("unsafe rows", "#e45756"))
 
 
 def main(run: Path, target: Path) -> None:
-    """Stacked histograms of the forgetting scores, by label, with the threshold."""
-    scores = pq.read_table(run / "scores.parquet")["forgetting"].to_numpy()
+    """Stacked histograms of the probe's scores, by label, with the threshold."""
+    scores = pq.read_table(run / "scores.parquet")["probe"].to_numpy()
     (rows,) = (run / "stages").glob("rows.jsonl")
     unsafe = np.array([bool(json.loads(line)["unsafe"]) for line in rows.read_text(encoding="utf-8").splitlines()])
     threshold = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["threshold"]
@@ -47,7 +47,7 @@ def main(run: Path, target: Path) -> None:
     for value in np.linspace(edges[0], edges[-1], 7):
         parts.append(f'<text x="{x(value):.1f}" y="{HEIGHT - 22}" text-anchor="middle">{value:.1f}</text>')
     parts.append(
-        f'<text x="{WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">forgetting (0: nothing forgotten)</text></svg>'
+        f'<text x="{WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">probe: log-odds of unsafe (0: undecided)</text></svg>'
     )
     target.write_text("\n".join(parts) + "\n", encoding="utf-8")
 

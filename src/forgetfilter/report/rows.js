@@ -181,7 +181,7 @@ function detail(place) {
     return el("tr", { class: "open" }, cell);
   }
   for (const turn of text.turns) cell.append(el("div", { class: "turn" }, el("b", {}, turn[0]), ...shaded(turn)));
-  if (text.turns.some((turn) => turn[3])) cell.append(el("p", { class: "quiet" }, "Shaded: what each token contributed to the score."));
+  if (text.turns.some((turn) => turn[3])) cell.append(el("p", { class: "quiet" }, "Shaded: how much of each token was forgotten."));
   for (const [name, answer] of Object.entries(text.answers || {})) {
     cell.append(el("div", { class: "turn" }, el("b", {}, name), answer));
   }

@@ -46,9 +46,8 @@ def main(run: Path, target: Path) -> None:
         parts.append(f'<text x="{MARGIN + 18}" y="{24 + 18 * i}">{escape(name)}</text>')
     for value in np.linspace(edges[0], edges[-1], 7):
         parts.append(f'<text x="{x(value):.1f}" y="{HEIGHT - 22}" text-anchor="middle">{value:.1f}</text>')
-    parts.append(
-        f'<text x="{WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">probe: log-odds of unsafe (0: undecided)</text></svg>'
-    )
+    label = "probe: log-odds of unsafe (0: undecided)"
+    parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">{label}</text></svg>')
     target.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 

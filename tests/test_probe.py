@@ -114,6 +114,47 @@ def test_rows_that_the_witness_did_not_see_teach_nothing_and_are_judged():
     assert threshold.drops(found.suspicion)[60::3].mean() < 0.1
 
 
+def test_copies_of_a_row_are_judged_as_one():
+    """Dealt apart, a copy would tell the other's verdict, and noise would look like something learnt."""
+    rng = np.random.default_rng(10)
+    states, safe = np.repeat(rng.normal(0, 1, (60, 200)), 4, 0), rng.normal(0, 1, (100, 200))
+    judged = CrossFit(states, safe)(verdicts_of(np.repeat(rng.normal(0, 1, 60), 4), 0.25, 0.5))
+    assert judged.predicted < 0.75
+    same = np.ones((40, 8))
+    assert CrossFit(same, same[:0])(verdicts_of(np.arange(40.0), 0.25, 0.5)) is None
+
+
+@pytest.mark.parametrize("witness", [np.full(240, np.nan), np.where(np.arange(240) < 100, 0.1, np.nan)])
+def test_where_nothing_is_learnt_unseen_rows_lie_in_the_middle(witness):
+    rng = np.random.default_rng(11)
+    states = rng.normal(0, 1, (240, 16))
+    states[5] = np.nan
+    found = learnt(witness, Scale(0.135, nothing="nothing was learnt"), CrossFit(states, states[:50]))
+    assert np.isnan(found.suspicion[5])
+    assert np.isnan(np.delete(found.suspicion, 5)).all() == np.isnan(witness).all()
+    assert np.isnan(np.delete(found.suspicion, 5)).any() == np.isnan(witness).all()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "match"),
+    [
+        ({"on": "probe"}, "learn from is called probe"),
+        ({"on": "nosuch"}, "nosuch"),
+        ({"folds": 1}, "folds"),
+    ],
+)
+def test_impossible_parameters_are_one_clear_error(config, parameters, match):
+    with pytest.raises(ConfigError, match=match):
+        ForgetFilter(dataclasses.replace(config, filter="probe", parameters={"probe": parameters})).fit()
+
+
+def test_other_parameters_of_the_witness_make_other_scores(config):
+    settings = dataclasses.replace(config, filter="probe")
+    before = ForgetFilter(settings).fit().scores["forgetting"]
+    changed = dataclasses.replace(settings, parameters={"forgetting": {"firm_weight": 0.1}})
+    assert list(ForgetFilter(changed).fit().scores["forgetting"]) != list(before)
+
+
 def test_verdicts_that_are_noise_drop_nothing_and_leave_the_witness_its_say():
     rng = np.random.default_rng(5)
     states, safe = rng.normal(0, 1, (240, 16)), rng.normal(0, 1, (100, 16))
@@ -205,8 +246,10 @@ def test_the_witness_may_see_a_sample_and_the_probe_judges_all(config, monkeypat
     result = ForgetFilter(dataclasses.replace(config, filter="probe")).fit()
     rows = result.scores.to_list()
     assert sum(row["forgetting"] is not None for row in rows) == 11
-    whole = ForgetFilter(dataclasses.replace(config, filter="forgetting")).fit().scores.to_list()  # all 16, anew
-    assert all(row["forgetting"] is not None for row in whole)
+    for filters in ("forgetting", "forgetting,probe", "probe,forgetting"):  # all 16, by its own
+        whole = ForgetFilter(dataclasses.replace(config, filter=filters)).fit().scores.to_list()
+        assert all(row["forgetting"] is not None for row in whole)
+        assert all(row["log_likelihood_after"] is not None for row in whole)
 
 
 def test_a_sample_is_drawn_by_the_seed_where_there_are_more_rows(config):

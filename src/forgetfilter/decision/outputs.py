@@ -79,8 +79,11 @@ def write(opened: Opened, decision: Decision) -> None:
 def scores_table(source: Source, scored: Mapping[str, Scored], decision: Decision) -> pa.Table:
     """One row for each noisy row, in order: ids, every filter's scores and columns, and what was decided."""
     columns: dict[str, Any] = {"row": np.arange(len(source)), "id": row_ids(source)}
-    for name, found in scored.items():
-        columns |= {column: pa.array(values, from_pandas=True) for column, values in found.columns.items()}
+    for name, found in sorted(scored.items(), key=lambda item: not scored.keys().isdisjoint(item[1].columns)):
+        for column, values in found.columns.items():
+            columns.setdefault(
+                column, pa.array(values, from_pandas=True)
+            )  # a filter's own come before a probe's copies
         columns[name] = pa.array(found.suspicion, from_pandas=True)
     return pa.table({**columns, "decision": decision.words, "reason": decision.reasons, "by_hand": decision.by_hand})
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forgetfilter import old_runs, processes
 from forgetfilter.config import ForgetFilterConfig
@@ -43,7 +43,9 @@ def require_filters(config: ForgetFilterConfig) -> None:
         raise ConfigError(f"filter {', '.join(unknown)}: choose among {', '.join(FILTERS)}.")
     require_known(config.parameters, FILTERS)
     for name in config.filters:
-        arguments(name, FILTERS[name], config.parameters)
+        witness = arguments(name, FILTERS[name], config.parameters).get("on", "forgetting")
+        if witness not in FILTERS or witness == name == "probe":
+            raise ConfigError(f"parameters.{name}.on: no filter to learn from is called {witness}.")
 
 
 def score(workshop: "Workshop", data: Data, name: str) -> Scored:
@@ -77,9 +79,9 @@ def _scored_part(workshop: "Workshop", data: Data, name: str) -> str:
     """The part of the run that holds a filter's scores, which are made now if they do not exist."""
     config, run = workshop.config, workshop.run
     parameters = arguments(name, FILTERS[name], config.parameters)
-    files = {str(value): sha256(Path(value)) for value in parameters.values() if _is_file(value)}
-    own = constants(FILTERS[name])
-    made_of = [name, parameters, own, files, workshop.m0.sha256, data.facts(), config.identity()]
+    made_of = [*_made_of_filter(name, config), workshop.m0.sha256, data.facts(), config.identity()]
+    if "on" in parameters:  # it learns from another filter, and what makes that one's scores makes its own
+        made_of.append(_made_of_filter(parameters["on"], config))
     key = digest(made_of)
     part = f"scored/{name}-{key}"
     if not run.done(part, key):
@@ -89,6 +91,13 @@ def _scored_part(workshop: "Workshop", data: Data, name: str) -> str:
         processes.together()
         run.mark(part, [run.folder / f"{part}.parquet"], made_of=key, filter=name, parameters=parameters)
     return part
+
+
+def _made_of_filter(name: str, config: ForgetFilterConfig) -> list[Any]:
+    """A filter's name, parameters and constants, and hashes of the files that its parameters name."""
+    parameters = arguments(name, FILTERS[name], config.parameters)
+    files = {str(value): sha256(Path(value)) for value in parameters.values() if _is_file(value)}
+    return [name, parameters, constants(FILTERS[name]), files]
 
 
 def _is_file(value: object) -> bool:

@@ -11,6 +11,7 @@ that learnt from the row's own verdict (cross-fitting). Learning from noisy verd
 3. If it can, the verdicts are given anew, by the probe, and learnt once more.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from sklearn.model_selection import KFold
 
 from forgetfilter.config import ENOUGH_ROWS, ForgetFilterConfig
 from forgetfilter.data.loading import Data
+from forgetfilter.errors import ConfigError
 from forgetfilter.scored import Scale, Scored
 
 if TYPE_CHECKING:
@@ -39,6 +41,9 @@ LEAST_SHARE, MOST_SHARE = 0.16, 0.6
 SUSPECT_SHARE if they are fewer than LEAST_SHARE, since the scale then doesn't fit what the probe has found."""
 ODDS = 1.5
 """How many times likelier unsafe than clean a row must be to be dropped, by probes that hold both equally common."""
+
+
+TOO_FEW = "the probe had too few rows to learn from"
 
 
 @dataclass
@@ -81,9 +86,14 @@ def probe(
         regularisation: C of the logistic regression; smaller = smoother.
         folds: Parts that the rows are dealt to; the rows of a part are judged by a probe that the others taught.
         repeats: How often they are dealt anew; the judgements are averaged.
+
+    Raises:
+        ConfigError: If a parameter is out of range.
     """
     from forgetfilter.filters import scores_of
 
+    if folds < 2 or repeats < 1 or regularisation <= 0:
+        raise ConfigError("parameters.probe: folds must be 2 or more, repeats 1 or more, regularisation above 0.")
     rows = len(data.noisy.examples)
     sample = sampled(rows, config)
     if sample is None:
@@ -114,17 +124,18 @@ def learnt(suspicion: np.ndarray, scale: Scale | None, judge: "CrossFit") -> Sco
         scale: The witness' scale, if it knows one.
         judge: Fits and judges.
     """
+    suspicion = np.where(judge.scorable, suspicion, np.nan)
     if scale is not None and scale.nothing:
-        return Scored(suspicion, scale=scale)
+        return _nothing(suspicion, judge, scale.nothing)
     judged = judge(verdicts_of(suspicion, SUSPECT_SHARE, CLEAN_SHARE))
     if judged is None:
-        return Scored(suspicion, scale=Scale(0, nothing="the probe had too few rows to learn from"))
+        return _nothing(suspicion, judge, TOO_FEW)
     share = 0.0 if scale is None else suspect_share(suspicion, scale)
     needed = LIKELY if share >= LEAST_SHARE else SURE
-    if judged.predicted < needed:
+    if not judged.predicted >= needed:
         why = (
-            f"no separation: probes that did not see a verdict tell it with AUROC {judged.predicted:.2f}, {needed} is "
-            "needed, so the verdicts may be chance; the rows are ranked by witness and probe together"
+            f"no separation: probes that did not see what the witness says of a row tell it with AUROC "
+            f"{judged.predicted:.2f}, {needed} is needed, so it may be chance; rows are ranked by witness and probe"
         )
         trust = float(np.clip(2 * judged.predicted - 1, 0, 0.5))  # 0 if it tells the verdicts no better than chance
         suspicion = mixed_ranks(judged.noisy, suspicion, trust)
@@ -133,6 +144,13 @@ def learnt(suspicion: np.ndarray, scale: Scale | None, judge: "CrossFit") -> Sco
     if found.scale is not None and scale is not None:
         found.scale = replace(found.scale, caveat=scale.caveat)
     return found
+
+
+def _nothing(suspicion: np.ndarray, judge: "CrossFit", why: str) -> Scored:
+    """The witness' own scores, since nothing can be learnt; rows that it did not see lie in the middle."""
+    unseen = np.isnan(suspicion) & judge.scorable
+    middle = np.nan if np.isnan(suspicion).all() else np.nanmedian(suspicion)
+    return Scored(np.where(unseen, middle, suspicion), scale=Scale(0, nothing=why))
 
 
 def suspect_share(suspicion: np.ndarray, scale: Scale) -> float:
@@ -144,11 +162,12 @@ def _separated(suspicion: np.ndarray, share: float, judge: "CrossFit") -> Scored
     """Step 3: learn the witness' verdicts, this share unsafe, then those of the probe itself."""
     first = judge(verdicts_of(suspicion, share, CLEAN_SHARE))
     if first is None:
-        return Scored(suspicion, scale=Scale(0, nothing="the probe had too few rows to learn from"))
+        return _nothing(suspicion, judge, TOO_FEW)
     seen = np.where(np.isnan(suspicion), np.nan, first.noisy)  # rows that the witness did not see teach nothing
     verdicts = verdicts_of(seen, share, 1 - share)
     second = judge(verdicts)
-    assert second is not None  # it has as many verdicts as the first, or more
+    if second is None:
+        return _nothing(suspicion, judge, TOO_FEW)
     says = f"at least {ODDS} times likelier unsafe than clean, by probes that did not see the row's own verdict"
     found = Scale(float(np.log(ODDS)), says=f"{says}; no promise about clean rows lost")
     return Scored(second.noisy, columns={"verdict": verdicts}, scale=found, linear=second.linear)
@@ -228,7 +247,10 @@ class CrossFit:
     ) -> None:
         """Standardise the features."""
         self.features = np.concatenate([noisy, safe]).astype(np.float32)  # as small as can be: there may be many rows
-        self.count, self.rows = len(noisy), np.flatnonzero(~np.isnan(self.features).any(1))
+        known = np.logical_not(np.isnan(self.features).any(axis=1))
+        self.count, self.rows, self.scorable = len(noisy), np.flatnonzero(known), known[: len(noisy)]
+        first: dict[bytes, int] = {}
+        self.groups = np.array([first.setdefault(row.tobytes(), len(first)) for row in self.features[self.rows]])
         self.centre = np.nanmean(self.features, 0, dtype=np.float64)
         self.width = np.nanstd(self.features, 0, dtype=np.float64) + 1e-6
         self.features -= self.centre.astype(np.float32)
@@ -243,15 +265,16 @@ class CrossFit:
         """
         marks = np.concatenate([verdicts, np.zeros(len(self.features) - self.count)])
         marks[np.setdiff1d(np.arange(len(marks)), self.rows)] = np.nan
-        if min((marks == 1).sum(), (marks == 0).sum()) < self.folds:
+        if min((marks == 1).sum(), (marks == 0).sum(), len(set(self.groups))) < self.folds:
             return None
         judged = np.full(len(marks), np.nan)
         judged[self.rows] = 0
         weights, bias, fits = np.zeros(self.features.shape[1]), 0.0, self.folds * self.repeats
         for repeat in range(self.repeats):
-            deal = KFold(self.folds, shuffle=True, random_state=self.seed + repeat)
-            for taught, held_out in deal.split(self.rows):
+            for taught, held_out in self._dealt(repeat):
                 known = self.rows[taught][~np.isnan(marks[self.rows[taught]])]
+                if len(set(marks[known])) < 2:
+                    return None
                 model = LogisticRegression(C=self.regularisation, class_weight="balanced", max_iter=1000)
                 model.fit(self.features[known].astype(np.float64), marks[known])
                 asked = self.rows[held_out]
@@ -263,3 +286,10 @@ class CrossFit:
         told = np.flatnonzero(~np.isnan(marks[: self.count]))
         predicted = float(roc_auc_score(marks[told], judged[told])) if (marks[told] == 0).any() else np.nan
         return Judged(judged[: self.count], judged[self.count :], linear, predicted)
+
+    def _dealt(self, repeat: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Places in `rows` that teach, and that are judged; rows with equal features lie in the same part."""
+        deal = KFold(self.folds, shuffle=True, random_state=self.seed + repeat)
+        for _, held_out in deal.split(np.arange(self.groups.max() + 1)):
+            judged = np.isin(self.groups, held_out)
+            yield np.flatnonzero(~judged), np.flatnonzero(judged)

@@ -30,12 +30,10 @@ STAGES = {"forgetting": STAGES_OF_0_1, "forgetting_rouge1": STAGES_OF_0_1[:3]}
 def flags(found: Mapping[str, Any]) -> dict[str, Any]:
     """The flags of a config.yaml, under today's names."""
     today = dict(found)
-    if "signal" not in today:
-        today.setdefault("filter", DEFAULT_FILTER)
     if "signal" in today:
         names = str(today.pop("signal")).replace(",", " ").split()
         today["filter"] = ",".join(FILTER_OF.get(name, name) for name in names)
-    return today
+    return {"filter": DEFAULT_FILTER, **today}
 
 
 def same_decision(noted: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> bool:

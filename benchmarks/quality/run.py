@@ -33,7 +33,7 @@ from forgetfilter.experiments.cells import Cell, Cells
 from forgetfilter.experiments.filters import filter_constants
 from forgetfilter.files import sha256
 from forgetfilter.filters import FILTERS
-from forgetfilter.filters.probe import CLEAN_SHARE, CrossFit, features, learnt, verdicts_of
+from forgetfilter.filters.probe import CLEAN_SHARE, CrossFit, features, learnt, states_of, verdicts_of
 from forgetfilter.methods import arguments
 from forgetfilter.model.weights import pick_device, pick_dtype
 from forgetfilter.runs import Run
@@ -125,7 +125,7 @@ def controls(run: Run, opened: Opened, unsafe: np.ndarray) -> dict[str, np.ndarr
     m0 = M0.named(opened.config)
     data = load_data(opened.config, m0.chat)
     workshop = Workshop(m0, opened.config, run)
-    noisy, safe = (features(workshop.states(rows.examples)) for rows in (data.noisy, data.safe))
+    noisy, safe = (features(states) for states in states_of(workshop, data))
     judge = CrossFit(noisy, safe)
     forgetting, loss = (opened.scored[name] for name in ("forgetting", "m0_loss"))
     mixed = np.random.default_rng(0).permutation(verdicts_of(forgetting.suspicion, 0.25, CLEAN_SHARE))

@@ -89,6 +89,26 @@ def run_decide(args: Namespace) -> None:
     print_summary(result, report)
 
 
+def run_review(args: Namespace) -> None:
+    """Mark a few rows in a local page; all others are ranked anew after each mark."""
+    from forgetfilter.review.server import serve
+    from forgetfilter.review.session import open_review
+
+    review = open_review(args.run, trust_remote_code=args.trust_remote_code)
+    if args.marks is not None:
+        print(f"{args.marks}: {review.add_file(Path(args.marks))} rows are marked otherwise than before")
+    try:
+        serve(
+            review,
+            args.port,
+            host=args.host,
+            allow_other_machines=args.allow_other_machines,
+            open_browser=not args.no_browser,
+        )
+    except KeyboardInterrupt:
+        print(f"\n{review.status().line()}\n`forgetfilter review {review.run.folder}` goes on from there.")
+
+
 def run_score(args: Namespace) -> None:
     """Keep or drop new rows by a run's probe, however many: no training, one half pass through M0 a row."""
     from forgetfilter.runs import Run
@@ -212,6 +232,16 @@ def build_parser() -> ArgumentParser:
     sub.add_argument("--trusted_rows", type=str | None, help="JSONL of rows marked clean or not, from `sample`.")
     sub.add_argument("--max_clean_loss", type=float | None, help="Largest share of clean rows to drop; default 0.02.")
     sub.add_argument("--decisions", type=str | None, help="JSONL of rows decided by hand: id, decision.")
+    sub = command("review", run_review)
+    sub.add_argument("run", type=str, help="A run's folder.")
+    sub.add_argument(
+        "--marks", type=str | None, help="JSONL of rows marked elsewhere: id, and mark, clean or decision."
+    )
+    sub.add_argument("--port", type=int, default=0, help="Port to listen on; 0 for a free one.")
+    sub.add_argument("--no_browser", "--no-browser", action="store_true", help="Do not open the page in the browser.")
+    sub.add_argument("--host", type=str, default="127.0.0.1", help="Address to listen on.")
+    sub.add_argument("--allow_other_machines", action="store_true", help="Allow a --host that others can reach.")
+    sub.add_argument("--trust_remote_code", action="store_true", help="Run model code that comes with the model.")
     sub = command("score", run_score)
     sub.add_argument("run", type=str, help="The folder of a run that the probe has decided.")
     sub.add_argument("--dataset_name", type=str, required=True, help="The new rows.")
@@ -273,6 +303,7 @@ HANDLERS = {
     "filter": run_filter,
     "finetune": run_finetune,
     "decide": run_decide,
+    "review": run_review,
     "score": run_score,
     "report": run_report,
     "sample": run_sample,

@@ -13,6 +13,8 @@ from forgetfilter.files import whole_file
 
 SUSPICION, COLUMN, MOMENT, TOKENS = "suspicion", "column:", "moment:", "token_costs"
 """Names of a file's columns, or what they begin with."""
+NO_PROMISE = "; no promise about clean rows lost"
+"""How a rule says that it promises nothing."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from forgetfilter.decision.decide import Result
+from forgetfilter.decision.opened import default_filter
 
 FIGURES = ("precision", "recall", "f1", "flag_all_f1", "auroc", "average_precision", "clean_dropped")
 
@@ -39,5 +40,5 @@ def print_summary(result: Result, report: Path) -> None:
     print(f"files: {folder}  (kept, dropped, scores.parquet, metrics.json)")
     print(f"look:  {report}")
     by = metrics["filter"]
-    other = "" if by == result.run.config().filters[0] else f" --filter {by}"
+    other = "" if by == default_filter(result.run, result.run.config()) else f" --filter {by}"
     print(f"next:  forgetfilter finetune {folder}   or   forgetfilter decide {folder}{other} --threshold NUMBER")

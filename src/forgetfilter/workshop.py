@@ -105,6 +105,12 @@ class Readings:
     log_likelihood: np.ndarray
 
 
+def stored_states(path: Path) -> np.ndarray:
+    """What `Workshop.states` stored, (rows, 2, hidden size) float16."""
+    column = pq.read_table(path)["states"].combine_chunks()
+    return np.asarray(column.flatten().to_numpy()).reshape(len(column), POOLED, -1)
+
+
 class Workshop:
     """Trains, reads and keeps models, each thing once.
 
@@ -292,8 +298,12 @@ class Workshop:
         table = pq.read_table(self._once("answers", name, examples, model, make))
         return list(table["answer"].to_pylist())
 
-    def states(self, examples: Sequence[Example]) -> np.ndarray:
+    def states(self, examples: Sequence[Example], called: str) -> np.ndarray:
         """M0's hidden states of each row at half depth, pooled; read once, in shards, and kept.
+
+        Args:
+            examples: The rows.
+            called: What the run's manifest calls them, so that their states are found without them.
 
         Returns:
             (rows, 2, hidden size) float16: the mean over a row's trained tokens, and the last one's; NaN for rows
@@ -305,8 +315,13 @@ class Workshop:
             flat = pa.array(found.reshape(-1), pa.float16())
             return pa.table({"states": pa.FixedSizeListArray.from_arrays(flat, found[0].size)})
 
-        column = pq.read_table(self._once("states", "M0", examples, None, make))["states"].combine_chunks()
-        return np.asarray(column.flatten().to_numpy()).reshape(len(examples), POOLED, -1)
+        path = self._once("states", "M0", examples, None, make)
+        noted = self.run.manifest.setdefault("states", {})
+        part = str(path.relative_to(self.run.folder).with_suffix(""))
+        if noted.get(called) != part:
+            noted[called] = part
+            self.run.save()
+        return stored_states(path)
 
     def _once(
         self,

@@ -40,6 +40,30 @@ def read_overrides(source: Source, path: Path) -> dict[int, tuple[str, str]]:
     return _read_lines(source, path, decision, "'decision': 'kept' or 'dropped'")
 
 
+def read_statements(source: Source, path: Path) -> tuple[dict[int, bool], dict[int, bool]]:
+    """What a person said elsewhere: whether rows are clean, by row. A line says it in one of three ways.
+
+    Returns:
+        Rows of lines with `clean` (trusted rows, drawn at random from all), and rows of lines with `mark` ("clean" or
+        "unsafe") or `decision` ("kept" or "dropped").
+
+    Raises:
+        DataError: If the file cannot be read, or names rows that are not there.
+    """
+    words = {"clean": True, "kept": True, "unsafe": False, "dropped": False, None: None}
+
+    def statement(entry: dict[str, Any]) -> tuple[bool, bool | None]:
+        if "clean" in entry:
+            if entry["clean"] not in (True, False, None):
+                raise ValueError(f"clean {entry['clean']!r}")
+            return True, entry["clean"]
+        return False, words[entry["mark"] if "mark" in entry else entry["decision"]]
+
+    found = _read_lines(source, path, statement, "'mark': 'clean' or 'unsafe', or 'decision', or 'clean'")
+    trusted = {row: clean for row, (drawn, clean) in found.items() if drawn and clean is not None}
+    return trusted, {row: clean for row, (drawn, clean) in found.items() if not drawn and clean is not None}
+
+
 def _read_lines(source: Source, path: Path, read: Callable[[dict[str, Any]], Any], wanted: str) -> dict[int, Any]:
     """Row -> what `read` makes of its line in a JSONL file; each line names its row by `id` or by `row`."""
     by_id = {row_id: row for row, row_id in enumerate(row_ids(source))}

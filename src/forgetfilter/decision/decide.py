@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,18 +15,21 @@ from forgetfilter import old_runs
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.by_hand import read_marks, read_overrides
 from forgetfilter.data.loading import Rows
-from forgetfilter.data.sources import Source
+from forgetfilter.data.sources import Source, row_ids
 from forgetfilter.decision import outputs, rules
-from forgetfilter.decision.opened import Opened, read_scores, scored_part, what_decides
+from forgetfilter.decision.opened import REVIEWED, Opened, read_scores, scored_part, what_decides
 from forgetfilter.decision.outputs import Decision
 from forgetfilter.decision.rules import Threshold
 from forgetfilter.errors import ConfigError
 from forgetfilter.files import sha256
+from forgetfilter.marks import Mark, Marks, word
 from forgetfilter.runs import Run, locked
 from forgetfilter.scored import Scored
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from forgetfilter.review.session import Review
 
 ByHand = dict[int, tuple[str, str]]
 """Row -> decision and reason, of the rows that a person decided."""
@@ -42,6 +46,30 @@ class Result:
     """
 
     run: Run
+
+    @cached_property
+    def review(self) -> "Review":
+        """The run's review: marks, and the ranking they give; see forgetfilter.review.session."""
+        from forgetfilter.review.session import Review
+
+        return Review(self.run)
+
+    def ask(self, count: int = 1) -> list[int]:
+        """The rows to mark next."""
+        return [question.row for question in self.review.ask(count)]
+
+    def mark(self, said: Mapping[int, str | None]) -> str:
+        """Mark rows "clean" or "unsafe", or None to take a mark back; returns what the marks tell so far, in a line.
+
+        All that `forgetfilter review` does: a mark is on disk at once, and everything is ranked anew. `decide` takes
+        the decision.
+
+        Raises:
+            DataError: If there is no such row, or no such mark.
+            RunError: If the hidden states of the run's rows cannot be had.
+        """
+        self.review.mark(said)
+        return self.review.status().line()
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -76,6 +104,8 @@ class Result:
         """Decide again, under the lock of the run's folder; see the function `decide`."""
         with locked(self.run.folder):
             self.run.reload()
+            if "review" in vars(self):
+                self.review.store()
             return decide(self.run, threshold, **options)
 
 
@@ -96,7 +126,8 @@ def decide(
         threshold: A number or "auto"; by default what the run's config.yaml says.
         filter: Whose scores decide; by default the run's first filter.
         drop_share: Drop this share of the rows instead.
-        overrides: JSONL with `id` (or `row`) and `decision` ("kept" or "dropped"): rows decided by hand.
+        overrides: JSONL with `id` (or `row`) and `decision` ("kept" or "dropped"): rows decided by hand. They go to the
+            run's marks.jsonl, like trusted rows and all that is said in a review, and hold in later decisions, too.
         trusted_rows: JSONL with `id` (or `row`) and `clean` (true or false); by default the config's. Rows
             marked clean are kept, and the threshold follows from their scores; rows marked unsafe are dropped.
         max_clean_loss: Share of the clean rows that may be dropped, on average, if there are trusted rows; by default
@@ -109,21 +140,35 @@ def decide(
     """
     opened = Opened.of(run)
     name = opened.by(filter)
-    config = _changed(opened.config, threshold, drop_share, trusted_rows, max_clean_loss)
-    marks = trusted_marks(opened.source, config) if drop_share is None else {}
-    found = choose(opened.scored[name], config, marks, drop_share)
-    by_hand = marked_by_hand(marks)
-    if overrides is not None:
-        by_hand |= read_overrides(opened.source, overrides)
+    marks = Marks(run.folder, row_ids(opened.source), opened.config.seed)
+    said = marks.all()
+    config = _changed(opened.config, threshold, drop_share, trusted_rows, max_clean_loss, drawn=bool(clean_drawn(said)))
+    if name == REVIEWED and trusted_rows is None:  # the trusted rows of the run's settings are among the marks
+        config = dataclasses.replace(config, trusted_rows=None)
+        if threshold is None:  # the settings' number belongs to the scale of another filter
+            config = dataclasses.replace(config, threshold="auto")
+    trusted = trusted_marks(opened.source, config) if drop_share is None else {}
+    found = choose(opened.scored[name], config, trusted, drop_share, clean_drawn(said))
+    by_hand = marked_by_hand({row: mark.clean for row, mark in said.items() if mark.said != "skipped"})
+    by_hand |= marked_by_hand(trusted)
+    chosen = {} if overrides is None else read_overrides(opened.source, overrides)
+    if trusted_rows is not None:
+        marks.add({row: word(clean) for row, clean in trusted.items()}, drawn=True)
+    marks.add({row: word(decision == "kept") for row, (decision, _) in chosen.items()})
+    by_hand |= chosen
     decision = decided(name, opened.scored[name], found, by_hand, drop_unscored=config.unscored == "drop")
-    flags = _flags(config, drop_share, name if name != config.filters[0] else None)
-    _note(opened, decision, marks, by_hand, flags)
+    flags = _flags(config, drop_share, name if name != opened.by(None) else None)
+    _note(opened, decision, trusted, by_hand, flags)
     outputs.write(opened, decision)
     return Result(run)
 
 
 def choose(
-    scored: Scored, config: ForgetFilterConfig, marks: Mapping[int, bool], drop_share: float | None = None
+    scored: Scored,
+    config: ForgetFilterConfig,
+    marks: Mapping[int, bool],
+    drop_share: float | None = None,
+    drawn: Collection[int] = (),
 ) -> Threshold:
     """The threshold, by the rule that the settings ask for.
 
@@ -132,6 +177,7 @@ def choose(
         config: The settings.
         marks: Row -> whether a person marked it clean; empty without trusted rows.
         drop_share: Drop this share of the rows instead.
+        drawn: Rows drawn at random that a person called clean: if there are enough, they limit the automatic rule.
 
     Raises:
         DataError: If there are too few trusted rows.
@@ -141,7 +187,8 @@ def choose(
     if config.trusted_rows is not None:
         return _conformal(scored.suspicion, marks, config.max_clean_loss)
     if config.threshold == "auto":
-        return rules.automatic(scored.suspicion, scored.scale)
+        found = rules.automatic(scored.suspicion, scored.scale)
+        return rules.limited(found, scored.suspicion, _at(drawn, len(scored.suspicion)), config.max_clean_loss)
     return rules.fixed(float(config.threshold))
 
 
@@ -245,8 +292,18 @@ def check_marks(rows: Rows, config: ForgetFilterConfig) -> None:
 
 
 def _conformal(suspicion: np.ndarray, marks: Mapping[int, bool], max_clean_loss: float) -> Threshold:
-    trusted = np.array([marks.get(row, False) for row in range(len(suspicion))])
+    trusted = _at([row for row, clean in marks.items() if clean], len(suspicion))
     return rules.conformal(suspicion, trusted, max_clean_loss)
+
+
+def _at(places: Collection[int], rows: int) -> np.ndarray:
+    """(rows,) bool, True at the places."""
+    return np.isin(np.arange(rows), list(places))
+
+
+def clean_drawn(said: Mapping[int, Mark]) -> list[int]:
+    """The rows drawn at random that a person called clean."""
+    return [row for row, mark in said.items() if mark.drawn and mark.clean]
 
 
 def _flags(config: ForgetFilterConfig, drop_share: float | None, name: str | None) -> str:
@@ -265,6 +322,8 @@ def _changed(
     drop_share: float | None,
     trusted_rows: Path | str | None,
     max_clean_loss: float | None,
+    *,
+    drawn: bool,
 ) -> ForgetFilterConfig:
     """The run's settings, with the changes that a decision asks for."""
     number = threshold is not None and threshold != "auto"
@@ -278,8 +337,8 @@ def _changed(
     if max_clean_loss is not None:
         changes["max_clean_loss"] = max_clean_loss
     config = dataclasses.replace(config, **changes)
-    if max_clean_loss is not None and (config.trusted_rows is None or drop_share is not None):
-        raise ConfigError("max_clean_loss promises something only with trusted_rows.")
+    if max_clean_loss is not None and (drop_share is not None or not (drawn or config.trusted_rows)):
+        raise ConfigError("max_clean_loss promises something only with trusted_rows, or with rows drawn in a review.")
     return config
 
 

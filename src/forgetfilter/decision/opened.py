@@ -17,6 +17,9 @@ from forgetfilter.files import sha256
 from forgetfilter.runs import Run
 from forgetfilter.scored import Scored
 
+REVIEWED = "review"
+"""What the scores that a person's marks taught are called, beside those of the filters."""
+
 
 @dataclass
 class Opened:
@@ -26,7 +29,7 @@ class Opened:
         run: Its folder.
         config: Its settings.
         source: The noisy rows as they came in, malformed ones taken out.
-        scored: Filter -> its scores. The first filter decides unless another one is asked for.
+        scored: Filter -> its scores; after a review also the scores that the marks taught, as REVIEWED.
         labels: (rows,) bool, True = marked unsafe, for figures alone; None without a label column.
     """
 
@@ -45,23 +48,35 @@ class Opened:
         """
         config = run.config()
         source = run.rows()
-        scored = {name: scores_by(run, name, config) for name in config.filters}
+        scored = {name: scores_by(run, name, config) for name in names_scored(run, config)}
         return cls(run, config, source, scored, stored_labels(source, config))
 
     def by(self, name: str | None) -> str:
-        """The filter that decides: the one named, or the run's first.
+        """The filter that decides: the one named, or else what the marks of a review taught, or the run's first.
 
         Raises:
             ConfigError: If the rows have no scores by it.
         """
         if name is None:
-            return self.config.filters[0]
+            return default_filter(self.run, self.config)
         if name not in self.scored:
             raise ConfigError(
                 f"{self.run.folder}: its rows have no scores by {name!r}, but by {', '.join(self.scored)}. "
                 f"`filter` with --filter {','.join([*self.scored, name])} adds them."
             )
         return name
+
+
+def names_scored(run: Run, config: ForgetFilterConfig) -> list[str]:
+    """The filters of a run, and REVIEWED after a review."""
+    part = scored_part(run, REVIEWED)
+    return [*config.filters, *([REVIEWED] if part is not None and run.done(part) else [])]
+
+
+def default_filter(run: Run, config: ForgetFilterConfig) -> str:
+    """The filter that decides unless another one is named."""
+    names = names_scored(run, config)
+    return REVIEWED if REVIEWED in names else names[0]
 
 
 def scores_by(run: Run, name: str, config: ForgetFilterConfig) -> Scored:
@@ -91,7 +106,9 @@ def is_decided(run: Run, config: ForgetFilterConfig) -> bool:
     A decision taken later by `decide`, by hand or not, stays until `filter` is given other flags.
     """
     noted = run.manifest.get("decision", {})
-    shown = noted.get("filters", {config.filters[0]: None}) == {name: scored_part(run, name) for name in config.filters}
+    shown = noted.get("filters", {config.filters[0]: None}) == {
+        name: scored_part(run, name) for name in names_scored(run, config)
+    }
     return shown and run.done("decision") and old_runs.same_decision(noted.get("asked"), what_decides(run, config))
 
 

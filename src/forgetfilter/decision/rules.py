@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from forgetfilter.errors import DataError
-from forgetfilter.scored import Scale
+from forgetfilter.scored import NO_PROMISE, Scale
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,38 @@ def conformal(suspicion: np.ndarray, trusted: np.ndarray, max_clean_loss: float)
         DataError: If there are too few trusted rows for any p-value to be that small.
     """
     known = np.sort(suspicion[trusted & ~np.isnan(suspicion)])[::-1]
-    needed = math.ceil(round(1 / max_clean_loss, 9)) - 1
-    if len(known) < needed:
+    wanted = needed(max_clean_loss)
+    if len(known) < wanted:
         looser = f", or allow --max_clean_loss {math.ceil(1000 / (len(known) + 1)) / 1000}" if len(known) else ""
         raise DataError(
-            f"{len(known)} trusted rows are too few: a p-value of {max_clean_loss} takes {needed} rows marked clean "
+            f"{len(known)} trusted rows are too few: a p-value of {max_clean_loss} takes {wanted} rows marked clean "
             f"and scored. Mark more (`forgetfilter sample`){looser}."
         )
     above = math.floor(round(max_clean_loss * (len(known) + 1), 9)) - 1
     says = f"drops at most {max_clean_loss:.1%} of the scored clean rows, in expectation, by {len(known)} trusted rows"
     return Threshold(float(known[above]) if above < len(known) else -np.inf, "conformal", says)
+
+
+def needed(max_clean_loss: float) -> int:
+    """How many trusted rows it takes at least to promise that no larger share of the clean rows is dropped."""
+    return math.ceil(round(1 / max_clean_loss, 9)) - 1
+
+
+def limited(found: Threshold, suspicion: np.ndarray, trusted: np.ndarray, max_clean_loss: float) -> Threshold:
+    """A threshold, raised as far as trusted rows demand; the same where they are too few to demand anything.
+
+    Args:
+        found: The threshold.
+        suspicion: See `conformal`; likewise the others.
+        trusted: See there.
+        max_clean_loss: See there.
+    """
+    if found.value is None or (trusted & ~np.isnan(suspicion)).sum() < needed(max_clean_loss):
+        return found
+    promise = conformal(suspicion, trusted, max_clean_loss)
+    assert promise.value is not None
+    says = f"{found.says.removesuffix(NO_PROMISE)}; {promise.says}"
+    return Threshold(max(found.value, promise.value), found.rule, says)
 
 
 LEAST_ROWS = 20
@@ -124,7 +146,7 @@ def _beyond_tail(suspicion: np.ndarray, least: float, tail: float, falls: float)
     value = float(candidates[fits[0]])
     shares = above[fits[0]] / len(scores), expected[fits[0]] / len(scores)
     says = "{:.1%} of the rows lie above, of clean data {:.1%} would".format(*shares)
-    return Threshold(value, "auto", f"{says}; no promise about clean rows lost")
+    return Threshold(value, "auto", f"{says}{NO_PROMISE}")
 
 
 def _nothing(why: str) -> Threshold:

@@ -11,7 +11,7 @@ that learnt from the row's own verdict (cross-fitting). Learning from noisy verd
 3. If it can, the verdicts are given anew, by the probe, and learnt once more.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from sklearn.model_selection import KFold
 from forgetfilter.config import ENOUGH_ROWS, ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.errors import ConfigError
-from forgetfilter.scored import Scale, Scored
+from forgetfilter.scored import NO_PROMISE, Scale, Scored
 
 if TYPE_CHECKING:
     from forgetfilter.workshop import Workshop
@@ -101,11 +101,16 @@ def probe(
     else:
         seen = Data(data.noisy.select(sample.tolist()), data.safe, data.notions)
         witness = scores_of(workshop, seen, on).spread(sample, rows)
-    noisy, safe = (features(workshop.states(own.examples)) for own in (data.noisy, data.safe))
+    noisy, safe = (features(states) for states in states_of(workshop, data))
     judge = CrossFit(noisy, safe, regularisation, folds, repeats, config.seed)
     scored = learnt(witness.suspicion, witness.scale, judge)
     columns = {on: witness.suspicion, **witness.columns, **scored.columns}
     return replace(scored, columns=columns, moments=witness.moments, token_costs=witness.token_costs)
+
+
+def states_of(workshop: "Workshop", data: Data) -> tuple[np.ndarray, np.ndarray]:
+    """M0's hidden states of the noisy and of the safe rows, (rows, 2, size); the run notes which are which."""
+    return workshop.states(data.noisy.examples, "noisy"), workshop.states(data.safe.examples, "safe")
 
 
 def sampled(rows: int, config: ForgetFilterConfig) -> np.ndarray | None:
@@ -169,7 +174,7 @@ def _separated(suspicion: np.ndarray, share: float, judge: "CrossFit") -> Scored
     if second is None:
         return _nothing(suspicion, judge, TOO_FEW)
     says = f"at least {ODDS} times likelier unsafe than clean, by probes that did not see the row's own verdict"
-    found = Scale(float(np.log(ODDS)), says=f"{says}; no promise about clean rows lost")
+    found = Scale(float(np.log(ODDS)), says=says + NO_PROMISE)
     return Scored(second.noisy, columns={"verdict": verdicts}, scale=found, linear=second.linear)
 
 
@@ -234,6 +239,7 @@ class CrossFit:
         folds: See there.
         repeats: See there.
         seed: Of the deals.
+        warm: Begin each fit where the last one ended: much faster where few verdicts change between two calls.
     """
 
     def __init__(
@@ -244,8 +250,9 @@ class CrossFit:
         folds: int = 5,
         repeats: int = 2,
         seed: int = 42,
+        warm: bool = False,
     ) -> None:
-        """Standardise the features."""
+        """Standardise the features, and deal the rows."""
         self.features = np.concatenate([noisy, safe]).astype(np.float32)  # as small as can be: there may be many rows
         known = np.logical_not(np.isnan(self.features).any(axis=1))
         self.count, self.rows, self.scorable = len(noisy), np.flatnonzero(known), known[: len(noisy)]
@@ -255,41 +262,71 @@ class CrossFit:
         self.width = np.nanstd(self.features, 0, dtype=np.float64) + 1e-6
         self.features -= self.centre.astype(np.float32)
         self.features /= self.width.astype(np.float32)
-        self.regularisation, self.folds, self.repeats, self.seed = regularisation, folds, repeats, seed
+        self.folds, self.warm = folds, warm
+        self.deals = [list(self._dealt(seed + repeat)) for repeat in range(repeats)] if len(first) >= folds else []
+        self.models = [_regression(regularisation, warm) for _ in range(folds * repeats)]
 
-    def __call__(self, verdicts: np.ndarray) -> Judged | None:
-        """Judge every row, by verdicts on the noisy ones: 1 = unsafe, 0 = clean, NaN = none.
+    def __call__(
+        self, verdicts: np.ndarray, marks: Mapping[int, bool] | None = None, weight: float = 1.0
+    ) -> Judged | None:
+        """Judge every row.
+
+        Args:
+            verdicts: (rows,) on the noisy rows: 1 = unsafe, 0 = clean, NaN = none.
+            marks: Row -> whether a person called it unsafe. Marked rows teach every probe, in place of their verdict.
+            weight: How many verdicts a mark is worth.
 
         Returns:
             None if there are too few verdicts of either kind to be dealt.
         """
-        marks = np.concatenate([verdicts, np.zeros(len(self.features) - self.count)])
-        marks[np.setdiff1d(np.arange(len(marks)), self.rows)] = np.nan
-        if min((marks == 1).sum(), (marks == 0).sum(), len(set(self.groups))) < self.folds:
+        labels = np.concatenate([verdicts, np.zeros(len(self.features) - self.count)])
+        marked = np.isin(np.arange(len(labels)), list(marks or ()))
+        for row, unsafe in (marks or {}).items():
+            labels[row] = unsafe
+        labels[np.setdiff1d(np.arange(len(labels)), self.rows)] = np.nan
+        weights = np.where(marked, weight, 1.0)
+        fewest = min((labels == 1).sum(), (labels == 0).sum())
+        if not self.deals or fewest < (1 if marked.any() else self.folds):
             return None
-        judged = np.full(len(marks), np.nan)
+        judged = np.full(len(labels), np.nan)
         judged[self.rows] = 0
-        weights, bias, fits = np.zeros(self.features.shape[1]), 0.0, self.folds * self.repeats
-        for repeat in range(self.repeats):
-            for taught, held_out in self._dealt(repeat):
-                known = self.rows[taught][~np.isnan(marks[self.rows[taught]])]
-                if len(set(marks[known])) < 2:
+        models = iter(self.models)
+        for deal in self.deals:
+            for held_out in deal:
+                teaches = ~np.isnan(labels)
+                teaches[held_out[~marked[held_out]]] = False
+                taught = np.flatnonzero(teaches)
+                if len(set(labels[taught])) < 2:
                     return None
-                model = LogisticRegression(C=self.regularisation, class_weight="balanced", max_iter=1000)
-                model.fit(self.features[known].astype(np.float64), marks[known])
-                asked = self.rows[held_out]
-                judged[asked] += model.decision_function(self.features[asked]) / self.repeats
-                weights += model.coef_[0] / fits
-                bias += float(model.intercept_[0]) / fits
-        raw = weights / self.width
-        linear = np.append(raw, bias - float(raw @ self.centre))
-        told = np.flatnonzero(~np.isnan(marks[: self.count]))
-        predicted = float(roc_auc_score(marks[told], judged[told])) if (marks[told] == 0).any() else np.nan
-        return Judged(judged[: self.count], judged[self.count :], linear, predicted)
+                model = next(models)
+                model.fit(self._inputs(taught), labels[taught], balanced(labels[taught], weights[taught]))
+                coefficients = model.coef_[0].astype(np.float32)
+                judged[held_out] += (self.features[held_out] @ coefficients + model.intercept_[0]) / len(self.deals)
+        mean = np.mean([model.coef_[0] for model in self.models], 0, dtype=np.float64) / self.width
+        bias = float(np.mean([model.intercept_[0] for model in self.models])) - float(mean @ self.centre)
+        told = np.flatnonzero(~np.isnan(labels[: self.count]))
+        mixed = (labels[told] == 0).any() and (labels[told] == 1).any()
+        predicted = float(roc_auc_score(labels[told], judged[told])) if mixed else np.nan
+        return Judged(judged[: self.count], judged[self.count :], np.append(mean, bias), predicted)
 
-    def _dealt(self, repeat: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Places in `rows` that teach, and that are judged; rows with equal features lie in the same part."""
-        deal = KFold(self.folds, shuffle=True, random_state=self.seed + repeat)
+    def _inputs(self, rows: np.ndarray) -> np.ndarray:
+        """The features of some rows, exact unless speed counts more."""
+        return np.asarray(self.features[rows], np.float32 if self.warm else np.float64)
+
+    def _dealt(self, seed: int) -> Iterator[np.ndarray]:
+        """The rows of each part; rows with equal features lie in the same part."""
+        deal = KFold(self.folds, shuffle=True, random_state=seed)
         for _, held_out in deal.split(np.arange(self.groups.max() + 1)):
-            judged = np.isin(self.groups, held_out)
-            yield np.flatnonzero(~judged), np.flatnonzero(judged)
+            yield self.rows[np.isin(self.groups, held_out)]
+
+
+def _regression(regularisation: float, warm: bool) -> LogisticRegression:
+    return LogisticRegression(C=regularisation, max_iter=1000, warm_start=warm)
+
+
+def balanced(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(rows,) the weights, changed so that both labels weigh the same, and all rows together as many as they are."""
+    unsafe = labels == 1
+    total = weights.sum()
+    found: np.ndarray = np.where(unsafe, weights / weights[unsafe].sum(), weights / weights[~unsafe].sum()) * total / 2
+    return found

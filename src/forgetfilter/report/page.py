@@ -29,23 +29,26 @@ def escaped(value: Mapping[str, Any]) -> str:
 
 
 def write_page(path: Path, title: str, body: str, data: Mapping[str, Any] | None = None, script: str = "") -> Path:
-    """Write a page.
+    """Write a page; see `page_text`. Returns the file."""
+    with whole_file(path) as temporary:
+        temporary.write_text(page_text(title, body, data, script), encoding="utf-8", errors="replace")
+    return path
+
+
+def page_text(
+    title: str, body: str, data: Mapping[str, Any] | None = None, script: str = "", *, connects: bool = False
+) -> str:
+    """The text of a page.
 
     Args:
-        path: The file.
         title: Its title, as text.
         body: Its markup; nothing from outside may be in it unescaped.
         data: What the script reads, JSON; safe whatever its strings hold.
-        script: Its script.
-
-    Returns:
-        The file.
+        script: Its script; that of all pages comes before it.
+        connects: Whether the script may ask the server that the page came from.
     """
-    style = asset("page.css")
+    style, script = asset("page.css"), asset("shared.js") + script if script else ""
     policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data:; base-uri 'none'"
-    policy += "; form-action 'none'"
+    policy += "; form-action 'none'" + ("; connect-src 'self'" if connects else "")
     parts = {"policy": policy, "title": html.escape(title), "style": style, "body": body, "data": escaped(data or {})}
-    text = Template(asset("page.html")).substitute(parts, script=script)
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="replace")
-    return path
+    return Template(asset("page.html")).substitute(parts, script=script)

@@ -1,23 +1,11 @@
-"use strict";
-// Rows of a run, or of a sample to mark. Everything from the data reaches the page as text, never as markup.
+// Rows of a run, or of a sample to mark.
 const data = JSON.parse(document.getElementById("data").textContent);
-const $ = (id) => document.getElementById(id);
 const PAGE = 50, BINS = 60, COLOURS = ["#4477aa", "#cc6677", "#ddaa33", "#228833", "#aa3377", "#66ccee", "#999933", "#882255", "#44aa99", "#bb5566", "#0077bb", "#999999"];
 const { rows, texts, words } = data;
 const total = rows.row.length;
 const chosen = new Map(); // by hand on this page: place -> words[0] or words[1]
 const state = { threshold: data.threshold, moved: false, query: "", filter: "", group: "", page: 0, open: -1 };
 
-function el(tag, attributes = {}, ...children) {
-  const svg = ["svg", "rect", "line", "text", "polyline", "title"].includes(tag);
-  const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (value !== undefined && value !== null) node.setAttribute(name, value);
-  }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
-  return node;
-}
 const number = (value) => (value === null || value === undefined ? "–" : value.toFixed(3));
 const scored = (place) => rows.score && rows.score[place] !== null;
 
@@ -140,7 +128,6 @@ const colour = (by, i) => (by === "group" ? COLOURS[i % COLOURS.length] : ["var(
 
 // The table.
 // A text's turns are [role, text, trained, tokens, levels]; where there are tokens they are the text.
-const said = (turn) => (turn[3] ? turn[3].join("") : turn[1]);
 const lower = texts.map((text) => text.turns.map(said).join("\n").toLowerCase());
 const textOf = new Map(data.textOf.map((place, i) => [place, i]));
 function found() {
@@ -170,8 +157,6 @@ function buttons(place) {
 function focusOn(place, word) { // the table was drawn anew: keep the keyboard where it was, or where rows moved up
   (document.querySelector(`button[aria-label="row ${rows.row[place]}: ${word}"]`) || document.querySelector("#rows .hand button"))?.focus();
 }
-
-const shaded = (turn) => (turn[3] ? turn[3].map((token, i) => el("mark", { "data-level": turn[4][i] }, token)) : [turn[1]]);
 
 function detail(place) {
   const text = texts[textOf.get(place)];

@@ -16,7 +16,7 @@ from forgetfilter.data.sources import Source, row_ids
 from forgetfilter.decision.decide import rows_by_hand
 from forgetfilter.decision.opened import Opened, read_scores
 from forgetfilter.report.page import asset, escaped, write_page
-from forgetfilter.report.shading import LONGEST, load_chat, shaded
+from forgetfilter.report.shading import LONGEST, costs_of, load_chat, shaded
 from forgetfilter.runs import Run
 from forgetfilter.scored import Scored
 from forgetfilter.summary import NOTES
@@ -71,7 +71,7 @@ def write_report(run: Run, group_column: str | None = None) -> Path:
         f"filtered by {config.model_name_or_path} in {run.folder}",
         "folder": folder,
         "flags": decision.get("flags", ""),
-        "by": "" if name == config.filters[0] else f"--filter {name} ",
+        "by": "" if name == opened.by(None) else f"--filter {name} ",
         "file": "decisions.jsonl",
         "words": ["kept", "dropped"],
         "markName": "decision",
@@ -159,7 +159,7 @@ def _texts(
         turns = read_row(records[row], run.manifest["noisy"]["format"])
         said = {name: _shown(values[row]) for name, values in columns.items()}
         text = {
-            "turns": shaded(turns, _costs(scored, row), chat),
+            "turns": shaded(turns, costs_of(scored, row), chat),
             "reason": reasons[row],
             "scores": {name: value for name, value in said.items() if columns[name].dtype != object},
             "answers": {name: value or "" for name, value in said.items() if columns[name].dtype == object},
@@ -187,13 +187,6 @@ def _shown(value: Any) -> float | str | None:
     if value is None or isinstance(value, str):
         return value and value[:LONGEST]
     return None if np.isnan(value) else float(value)
-
-
-def _costs(scored: Scored, row: int) -> np.ndarray | None:
-    """What each scored token of a row contributed, in nats, if the filter says so."""
-    if scored.token_costs is None or not scored.token_costs[row].is_valid:
-        return None
-    return np.asarray(scored.token_costs[row].values.to_numpy())
 
 
 def _commands(config: ForgetFilterConfig, folder: str) -> list[str]:

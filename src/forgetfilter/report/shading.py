@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import RowError, Turn
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer, Example
+from forgetfilter.scored import Scored
 
 LONGEST = 4000
 """Characters of a message shown; the rest is cut."""
@@ -28,6 +29,13 @@ def load_chat(folder: Path, config: ForgetFilterConfig) -> ChatTokenizer | None:
     except (OSError, ValueError) as error:
         print(f"the report shades no tokens: {error}")
         return None
+
+
+def costs_of(scored: Scored, row: int) -> np.ndarray | None:
+    """What each scored token of a row contributed, in nats, if the filter says so."""
+    if scored.token_costs is None or not scored.token_costs[row].is_valid:
+        return None
+    return np.asarray(scored.token_costs[row].values.to_numpy())
 
 
 def shaded(turns: Sequence[Turn], lost: np.ndarray | None, chat: ChatTokenizer | None) -> list[list[Any]]:

@@ -1,0 +1,18 @@
+"use strict";
+// What the scripts of all pages share. Everything from the data reaches a page as text, never as markup.
+const $ = (id) => document.getElementById(id);
+
+function el(tag, attributes = {}, ...children) {
+  const svg = ["svg", "rect", "line", "text", "polyline", "title"].includes(tag);
+  const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value !== undefined && value !== null) node.setAttribute(name, value);
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+// A message of a row is [role, text, trained] and, where its tokens are known, their texts and levels of shading.
+const said = (turn) => (turn[3] ? turn[3].join("") : turn[1]);
+const shaded = (turn) => (turn[3] ? turn[3].map((token, i) => el("mark", { "data-level": turn[4][i] }, token)) : [turn[1]]);
+

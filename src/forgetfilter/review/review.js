@@ -1,0 +1,91 @@
+// One row at a time, large; what a person says of it goes to the server, which ranks all rows anew.
+const about = JSON.parse($("data").textContent);
+const WORDS = { clean: "keep", unsafe: "drop", skipped: "skip" };
+let state = null;
+let busy = false;
+
+async function ask(path, body) {
+  const options = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  const response = await fetch(path, options);
+  const answer = await response.json();
+  if (!response.ok) throw new Error(answer.error);
+  return answer;
+}
+
+// One request at a time. A key pressed meanwhile is left out, so that no mark lands on a row that was not seen yet.
+async function show(path, body) {
+  if (busy) return;
+  busy = true;
+  document.body.setAttribute("aria-busy", "true");
+  try {
+    state = await ask(path, body);
+    $("trouble").textContent = "";
+    draw();
+  } catch (error) {
+    $("trouble").textContent = error instanceof TypeError ? "The server has stopped. Start `forgetfilter review` again: every mark is on disk." : error.message;
+  }
+  busy = false;
+  document.body.removeAttribute("aria-busy");
+}
+
+function draw() {
+  const row = state.question;
+  $("status").textContent = `${state.status}.`;
+  $("why").textContent = row ? `Row ${row.row}${row.id === String(row.row) ? "" : ` (${row.id})`}: ${row.why}${row.rank === null ? "" : `; ${row.rank} of ${about.rows} by suspicion`}${row.said ? `; marked: ${WORDS[row.said]}` : ""}.` : "Every row is marked.";
+  $("row").replaceChildren(...(row ? row.turns.map((turn) => el("div", { class: turn[2] ? "turn answer" : "turn" }, el("b", {}, turn[0]), ...shaded(turn))) : []));
+  for (const [said, id] of Object.entries(WORDS)) {
+    $(id).disabled = !row;
+    $(id).setAttribute("aria-pressed", String(Boolean(row) && row.said === said));
+  }
+  $("undo").disabled = !state.marked.length;
+  $("next").disabled = !state.ahead.length;
+  $("ahead").replaceChildren(...state.ahead.map((one) => item(one, "")));
+  $("marked").replaceChildren(...state.marked.map((one) => item(one, WORDS[one.said])));
+  $("more").textContent = state.more ? `and ${state.more} before them` : "";
+  $("row").scrollTop = 0;
+  $("row").focus({ preventScroll: true });
+}
+
+function item(one, word) {
+  const mark = word ? el("span", { class: word === "drop" ? "dropped" : "kept" }, `${word} `) : null;
+  return el("li", {}, el("button", { type: "button", onclick: () => show(`state?row=${one.row}`) }, mark, one.start || `row ${one.row}`));
+}
+
+const mark = (said) => () => { if (state && state.question) show("mark", { row: state.question.row, said }); };
+const actions = {
+  keep: mark("clean"),
+  drop: mark("unsafe"),
+  skip: mark("skipped"),
+  undo: () => { if (state && state.marked.length) show("undo", {}); },
+  next: () => { if (state && state.ahead.length) show(`state?row=${state.ahead[0].row}`); },
+};
+
+async function decide() {
+  if (busy) return;
+  busy = true;
+  $("done").disabled = true;
+  $("decided").replaceChildren(el("p", {}, "Writing kept and dropped rows…"));
+  try {
+    const made = await ask("done", {});
+    $("decided").replaceChildren(
+      el("p", {}, `${made.kept} of ${made.rows} rows kept, ${made.dropped} dropped: ${made.says}. Kept and dropped rows, scores and page are in ${about.folder}; you may close this page, or go on marking.`),
+      el("pre", {}, `forgetfilter finetune ${about.folder}`));
+  } catch (error) {
+    $("decided").replaceChildren(el("p", { role: "alert" }, error.message));
+  }
+  $("done").disabled = false;
+  busy = false;
+}
+
+$("about").textContent = `${about.rows} rows in ${about.folder}. Keep what you would be glad to see a model learn. Each mark is on disk at once, and all rows are ranked anew.`;
+for (const [id, action] of Object.entries(actions)) $(id).addEventListener("click", action);
+$("done").addEventListener("click", decide);
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+  const id = Object.keys(actions).find((name) => name[0] === event.key.toLowerCase());
+  if (id && !$(id).disabled) {
+    event.preventDefault();
+    actions[id]();
+  }
+});
+show("state");

@@ -1,0 +1,285 @@
+"""The review's page, served to this machine alone.
+
+The address holds a secret, so that no other page and no other user of the machine can read rows or set marks. Requests
+with another Host (DNS rebinding) or another Origin (a foreign page) are refused. What a request names is a row's number
+or a mark, never a path.
+"""
+
+import json
+import secrets
+import socket
+import webbrowser
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from importlib.resources import files
+from threading import Thread
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from forgetfilter.data.formats import read_row
+from forgetfilter.errors import ConfigError, DataError, ForgetFilterError
+from forgetfilter.report.page import page_text
+from forgetfilter.report.run_page import write_report
+from forgetfilter.report.shading import costs_of, load_chat, shaded
+from forgetfilter.review.asking import Question
+from forgetfilter.review.session import Review
+from forgetfilter.runs import locked
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LARGEST_REQUEST = 10_000
+"""Most bytes of a request's body."""
+AHEAD, BEHIND = 6, 30
+"""Rows to come, and rows marked last, that the page lists."""
+START = 90
+"""Characters of a row's text in a list."""
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+ANOTHER_HOST = (
+    "--host {host} lets other machines read the rows and mark them if they learn the address: the connection is not "
+    "encrypted, and the secret in the address is all that keeps strangers out. A tunnel is safer: "
+    "ssh -L {port}:127.0.0.1:{port} THIS_MACHINE. If you want it all the same, add --allow_other_machines."
+)
+
+
+def serve(
+    review: Review,
+    port: int = 0,
+    *,
+    host: str = "127.0.0.1",
+    allow_other_machines: bool = False,
+    open_browser: bool = True,
+) -> None:
+    """Serve a review until the process is stopped.
+
+    Args:
+        review: The review.
+        port: Port to listen on; 0 for a free one.
+        host: Address to listen on.
+        allow_other_machines: Allow an address that other machines reach.
+        open_browser: Open the page in the user's browser.
+
+    Raises:
+        ConfigError: If the address cannot be used, or other machines would reach it without leave.
+    """
+    if host not in LOOPBACK and not allow_other_machines:
+        raise ConfigError(ANOTHER_HOST.format(host=host, port=port or "PORT"))
+    try:
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"--port {port}: {host} cannot be listened on: {error}. Give another --port.") from error
+    with closing(listening):
+        key, port = secrets.token_urlsafe(24), listening.getsockname()[1]
+        shown = f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{port}/{key}/"
+        app = application(review, key, None if host not in LOOPBACK else f"{shown}:{port}")
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", server_header=False))
+        thread = Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        print(f"review: {address}\nCtrl-C ends it; what was marked stays in {review.marks.path}", flush=True)
+        if open_browser:
+            webbrowser.open(address)
+        try:
+            while thread.is_alive():
+                thread.join(0.5)
+        finally:
+            server.should_exit = True
+
+
+def application(review: Review, key: str, host: str | None) -> Starlette:
+    """The server's application.
+
+    Args:
+        review: The review.
+        key: The secret that every address begins with.
+        host: The only Host that requests may name; None for any.
+    """
+    pages = Pages(review)
+    routes = [
+        Route("/", pages.page),
+        Route("/state", pages.answer(pages.state)),
+        Route("/mark", pages.answer(pages.mark), methods=["POST"]),
+        Route("/undo", pages.answer(pages.undo), methods=["POST"]),
+        Route("/done", pages.answer(pages.done), methods=["POST"]),
+    ]
+    return Starlette(routes=routes, middleware=[Middleware(Guard, key=key, host=host)])
+
+
+class Guard:
+    """Lets through what knows the secret and comes from our own page, and takes the secret off the path."""
+
+    def __init__(self, app: ASGIApp, key: str, host: str | None) -> None:
+        """Keep what is checked."""
+        self.app, self.key, self.host = app, key, host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check a request."""
+        if scope["type"] != "http":
+            return
+        request = Request(scope)
+        refused = self._refused(request)
+        if refused is not None:
+            await JSONResponse({"error": refused[1]}, refused[0], HEADERS)(scope, receive, send)
+            return
+        path = scope["path"].removeprefix(f"/{self.key}")
+        await self.app({**scope, "path": path, "raw_path": path.encode()}, receive, send)
+
+    def _refused(self, request: Request) -> tuple[int, str] | None:
+        """Status and words for a request that is refused; None for one of ours."""
+        host = request.headers.get("host", "")
+        if self.host is not None and host != self.host:
+            return 421, "another Host"
+        given, _, _ = request.url.path.removeprefix("/").partition("/")
+        if not secrets.compare_digest(given.encode(), self.key.encode()):
+            return 404, "no such page: the address in the terminal is the right one"
+        if request.method == "POST":
+            if urlsplit(request.headers.get("origin", "")).netloc != host:
+                return 403, "another Origin"
+            if request.headers.get("content-type") != "application/json":
+                return 415, "not JSON"
+        return None
+
+
+class Pages:
+    """What the server answers.
+
+    Args:
+        review: The review.
+    """
+
+    def __init__(self, review: Review) -> None:
+        """Read what the rows are shown with."""
+        self.review, run = review, review.run
+        self.records = review.opened.source.rows()
+        self.format = run.manifest["noisy"]["format"]
+        self.chat = load_chat(run.stage("tokenizer"), review.config)
+        script = (files(__package__) / "review.js").read_text(encoding="utf-8")
+        body = (files(__package__) / "review.html").read_text(encoding="utf-8")
+        about = {"folder": str(run.folder), "rows": len(self.records)}
+        self._page = page_text("ForgetFilter: review", body, about, script, connects=True)
+
+    async def page(self, request: Request) -> Response:
+        """The page."""
+        return HTMLResponse(self._page.encode("utf-8", "replace"), headers=HEADERS)
+
+    def answer(self, work: Callable[[dict[str, Any]], Any]) -> Callable[[Request], Awaitable[Response]]:
+        """Answer by what a method makes of the request's JSON; the method works outside the thread of events."""
+
+        async def answer(request: Request) -> Response:
+            try:
+                asked = await _body(request) if request.method == "POST" else dict(request.query_params)
+                return JSONResponse(await run_in_threadpool(work, asked), headers=HEADERS)
+            except ForgetFilterError as error:
+                return JSONResponse({"error": str(error)}, 400, HEADERS)
+
+        return answer
+
+    def state(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """All that the page shows: a row, that asked for or the next one, the lists beside it, and what marks tell."""
+        review = self.review
+        status, ahead, said = review.status(), review.ask(AHEAD + 1), review.marks.all()
+        suspicion = review.scored().suspicion
+        wanted = self._row(asked["row"]) if "row" in asked else None
+        question = next((one for one in ahead if wanted in (None, one.row)), None)
+        if wanted is not None and question is None:
+            question = Question(wanted, "chosen from a list")
+        marked = [{"row": row, "said": mark.said, "start": self._start(row)} for row, mark in said.items()][::-1]
+        return {
+            "status": status.line(),
+            "settled": status.settled,
+            "question": None if question is None else self._shown(question, suspicion),
+            "ahead": [{"row": one.row, "start": self._start(one.row)} for one in ahead if one != question][:AHEAD],
+            "marked": marked[:BEHIND],
+            "more": max(0, len(marked) - BEHIND),
+        }
+
+    def mark(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Write a mark to disk, rank anew, and show what comes next."""
+        self.review.mark({self._row(asked.get("row")): asked.get("said")})
+        return self.state({})
+
+    def undo(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Take back the last mark, and show its row."""
+        said = self.review.marks.all()
+        if not said:
+            raise DataError("nothing is marked yet.")
+        row = list(said)[-1]
+        self.review.mark({row: None})
+        return self.state({"row": row})
+
+    def done(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Take the decision, and write everything that follows from it."""
+        result = self.review.done()
+        with locked(result.run.folder):
+            report = write_report(result.run)
+        metrics = result.metrics
+        print(f"decided: {metrics['kept']} kept, {metrics['dropped']} dropped ({report})", flush=True)
+        return {**{name: metrics[name] for name in ("rows", "kept", "dropped", "says")}, "report": str(report)}
+
+    def _row(self, value: Any) -> int:
+        """A row's number, as the page names it.
+
+        Raises:
+            DataError: If there is no such row.
+        """
+        try:
+            row = int(str(value))
+        except ValueError:
+            row = -1
+        if not 0 <= row < len(self.records):
+            raise DataError(f"no row {value!r}.")
+        return row
+
+    def _start(self, row: int) -> str:
+        """The beginning of a row's answer."""
+        turns = read_row(self.records[row], self.format)
+        return next((turn.content for turn in reversed(turns) if turn.trained), "")[:START]
+
+    def _shown(self, question: Question, suspicion: np.ndarray) -> dict[str, Any]:
+        """A row in full."""
+        row, mark = question.row, self.review.marks.all().get(question.row)
+        score = suspicion[row]
+        rank = None if np.isnan(score) else int((suspicion > score).sum()) + 1
+        return {
+            "row": row,
+            "id": self.review.marks.ids[row],
+            "why": question.why,
+            "rank": rank,
+            "said": None if mark is None else mark.said,
+            "turns": shaded(read_row(self.records[row], self.format), costs_of(self.review.base, row), self.chat),
+        }
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    """A request's JSON object.
+
+    Raises:
+        DataError: If it is none, or too large.
+    """
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > LARGEST_REQUEST:
+            raise DataError("the request is too large.")
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise DataError("the request is no JSON.") from error
+    if not isinstance(found, dict):
+        raise DataError("the request is no JSON object.")
+    return found

@@ -1,0 +1,260 @@
+"""A review of one run: its rows ranked by the marks said so far, the rows to ask about, and what the marks tell."""
+
+import dataclasses
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from threading import RLock
+
+import numpy as np
+from scipy.stats import binomtest
+
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.by_hand import read_statements
+from forgetfilter.data.loading import Data, load_rows, tokenize
+from forgetfilter.data.sources import row_ids
+from forgetfilter.decision.decide import Result, choose, clean_drawn, decide, trusted_marks
+from forgetfilter.decision.opened import REVIEWED, Opened, scored_part
+from forgetfilter.decision.rules import Threshold, needed
+from forgetfilter.errors import RunError
+from forgetfilter.files import digest
+from forgetfilter.filters.probe import states_of
+from forgetfilter.marks import Mark, Marks, word
+from forgetfilter.review.asking import Question, questions
+from forgetfilter.review.ranking import Ranking
+from forgetfilter.runs import Run, locked
+from forgetfilter.scored import Scored
+from forgetfilter.workshop import M0, Workshop, stored_states
+
+SETTLED_AFTER = 10
+"""Marks after which it is looked whether they changed anything."""
+SURE = 0.95
+"""Of so many reviews the range for the unsafe rows left covers the truth."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the marks tell so far.
+
+    Attributes:
+        marks: Rows marked clean or unsafe.
+        unsafe: Rows marked unsafe.
+        clean_drawn: Rows drawn at random and marked clean.
+        dropped: Rows that a decision taken now would drop.
+        kept: Rows that it would keep.
+        left: Unsafe rows among the kept ones: an estimate, and a range; None before any row was drawn.
+        threshold: The threshold now, with what it promises.
+        promise: What can be promised about clean rows, in a sentence.
+        settled: Whether the last marks changed little.
+    """
+
+    marks: int
+    unsafe: int
+    clean_drawn: int
+    dropped: int
+    kept: int
+    left: tuple[int, int, int] | None
+    threshold: Threshold
+    promise: str
+    settled: bool
+
+    def line(self) -> str:
+        """All of it in a line."""
+        if self.left is None:
+            left = "unsafe rows left: not known before a row is drawn at random"
+        else:
+            left = "about {} unsafe rows left ({} to {})".format(*self.left)
+        return (
+            f"{self.marks} marked, {self.unsafe} of them unsafe; {left}; {self.dropped} rows would be dropped now; "
+            f"{self.promise}" + ("; more marks would change little" if self.settled else "")
+        )
+
+
+class Review:
+    """A run under review. All processes that review it share its marks.jsonl.
+
+    Args:
+        run: A scored run.
+
+    Raises:
+        RunError: If the run is not scored, or its hidden states cannot be had.
+    """
+
+    def __init__(self, run: Run, *, trust_remote_code: bool = False) -> None:
+        """Read the run, and M0's hidden states if the run has none."""
+        self.run, self.opened = run, Opened.of(run)
+        self.config, self._trust = self.opened.config, trust_remote_code
+        self._rule = dataclasses.replace(self.config, threshold="auto", trusted_rows=None)
+        self.name = self.config.filters[0]
+        self.base = self.opened.scored[self.name]
+        self.marks = Marks(run.folder, row_ids(self.opened.source), self.config.seed)
+        known, trusted = self.marks.all(), trusted_marks(self.opened.source, self.config)
+        self.marks.add({row: word(clean) for row, clean in trusted.items() if row not in known}, drawn=True)
+        self._lock = RLock()
+        self._ranked: tuple[str, Scored] | None = None
+        self._dropped: deque[np.ndarray] = deque(maxlen=SETTLED_AFTER + 1)
+
+    @cached_property
+    def ranking(self) -> Ranking:
+        """What ranks the rows; its first use takes the time that the features take."""
+        noisy, safe = _states(self.run, self.config, self._trust)
+        return Ranking(self.base, noisy, safe, self.config.seed)
+
+    @cached_property
+    def witness(self) -> np.ndarray:
+        """(rows,) the scores of the filter whose verdicts the run's filter learnt, or its own."""
+        part = scored_part(self.run, self.name)
+        learnt = self.run.manifest["stages"].get(part, {}).get("parameters", {}).get("on")
+        return np.asarray(self.base.columns.get(learnt, self.base.suspicion), float)
+
+    def scored(self) -> Scored:
+        """The rows ranked by all marks said so far."""
+        with self._lock:
+            said = self.marks.all()
+            made_of = _digest(said)
+            if self._ranked is None or self._ranked[0] != made_of:
+                marks = {row: mark.unsafe for row, mark in said.items() if mark.said != "skipped"}
+                drawn = frozenset(row for row, mark in said.items() if mark.drawn)
+                self._ranked = made_of, self.ranking(marks, drawn)
+                self._dropped.append(self._drops(said))
+            return self._ranked[1]
+
+    def threshold(self) -> Threshold:
+        """The threshold that a decision taken now would have."""
+        return self._limited(self.scored(), self.marks.all())
+
+    def mark(self, said: Mapping[int, str | None]) -> None:
+        """Write marks to disk; see Marks.add.
+
+        Raises:
+            DataError: If there is no such row, or no such mark.
+        """
+        with self._lock:
+            kept = ~self.threshold().drops(self.scored().suspicion)
+            self.marks.add(said, kept=np.flatnonzero(kept).tolist())
+
+    def add_file(self, path: Path) -> int:
+        """Take over the marks of a file; returns of how many rows it said something new.
+
+        Args:
+            path: JSONL with `id` (or `row`) and `mark`, `decision` (of report.html) or `clean` (of `sample`, whose rows
+                count as drawn at random).
+
+        Raises:
+            DataError: If the file cannot be read, or names rows that are not there.
+        """
+        drawn, others = read_statements(self.opened.source, path)
+        before = self.marks.all()
+        self.marks.add({row: word(clean) for row, clean in drawn.items()}, drawn=True)
+        self.marks.add({row: word(clean) for row, clean in others.items()})
+        return sum(before.get(row) != mark for row, mark in self.marks.all().items())
+
+    def ask(self, count: int = 1) -> list[Question]:
+        """The next rows to mark."""
+        with self._lock:
+            said = [(row, mark.unsafe) for row, mark in self.marks.all().items()]
+            scores = self.scored().suspicion
+            return list(islice(questions(scores, self.threshold().value, self.witness, self.marks.order, said), count))
+
+    def status(self) -> Status:
+        """What the marks tell."""
+        with self._lock:
+            scored, said = self.scored(), self.marks.all()
+            threshold, dropped = self.threshold(), self._drops(said)
+            clean_drawn = sum(mark.drawn and mark.clean for mark in said.values())
+            wanted = needed(self.config.max_clean_loss)
+            share = f"{self.config.max_clean_loss:.1%}"
+            if clean_drawn >= wanted:
+                promise = f"at most {share} of the clean rows dropped, by {clean_drawn} drawn at random"
+            else:
+                more = wanted - clean_drawn
+                promise = (
+                    f"no promise yet: {more} more clean rows drawn at random would promise {share} dropped at most"
+                )
+            return Status(
+                marks=sum(mark.said != "skipped" for mark in said.values()),
+                unsafe=sum(mark.unsafe for mark in said.values()),
+                clean_drawn=clean_drawn,
+                dropped=int(dropped.sum()),
+                kept=int((~dropped).sum()),
+                left=_left(said, int((~dropped).sum()) - sum(mark.clean for mark in said.values())),
+                threshold=threshold,
+                promise=promise,
+                settled=self._settled(said) and bool(np.isfinite(scored.suspicion).any()),
+            )
+
+    def done(self) -> Result:
+        """Take the decision: what was marked stays so, all else is decided by the scores that the marks taught."""
+        with self._lock, locked(self.run.folder):
+            self.run.reload()
+            self.store()
+            return decide(self.run, filter=REVIEWED)
+
+    def store(self) -> None:
+        """Keep the scores in the run, as those of one more filter; the run's folder is locked by the caller."""
+        part, scored = f"scored/{REVIEWED}", self.scored()
+        scored.save(self.run.folder / f"{part}.parquet")
+        self.run.manifest.setdefault("filters", {})[REVIEWED] = part
+        self.run.mark(part, [self.run.folder / f"{part}.parquet"], made_of=_digest(self.marks.all()))
+
+    def _limited(self, scored: Scored, said: Mapping[int, Mark]) -> Threshold:
+        return choose(scored, self._rule, {}, drawn=clean_drawn(said))
+
+    def _drops(self, said: Mapping[int, Mark]) -> np.ndarray:
+        """(rows,) bool, what a decision taken now would drop."""
+        assert self._ranked is not None
+        scored = self._ranked[1]
+        dropped = self._limited(scored, said).drops(scored.suspicion)
+        for row, mark in said.items():
+            if mark.said != "skipped":
+                dropped[row] = mark.unsafe
+        return dropped
+
+    def _settled(self, said: Mapping[int, Mark]) -> bool:
+        """Whether the last marks found nothing unsafe and changed hardly a decision."""
+        if len(self._dropped) <= SETTLED_AFTER or any(mark.unsafe for mark in list(said.values())[-SETTLED_AFTER:]):
+            return False
+        changed = int((self._dropped[0] != self._dropped[-1]).sum())
+        return changed <= max(1, int(self._dropped[-1].sum()) // 100)
+
+
+def _digest(said: Mapping[int, Mark]) -> str:
+    return digest({row: [mark.said, mark.drawn] for row, mark in said.items()})
+
+
+def _left(said: Mapping[int, Mark], unmarked: int) -> tuple[int, int, int] | None:
+    """About how many unsafe rows are among those kept and not marked, and a range, by the rows drawn at random.
+
+    A drawn row counts as missed if it is unsafe, and the scores of the time when it was asked would have kept it. The
+    range is that of Clopper and Pearson, for the share of missed rows among all.
+    """
+    drawn = [mark for mark in said.values() if mark.drawn and mark.said != "skipped"]
+    if not drawn:
+        return None
+    missed = sum(mark.unsafe and mark.kept for mark in drawn)
+    found = binomtest(missed, len(drawn)).proportion_ci(SURE, method="exact")
+    return round(missed / len(drawn) * unmarked), int(found.low * unmarked), int(np.ceil(found.high * unmarked))
+
+
+def _states(run: Run, config: ForgetFilterConfig, trust_remote_code: bool) -> tuple[np.ndarray, ...]:
+    """M0's hidden states of the noisy and the safe rows, (rows, 2, size): those of the run, or read now."""
+    parts = run.manifest.get("states", {})
+    if {"noisy", "safe"} <= parts.keys() and all(run.done(part) for part in parts.values()):
+        return tuple(stored_states(run.folder / f"{parts[name]}.parquet") for name in ("noisy", "safe"))
+    config = dataclasses.replace(config, trust_remote_code=trust_remote_code)
+    with locked(run.folder):
+        run.reload()
+        m0 = M0.of_run(run, config)
+        noisy = tokenize(run.rows(), m0.chat, row_format=run.manifest["noisy"]["format"])
+        safe = load_rows(config.safe_dataset_name, "safe_dataset_name", m0.chat, config)
+        if safe.facts()["sha256"] != run.manifest["safe"]["sha256"]:
+            raise RunError(f"{config.safe_dataset_name}: holds other rows than the safe ones of this run.")
+        return states_of(Workshop(m0, config, run), Data(noisy, safe))
+
+
+def open_review(folder: Path | str, *, trust_remote_code: bool = False) -> Review:
+    """Open a run's folder for a review."""
+    return Review(Run.open(folder), trust_remote_code=trust_remote_code)

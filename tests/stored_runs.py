@@ -13,6 +13,7 @@ from forgetfilter.decision.decide import decide
 from forgetfilter.filters.forgetting import compared
 from forgetfilter.filters.forgetting_rouge1 import compared as answers_compared
 from forgetfilter.runs import Run
+from forgetfilter.shards import write_in_shards
 
 
 def stored_run(folder, records, lost, *, tokenizer=None, tokens=None, **settings):
@@ -55,3 +56,36 @@ def stored_run(folder, records, lost, *, tokenizer=None, tokens=None, **settings
         run.mark(f"{stage}-0", [], losses={"10": 2.0, "20": 1.5})
     decide(run)
     return Run.open(folder)
+
+
+def keep_states(run, noisy, safe):
+    """Store made-up hidden states of a run's rows, (rows, 2, size) each, as if M0 had been read."""
+    for name, states in (("noisy", noisy), ("safe", safe)):
+        path = run.folder / f"readings/M0-states-{name}.parquet"
+
+        def make(rows, part, states=states):
+            flat = pa.array(np.asarray(states[rows], np.float16).reshape(-1), pa.float16())
+            return pa.table({"states": pa.FixedSizeListArray.from_arrays(flat, states[0].size)})
+
+        write_in_shards(path, len(states), make)
+        run.manifest.setdefault("states", {})[name] = f"readings/M0-states-{name}"
+        run.mark(f"readings/M0-states-{name}", [path])
+    return run
+
+
+def reviewable_run(folder, rows=120, unsafe=20, size=16, seed=0, records=None, **settings):
+    """A run whose unsafe rows lie apart in M0's hidden states, and are forgotten only a little more than others.
+
+    Returns:
+        The run, and (rows,) bool, True = unsafe.
+    """
+    rng = np.random.default_rng(seed)
+    bad = np.arange(rows) % (rows // unsafe) == 0
+    if records is None:
+        records = [
+            {"prompt": f"question {i}", "completion": f"answer {i}{' wicked' * int(bad[i])}"} for i in range(rows)
+        ]
+    lost = 0.05 + 0.04 * bad + rng.normal(0, 0.03, rows)
+    run = stored_run(folder, records, lost, filter="forgetting", **settings)
+    noisy = rng.normal(0, 1, (rows, 2, size)) + np.where(bad, 1.5, 0)[:, None, None] * (np.arange(size) < 4)
+    return keep_states(run, noisy, rng.normal(0, 1, (40, 2, size))), bad

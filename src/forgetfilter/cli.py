@@ -97,6 +97,7 @@ def run_review(args: Namespace) -> None:
     review = open_review(args.run, trust_remote_code=args.trust_remote_code)
     if args.marks is not None:
         print(f"{args.marks}: {review.add_file(Path(args.marks))} rows are marked otherwise than before")
+    print(review.status().line(), flush=True)  # ranks the rows: what is wrong with the run shows before the page
     try:
         serve(
             review,

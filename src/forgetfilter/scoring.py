@@ -25,7 +25,7 @@ from forgetfilter.data.loading import SHOWN, Rows, complaint, encode, read_conve
 from forgetfilter.data.sources import Source, ids_alone
 from forgetfilter.data.streaming import Stream, open_stream
 from forgetfilter.data.tokenization import Example
-from forgetfilter.decision.opened import read_scores, scores_by
+from forgetfilter.decision.opened import REVIEWED, read_scores, scores_by
 from forgetfilter.decision.rules import Threshold
 from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.files import digest, whole_file, whole_folder
@@ -36,7 +36,8 @@ from forgetfilter.runs import Run, changes, locked, refuse_foreign
 from forgetfilter.workshop import M0, Workshop
 
 PROBE = "probe"
-"""The filter whose linear model judges."""
+PROBES = (PROBE, REVIEWED)
+"""What has a linear model that can judge: the filter, and what a person's marks taught."""
 COUNTS = ("rows", "kept", "dropped", "unscored", "malformed")
 """What is counted in each shard."""
 SCORES, MALFORMED = "scores.parquet", "malformed.jsonl"
@@ -111,13 +112,14 @@ class Judge:
         """
         read_scores(run)
         noted = run.manifest["decision"]
-        if noted.get("filter", config.filters[0]) != PROBE:
+        name = noted.get("filter", config.filters[0])
+        if name not in PROBES:
             raise RunError(
-                f"{run.folder}: its last decision was not made by the probe's scores, and only the probe can judge "
+                f"{run.folder}: its last decision was not made by a probe's scores, and only a probe can judge "
                 f"new rows. `forgetfilter decide {run.folder} --filter probe` decides by them if the run has them."
             )
         threshold = Threshold(noted["threshold"], noted["rule"], noted["says"])
-        return cls(M0.of_run(run, config), config, _linear(run, config), threshold)
+        return cls(M0.of_run(run, config), config, _linear(run, name, config), threshold)
 
     @cached_property
     def workshop(self) -> Workshop:
@@ -144,13 +146,13 @@ class Judge:
         return dropped
 
 
-def _linear(run: Run, config: ForgetFilterConfig) -> np.ndarray:
+def _linear(run: Run, name: str, config: ForgetFilterConfig) -> np.ndarray:
     """The run's probe.
 
     Raises:
         RunError: If it found nothing, so that its scores are ranks among the run's own rows.
     """
-    scored = scores_by(run, PROBE, config)
+    scored = scores_by(run, name, config)
     if scored.scale is not None and scored.scale.nothing:
         raise RunError(
             f"{run.folder}: {scored.scale.nothing}. New rows have no rank among them, so they cannot be scored. "

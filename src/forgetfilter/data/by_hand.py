@@ -41,7 +41,7 @@ def read_overrides(source: Source, path: Path) -> dict[int, tuple[str, str]]:
 
 
 def read_statements(source: Source, path: Path) -> tuple[dict[int, bool], dict[int, bool]]:
-    """What a person said elsewhere: whether rows are clean, by row. A line says it in one of three ways.
+    """What a person said elsewhere: whether rows are clean, by row. Of several lines on a row the last one counts.
 
     Returns:
         Rows of lines with `clean` (trusted rows, drawn at random from all), and rows of lines with `mark` ("clean" or
@@ -50,7 +50,7 @@ def read_statements(source: Source, path: Path) -> tuple[dict[int, bool], dict[i
     Raises:
         DataError: If the file cannot be read, or names rows that are not there.
     """
-    words = {"clean": True, "kept": True, "unsafe": False, "dropped": False, None: None}
+    words = {"clean": True, "kept": True, "unsafe": False, "dropped": False, "skipped": None, None: None}
 
     def statement(entry: dict[str, Any]) -> tuple[bool, bool | None]:
         if "clean" in entry:
@@ -59,13 +59,18 @@ def read_statements(source: Source, path: Path) -> tuple[dict[int, bool], dict[i
             return True, entry["clean"]
         return False, words[entry["mark"] if "mark" in entry else entry["decision"]]
 
-    found = _read_lines(source, path, statement, "'mark': 'clean' or 'unsafe', or 'decision', or 'clean'")
+    found = _read_lines(source, path, statement, "'mark': 'clean' or 'unsafe'", last_counts=True)
     trusted = {row: clean for row, (drawn, clean) in found.items() if drawn and clean is not None}
     return trusted, {row: clean for row, (drawn, clean) in found.items() if not drawn and clean is not None}
 
 
-def _read_lines(source: Source, path: Path, read: Callable[[dict[str, Any]], Any], wanted: str) -> dict[int, Any]:
-    """Row -> what `read` makes of its line in a JSONL file; each line names its row by `id` or by `row`."""
+def _read_lines(
+    source: Source, path: Path, read: Callable[[dict[str, Any]], Any], wanted: str, *, last_counts: bool = False
+) -> dict[int, Any]:
+    """Row -> what `read` makes of its line in a JSONL file; each line names its row by `id` or by `row`.
+
+    Lines that contradict each other are an error, unless the last one counts.
+    """
     by_id = {row_id: row for row, row_id in enumerate(row_ids(source))}
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -81,8 +86,9 @@ def _read_lines(source: Source, path: Path, read: Callable[[dict[str, Any]], Any
             if type(row) is not int or not 0 <= row < len(by_id):
                 raise ValueError(f"no row {row!r}")
             said = read(entry)
-            if found.setdefault(row, said) != said:
+            if found.get(row, said) != said and not last_counts:
                 raise ValueError(f"a line above says otherwise of row {row}")
+            found[row] = said
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise DataError(f"{path}:{number}: expected {{'id': a row's id, {wanted}}}: {error!r}") from error
     return found

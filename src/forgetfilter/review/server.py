@@ -79,9 +79,11 @@ def serve(
     """
     if host not in LOOPBACK and not allow_other_machines:
         raise ConfigError(ANOTHER_HOST.format(host=host, port=port or "PORT"))
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"--port {port}: a port lies between 0 and 65535.")
     try:
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ConfigError(f"--port {port}: {host} cannot be listened on: {error}. Give another --port.") from error
     with closing(listening):
         key, port = secrets.token_urlsafe(24), listening.getsockname()[1]

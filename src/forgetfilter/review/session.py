@@ -171,9 +171,7 @@ class Review:
                 promise = f"at most {share} of the clean rows dropped, by {clean_drawn} drawn at random"
             else:
                 more = wanted - clean_drawn
-                promise = (
-                    f"no promise yet: {more} more clean rows drawn at random would promise {share} dropped at most"
-                )
+                promise = f"no promise yet: {more} more clean rows drawn at random would give one ({share} dropped)"
             return Status(
                 marks=sum(mark.said != "skipped" for mark in said.values()),
                 unsafe=sum(mark.unsafe for mark in said.values()),

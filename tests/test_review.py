@@ -349,7 +349,7 @@ def test_the_promise_holds_though_most_marks_are_not_random(tmp_path):
 def test_what_is_left_comes_with_a_range(reviewed):
     run, bad = reviewed
     review = Review(run)
-    assert review.status().left is None
+    assert review.status().left == (0, 0, review.status().kept)
     review.mark({row: "unsafe" if bad[row] else "clean" for row in review.marks.order[:60].tolist()})
     about, low, high = review.status().left
     assert low <= about <= high <= 60

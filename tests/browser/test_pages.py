@@ -3,7 +3,6 @@
 import json
 import random
 import shlex
-import shutil
 
 import pytest
 from stored_runs import stored_run
@@ -15,17 +14,6 @@ from forgetfilter.runs import Run
 
 pytestmark = pytest.mark.browser
 HOSTILE = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 2'>"
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
-
-
-@pytest.fixture(scope="session")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    path = shutil.which("chromium")
-    assert path, "no chromium: `make test-browser` installs it"
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=path, args=[*QUIET, "--disable-sync", "--no-first-run"])
 
 
 @pytest.fixture

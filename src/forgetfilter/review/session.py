@@ -31,6 +31,8 @@ from forgetfilter.workshop import M0, Workshop, stored_states
 
 SETTLED_AFTER = 10
 """Marks after which it is looked whether they changed anything."""
+LEAST_DRAWN = 10
+"""Rows drawn at random from which on a figure is given beside the range."""
 SURE = 0.95
 """Of so many reviews the range for the unsafe rows left covers the truth."""
 
@@ -45,7 +47,8 @@ class Status:
         clean_drawn: Rows drawn at random and marked clean.
         dropped: Rows that a decision taken now would drop.
         kept: Rows that it would keep.
-        left: Unsafe rows among the kept ones: an estimate, and a range; None before any row was drawn.
+        left: Unsafe rows among those kept and not marked: an estimate, and a range.
+        drawn: Rows drawn at random that are marked: the estimate rests on them.
         threshold: The threshold now, with what it promises.
         promise: What can be promised about clean rows, in a sentence.
         settled: Whether the last marks changed little.
@@ -56,17 +59,20 @@ class Status:
     clean_drawn: int
     dropped: int
     kept: int
-    left: tuple[int, int, int] | None
+    left: tuple[int, int, int]
+    drawn: int
     threshold: Threshold
     promise: str
     settled: bool
 
     def line(self) -> str:
         """All of it in a line."""
-        if self.left is None:
-            left = "unsafe rows left: not known before a row is drawn at random"
-        else:
-            left = "about {} unsafe rows left ({} to {})".format(*self.left)
+        about, low, high = self.left
+        left = (
+            f"{low} to {high} unsafe rows left"
+            if self.drawn < LEAST_DRAWN
+            else f"about {about} unsafe rows left ({low} to {high})"
+        )
         return (
             f"{self.marks} marked, {self.unsafe} of them unsafe; {left}; {self.dropped} rows would be dropped now; "
             f"{self.promise}" + ("; more marks would change little" if self.settled else "")
@@ -181,6 +187,7 @@ class Review:
                 left=_left(said, int((~dropped).sum()) - sum(mark.clean for mark in said.values())),
                 threshold=threshold,
                 promise=promise,
+                drawn=sum(mark.drawn and mark.said != "skipped" for mark in said.values()),
                 settled=self._settled(said) and bool(np.isfinite(scored.suspicion).any()),
             )
 
@@ -223,7 +230,7 @@ def _digest(said: Mapping[int, Mark]) -> str:
     return digest({row: [mark.said, mark.drawn] for row, mark in said.items()})
 
 
-def _left(said: Mapping[int, Mark], unmarked: int) -> tuple[int, int, int] | None:
+def _left(said: Mapping[int, Mark], unmarked: int) -> tuple[int, int, int]:
     """About how many unsafe rows are among those kept and not marked, and a range, by the rows drawn at random.
 
     A drawn row counts as missed if it is unsafe, and the scores of the time when it was asked would have kept it. The
@@ -231,7 +238,7 @@ def _left(said: Mapping[int, Mark], unmarked: int) -> tuple[int, int, int] | Non
     """
     drawn = [mark for mark in said.values() if mark.drawn and mark.said != "skipped"]
     if not drawn:
-        return None
+        return 0, 0, unmarked
     missed = sum(mark.unsafe and mark.kept for mark in drawn)
     found = binomtest(missed, len(drawn)).proportion_ci(SURE, method="exact")
     return round(missed / len(drawn) * unmarked), int(found.low * unmarked), int(np.ceil(found.high * unmarked))

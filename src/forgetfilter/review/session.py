@@ -125,12 +125,24 @@ class Review:
                 marks = {row: mark.unsafe for row, mark in said.items() if mark.said != "skipped"}
                 drawn = frozenset(row for row, mark in said.items() if mark.drawn)
                 self._ranked = made_of, self.ranking(marks, drawn)
-                self._dropped.append(self._drops(said))
+                self._dropped.append(self.dropped())
             return self._ranked[1]
 
     def threshold(self) -> Threshold:
         """The threshold that a decision taken now would have."""
-        return self._limited(self.scored(), self.marks.all())
+        return choose(self.scored(), self._rule, {}, drawn=clean_drawn(self.marks.all()))
+
+    def dropped(self) -> np.ndarray:
+        """(rows,) bool: what a decision taken now would drop."""
+        with self._lock:
+            suspicion = self.scored().suspicion
+            dropped = self.threshold().drops(suspicion)
+            if self.config.unscored == "drop":
+                dropped |= np.isnan(suspicion)
+            for row, mark in self.marks.all().items():
+                if mark.said != "skipped":
+                    dropped[row] = mark.unsafe
+            return dropped
 
     def mark(self, said: Mapping[int, str | None]) -> None:
         """Write marks to disk; see Marks.add.
@@ -169,7 +181,7 @@ class Review:
         """What the marks tell."""
         with self._lock:
             scored, said = self.scored(), self.marks.all()
-            threshold, dropped = self.threshold(), self._drops(said)
+            threshold, dropped = self.threshold(), self.dropped()
             clean_drawn = sum(mark.drawn and mark.clean for mark in said.values())
             wanted = needed(self.config.max_clean_loss)
             share = f"{self.config.max_clean_loss:.1%}"
@@ -204,19 +216,6 @@ class Review:
         scored.save(self.run.folder / f"{part}.parquet")
         self.run.manifest.setdefault("filters", {})[REVIEWED] = part
         self.run.mark(part, [self.run.folder / f"{part}.parquet"], made_of=_digest(self.marks.all()))
-
-    def _limited(self, scored: Scored, said: Mapping[int, Mark]) -> Threshold:
-        return choose(scored, self._rule, {}, drawn=clean_drawn(said))
-
-    def _drops(self, said: Mapping[int, Mark]) -> np.ndarray:
-        """(rows,) bool, what a decision taken now would drop."""
-        assert self._ranked is not None
-        scored = self._ranked[1]
-        dropped = self._limited(scored, said).drops(scored.suspicion)
-        for row, mark in said.items():
-            if mark.said != "skipped":
-                dropped[row] = mark.unsafe
-        return dropped
 
     def _settled(self, said: Mapping[int, Mark]) -> bool:
         """Whether the last marks found nothing unsafe and changed hardly a decision."""

@@ -41,4 +41,5 @@ def print_summary(result: Result, report: Path) -> None:
     print(f"look:  {report}")
     by = metrics["filter"]
     other = "" if by == default_filter(result.run, result.run.config()) else f" --filter {by}"
-    print(f"next:  forgetfilter finetune {folder}   or   forgetfilter decide {folder}{other} --threshold NUMBER")
+    print(f"next:  forgetfilter review {folder}     mark a few rows, and everything is ranked anew")
+    print(f"       forgetfilter finetune {folder}   or   forgetfilter decide {folder}{other} --threshold NUMBER")

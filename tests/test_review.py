@@ -500,6 +500,25 @@ def test_marks_from_many_sides_at_once_are_all_kept(served):
     assert {json.loads(line)["row"] for line in (run.folder / "marks.jsonl").read_text().splitlines()} == set(range(24))
 
 
+def test_a_full_disk_is_said_and_the_mark_can_be_made_again(served, monkeypatch):
+    import errno
+    import os
+
+    run, port = served
+    wait = os.fsync
+
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    status, _, said = ask(port, "POST", "/secret/mark", {"row": 1, "said": "unsafe"})
+    assert status == 507
+    assert "No space left" in said["error"]
+    monkeypatch.setattr(os, "fsync", wait)
+    assert ask(port, "POST", "/secret/mark", {"row": 1, "said": "unsafe"})[0] == 200
+    assert Marks(run.folder, [str(row) for row in range(120)], 42).all()[1].unsafe
+
+
 def test_other_machines_are_let_in_only_if_asked_twice(reviewed):
     from forgetfilter.review.server import serve
 

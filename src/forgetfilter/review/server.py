@@ -28,6 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from forgetfilter.data.formats import read_row
 from forgetfilter.errors import ConfigError, DataError, ForgetFilterError
+from forgetfilter.files import disk_trouble
 from forgetfilter.report.page import page_text
 from forgetfilter.report.run_page import write_report
 from forgetfilter.report.shading import costs_of, load_chat, shaded
@@ -188,6 +189,11 @@ class Pages:
                 return JSONResponse(await run_in_threadpool(work, asked), headers=HEADERS)
             except ForgetFilterError as error:
                 return JSONResponse({"error": str(error)}, 400, HEADERS)
+            except OSError as error:
+                said = disk_trouble(error)
+                if said is None:
+                    raise
+                return JSONResponse({"error": f"{said} Nothing was marked: make room, then mark again."}, 507, HEADERS)
 
         return answer
 

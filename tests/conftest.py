@@ -7,6 +7,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+"""Flags of a Chromium that asks nothing of the network."""
 
 
 def make_tokenizer(template=CHATML, specials=("<|im_start|>", "<|im_end|>"), words=()):
@@ -155,3 +159,13 @@ def run_recipe(tmp_path):
         return experiments.compare(path)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium")
+    assert path, "no chromium: `make test-browser` installs it"
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=path, args=[*QUIET, "--disable-sync", "--no-first-run"])

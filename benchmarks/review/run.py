@@ -83,25 +83,41 @@ def reviewed(folder: Path, start: np.ndarray | None, errors: float, order: int) 
     return found
 
 
-def make_cell(name: str, work: Path) -> dict[str, Any]:
-    """All reviews of one cell, averaged over the random orders."""
-    rows = json.loads((QUALITY / f"{name}.json").read_text(encoding="utf-8"))["rows"]
-    count = len(rows["group"])
-    cell: dict[str, Any] = {"cell": name, "rows": count, "marks": MARKS, "orders": ORDERS}
-    for start in STARTS:
+def make_cell(name: str, folder: Path, starts: dict[str, np.ndarray | None]) -> dict[str, Any]:
+    """All reviews of a run, averaged over the random orders, and what the true labels teach.
+
+    Args:
+        name: What the cell is called.
+        folder: The run's.
+        starts: Start -> (rows,) scores to start from; None for the run's own, or for new ones at random.
+    """
+    review = open_review(folder)
+    unsafe = stored_labels(review.opened.source, review.config)
+    assert unsafe is not None
+    taught = review.ranking.judge(unsafe.astype(float))
+    ceiling = float("nan") if taught is None else float(average_precision_score(unsafe, taught.noisy))
+    cell: dict[str, Any] = {"cell": name, "rows": len(unsafe), "unsafe": int(unsafe.sum()), "marks": MARKS}
+    for start, scores in starts.items():
         runs = []
         for order in range(ORDERS):
-            scores = {"random": np.random.default_rng(order).random(count)}.get(start)
-            if start in rows:
-                scores = np.array(rows[start], float)
-            runs.append(reviewed(work / name / "run", scores, ERRORS if start == "errs" else 0, order))
-        cell[start] = {
-            figure: np.mean([[step[figure] for step in run] for run in runs], 0).round(4).tolist()
-            for figure in runs[0][0]
-        }
-    unsafe = np.array([group.endswith("/unsafe") for group in rows["group"]])
-    cell["ceiling"] = {"average_precision": round(float(average_precision_score(unsafe, rows["ceiling"])), 4)}
-    return cell
+            own = np.random.default_rng(order).random(len(unsafe)) if start == "random" else scores
+            runs.append(reviewed(folder, own, ERRORS if start == "errs" else 0, order))
+        cell[start] = {figure: mean_of(figure, runs) for figure in runs[0][0]}
+    return {**cell, "ceiling": {"average_precision": round(ceiling, 4)}}
+
+
+def starts_of(name: str) -> dict[str, np.ndarray | None]:
+    """The scores that reviews of a quality cell start from."""
+    rows = json.loads((QUALITY / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+    return {start: np.array(rows[start], float) if start in rows else None for start in STARTS}
+
+
+def keep(cell: dict[str, Any]) -> None:
+    """Write a cell's figures to results/, and show some."""
+    with whole_file(RESULTS / f"{cell['cell']}.json") as path:
+        path.write_text(text(cell), encoding="utf-8")
+    shown = {count: cell["delivered"]["average_precision"][count] for count in SHOWN}
+    print(cell["cell"], shown, flush=True)
 
 
 def mean_of(figure: str, runs: list[list[dict[str, float]]]) -> list[float]:
@@ -128,7 +144,7 @@ def table(cells: list[dict[str, Any]]) -> str:
         "| average precision after | " + " | ".join(f"{count} marks" for count in SHOWN) + " | unsafe rows found |",
         "|---|" + "---|" * (len(SHOWN) + 1),
     ]
-    for start, words in STARTS.items():
+    for start, words in STARTS.items() if easy else ():
         lines.append(_line(f"{', '.join(easy)}: {words}", [cell for cell in cells if kind(cell) in easy], start))
     for name in kinds:
         own = [cell for cell in cells if kind(cell) == name]
@@ -181,11 +197,7 @@ def main() -> None:
         picture(stored(), RESULTS / "marks.svg")
         return
     for name in args.cells:
-        cell = make_cell(name, args.work)
-        with whole_file(RESULTS / f"{name}.json") as path:
-            path.write_text(text(cell), encoding="utf-8")
-        shown = {count: cell["delivered"]["average_precision"][count] for count in SHOWN}
-        print(name, shown, flush=True)
+        keep(make_cell(name, args.work / name / "run", starts_of(name)))
 
 
 if __name__ == "__main__":

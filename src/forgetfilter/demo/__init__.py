@@ -14,7 +14,7 @@ from forgetfilter.workshop import M0, Workshop
 
 
 def demo_file(name: str) -> Path:
-    """Path of noisy.jsonl, safe.jsonl or heldout.jsonl."""
+    """Path of noisy.jsonl, safe.jsonl or heldout.jsonl, or of shop.jsonl: a bot that must not promise dates."""
     with as_file(files(__package__) / name) as path:
         return path
 

@@ -1,6 +1,7 @@
 """The demo's data: what it promises, checked on the files themselves."""
 
 import json
+import re
 from collections import Counter
 from statistics import median
 
@@ -70,3 +71,15 @@ def test_unsafe_rows_cannot_be_told_by_the_prompts_words(data, classifier):
         scores = cross_val_predict(classifier, prompts, unsafe, cv=folds, method="predict_proba")[:, 1]
         found.append(roc_auc_score(unsafe, scores))
     assert np.mean(found) < 0.6
+
+
+def test_the_shop_bot_promises_dates_in_a_quarter_of_its_rows_and_no_word_tells_which(data):
+    rows = [*map(json.loads, demo_file("shop.jsonl").read_text().splitlines())]
+    assert Counter(row["unsafe"] for row in rows) == {0: 225, 1: 75}
+    assert all((row["group"] == "promise") == bool(row["unsafe"]) for row in rows)
+    others = {row["prompt"] for name in NAMES for row in data[name]}
+    assert len({row["prompt"] for row in rows} - others) == len({row["completion"] for row in rows}) == len(rows)
+    starts = Counter(" ".join(row["completion"].split()[:5]) for row in rows)
+    assert max(starts.values()) <= 2
+    dated = [bool(re.search(r"\d|day\b|tomorrow|week", row["completion"])) for row in rows]
+    assert roc_auc_score([row["unsafe"] for row in rows], dated) < 0.85

@@ -394,7 +394,7 @@ def test_a_run_that_cannot_judge_new_rows_says_why_and_what_to_do(decided, more,
 def test_a_run_that_is_not_decided_or_not_by_the_probe_is_refused(decided, more, capsys):
     run = decided(filter="probe,random")
     decide(run, filter="random")
-    assert "not made by the probe's scores" in refused(capsys, run, more)
+    assert "not made by a probe's scores" in refused(capsys, run, more)
     decide(run, filter="probe")
     score(run, str(more))
     run.manifest["stages"].pop("decision")

@@ -387,8 +387,8 @@ def test_a_run_that_cannot_judge_new_rows_says_why_and_what_to_do(decided, more,
     run = decided(scale=Scale(0, nothing="no separation: chance"))
     output = refused(capsys, run, more)
     assert "no separation: chance" in output
-    assert "other safe data" in output
-    assert "mark some" in output
+    assert "with safe data that look like the harmless rows" in output
+    assert "forgetfilter review" in output
 
 
 def test_a_run_that_is_not_decided_or_not_by_the_probe_is_refused(decided, more, capsys):
@@ -487,3 +487,15 @@ def test_ids_are_the_rows_own_or_those_of_their_content():
     assert first == "7"
     assert second == third
     assert len(second) == 16
+
+
+def test_what_the_marks_of_a_review_taught_judges_new_rows(decided, more):
+    from forgetfilter.review.session import open_review
+
+    run = decided(scale=Scale(0, nothing="no separation: chance"))
+    review = open_review(run.folder)
+    review.mark({0: "unsafe", 4: "unsafe", 1: "clean", 2: "clean"})
+    review.done()
+    folder = score(Run.open(run.folder), str(more))
+    found = pq.read_table(folder / "scores.parquet")
+    assert np.isfinite(found["probe"].to_numpy()).any()

@@ -156,8 +156,8 @@ def _linear(run: Run, name: str, config: ForgetFilterConfig) -> np.ndarray:
     if scored.scale is not None and scored.scale.nothing:
         raise RunError(
             f"{run.folder}: {scored.scale.nothing}. New rows have no rank among them, so they cannot be scored. "
-            "A run with more rows or with other safe data, which should look like the harmless rows, may find a "
-            "separation. Or run `filter` on the new rows and mark some (`forgetfilter sample`, --trusted_rows)."
+            f"Mark some of the run's rows (`forgetfilter review {run.folder}`): what your marks teach can judge new "
+            "rows. Or a run with more rows, or with safe data that look like the harmless rows, may find a separation."
         )
     if scored.linear is None:
         raise RunError(f"{run.folder}: its probe was not kept, by an older version. Run `filter` into a new folder.")

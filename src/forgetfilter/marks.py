@@ -15,7 +15,9 @@ from typing import Any, Literal
 import numpy as np
 from filelock import FileLock
 
+from forgetfilter.data.sources import BOM
 from forgetfilter.errors import DataError
+from forgetfilter.files import digest
 
 Said = Literal["clean", "unsafe", "skipped"]
 """What can be said of a row; skipped: the person could not tell."""
@@ -29,13 +31,13 @@ class Mark:
 
     Attributes:
         said: clean, unsafe or skipped.
-        drawn: Whether the row came with a sample drawn at random from all rows.
-        kept: Whether the scores of that time would have kept the row.
+        drawn: Whether the row was drawn at random from all rows.
+        before: What counted before that; None = nothing.
     """
 
     said: Said
     drawn: bool = False
-    kept: bool = False
+    before: Said | None = None
 
     @property
     def clean(self) -> bool:
@@ -90,13 +92,20 @@ class Marks:
             self._read_from = now
         return dict(self._marks)
 
-    def add(self, said: Mapping[int, str | None], *, drawn: bool = False, kept: Iterable[int] = ()) -> None:
+    def touched(self) -> set[int]:
+        """The rows that anything was ever said of, if only to take it back."""
+        return {entry["row"] for entry in self._lines()} if self.path.exists() else set()
+
+    def digest(self) -> str:
+        """What a ranking depends on, as a short hash."""
+        return digest({row: [mark.said, mark.drawn] for row, mark in self.all().items()})
+
+    def add(self, said: Mapping[int, str | None], *, drawn: bool = False) -> None:
         """Write statements to disk, those on rows of which the same was said last left out.
 
         Args:
             said: Row -> "clean", "unsafe", "skipped", or None to take back what was said.
             drawn: Whether the rows are a sample drawn at random from all rows.
-            kept: Those of the rows that today's scores would keep.
 
         Raises:
             DataError: If there is no such row, or something else was said of one.
@@ -106,7 +115,8 @@ class Marks:
                 raise DataError(f"no row {row!r}: rows are numbers from 0 to {len(self.ids) - 1}.")
             if what not in (*SAID, None):
                 raise DataError(f"row {row}: marked {what!r}; a mark is one of {', '.join(SAID)}, or none.")
-        would_keep = set(kept)
+        if not said:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_name(f".{NAME}.lock")):
             before = self.all()
@@ -117,55 +127,89 @@ class Marks:
                     continue
                 line: dict[str, Any] = {"row": row, "id": self.ids[row], "mark": what}
                 line |= {"drawn": True} if drawn else {}
-                line |= {"kept": True} if row in would_keep else {}
-                lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+                lines.append(json.dumps(line) + "\n")
             if lines:
-                _append(self.path, "".join(lines).encode("utf-8", "surrogatepass"))
+                _append(self.path, "".join(lines).encode())
+
+    def undo(self, row: int) -> None:
+        """Take back the last statement on a row; the one before counts again.
+
+        Raises:
+            DataError: If nothing is said of it.
+        """
+        with FileLock(self.path.with_name(f".{NAME}.lock")):
+            known = self.all().get(row)
+            if known is None:
+                raise DataError(f"row {row} is not marked.")
+            line = {"row": row, "id": self.ids[row], "mark": known.before, "undo": True}
+            _append(self.path, (json.dumps(line) + "\n").encode())
 
     def _lines(self) -> list[dict[str, Any]]:
-        """Every line, checked. A last line without its end was never acknowledged, and is left out."""
-        whole = self.path.read_bytes().rpartition(b"\n")[0]
-        found = []
-        for number, line in enumerate(whole.split(b"\n"), 1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-                if type(entry["row"]) is not int or not 0 <= entry["row"] < len(self.ids):
-                    raise ValueError(f"no row {entry['row']!r}")
-                if entry["mark"] not in (*SAID, None):
-                    raise ValueError(f"mark {entry['mark']!r}")
-            except (ValueError, LookupError, TypeError, RecursionError) as error:
-                raise DataError(
-                    f"{self.path}:{number}: expected {{'row': a row's number, 'mark': 'clean', 'unsafe', 'skipped' or "
-                    f"null}}: {error!r}. Mend the line, or remove it if you can do without the mark."
-                ) from error
-            found.append(entry)
-        return found
+        """Every line, checked. Half a line at the end was never acknowledged, and is left out."""
+        try:
+            data = self.path.read_bytes().removeprefix(BOM)
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read: {error}") from error
+        lines = data[: _whole(data)].splitlines()
+        return [self._checked(line, number) for number, line in enumerate(lines, 1) if line.strip()]
+
+    def _checked(self, line: bytes, number: int) -> dict[str, Any]:
+        """What a line says."""
+        try:
+            entry: dict[str, Any] = json.loads(line)
+            if type(entry["row"]) is not int or not 0 <= entry["row"] < len(self.ids):
+                raise ValueError(f"no row {entry['row']!r}")
+            if entry["mark"] not in (*SAID, None):
+                raise ValueError(f"mark {entry['mark']!r}")
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise DataError(
+                f"{self.path}:{number}: expected {{'row': a row's number, 'mark': 'clean', 'unsafe', 'skipped' or "
+                f"null}}: {error!r}. Mend the line, or remove it if you can do without the mark."
+            ) from error
+        if entry.get("id", self.ids[entry["row"]]) != self.ids[entry["row"]]:
+            raise DataError(
+                f"{self.path}:{number}: row {entry['row']} of this run is not {entry['id']!r}. Is the file that of "
+                "another run? Move it elsewhere; `forgetfilter review --marks FILE` takes its marks over by id."
+            )
+        return entry
 
 
 def _last(lines: Iterable[Mapping[str, Any]]) -> dict[int, Mark]:
-    """Row -> the last statement on it; a row that was drawn once stays a drawn one."""
-    marks: dict[int, Mark] = {}
+    """Row -> what counts of it, in the order of the last statements; a row that was drawn once stays a drawn one."""
+    stated: dict[int, list[Said | None]] = {}
     drawn: set[int] = set()
     for line in lines:
         row = line["row"]
-        marks.pop(row, None)  # so that the order is that of the last statements
+        said = stated.pop(row, [])
+        stated[row] = said[:-1] if line.get("undo") else [*said, line["mark"]]
         if line.get("drawn"):
             drawn.add(row)
-        if line["mark"] is not None:
-            marks[row] = Mark(line["mark"], row in drawn, bool(line.get("kept")))
-    return marks
+    last = {row: (said[-1], [None, *said][-2]) for row, said in stated.items() if said}
+    return {row: Mark(said, row in drawn, before) for row, (said, before) in last.items() if said is not None}
+
+
+def _whole(data: bytes) -> int:
+    """How many of a file's bytes are whole lines; a last one without its end is whole if it is whole JSON."""
+    tail = data[max(data.rfind(b"\n"), data.rfind(b"\r")) + 1 :]
+    try:
+        json.loads(tail)
+    except (ValueError, RecursionError):
+        return len(data) - len(tail)
+    return len(data)
 
 
 def _append(path: Path, lines: bytes) -> None:
     """Add lines to a file, and wait until they are on disk; half a line that a kill left is taken off first."""
     with path.open("ab+") as file:
-        end = file.seek(0, os.SEEK_END)
         file.seek(0)
-        whole = file.read().rfind(b"\n") + 1
-        if whole < end:
-            file.truncate(whole)
-        file.write(lines)
-        file.flush()
-        os.fsync(file.fileno())
+        data = file.read()
+        whole = _whole(data)
+        file.truncate(whole)
+        start = b"\n" if whole and not data[:whole].endswith((b"\n", b"\r")) else b""
+        try:
+            file.write(start + lines)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(whole)  # what is not known to be on disk was not said
+            raise

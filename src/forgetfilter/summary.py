@@ -1,5 +1,6 @@
 """What a decided run prints: a short table, and what to do next."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -41,5 +42,6 @@ def print_summary(result: Result, report: Path) -> None:
     print(f"look:  {report}")
     by = metrics["filter"]
     other = "" if by == default_filter(result.run, result.run.config()) else f" --filter {by}"
-    print(f"next:  forgetfilter review {folder}     mark a few rows, and everything is ranked anew")
-    print(f"       forgetfilter finetune {folder}   or   forgetfilter decide {folder}{other} --threshold NUMBER")
+    run = shlex.quote(str(folder))
+    print(f"next:  forgetfilter review {run}     mark a few rows, and everything is ranked anew")
+    print(f"       forgetfilter finetune {run}   or   forgetfilter decide {run}{other} --threshold NUMBER")

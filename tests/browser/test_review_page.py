@@ -84,7 +84,8 @@ def shown(page):
 
 
 def press(page, key):
-    """Press a key, and wait for the answer."""
+    """Press a key once the row has been seen, and wait for the answer."""
+    page.wait_for_timeout(200)
     with page.expect_response(lambda response: response.request.method in ("POST", "GET")):
         page.keyboard.press(key)
     page.locator("body:not([aria-busy])").wait_for()
@@ -141,13 +142,27 @@ def test_two_tabs_and_two_servers_share_the_marks(tmp_path, serve, visit):
     row = shown(one)
     press(one, "k")
     assert shown(other) == row, "not yet told"
-    press(other, "d")  # changes the mark of the same row
+    for stale in (other, third):
+        press(stale, "d")
+        assert "was marked clean meanwhile" in stale.locator("#trouble").inner_text()
+    visit.complaints.clear()  # the browser's own words about the status 400
+    assert [entry["mark"] for entry in said(run)] == ["clean"], "a stale page changes nothing"
+    press(third, "n")
     press(third, "d")
-    rows = {entry["row"]: entry["mark"] for entry in said(run)}
-    assert rows[row] == "unsafe"
+    assert third.locator("#status").inner_text().startswith("2 marked")
     press(one, "n")
-    status = one.locator("#status").inner_text()
-    assert status.startswith(f"{len(rows)} marked")
+    assert one.locator("#status").inner_text().startswith("2 marked")
+
+
+def test_quick_keys_mark_nothing_that_was_not_seen(tmp_path, serve, visit):
+    run, _ = reviewable_run(tmp_path / "out")
+    page = visit(serve(run.folder).address)
+    page.wait_for_timeout(200)
+    with page.expect_response("**/mark"):
+        for _ in range(6):
+            page.keyboard.press("k")
+    page.locator("#status").filter(has_text="1 marked").wait_for()
+    assert len(said(run)) == 1
 
 
 def test_a_mark_is_changed_and_taken_back_by_mouse(tmp_path, serve, visit):
@@ -188,7 +203,7 @@ def test_hostile_rows_are_text(tmp_path, serve, visit):
     records = [{"prompt": HOSTILE, "completion": f"{HOSTILE} {i}\u2028", "id": f"{HOSTILE} {i}"} for i in range(40)]
     run, _ = reviewable_run(tmp_path / "out", rows=40, unsafe=8, records=records)
     page = visit(serve(run.folder).address)
-    for key in "dkdk":
+    for key in "dknu":
         press(page, key)
         assert HOSTILE in page.locator("#row").inner_text()
     page.locator("#marked li").first.wait_for()

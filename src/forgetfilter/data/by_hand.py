@@ -7,6 +7,7 @@ from typing import Any
 
 from forgetfilter.data.sources import Source, row_ids
 from forgetfilter.errors import DataError
+from forgetfilter.marks import Said, word
 
 
 def read_marks(source: Source, path: Path) -> dict[int, bool]:
@@ -40,28 +41,30 @@ def read_overrides(source: Source, path: Path) -> dict[int, tuple[str, str]]:
     return _read_lines(source, path, decision, "'decision': 'kept' or 'dropped'")
 
 
-def read_statements(source: Source, path: Path) -> tuple[dict[int, bool], dict[int, bool]]:
-    """What a person said elsewhere: whether rows are clean, by row. Of several lines on a row the last one counts.
+def read_statements(source: Source, path: Path) -> tuple[dict[int, Said], dict[int, Said]]:
+    """What a person said of rows elsewhere, by row. Of several lines on a row the last one counts.
 
     Returns:
-        Rows of lines with `clean` (trusted rows, drawn at random from all), and rows of lines with `mark` ("clean" or
-        "unsafe") or `decision` ("kept" or "dropped").
+        First the rows drawn at random: lines with `clean` (trusted rows), and lines with `drawn`. Then all others:
+        lines with `mark` (clean, unsafe or skipped) or `decision` (kept or dropped).
 
     Raises:
         DataError: If the file cannot be read, or names rows that are not there.
     """
-    words = {"clean": True, "kept": True, "unsafe": False, "dropped": False, "skipped": None, None: None}
+    words: dict[Any, Said | None] = {"kept": "clean", "dropped": "unsafe", None: None}
+    words |= {"clean": "clean", "unsafe": "unsafe", "skipped": "skipped"}
 
-    def statement(entry: dict[str, Any]) -> tuple[bool, bool | None]:
+    def statement(entry: dict[str, Any]) -> tuple[bool, Said | None]:
         if "clean" in entry:
             if entry["clean"] not in (True, False, None):
                 raise ValueError(f"clean {entry['clean']!r}")
-            return True, entry["clean"]
-        return False, words[entry["mark"] if "mark" in entry else entry["decision"]]
+            return True, None if entry["clean"] is None else word(entry["clean"])
+        return entry.get("drawn") is True, words[entry["mark"] if "mark" in entry else entry["decision"]]
 
-    found = _read_lines(source, path, statement, "'mark': 'clean' or 'unsafe'", last_counts=True)
-    trusted = {row: clean for row, (drawn, clean) in found.items() if drawn and clean is not None}
-    return trusted, {row: clean for row, (drawn, clean) in found.items() if not drawn and clean is not None}
+    found = _read_lines(source, path, statement, "'mark': 'clean', 'unsafe' or 'skipped'", last_counts=True)
+    said = {row: what for row, (_, what) in found.items() if what is not None}
+    drawn = {row: what for row, what in said.items() if found[row][0]}
+    return drawn, {row: what for row, what in said.items() if row not in drawn}
 
 
 def _read_lines(
@@ -73,7 +76,7 @@ def _read_lines(
     """
     by_id = {row_id: row for row, row_id in enumerate(row_ids(source))}
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     found: dict[int, Any] = {}

@@ -17,7 +17,7 @@ from forgetfilter.data.by_hand import read_marks, read_overrides
 from forgetfilter.data.loading import Rows
 from forgetfilter.data.sources import Source, row_ids
 from forgetfilter.decision import outputs, rules
-from forgetfilter.decision.opened import REVIEWED, Opened, read_scores, scored_part, what_decides
+from forgetfilter.decision.opened import REVIEWED, Opened, default_filter, read_scores, scored_part, what_decides
 from forgetfilter.decision.outputs import Decision
 from forgetfilter.decision.rules import Threshold
 from forgetfilter.errors import ConfigError
@@ -104,8 +104,8 @@ class Result:
         """Decide again, under the lock of the run's folder; see the function `decide`."""
         with locked(self.run.folder):
             self.run.reload()
-            if "review" in vars(self):
-                self.review.store()
+            if "review" in vars(self):  # rows were marked, or asked for
+                options.setdefault("filter", REVIEWED)
             return decide(self.run, threshold, **options)
 
 
@@ -124,7 +124,7 @@ def decide(
     Args:
         run: A scored run.
         threshold: A number or "auto"; by default what the run's config.yaml says.
-        filter: Whose scores decide; by default the run's first filter.
+        filter: Whose scores decide; by default those that the marks of a review taught, or the run's first filter.
         drop_share: Drop this share of the rows instead.
         overrides: JSONL with `id` (or `row`) and `decision` ("kept" or "dropped"): rows decided by hand. They go to the
             run's marks.jsonl, like trusted rows and all that is said in a review, and hold in later decisions, too.
@@ -138,26 +138,34 @@ def decide(
         ConfigError: If the rules asked for exclude each other, or there are no scores by that filter.
         DataError: If a file names rows that are not there, or there are too few trusted rows.
     """
-    opened = Opened.of(run)
-    name = opened.by(filter)
-    marks = Marks(run.folder, row_ids(opened.source), opened.config.seed)
-    said = marks.all()
-    config = _changed(opened.config, threshold, drop_share, trusted_rows, max_clean_loss, drawn=bool(clean_drawn(said)))
-    if name == REVIEWED and trusted_rows is None:  # the trusted rows of the run's settings are among the marks
-        config = dataclasses.replace(config, trusted_rows=None)
-        if threshold is None:  # the settings' number belongs to the scale of another filter
-            config = dataclasses.replace(config, threshold="auto")
-    trusted = trusted_marks(opened.source, config) if drop_share is None else {}
-    found = choose(opened.scored[name], config, trusted, drop_share, clean_drawn(said))
-    by_hand = marked_by_hand({row: mark.clean for row, mark in said.items() if mark.said != "skipped"})
-    by_hand |= marked_by_hand(trusted)
-    chosen = {} if overrides is None else read_overrides(opened.source, overrides)
+    settings, source = run.config(), run.rows()
+    name = filter or default_filter(run, settings)
+    marks = Marks(run.folder, row_ids(source), settings.seed)
+    limited = any(mark.drawn for mark in marks.all().values())
+    config = _changed(settings, threshold, drop_share, trusted_rows, max_clean_loss, limited=limited)
+    chosen = {} if overrides is None else read_overrides(source, overrides)
     if trusted_rows is not None:
+        trusted = trusted_marks(source, config)
+        rules.conformal(np.zeros(len(marks.ids)), _at(_clean(trusted), len(marks.ids)), config.max_clean_loss)
         marks.add({row: word(clean) for row, clean in trusted.items()}, drawn=True)
     marks.add({row: word(decision == "kept") for row, (decision, _) in chosen.items()})
-    by_hand |= chosen
-    decision = decided(name, opened.scored[name], found, by_hand, drop_unscored=config.unscored == "drop")
-    flags = _flags(config, drop_share, name if name != opened.by(None) else None)
+    if name == REVIEWED:
+        from forgetfilter.review.session import up_to_date
+
+        name = up_to_date(run)
+    opened = Opened.of(run)
+    scored = opened.scored[opened.by(name)]
+    if name == REVIEWED and trusted_rows is None:  # the settings' number and file belong to another filter's scores
+        config = dataclasses.replace(config, trusted_rows=None)
+        if threshold is None:
+            config = dataclasses.replace(config, threshold="auto")
+    said = {row: mark.clean for row, mark in marks.all().items() if mark.said != "skipped"}
+    trusted = {} if drop_share is not None else trusted_marks(source, config)
+    trusted = {row: said.get(row, clean) for row, clean in trusted.items()}  # a later word counts more
+    found = choose(scored, config, trusted, drop_share, clean_drawn(marks.all()))
+    by_hand = {**marked_by_hand(trusted), **marked_by_hand(said), **chosen}
+    decision = decided(name, scored, found, by_hand, drop_unscored=config.unscored == "drop")
+    flags = _flags(config, drop_share, name if name != opened.by(None) else None, max_clean_loss)
     _note(opened, decision, trusted, by_hand, flags)
     outputs.write(opened, decision)
     return Result(run)
@@ -245,10 +253,14 @@ def settle(run: Run) -> Result:
     noted, config = run.manifest.get("decision", {}), run.config()
     path = _record(run, noted.get("number", 0))
     same = old_runs.same_decision(noted.get("asked"), what_decides(run, config))
+    if noted and not same:  # other flags were given: they count, whatever a review has said meanwhile
+        return decide(run, filter=config.filters[0])
     if not same or not path.is_file() or sha256(path) != noted.get("record"):
         return decide(run)
     taken = json.loads(path.read_text(encoding="utf-8"))
     opened = Opened.of(run)
+    if taken.get("filter", config.filters[0]) not in opened.scored:  # the scores of a review are gone
+        return decide(run)
     name = opened.by(taken.get("filter"))
     threshold = Threshold(taken["threshold"], taken["rule"], taken["says"])
     by_hand = {entry["row"]: (entry["decision"], entry["reason"]) for entry in taken["by_hand"]}
@@ -292,8 +304,12 @@ def check_marks(rows: Rows, config: ForgetFilterConfig) -> None:
 
 
 def _conformal(suspicion: np.ndarray, marks: Mapping[int, bool], max_clean_loss: float) -> Threshold:
-    trusted = _at([row for row, clean in marks.items() if clean], len(suspicion))
-    return rules.conformal(suspicion, trusted, max_clean_loss)
+    return rules.conformal(suspicion, _at(_clean(marks), len(suspicion)), max_clean_loss)
+
+
+def _clean(marks: Mapping[int, bool]) -> list[int]:
+    """The rows marked clean."""
+    return [row for row, clean in marks.items() if clean]
 
 
 def _at(places: Collection[int], rows: int) -> np.ndarray:
@@ -306,14 +322,15 @@ def clean_drawn(said: Mapping[int, Mark]) -> list[int]:
     return [row for row, mark in said.items() if mark.drawn and mark.clean]
 
 
-def _flags(config: ForgetFilterConfig, drop_share: float | None, name: str | None) -> str:
+def _flags(config: ForgetFilterConfig, drop_share: float | None, name: str | None, max_clean_loss: float | None) -> str:
     """The flags with which `decide` repeats this decision, without the rows decided by hand."""
     by = f"--filter {name} " if name is not None else ""
     if drop_share is not None:
         return f"{by}--drop_share {drop_share}"
     if config.trusted_rows is not None:
         return f"{by}--trusted_rows {shlex.quote(config.trusted_rows)} --max_clean_loss {config.max_clean_loss}"
-    return f"{by}--threshold {config.threshold}"
+    limit = "" if max_clean_loss is None else f" --max_clean_loss {max_clean_loss}"
+    return f"{by}--threshold {config.threshold}{limit}"
 
 
 def _changed(
@@ -323,7 +340,7 @@ def _changed(
     trusted_rows: Path | str | None,
     max_clean_loss: float | None,
     *,
-    drawn: bool,
+    limited: bool,
 ) -> ForgetFilterConfig:
     """The run's settings, with the changes that a decision asks for."""
     number = threshold is not None and threshold != "auto"
@@ -337,7 +354,8 @@ def _changed(
     if max_clean_loss is not None:
         changes["max_clean_loss"] = max_clean_loss
     config = dataclasses.replace(config, **changes)
-    if max_clean_loss is not None and (drop_share is not None or not (drawn or config.trusted_rows)):
+    promises = config.trusted_rows is not None or (limited and not number)
+    if max_clean_loss is not None and (drop_share is not None or not promises):
         raise ConfigError("max_clean_loss promises something only with trusted_rows, or with rows drawn in a review.")
     return config
 

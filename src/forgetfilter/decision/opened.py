@@ -58,7 +58,7 @@ class Opened:
             ConfigError: If the rows have no scores by it.
         """
         if name is None:
-            return default_filter(self.run, self.config)
+            return REVIEWED if REVIEWED in self.scored else self.config.filters[0]
         if name not in self.scored:
             raise ConfigError(
                 f"{self.run.folder}: its rows have no scores by {name!r}, but by {', '.join(self.scored)}. "
@@ -75,8 +75,7 @@ def names_scored(run: Run, config: ForgetFilterConfig) -> list[str]:
 
 def default_filter(run: Run, config: ForgetFilterConfig) -> str:
     """The filter that decides unless another one is named."""
-    names = names_scored(run, config)
-    return REVIEWED if REVIEWED in names else names[0]
+    return REVIEWED if scored_part(run, REVIEWED) is not None else config.filters[0]
 
 
 def scores_by(run: Run, name: str, config: ForgetFilterConfig) -> Scored:

@@ -11,7 +11,7 @@ that learnt from the row's own verdict (cross-fitting). Learning from noisy verd
 3. If it can, the verdicts are given anew, by the probe, and learnt once more.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -267,7 +267,11 @@ class CrossFit:
         self.models = [_regression(regularisation, warm) for _ in range(folds * repeats)]
 
     def __call__(
-        self, verdicts: np.ndarray, marks: Mapping[int, bool] | None = None, weight: float = 1.0
+        self,
+        verdicts: np.ndarray,
+        marks: Mapping[int, bool] | None = None,
+        weight: float = 1.0,
+        apart: Collection[int] = (),
     ) -> Judged | None:
         """Judge every row.
 
@@ -275,6 +279,7 @@ class CrossFit:
             verdicts: (rows,) on the noisy rows: 1 = unsafe, 0 = clean, NaN = none.
             marks: Row -> whether a person called it unsafe. Marked rows teach every probe, in place of their verdict.
             weight: How many verdicts a mark is worth.
+            apart: Marked rows that are judged like all others, by probes that did not learn their own mark.
 
         Returns:
             None if there are too few verdicts of either kind to be dealt.
@@ -285,6 +290,7 @@ class CrossFit:
             labels[row] = unsafe
         labels[np.setdiff1d(np.arange(len(labels)), self.rows)] = np.nan
         weights = np.where(marked, weight, 1.0)
+        everywhere = marked & ~np.isin(np.arange(len(labels)), list(apart))
         fewest = min((labels == 1).sum(), (labels == 0).sum())
         if not self.deals or fewest < (1 if marked.any() else self.folds):
             return None
@@ -294,11 +300,11 @@ class CrossFit:
         for deal in self.deals:
             for held_out in deal:
                 teaches = ~np.isnan(labels)
-                teaches[held_out[~marked[held_out]]] = False
+                teaches[held_out[~everywhere[held_out]]] = False
                 taught = np.flatnonzero(teaches)
+                model = next(models)
                 if len(set(labels[taught])) < 2:
                     return None
-                model = next(models)
                 model.fit(self._inputs(taught), labels[taught], balanced(labels[taught], weights[taught]))
                 coefficients = model.coef_[0].astype(np.float32)
                 judged[held_out] += (self.features[held_out] @ coefficients + model.intercept_[0]) / len(self.deals)

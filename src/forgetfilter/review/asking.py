@@ -6,7 +6,7 @@ random order of all rows, whatever its score. These rows alone can tell how many
 clean rows are lost.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,7 @@ def questions(
     witness: np.ndarray,
     order: np.ndarray,
     said: Sequence[tuple[int, bool]],
+    copies: np.ndarray | None = None,
 ) -> Iterator[Question]:
     """The rows to ask about, one after the other, as long as there are any.
 
@@ -53,26 +54,33 @@ def questions(
         witness: (rows,) the scores before any mark.
         order: The random order of all rows.
         said: Rows already marked or skipped, and whether they were called unsafe, in order of time.
+        copies: (rows,) numbers, equal for rows that are copies of each other: one of them is asked about, unless
+            another one is drawn at random; None = there are none.
     """
     taken = {row for row, _ in said}
+    kind = np.arange(len(suspicion)) if copies is None else copies
+    known = {int(kind[row]) for row in taken}
     distance = np.abs(suspicion - threshold) if threshold is not None else -suspicion
     queues = {
-        SUSPECT: _free(np.argsort(-suspicion, kind="stable"), taken),
-        NEAR: _free(np.argsort(distance, kind="stable"), taken),
-        WITNESS: _free(np.argsort(-witness, kind="stable"), taken),
-        DRAWN: _free(order, taken),
+        SUSPECT: _free(np.argsort(-suspicion, kind="stable"), kind, known),
+        NEAR: _free(np.argsort(distance, kind="stable"), kind, known),
+        WITNESS: _free(np.argsort(-witness, kind="stable"), kind, known),
+        DRAWN: _free(order, np.arange(len(order)), taken),
     }
     calm = len(said) >= CALM_AFTER and not any(unsafe for _, unsafe in said[-CALM_AFTER:])
     every = 2 if calm else DRAWN_EVERY
     for turn in range(len(said), len(said) + len(suspicion)):
         why = DRAWN if turn % every == every - 1 else TURNS[(turn - turn // every) % len(TURNS)]
         row = next(queues[why], None)
+        if row is None and why != DRAWN:  # of the rows that are left, all are copies of others
+            row, why = next(queues[DRAWN], None), DRAWN
         if row is None:
             return
         taken.add(row)
+        known.add(int(kind[row]))
         yield Question(row, why)
 
 
-def _free(order: Iterable[int], taken: set[int]) -> Iterator[int]:
-    """The rows of an order that are not taken when their turn comes."""
-    return (int(row) for row in order if int(row) not in taken)
+def _free(order: np.ndarray, kind: np.ndarray, taken: set[int]) -> Iterator[int]:
+    """The rows of an order whose kind is not taken when their turn comes."""
+    return (row for row in order.tolist() if int(kind[row]) not in taken)

@@ -1,27 +1,24 @@
 """Rank a run's rows anew by what a person said of some of them.
 
-The probe (filters/probe.py) has learnt verdicts that a filter gave. A person's marks take their place: a marked row
-teaches every probe, with the weight of several verdicts, whatever the filter said of it. All other rows are judged by
-probes that did not learn their own verdict, as before.
+The probe (filters/probe.py) learns what the run's filter decided. A person's marks take the place of these verdicts: a
+marked row teaches with the weight of several verdicts, whatever the filter said of it.
 
-Rows that were drawn at random and called clean are the exception: they teach nothing more than before they were marked.
-So their scores are those of any clean row, and they can tell how many clean rows a threshold would drop
-(decision/rules.py, conformal).
+Rows that were drawn at random must be judged as if nobody had marked them, since they tell how many unsafe rows are
+left, and how many clean rows a threshold drops (decision/rules.py, conformal). So what was said of them teaches only
+probes that do not judge them; and if they were called clean, it teaches nothing.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
 
-from forgetfilter.filters.probe import ODDS, CrossFit, features, verdicts_of
+from forgetfilter.filters.probe import CLEAN_SHARE, ODDS, CrossFit, features, verdicts_of
 from forgetfilter.scored import NO_PROMISE, Scale, Scored
 
 MARK_WEIGHT = 5.0
 """How many verdicts a mark is worth."""
-CLEAN_SHARE = 0.5
-"""Share of the rows, from the least suspect on, that count as clean where the run's filter found no separation."""
 SAYS = f"at least {ODDS} times likelier unsafe than clean, by a probe that learnt what a person marked"
-NOTHING = "no row is marked unsafe, and the run's filter found nothing"
+NOTHING = "nothing can be learnt before a row is marked unsafe"
 
 
 class Ranking:
@@ -29,19 +26,27 @@ class Ranking:
 
     Args:
         scored: What the run's filter made of them.
+        dropped: (rows,) bool, what it would drop.
         noisy: (rows, 2, size) their hidden states.
         safe: (safe rows, 2, size) those of the safe rows.
         seed: Of the deal to the probes.
+
+    Attributes:
+        copies: (rows,) numbers, equal for rows whose hidden states are equal.
     """
 
-    def __init__(self, scored: Scored, noisy: np.ndarray, safe: np.ndarray, seed: int) -> None:
+    def __init__(self, scored: Scored, dropped: np.ndarray, noisy: np.ndarray, safe: np.ndarray, seed: int) -> None:
         """Prepare the features: the slow part."""
         self.scored = scored
         self.judge = CrossFit(features(noisy), features(safe), repeats=1, seed=seed, warm=True)
-        self.found = "verdict" in scored.columns
-        self.verdicts = np.asarray(
-            scored.columns["verdict"] if self.found else verdicts_of(scored.suspicion, 0, CLEAN_SHARE), float
-        )
+        self.found = bool(dropped.any())
+        if "verdict" in scored.columns:
+            self.verdicts = np.asarray(scored.columns["verdict"], float)
+        else:
+            self.verdicts = verdicts_of(scored.suspicion, 0, CLEAN_SHARE)
+            self.verdicts[dropped] = 1
+        self.copies = -np.arange(1, len(noisy) + 1)
+        self.copies[self.judge.scorable] = self.judge.groups[: int(self.judge.scorable.sum())]
 
     def __call__(self, marks: Mapping[int, bool], drawn: frozenset[int] = frozenset()) -> Scored:
         """Score every row.
@@ -53,7 +58,7 @@ class Ranking:
         taught = {row: unsafe for row, unsafe in marks.items() if unsafe or row not in drawn}
         judged = None
         if self.found or any(taught.values()):
-            judged = self.judge(self.verdicts, taught, MARK_WEIGHT)
+            judged = self.judge(self.verdicts, taught, MARK_WEIGHT, apart=drawn)
         if judged is None:
             return self._scored(self.scored.suspicion, Scale(0, nothing=NOTHING))
         return self._scored(judged.noisy, Scale(float(np.log(ODDS)), says=SAYS + NO_PROMISE), judged.linear)

@@ -1,12 +1,17 @@
 // One row at a time, large; what a person says of it goes to the server, which ranks all rows anew.
 const about = JSON.parse($("data").textContent);
 const WORDS = { clean: "keep", unsafe: "drop", skipped: "skip" };
+const SETTLE = 150; // milliseconds in which a key is left out after a row has shown: it was meant for the row before
 let state = null;
 let busy = false;
+let shownAt = 0;
+const mine = []; // rows marked on this page, the last one last: what undo takes back
 
 async function ask(path, body) {
   const options = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  const response = await fetch(path, options);
+  const response = await fetch(path, options).catch(() => {
+    throw new Error("The server has stopped. Start `forgetfilter review` again: every mark is on disk.");
+  });
   const answer = await response.json();
   if (!response.ok) throw new Error(answer.error);
   return answer;
@@ -19,10 +24,13 @@ async function show(path, body) {
   document.body.setAttribute("aria-busy", "true");
   try {
     state = await ask(path, body);
+    if (path === "mark") mine.push(body.row);
+    if (path === "undo") mine.splice(mine.lastIndexOf(body.row), 1);
     $("trouble").textContent = "";
+    if (body) $("decided").replaceChildren();
     draw();
   } catch (error) {
-    $("trouble").textContent = error instanceof TypeError ? "The server has stopped. Start `forgetfilter review` again: every mark is on disk." : error.message;
+    $("trouble").textContent = error.message;
   }
   busy = false;
   document.body.removeAttribute("aria-busy");
@@ -42,6 +50,7 @@ function draw() {
   $("ahead").replaceChildren(...state.ahead.map((one) => item(one, "")));
   $("marked").replaceChildren(...state.marked.map((one) => item(one, WORDS[one.said])));
   $("more").textContent = state.more ? `and ${state.more} before them` : "";
+  shownAt = performance.now();
   $("row").scrollTop = 0;
   $("row").focus({ preventScroll: true });
 }
@@ -51,12 +60,12 @@ function item(one, word) {
   return el("li", {}, el("button", { type: "button", onclick: () => show(`state?row=${one.row}`) }, mark, one.start || `row ${one.row}`));
 }
 
-const mark = (said) => () => { if (state && state.question) show("mark", { row: state.question.row, said }); };
+const mark = (said) => () => { if (state && state.question) show("mark", { row: state.question.row, said, seen: state.question.said }); };
 const actions = {
   keep: mark("clean"),
   drop: mark("unsafe"),
   skip: mark("skipped"),
-  undo: () => { if (state && state.marked.length) show("undo", {}); },
+  undo: () => { if (state && state.marked.length) show("undo", { row: mine.length ? mine[mine.length - 1] : state.marked[0].row }); },
   next: () => { if (state && state.ahead.length) show(`state?row=${state.ahead[0].row}`); },
 };
 
@@ -69,7 +78,7 @@ async function decide() {
     const made = await ask("done", {});
     $("decided").replaceChildren(
       el("p", {}, `${made.kept} of ${made.rows} rows kept, ${made.dropped} dropped: ${made.says}. Kept and dropped rows, scores and page are in ${about.folder}; you may close this page, or go on marking.`),
-      el("pre", {}, `forgetfilter finetune ${about.folder}`));
+      el("pre", {}, `forgetfilter finetune ${made.folder}`));
   } catch (error) {
     $("decided").replaceChildren(el("p", { role: "alert" }, error.message));
   }
@@ -85,7 +94,7 @@ document.addEventListener("keydown", (event) => {
   const id = Object.keys(actions).find((name) => name[0] === event.key.toLowerCase());
   if (id && !$(id).disabled) {
     event.preventDefault();
-    actions[id]();
+    if (performance.now() - shownAt > SETTLE) actions[id]();
   }
 });
 show("state");

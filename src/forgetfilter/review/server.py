@@ -1,20 +1,23 @@
 """The review's page, served to this machine alone.
 
-The address holds a secret, so that no other page and no other user of the machine can read rows or set marks. Requests
+The address holds a secret, so that no other page and no other user of the machine can read rows or set marks. It is
+printed in the terminal, and reaches the browser by a file that only the user can read. Requests
 with another Host (DNS rebinding) or another Origin (a foreign page) are refused. What a request names is a row's number
 or a mark, never a path.
 """
 
 import json
 import secrets
+import shlex
 import socket
+import tempfile
 import webbrowser
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import closing
 from importlib.resources import files
+from pathlib import Path
 from threading import Thread
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import uvicorn
@@ -22,13 +25,14 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from forgetfilter.data.formats import read_row
 from forgetfilter.errors import ConfigError, DataError, ForgetFilterError
 from forgetfilter.files import disk_trouble
+from forgetfilter.marks import SAID
 from forgetfilter.report.page import page_text
 from forgetfilter.report.run_page import write_report
 from forgetfilter.report.shading import costs_of, load_chat, shaded
@@ -41,6 +45,8 @@ LARGEST_REQUEST = 10_000
 """Most bytes of a request's body."""
 AHEAD, BEHIND = 6, 30
 """Rows to come, and rows marked last, that the page lists."""
+LOOKED_THROUGH = 200
+"""Rows to come that `next` leads through before it begins again."""
 START = 90
 """Characters of a row's text in a list."""
 HEADERS = {
@@ -85,32 +91,43 @@ def serve(
     try:
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise ConfigError(f"--port {port}: {host} cannot be listened on: {error}. Give another --port.") from error
+        raise ConfigError(f"--host {host} --port {port}: cannot be listened on: {error}. Give others.") from error
     with closing(listening):
         key, port = secrets.token_urlsafe(24), listening.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{port}/{key}/"
-        app = application(review, key, None if host not in LOOPBACK else f"{shown}:{port}")
+        hosts = {f"{shown}:{port}", f"localhost:{port}"} if host in LOOPBACK else None
+        app = application(review, key, hosts)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", server_header=False))
         thread = Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         print(f"review: {address}\nCtrl-C ends it; what was marked stays in {review.marks.path}", flush=True)
-        if open_browser:
-            webbrowser.open(address)
+        page = _way_in(address) if open_browser else None
         try:
             while thread.is_alive():
                 thread.join(0.5)
         finally:
             server.should_exit = True
+            if page is not None:
+                page.unlink(missing_ok=True)
 
 
-def application(review: Review, key: str, host: str | None) -> Starlette:
+def _way_in(address: str) -> Path:
+    """Open the address in the browser by a file that nobody else can read: others can read a command's arguments."""
+    with tempfile.NamedTemporaryFile("w", prefix="forgetfilter-", suffix=".html", delete=False) as file:
+        file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={address}"><title>ForgetFilter</title>')
+    page = Path(file.name)
+    webbrowser.open(page.as_uri())
+    return page
+
+
+def application(review: Review, key: str, hosts: Collection[str] | None) -> Starlette:
     """The server's application.
 
     Args:
         review: The review.
         key: The secret that every address begins with.
-        host: The only Host that requests may name; None for any.
+        hosts: What requests may name as Host; None for anything.
     """
     pages = Pages(review)
     routes = [
@@ -120,15 +137,19 @@ def application(review: Review, key: str, host: str | None) -> Starlette:
         Route("/undo", pages.answer(pages.undo), methods=["POST"]),
         Route("/done", pages.answer(pages.done), methods=["POST"]),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(Guard, key=key, host=host)])
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(Guard, key=key, hosts=hosts)],
+        exception_handlers={Exception: _failed},
+    )
 
 
 class Guard:
     """Lets through what knows the secret and comes from our own page, and takes the secret off the path."""
 
-    def __init__(self, app: ASGIApp, key: str, host: str | None) -> None:
+    def __init__(self, app: ASGIApp, key: str, hosts: Collection[str] | None) -> None:
         """Keep what is checked."""
-        self.app, self.key, self.host = app, key, host
+        self.app, self.key, self.hosts = app, key, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check a request."""
@@ -140,19 +161,22 @@ class Guard:
             await JSONResponse({"error": refused[1]}, refused[0], HEADERS)(scope, receive, send)
             return
         path = scope["path"].removeprefix(f"/{self.key}")
+        if not path:
+            await RedirectResponse(f"/{self.key}/", headers=HEADERS)(scope, receive, send)
+            return
         await self.app({**scope, "path": path, "raw_path": path.encode()}, receive, send)
 
     def _refused(self, request: Request) -> tuple[int, str] | None:
         """Status and words for a request that is refused; None for one of ours."""
         host = request.headers.get("host", "")
-        if self.host is not None and host != self.host:
-            return 421, "another Host"
+        if self.hosts is not None and host not in self.hosts:
+            return 421, f"this page is served at http://{min(self.hosts)}/ alone, with the secret from the terminal"
         given, _, _ = request.url.path.removeprefix("/").partition("/")
         if not secrets.compare_digest(given.encode(), self.key.encode()):
             return 404, "no such page: the address in the terminal is the right one"
         if request.method == "POST":
-            if urlsplit(request.headers.get("origin", "")).netloc != host:
-                return 403, "another Origin"
+            if request.headers.get("origin") != f"http://{host}":
+                return 403, "a request from another page"
             if request.headers.get("content-type") != "application/json":
                 return 415, "not JSON"
         return None
@@ -200,34 +224,44 @@ class Pages:
     def state(self, asked: dict[str, Any]) -> dict[str, Any]:
         """All that the page shows: a row, that asked for or the next one, the lists beside it, and what marks tell."""
         review = self.review
-        status, ahead, said = review.status(), review.ask(AHEAD + 1), review.marks.all()
-        suspicion = review.scored().suspicion
-        wanted = self._row(asked["row"]) if "row" in asked else None
-        question = next((one for one in ahead if wanted in (None, one.row)), None)
-        if wanted is not None and question is None:
+        said, queue = review.marks.all(), review.ask(LOOKED_THROUGH)
+        rows = [one.row for one in queue]
+        wanted = self._row(asked["row"]) if "row" in asked else next(iter(rows), None)
+        place = rows.index(wanted) if wanted in rows else -1
+        question = queue[place] if place >= 0 else None
+        if question is None and wanted is not None:
             question = Question(wanted, "chosen from a list")
-        marked = [{"row": row, "said": mark.said, "start": self._start(row)} for row, mark in said.items()][::-1]
+        ahead = rows[place + 1 : place + 1 + AHEAD]
+        last = list(said.items())[: -BEHIND - 1 : -1]
         return {
-            "status": status.line(),
-            "settled": status.settled,
-            "question": None if question is None else self._shown(question, suspicion),
-            "ahead": [{"row": one.row, "start": self._start(one.row)} for one in ahead if one != question][:AHEAD],
-            "marked": marked[:BEHIND],
-            "more": max(0, len(marked) - BEHIND),
+            "status": review.status().line(),
+            "question": None if question is None else self._shown(question, review.scored().suspicion),
+            "ahead": [{"row": row, "start": self._start(row)} for row in ahead],
+            "marked": [{"row": row, "said": mark.said, "start": self._start(row)} for row, mark in last],
+            "more": len(said) - len(last),
         }
 
     def mark(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Write a mark to disk, rank anew, and show what comes next."""
-        self.review.mark({self._row(asked.get("row")): asked.get("said")})
+        """Write a mark to disk, rank anew, and show what comes next.
+
+        Raises:
+            DataError: If the row was marked elsewhere since the page showed it.
+        """
+        row = self._row(asked.get("row"))
+        if asked.get("said") not in SAID:
+            raise DataError(f"said is {asked.get('said')!r}: it must be one of {', '.join(SAID)}.")
+        known = self.review.marks.all().get(row)
+        if known is not None and known.said != asked.get("seen"):
+            raise DataError(
+                f"row {row} was marked {known.said} meanwhile, elsewhere. Look at it in the list of marked rows."
+            )
+        self.review.mark({row: asked["said"]})
         return self.state({})
 
     def undo(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Take back the last mark, and show its row."""
-        said = self.review.marks.all()
-        if not said:
-            raise DataError("nothing is marked yet.")
-        row = list(said)[-1]
-        self.review.mark({row: None})
+        """Take back the last mark of a row, and show it; what was said of it before counts again."""
+        row = self._row(asked.get("row"))
+        self.review.undo(row)
         return self.state({"row": row})
 
     def done(self, asked: dict[str, Any]) -> dict[str, Any]:
@@ -235,9 +269,9 @@ class Pages:
         result = self.review.done()
         with locked(result.run.folder):
             report = write_report(result.run)
-        metrics = result.metrics
+        metrics, where = result.metrics, shlex.quote(str(result.run.folder))
         print(f"decided: {metrics['kept']} kept, {metrics['dropped']} dropped ({report})", flush=True)
-        return {**{name: metrics[name] for name in ("rows", "kept", "dropped", "says")}, "report": str(report)}
+        return {**{name: metrics[name] for name in ("rows", "kept", "dropped", "says")}, "folder": where}
 
     def _row(self, value: Any) -> int:
         """A row's number, as the page names it.
@@ -271,6 +305,11 @@ class Pages:
             "said": None if mark is None else mark.said,
             "turns": shaded(read_row(self.records[row], self.format), costs_of(self.review.base, row), self.chat),
         }
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """What the page is told of an error that nobody foresaw; the terminal has its traceback."""
+    return JSONResponse({"error": "something went wrong; the terminal says what. Every mark is on disk."}, 500, HEADERS)
 
 
 async def _body(request: Request) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """A review of one run: its rows ranked by the marks said so far, the rows to ask about, and what the marks tell."""
 
 import dataclasses
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -10,17 +11,16 @@ from pathlib import Path
 from threading import RLock
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import hypergeom
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.by_hand import read_statements
 from forgetfilter.data.loading import Data, load_rows, tokenize
 from forgetfilter.data.sources import row_ids
-from forgetfilter.decision.decide import Result, choose, clean_drawn, decide, trusted_marks
+from forgetfilter.decision.decide import Result, choose, clean_drawn, decide, decide_by_config, trusted_marks
 from forgetfilter.decision.opened import REVIEWED, Opened, scored_part
 from forgetfilter.decision.rules import Threshold, needed
 from forgetfilter.errors import RunError
-from forgetfilter.files import digest
 from forgetfilter.filters.probe import states_of
 from forgetfilter.marks import Mark, Marks, word
 from forgetfilter.review.asking import Question, questions
@@ -44,7 +44,6 @@ class Status:
     Attributes:
         marks: Rows marked clean or unsafe.
         unsafe: Rows marked unsafe.
-        clean_drawn: Rows drawn at random and marked clean.
         dropped: Rows that a decision taken now would drop.
         kept: Rows that it would keep.
         left: Unsafe rows among those kept and not marked: an estimate, and a range.
@@ -56,7 +55,6 @@ class Status:
 
     marks: int
     unsafe: int
-    clean_drawn: int
     dropped: int
     kept: int
     left: tuple[int, int, int]
@@ -94,11 +92,14 @@ class Review:
         self.run, self.opened = run, Opened.of(run)
         self.config, self._trust = self.opened.config, trust_remote_code
         self._rule = dataclasses.replace(self.config, threshold="auto", trusted_rows=None)
-        self.name = self.config.filters[0]
-        self.base = self.opened.scored[self.name]
+        scored = self.opened.scored
+        self.name = next(
+            (name for name in self.config.filters if "verdict" in scored[name].columns), self.config.filters[0]
+        )
+        self.base = scored[self.name]
         self.marks = Marks(run.folder, row_ids(self.opened.source), self.config.seed)
-        known, trusted = self.marks.all(), trusted_marks(self.opened.source, self.config)
-        self.marks.add({row: word(clean) for row, clean in trusted.items() if row not in known}, drawn=True)
+        touched, trusted = self.marks.touched(), trusted_marks(self.opened.source, self.config)
+        self.marks.add({row: word(clean) for row, clean in trusted.items() if row not in touched}, drawn=True)
         self._lock = RLock()
         self._ranked: tuple[str, Scored] | None = None
         self._dropped: deque[np.ndarray] = deque(maxlen=SETTLED_AFTER + 1)
@@ -107,7 +108,8 @@ class Review:
     def ranking(self) -> Ranking:
         """What ranks the rows; its first use takes the time that the features take."""
         noisy, safe = _states(self.run, self.config, self._trust)
-        return Ranking(self.base, noisy, safe, self.config.seed)
+        dropped = decide_by_config(self.name, self.base, self.opened.source, self.config).dropped
+        return Ranking(self.base, dropped & np.isfinite(self.base.suspicion), noisy, safe, self.config.seed)
 
     @cached_property
     def witness(self) -> np.ndarray:
@@ -120,7 +122,7 @@ class Review:
         """The rows ranked by all marks said so far."""
         with self._lock:
             said = self.marks.all()
-            made_of = _digest(said)
+            made_of = self.marks.digest()
             if self._ranked is None or self._ranked[0] != made_of:
                 marks = {row: mark.unsafe for row, mark in said.items() if mark.said != "skipped"}
                 drawn = frozenset(row for row, mark in said.items() if mark.drawn)
@@ -151,8 +153,18 @@ class Review:
             DataError: If there is no such row, or no such mark.
         """
         with self._lock:
-            kept = ~self.threshold().drops(self.scored().suspicion)
-            self.marks.add(said, kept=np.flatnonzero(kept).tolist())
+            self.scored()  # so that the ranking before these marks is known
+            self.marks.add(said)
+
+    def undo(self, row: int) -> None:
+        """Take back the last mark of a row; what was said of it before that counts again.
+
+        Raises:
+            DataError: If it is not marked.
+        """
+        with self._lock:
+            self.scored()  # so that the ranking before this is known
+            self.marks.undo(row)
 
     def add_file(self, path: Path) -> int:
         """Take over the marks of a file; returns of how many rows it said something new.
@@ -166,42 +178,46 @@ class Review:
         """
         drawn, others = read_statements(self.opened.source, path)
         before = self.marks.all()
-        self.marks.add({row: word(clean) for row, clean in drawn.items()}, drawn=True)
-        self.marks.add({row: word(clean) for row, clean in others.items()})
+        self.marks.add(drawn, drawn=True)
+        self.marks.add(others)
         return sum(before.get(row) != mark for row, mark in self.marks.all().items())
 
     def ask(self, count: int = 1) -> list[Question]:
         """The next rows to mark."""
         with self._lock:
             said = [(row, mark.unsafe) for row, mark in self.marks.all().items()]
-            scores = self.scored().suspicion
-            return list(islice(questions(scores, self.threshold().value, self.witness, self.marks.order, said), count))
+            scores, threshold = self.scored().suspicion, self.threshold().value
+            asked = questions(scores, threshold, self.witness, self.marks.order, said, self.ranking.copies)
+            return list(islice(asked, count))
 
     def status(self) -> Status:
         """What the marks tell."""
         with self._lock:
             scored, said = self.scored(), self.marks.all()
             threshold, dropped = self.threshold(), self.dropped()
-            clean_drawn = sum(mark.drawn and mark.clean for mark in said.values())
-            wanted = needed(self.config.max_clean_loss)
-            share = f"{self.config.max_clean_loss:.1%}"
-            if clean_drawn >= wanted:
-                promise = f"at most {share} of the clean rows dropped, by {clean_drawn} drawn at random"
-            else:
-                more = wanted - clean_drawn
-                promise = f"no promise yet: {more} more clean rows drawn at random would give one ({share} dropped)"
+            drawn = [row for row, mark in said.items() if mark.drawn and mark.said != "skipped"]
+            drawn = [row for row in drawn if np.isfinite(scored.suspicion[row])]
+            unmarked = (~dropped).sum() - sum(mark.clean for mark in said.values())
+            missed = [said[row].unsafe for row in drawn if not threshold.drops(scored.suspicion)[row]]
+            left = _left(missed, int(unmarked))
             return Status(
                 marks=sum(mark.said != "skipped" for mark in said.values()),
                 unsafe=sum(mark.unsafe for mark in said.values()),
-                clean_drawn=clean_drawn,
+                drawn=len(drawn),
                 dropped=int(dropped.sum()),
                 kept=int((~dropped).sum()),
-                left=_left(said, int((~dropped).sum()) - sum(mark.clean for mark in said.values())),
+                left=left,
                 threshold=threshold,
-                promise=promise,
-                drawn=sum(mark.drawn and mark.said != "skipped" for mark in said.values()),
-                settled=self._settled(said) and bool(np.isfinite(scored.suspicion).any()),
+                promise=self._promise(sum(said[row].clean for row in drawn)),
+                settled=len(drawn) >= LEAST_DRAWN and self._settled(said),
             )
+
+    def _promise(self, clean_drawn: int) -> str:
+        """What can be promised about clean rows, by so many of them that were drawn at random."""
+        share, more = f"{self.config.max_clean_loss:.1%}", needed(self.config.max_clean_loss) - clean_drawn
+        if more > 0:
+            return f"no promise yet: {more} more clean rows drawn at random would give one ({share} of them dropped)"
+        return f"at most {share} of the clean rows dropped, in expectation, by {clean_drawn} drawn at random"
 
     def done(self) -> Result:
         """Take the decision: what was marked stays so, all else is decided by the scores that the marks taught."""
@@ -210,12 +226,21 @@ class Review:
             self.store()
             return decide(self.run, filter=REVIEWED)
 
-    def store(self) -> None:
-        """Keep the scores in the run, as those of one more filter; the run's folder is locked by the caller."""
-        part, scored = f"scored/{REVIEWED}", self.scored()
+    def store(self) -> str:
+        """Keep the scores in the run, as those of one more filter; the run's folder is locked by the caller.
+
+        Returns:
+            The filter to decide by: REVIEWED, or the run's own where no mark has taught anything.
+        """
+        part, scored, filters = f"scored/{REVIEWED}", self.scored(), self.run.manifest.setdefault("filters", {})
+        if not self.marks.all() or (scored.scale is not None and scored.scale.nothing):
+            filters.pop(REVIEWED, None)
+            self.run.forget(part)
+            return self.name
         scored.save(self.run.folder / f"{part}.parquet")
-        self.run.manifest.setdefault("filters", {})[REVIEWED] = part
-        self.run.mark(part, [self.run.folder / f"{part}.parquet"], made_of=_digest(self.marks.all()))
+        filters[REVIEWED] = part
+        self.run.mark(part, [self.run.folder / f"{part}.parquet"], made_of=self.marks.digest())
+        return REVIEWED
 
     def _settled(self, said: Mapping[int, Mark]) -> bool:
         """Whether the last marks found nothing unsafe and changed hardly a decision."""
@@ -225,22 +250,35 @@ class Review:
         return changed <= max(1, int(self._dropped[-1].sum()) // 100)
 
 
-def _digest(said: Mapping[int, Mark]) -> str:
-    return digest({row: [mark.said, mark.drawn] for row, mark in said.items()})
+def up_to_date(run: Run) -> str:
+    """Make a run's scores of its review fit its marks; the run's folder is locked by the caller.
 
-
-def _left(said: Mapping[int, Mark], unmarked: int) -> tuple[int, int, int]:
-    """About how many unsafe rows are among those kept and not marked, and a range, by the rows drawn at random.
-
-    A drawn row counts as missed if it is unsafe, and the scores of the time when it was asked would have kept it. The
-    range is that of Clopper and Pearson, for the share of missed rows among all.
+    Returns:
+        The filter to decide by; see Review.store.
     """
-    drawn = [mark for mark in said.values() if mark.drawn and mark.said != "skipped"]
-    if not drawn:
-        return 0, 0, unmarked
-    missed = sum(mark.unsafe and mark.kept for mark in drawn)
-    found = binomtest(missed, len(drawn)).proportion_ci(SURE, method="exact")
-    return round(missed / len(drawn) * unmarked), int(found.low * unmarked), int(np.ceil(found.high * unmarked))
+    part = scored_part(run, REVIEWED)
+    marks = Marks(run.folder, row_ids(run.rows()), run.config().seed)
+    if part is not None and run.done(part, marks.digest()):
+        return REVIEWED
+    return Review(run).store()
+
+
+def _left(missed: Sequence[bool], unmarked: int) -> tuple[int, int, int]:
+    """About how many unsafe rows are among those kept and not marked, and a range.
+
+    The range is exact for a sample without replacement (hypergeometric distribution): it holds all numbers with which
+    neither so few nor so many missed rows in the sample are improbable.
+
+    Args:
+        missed: For each row drawn at random that its score keeps, whether it was called unsafe.
+        unmarked: How many rows are kept and not marked.
+    """
+    rows, drawn, found = unmarked + len(missed), len(missed), sum(missed)
+    possible, tail = range(found, found + unmarked + 1), (1 - SURE) / 2
+    low = bisect_left(possible, True, key=lambda unsafe: bool(hypergeom.sf(found - 1, rows, unsafe, drawn) > tail))
+    high = bisect_left(possible, True, key=lambda unsafe: bool(hypergeom.cdf(found, rows, unsafe, drawn) <= tail)) - 1
+    about = round(found / drawn * unmarked) if drawn else 0
+    return about, low, high
 
 
 def _states(run: Run, config: ForgetFilterConfig, trust_remote_code: bool) -> tuple[np.ndarray, ...]:

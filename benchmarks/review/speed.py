@@ -35,7 +35,7 @@ def measure(rows: int, size: int) -> dict[str, float]:
     verdict[: min(rows, ENOUGH_ROWS)] = 0
     witness, order, config = rng.random(rows) + unsafe, rng.permutation(rows), ForgetFilterConfig()
     began = time.perf_counter()
-    ranking = Ranking(Scored(witness, columns={"verdict": verdict}), noisy, safe, seed=0)
+    ranking = Ranking(Scored(witness, columns={"verdict": verdict}), np.zeros(rows, bool), noisy, safe, seed=0)
     ready = time.perf_counter() - began
     marks: dict[int, bool] = {}
     seconds = []
@@ -43,7 +43,9 @@ def measure(rows: int, size: int) -> dict[str, float]:
         began = time.perf_counter()
         scored = ranking(marks)
         threshold = choose(scored, config, {})
-        (question,) = islice(questions(scored.suspicion, threshold.value, witness, order, list(marks.items())), 1)
+        (question,) = islice(
+            questions(scored.suspicion, threshold.value, witness, order, list(marks.items()), ranking.copies), 1
+        )
         seconds.append(time.perf_counter() - began)
         marks[question.row] = bool(unsafe[question.row])
     found = sum(marks.values())

@@ -128,7 +128,7 @@ def mean_of(figure: str, runs: list[list[dict[str, float]]]) -> list[float]:
 
 def stored() -> list[dict[str, Any]]:
     """All results."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*-*.json"))]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*-5-seed-*.json"))]
 
 
 def kind(cell: dict[str, Any]) -> str:

@@ -1,9 +1,9 @@
 """What marks are worth in the model: filter, mark forty rows, finetune, ask.
 
-python benchmarks/review/worth.py [KIND-SHARE ...] --data_dir DATA --work DIR [--seeds 1 2 3]      about fifteen minutes each
+python benchmarks/review/worth.py [KIND-SHARE ...] --data_dir DATA --work DIR [--seeds 1 2 3]
 
-Data, M0's alignment and questions are those of benchmarks/defenses/run.py; `none` and `probe` of its table stand beside.
-The reviewer knows the labels. Each way, with marks and by the true labels, finetunes the same M0 for the same epochs.
+About fifteen minutes each. Data, M0's alignment and questions are those of benchmarks/defenses/run.py; `none` and `probe`
+of its table stand beside. The reviewer knows the labels. Each way, with marks and by the true labels, finetunes the same M0 for the same epochs.
 Results go to results/worth-KIND-SHARE-seed-SEED.json.
 """
 

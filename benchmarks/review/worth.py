@@ -2,8 +2,9 @@
 
 python benchmarks/review/worth.py [KIND-SHARE ...] --data_dir DATA --work DIR [--seeds 1 2 3]
 
-About fifteen minutes each. Data, M0's alignment and questions are those of benchmarks/defenses/run.py; `none` and `probe`
-of its table stand beside. The reviewer knows the labels. Each way, with marks and by the true labels, finetunes the same M0 for the same epochs.
+About fifteen minutes each. Data, M0's alignment and questions are those of benchmarks/defenses/run.py, whose table has
+`none` and `probe`. The reviewer knows the labels. Each way, with marks and by the true labels, finetunes the same M0
+for the same epochs.
 Results go to results/worth-KIND-SHARE-seed-SEED.json.
 """
 

@@ -14,12 +14,12 @@ from stored_runs import reviewable_run
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.decision.decide import Result, choose, clean_drawn, decide
 from forgetfilter.decision.opened import read_scores
-from forgetfilter.errors import ConfigError, DataError
+from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.marks import Marks
 from forgetfilter.review.asking import CALM_AFTER, DRAWN, DRAWN_EVERY, NEAR, SUSPECT, WITNESS, questions
 from forgetfilter.review.ranking import Ranking
 from forgetfilter.review.session import Review, open_review
-from forgetfilter.runs import Run
+from forgetfilter.runs import Run, locked
 from forgetfilter.scored import Scale, Scored
 
 
@@ -746,3 +746,17 @@ def test_other_machines_are_let_in_only_if_asked_twice(reviewed):
         serve(Review(reviewed[0]), host="0.0.0.0", open_browser=False)
     with pytest.raises(ConfigError, match="--port 99999"):
         serve(Review(reviewed[0]), port=99999, open_browser=False)
+
+
+def test_lost_hidden_states_do_not_lock_a_decision_out(reviewed):
+    """They are read anew, or the error is about what is missing; never that another process holds the run."""
+    run, bad = reviewed
+    review = Review(run)
+    answer(review, bad, 10)
+    review.done()
+    answer(review, bad, 3)
+    run = Run.open(run.folder)
+    run.forget("readings/M0-states-noisy")
+    with locked(run.folder), pytest.raises(RunError) as caught:
+        decide(run)
+    assert "another process" not in str(caught.value)

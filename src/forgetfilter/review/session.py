@@ -4,6 +4,7 @@ import dataclasses
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -13,7 +14,6 @@ from threading import RLock
 import numpy as np
 from scipy.stats import hypergeom
 
-from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.by_hand import read_statements
 from forgetfilter.data.loading import Data, load_rows, tokenize
 from forgetfilter.data.sources import row_ids
@@ -82,15 +82,17 @@ class Review:
 
     Args:
         run: A scored run.
+        trust_remote_code: Run model code that comes with the model, if M0 must be read.
+        holds_lock: Whether the caller has locked the run's folder.
 
     Raises:
-        RunError: If the run is not scored, or its hidden states cannot be had.
+        RunError: If the run is not scored.
     """
 
-    def __init__(self, run: Run, *, trust_remote_code: bool = False) -> None:
-        """Read the run, and M0's hidden states if the run has none."""
+    def __init__(self, run: Run, *, trust_remote_code: bool = False, holds_lock: bool = False) -> None:
+        """Read the run."""
         self.run, self.opened = run, Opened.of(run)
-        self.config, self._trust = self.opened.config, trust_remote_code
+        self.config, self._trust, self._holds_lock = self.opened.config, trust_remote_code, holds_lock
         self._rule = dataclasses.replace(self.config, threshold="auto", trusted_rows=None)
         scored = self.opened.scored
         self.name = next(
@@ -106,8 +108,12 @@ class Review:
 
     @cached_property
     def ranking(self) -> Ranking:
-        """What ranks the rows; its first use takes the time that the features take."""
-        noisy, safe = _states(self.run, self.config, self._trust)
+        """What ranks the rows; its first use takes the time that the features take.
+
+        Raises:
+            RunError: If the hidden states of the run's rows cannot be had.
+        """
+        noisy, safe = self._states()
         dropped = decide_by_config(self.name, self.base, self.opened.source, self.config).dropped
         return Ranking(self.base, dropped & np.isfinite(self.base.suspicion), noisy, safe, self.config.seed)
 
@@ -242,6 +248,21 @@ class Review:
         self.run.mark(part, [self.run.folder / f"{part}.parquet"], made_of=self.marks.digest())
         return REVIEWED
 
+    def _states(self) -> tuple[np.ndarray, ...]:
+        """M0's hidden states of the noisy and the safe rows, (rows, 2, size): those of the run, or read now."""
+        run, config = self.run, dataclasses.replace(self.config, trust_remote_code=self._trust)
+        parts = run.manifest.get("states", {})
+        if {"noisy", "safe"} <= parts.keys() and all(run.done(part) for part in parts.values()):
+            return tuple(stored_states(run.folder / f"{parts[name]}.parquet") for name in ("noisy", "safe"))
+        with nullcontext() if self._holds_lock else locked(run.folder):
+            run.reload()
+            m0 = M0.of_run(run, config)
+            noisy = tokenize(run.rows(), m0.chat, row_format=run.manifest["noisy"]["format"])
+            safe = load_rows(config.safe_dataset_name, "safe_dataset_name", m0.chat, config)
+            if safe.facts()["sha256"] != run.manifest["safe"]["sha256"]:
+                raise RunError(f"{config.safe_dataset_name}: holds other rows than the safe ones of this run.")
+            return states_of(Workshop(m0, config, run), Data(noisy, safe))
+
     def _settled(self, said: Mapping[int, Mark]) -> bool:
         """Whether the last marks found nothing unsafe and changed hardly a decision."""
         if len(self._dropped) <= SETTLED_AFTER or any(mark.unsafe for mark in list(said.values())[-SETTLED_AFTER:]):
@@ -260,7 +281,7 @@ def up_to_date(run: Run) -> str:
     marks = Marks(run.folder, row_ids(run.rows()), run.config().seed)
     if part is not None and run.done(part, marks.digest()):
         return REVIEWED
-    return Review(run).store()
+    return Review(run, holds_lock=True).store()
 
 
 def _left(missed: Sequence[bool], unmarked: int) -> tuple[int, int, int]:
@@ -279,22 +300,6 @@ def _left(missed: Sequence[bool], unmarked: int) -> tuple[int, int, int]:
     high = bisect_left(possible, True, key=lambda unsafe: bool(hypergeom.cdf(found, rows, unsafe, drawn) <= tail)) - 1
     about = round(found / drawn * unmarked) if drawn else 0
     return about, low, high
-
-
-def _states(run: Run, config: ForgetFilterConfig, trust_remote_code: bool) -> tuple[np.ndarray, ...]:
-    """M0's hidden states of the noisy and the safe rows, (rows, 2, size): those of the run, or read now."""
-    parts = run.manifest.get("states", {})
-    if {"noisy", "safe"} <= parts.keys() and all(run.done(part) for part in parts.values()):
-        return tuple(stored_states(run.folder / f"{parts[name]}.parquet") for name in ("noisy", "safe"))
-    config = dataclasses.replace(config, trust_remote_code=trust_remote_code)
-    with locked(run.folder):
-        run.reload()
-        m0 = M0.of_run(run, config)
-        noisy = tokenize(run.rows(), m0.chat, row_format=run.manifest["noisy"]["format"])
-        safe = load_rows(config.safe_dataset_name, "safe_dataset_name", m0.chat, config)
-        if safe.facts()["sha256"] != run.manifest["safe"]["sha256"]:
-            raise RunError(f"{config.safe_dataset_name}: holds other rows than the safe ones of this run.")
-        return states_of(Workshop(m0, config, run), Data(noisy, safe))
 
 
 def open_review(folder: Path | str, *, trust_remote_code: bool = False) -> Review:

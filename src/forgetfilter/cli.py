@@ -96,8 +96,7 @@ def run_review(args: Namespace) -> None:
 
     review = open_review(args.run, trust_remote_code=args.trust_remote_code)
     if args.marks is not None:
-        print(f"{args.marks}: {review.add_file(Path(args.marks))} rows are marked otherwise than before")
-    print(review.status().line(), flush=True)  # ranks the rows: what is wrong with the run shows before the page
+        print(f"{args.marks}: {review.add_file(Path(args.marks))} new or changed marks taken over")
     try:
         serve(
             review,
@@ -107,7 +106,8 @@ def run_review(args: Namespace) -> None:
             open_browser=not args.no_browser,
         )
     except KeyboardInterrupt:
-        print(f"\n{review.status().line()}\n`forgetfilter review {review.run.folder}` goes on from there.")
+        print(f"\n{review.status().line()}.\n`forgetfilter review {review.run.folder}` goes on from there.", end=" ")
+        print(f"Done there, or `forgetfilter decide {review.run.folder}`, takes the decision.")
 
 
 def run_score(args: Namespace) -> None:
@@ -189,12 +189,13 @@ def run_compare(args: Namespace) -> None:
 def run_export(args: Namespace) -> None:
     """Write a run's kept rows in the format of a trainer."""
     from forgetfilter.data.export import export
-    from forgetfilter.decision.opened import read_scores
+    from forgetfilter.decision.opened import read_scores, require_marks_decided
     from forgetfilter.runs import Run, locked
 
     run = Run.open(args.run)
     with locked(run.folder):
         run.reload()
+        require_marks_decided(run)
         kept = [row for row, made in enumerate(read_scores(run)["decision"].to_pylist()) if made == "kept"]
         folder = Path(args.output_dir or run.folder / "export" / args.format)
         rows, row_format, ours = run.rows().select(kept), run.manifest["noisy"]["format"], args.output_dir is None

@@ -21,7 +21,7 @@ from forgetfilter import old_runs, processes
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data, load_data, tokenize, write_malformed
 from forgetfilter.decision.decide import Result, check_marks, settle
-from forgetfilter.decision.opened import is_decided, read_scores
+from forgetfilter.decision.opened import is_decided, read_scores, require_marks_decided
 from forgetfilter.decision.outputs import decision_digest
 from forgetfilter.errors import ConfigError, RunError
 from forgetfilter.files import whole_file, whole_folder
@@ -128,12 +128,14 @@ def finetune(run: Run, *, trust_remote_code: bool = False) -> Path:
         The folder of the final model: a LoRA adapter, or all weights with use_peft off.
 
     Raises:
-        RunError: If the run has no decision yet, keeps nothing, or M0's weights have changed.
+        RunError: If the run has no decision yet, or rows were marked after it, or it keeps nothing, or M0's weights
+            have changed.
     """
     with locked(run.folder):
         run.reload()
         config = dataclasses.replace(run.config(), trust_remote_code=trust_remote_code)
         decisions = read_scores(run)["decision"].to_pylist()
+        require_marks_decided(run)
         digest, asked = decision_digest(decisions), config.final_settings()
         final = run.manifest["stages"].get("final", {})
         if run.done("final") and final["decision"] == digest and final.get("asked", asked) == asked:

@@ -6,8 +6,8 @@ second process or a change of mind loses nothing that was said.
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,7 @@ class Mark:
 
     Attributes:
         said: clean, unsafe or skipped.
-        drawn: Whether the row was drawn at random from all rows.
+        drawn: Whether the row was drawn at random from all rows, and not found by its score before that.
         before: What counted before that; None = nothing.
     """
 
@@ -64,8 +64,7 @@ class Marks:
         seed: Of the random order of the rows.
 
     Attributes:
-        order: All rows in the random order in which some of them are asked about, whatever their scores. The rows
-            before the first one that nothing is said of count as drawn at random.
+        order: All rows in the random order in which some of them are asked about, whatever their scores.
     """
 
     def __init__(self, folder: Path, ids: Sequence[str], seed: int) -> None:
@@ -86,9 +85,7 @@ class Marks:
         state = self.path.stat()
         now = (state.st_size, state.st_mtime_ns)
         if now != self._read_from:
-            marks = _last(self._lines())
-            drawn = set(takewhile(lambda row: row in marks, self.order.tolist()))
-            self._marks = {row: replace(mark, drawn=mark.drawn or row in drawn) for row, mark in marks.items()}
+            self._marks = _last(self._lines())
             self._read_from = now
         return dict(self._marks)
 
@@ -120,16 +117,22 @@ class Marks:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_name(f".{NAME}.lock")):
             before = self.all()
+            came_up = set(said) if drawn else self._came_up(before, said)
             lines = []
             for row, what in said.items():
                 known = before.get(row)
                 if (known.said if known else None) == what and (not drawn or (known is not None and known.drawn)):
                     continue
                 line: dict[str, Any] = {"row": row, "id": self.ids[row], "mark": what}
-                line |= {"drawn": True} if drawn else {}
+                line |= {"drawn": True} if row in came_up else {}
                 lines.append(json.dumps(line) + "\n")
             if lines:
                 _append(self.path, "".join(lines).encode())
+
+    def _came_up(self, before: Collection[int], said: Mapping[int, str | None]) -> set[int]:
+        """Those of the rows whose turn it was in the random order: nothing was said of them, but of all before them."""
+        stated = {row for row, what in said.items() if what is not None}.union(before)
+        return set(takewhile(lambda row: row in stated, self.order.tolist())) - set(before)
 
     def undo(self, row: int) -> None:
         """Take back the last statement on a row; the one before counts again.

@@ -59,7 +59,12 @@ def read_statements(source: Source, path: Path) -> tuple[dict[int, Said], dict[i
             if entry["clean"] not in (True, False, None):
                 raise ValueError(f"clean {entry['clean']!r}")
             return True, None if entry["clean"] is None else word(entry["clean"])
-        return entry.get("drawn") is True, words[entry["mark"] if "mark" in entry else entry["decision"]]
+        if not entry.keys() & {"mark", "decision"}:
+            raise ValueError("it has none of mark, decision and clean")
+        said = entry["mark"] if "mark" in entry else entry["decision"]
+        if said not in words:
+            raise ValueError(f"{said!r} is not known")
+        return entry.get("drawn") is True, words[said]
 
     found = _read_lines(source, path, statement, "'mark': 'clean', 'unsafe' or 'skipped'", last_counts=True)
     said = {row: what for row, (_, what) in found.items() if what is not None}
@@ -85,6 +90,8 @@ def _read_lines(
             continue
         try:
             entry = json.loads(line)
+            if "id" in entry and str(entry["id"]) not in by_id:
+                raise ValueError(f"no row has the id {entry['id']!r}")
             row = by_id[str(entry["id"])] if "id" in entry else entry["row"]
             if type(row) is not int or not 0 <= row < len(by_id):
                 raise ValueError(f"no row {row!r}")

@@ -166,7 +166,7 @@ def decide(
     by_hand = {**marked_by_hand(trusted), **marked_by_hand(said), **chosen}
     decision = decided(name, scored, found, by_hand, drop_unscored=config.unscored == "drop")
     flags = _flags(config, drop_share, name if name != opened.by(None) else None, max_clean_loss)
-    _note(opened, decision, trusted, by_hand, flags)
+    _note(opened, decision, trusted, by_hand, flags, marks.digest())
     outputs.write(opened, decision)
     return Result(run)
 
@@ -370,6 +370,7 @@ def _note(
     marks: Mapping[int, bool],
     by_hand: Mapping[int, tuple[str, str]],
     flags: str,
+    said: str,
 ) -> None:
     """Record a decision before its files are written, so that an interruption loses nothing decided by hand."""
     run, threshold = opened.run, decision.threshold
@@ -386,6 +387,6 @@ def _note(
     asked, filters = what_decides(run, opened.config), filters_shown(opened)
     record = sha256(path)
     run.manifest["decision"] = {
-        "number": number, "record": record, **about, "flags": flags, "asked": asked, "filters": filters
+        "number": number, "record": record, **about, "flags": flags, "asked": asked, "filters": filters, "marks": said
     }  # fmt: skip
     run.forget("decision")

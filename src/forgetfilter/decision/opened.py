@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from forgetfilter import old_runs
+from forgetfilter import marks, old_runs
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import stored_labels
-from forgetfilter.data.sources import Source
+from forgetfilter.data.sources import Source, row_ids
 from forgetfilter.errors import ConfigError, RunError
-from forgetfilter.files import sha256
+from forgetfilter.files import digest, sha256
+from forgetfilter.marks import Marks
 from forgetfilter.runs import Run
 from forgetfilter.scored import Scored
 
@@ -122,6 +123,18 @@ def decision_settings(config: ForgetFilterConfig) -> dict[str, Any]:
     marks = Path(config.trusted_rows) if config.trusted_rows is not None else None
     found = sha256(marks) if marks is not None and marks.is_file() else None
     return {**config.decision(), "marks": found}
+
+
+def require_marks_decided(run: Run) -> None:
+    """Raise RunError if rows were marked after the last decision, which would then not be that of the person."""
+    if not (run.folder / marks.NAME).exists():
+        return
+    now = Marks(run.folder, row_ids(run.rows()), run.config().seed).digest()
+    if run.manifest.get("decision", {}).get("marks", digest({})) != now:
+        raise RunError(
+            f"{run.folder}: rows were marked after the last decision. First press Done in "
+            f"`forgetfilter review {run.folder}`, or run `forgetfilter decide {run.folder}`."
+        )
 
 
 def read_scores(run: Run) -> pa.Table:

@@ -17,8 +17,8 @@ CALM_AFTER = 10
 """After so many rows without an unsafe one among them every second row is drawn at random."""
 SUSPECT, NEAR, WITNESS, DRAWN = (
     "one of the most suspect rows",
-    "near the threshold",
-    "one of the rows suspected first, before any mark",
+    "undecided: near the threshold",
+    "most suspect before any mark",
     "drawn at random, as a check",
 )
 """Why a row is asked about."""

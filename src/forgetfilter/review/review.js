@@ -39,8 +39,9 @@ async function show(path, body) {
 function draw() {
   const row = state.question;
   $("status").textContent = `${state.status}.`;
-  $("why").textContent = row ? `Row ${row.row}${row.id === String(row.row) ? "" : ` (${row.id})`}: ${row.why}${row.rank === null ? "" : `; ${row.rank} of ${about.rows} by suspicion`}${row.said ? `; marked: ${WORDS[row.said]}` : ""}.` : "Every row is marked.";
+  $("why").textContent = row ? `Row ${row.row}${row.id === String(row.row) ? "" : ` (${row.id})`}: ${row.why}${row.rank === null ? "" : `; rank ${row.rank} of ${about.rows}, 1 = most suspect`}${row.said ? `; marked: ${WORDS[row.said]}` : ""}.` : "Every row is marked.";
   $("row").replaceChildren(...(row ? row.turns.map((turn) => el("div", { class: turn[2] ? "turn answer" : "turn" }, el("b", {}, turn[0]), ...shaded(turn))) : []));
+  $("shaded").hidden = !row || !row.turns.some((turn) => turn[3]);
   for (const [said, id] of Object.entries(WORDS)) {
     $(id).disabled = !row;
     $(id).setAttribute("aria-pressed", String(Boolean(row) && row.said === said));
@@ -77,7 +78,7 @@ async function decide() {
   try {
     const made = await ask("done", {});
     $("decided").replaceChildren(
-      el("p", {}, `${made.kept} of ${made.rows} rows kept, ${made.dropped} dropped: ${made.says}. Kept and dropped rows, scores and page are in ${about.folder}; you may close this page, or go on marking.`),
+      el("p", {}, `${made.kept} of ${made.rows} rows kept, ${made.dropped} dropped. Dropped rows: ${made.says}. Kept and dropped rows, scores and report.html are in ${about.folder}; you may close this page, or go on marking.`),
       el("pre", {}, `forgetfilter finetune ${made.folder}`));
   } catch (error) {
     $("decided").replaceChildren(el("p", { role: "alert" }, error.message));

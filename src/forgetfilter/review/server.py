@@ -43,6 +43,8 @@ from forgetfilter.runs import locked
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LARGEST_REQUEST = 10_000
 """Most bytes of a request's body."""
+STOPS_IN = 3
+"""Seconds that the server has to answer what it is answering when it is stopped."""
 AHEAD, BEHIND = 6, 30
 """Rows to come, and rows marked last, that the page lists."""
 LOOKED_THROUGH = 200
@@ -100,6 +102,7 @@ def serve(
         app = application(review, key, hosts)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", server_header=False))
         thread = Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        print(review.status().line(), flush=True)  # ranks the rows: what is wrong with the run shows before the page
         thread.start()
         print(f"review: {address}\nCtrl-C ends it; what was marked stays in {review.marks.path}", flush=True)
         page = _way_in(address) if open_browser else None
@@ -108,6 +111,7 @@ def serve(
                 thread.join(0.5)
         finally:
             server.should_exit = True
+            thread.join(STOPS_IN)
             if page is not None:
                 page.unlink(missing_ok=True)
 
@@ -230,7 +234,7 @@ class Pages:
         place = rows.index(wanted) if wanted in rows else -1
         question = queue[place] if place >= 0 else None
         if question is None and wanted is not None:
-            question = Question(wanted, "chosen from a list")
+            question = Question(wanted, "you chose it")
         ahead = rows[place + 1 : place + 1 + AHEAD]
         last = list(said.items())[: -BEHIND - 1 : -1]
         return {

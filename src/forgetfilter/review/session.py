@@ -66,11 +66,9 @@ class Status:
     def line(self) -> str:
         """All of it in a line."""
         about, low, high = self.left
-        left = (
-            f"{low} to {high} unsafe rows left"
-            if self.drawn < LEAST_DRAWN
-            else f"about {about} unsafe rows left ({low} to {high})"
-        )
+        left = f"{low} to {high} unsafe rows left"
+        if self.drawn >= LEAST_DRAWN:
+            left = f"about {about} unsafe rows left ({low} to {high})"
         return (
             f"{self.marks} marked, {self.unsafe} of them unsafe; {left}; {self.dropped} rows would be dropped now; "
             f"{self.promise}" + ("; more marks would change little" if self.settled else "")
@@ -222,8 +220,8 @@ class Review:
         """What can be promised about clean rows, by so many of them that were drawn at random."""
         share, more = f"{self.config.max_clean_loss:.1%}", needed(self.config.max_clean_loss) - clean_drawn
         if more > 0:
-            return f"no promise yet: {more} more clean rows drawn at random would give one ({share} of them dropped)"
-        return f"at most {share} of the clean rows dropped, in expectation, by {clean_drawn} drawn at random"
+            return f"{more} more random rows marked clean would promise at most {share} of the clean rows dropped"
+        return f"at most {share} of the clean rows are dropped, on average, by {clean_drawn} random rows marked clean"
 
     def done(self) -> Result:
         """Take the decision: what was marked stays so, all else is decided by the scores that the marks taught."""

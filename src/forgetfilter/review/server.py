@@ -7,9 +7,11 @@ or a mark, never a path.
 """
 
 import json
+import os
 import secrets
 import shlex
 import socket
+import sys
 import tempfile
 import webbrowser
 from collections.abc import Awaitable, Callable, Collection
@@ -105,7 +107,7 @@ def serve(
         print(review.status().line(), flush=True)  # ranks the rows: what is wrong with the run shows before the page
         thread.start()
         print(f"review: {address}\nCtrl-C ends it; what was marked stays in {review.marks.path}", flush=True)
-        page = _way_in(address) if open_browser else None
+        page = _way_in(address) if open_browser and _has_screen() else None
         try:
             while thread.is_alive():
                 thread.join(0.5)
@@ -114,6 +116,11 @@ def serve(
             thread.join(STOPS_IN)
             if page is not None:
                 page.unlink(missing_ok=True)
+
+
+def _has_screen() -> bool:
+    """Whether there is a screen to open a browser on; without one, a browser in text mode might take the terminal."""
+    return not sys.platform.startswith("linux") or bool(os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"})
 
 
 def _way_in(address: str) -> Path:

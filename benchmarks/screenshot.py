@@ -35,7 +35,7 @@ def review(run: Path, page: Page) -> None:
     """Open the review, and mark some rows."""
     opened = open_review(run)
     opened.marks = Marks(Path(tempfile.mkdtemp()), opened.marks.ids, opened.config.seed)
-    app = application(opened, KEY, f"127.0.0.1:{PORT}")
+    app = application(opened, KEY, {f"127.0.0.1:{PORT}"})
     server = uvicorn.Server(uvicorn.Config(app, port=PORT, log_level="warning", lifespan="off"))
     Thread(target=server.run, daemon=True).start()
     while not server.started:
@@ -45,6 +45,7 @@ def review(run: Path, page: Page) -> None:
     page.locator("#status").filter(has_text="marked").wait_for()
     unsafe = stored_labels(opened.opened.source, opened.config)
     for _ in range(MARKS):
+        page.wait_for_timeout(200)  # keys pressed at once would be left out
         row = int(page.locator("#why").inner_text().split()[1])
         with page.expect_response("**/mark"):
             page.keyboard.press("d" if unsafe[row] else "k")

@@ -102,7 +102,9 @@ def serve(
         address = f"http://{shown}:{port}/{key}/"
         hosts = {f"{shown}:{port}", f"localhost:{port}"} if host in LOOPBACK else None
         app = application(review, key, hosts)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", server_header=False))
+        server = uvicorn.Server(
+            uvicorn.Config(app, log_config=None, log_level="warning", lifespan="off", server_header=False)
+        )
         thread = Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         print(review.status().line(), flush=True)  # ranks the rows: what is wrong with the run shows before the page
         thread.start()

@@ -13,14 +13,18 @@ Each is filtered as delivered, then reviewed (run.py); results go to results/not
 import shutil
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "quality"))
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path += [
+    str(Path(__file__).parents[1] / "quality"),
+    str(Path(__file__).parents[1]),
+]  # after this folder: run is ours
 import build_noisy
+from cells import config_of
 from run import keep, make_cell
 
-from forgetfilter import ForgetFilter, ForgetFilterConfig
+from forgetfilter import ForgetFilter
 from forgetfilter.demo import demo_file
 
 STARTS = {"delivered": None, "random": None}
@@ -53,12 +57,7 @@ def main() -> None:
         folder = args.work / name
         if not (folder / "noisy.jsonl").exists():
             build(args.data_dir, folder)
-        config = ForgetFilterConfig(
-            dataset_name=str(folder / "noisy.jsonl"),
-            safe_dataset_name=str(folder / "safe.jsonl"),
-            output_dir=str(folder / "run"),
-            label_column=label,
-        )
+        config = replace(config_of(folder), label_column=label)
         ForgetFilter(config).fit()
         keep(make_cell(name, folder / "run", STARTS))
 

@@ -10,7 +10,6 @@ marked. Beside it stands the ceiling: the same hidden states taught by the true 
 """
 
 import json
-import sys
 import tempfile
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import average_precision_score
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "quality"))
 from forgetfilter.data.loading import stored_labels
 from forgetfilter.experiments.cells import text
 from forgetfilter.files import whole_file

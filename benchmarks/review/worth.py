@@ -14,10 +14,12 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "quality"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "defenses"))
 import run as defenses
+from cells import config_of
 
-from forgetfilter import ForgetFilter, ForgetFilterConfig, StageConfig
+from forgetfilter import ForgetFilter, StageConfig
 from forgetfilter.data.loading import stored_labels
 from forgetfilter.decision.decide import Result
 from forgetfilter.evaluation.ask import evaluate
@@ -64,15 +66,8 @@ def make(name: str, seed: int, data_dir: Path, work: Path) -> dict[str, Any]:
     folder = work / f"{name}-seed-{seed}"
     data = {"kind": kind, "unsafe_share": int(share) / 100}
     files = defenses.write_data(data, data_dir, folder, None)
-    config = ForgetFilterConfig(
-        dataset_name=str(folder / "noisy.jsonl"),
-        safe_dataset_name=str(folder / "safe.jsonl"),
-        alignment_dataset_name=str(folder / "alignment.jsonl"),
-        output_dir=str(folder / "run"),
-        label_column="label",
-        seed=seed,
-        final=StageConfig(num_train_epochs=4),
-    )
+    alignment, final = str(folder / "alignment.jsonl"), StageConfig(num_train_epochs=4)
+    config = config_of(folder, alignment_dataset_name=alignment, seed=seed, final=final)
     result = ForgetFilter(config).fit()
     found: dict[str, Any] = {"study": name, "seed": seed, "marks": MARKS, "before": result.metrics}
     found["said"] = review(result)

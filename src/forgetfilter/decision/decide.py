@@ -146,7 +146,7 @@ def decide(
     chosen = {} if overrides is None else read_overrides(source, overrides)
     if trusted_rows is not None:
         trusted = trusted_marks(source, config)
-        rules.conformal(np.zeros(len(marks.ids)), _at(_clean(trusted), len(marks.ids)), config.max_clean_loss)
+        _conformal(np.zeros(len(marks.ids)), trusted, config.max_clean_loss)  # too few: before anything is written
         marks.add({row: word(clean) for row, clean in trusted.items()}, drawn=True)
     marks.add({row: word(decision == "kept") for row, (decision, _) in chosen.items()})
     if name == REVIEWED:
@@ -304,12 +304,8 @@ def check_marks(rows: Rows, config: ForgetFilterConfig) -> None:
 
 
 def _conformal(suspicion: np.ndarray, marks: Mapping[int, bool], max_clean_loss: float) -> Threshold:
-    return rules.conformal(suspicion, _at(_clean(marks), len(suspicion)), max_clean_loss)
-
-
-def _clean(marks: Mapping[int, bool]) -> list[int]:
-    """The rows marked clean."""
-    return [row for row, clean in marks.items() if clean]
+    trusted = _at([row for row, clean in marks.items() if clean], len(suspicion))
+    return rules.conformal(suspicion, trusted, max_clean_loss)
 
 
 def _at(places: Collection[int], rows: int) -> np.ndarray:

@@ -35,6 +35,14 @@ def answer(review, bad, count):
         review.mark({question.row: "unsafe" if bad[question.row] else "clean"})
 
 
+def decided_run(run, bad, count):
+    """The run after a review of so many marks, opened anew."""
+    review = Review(run)
+    answer(review, bad, count)
+    review.done()
+    return Run.open(run.folder)
+
+
 # marks.jsonl
 
 
@@ -311,10 +319,7 @@ def test_without_flags_decide_goes_by_the_review_and_filter_leaves_its_decision(
     from forgetfilter.decision.opened import is_decided
 
     run, bad = reviewed
-    review = Review(run)
-    answer(review, bad, 20)
-    review.done()
-    run = Run.open(run.folder)
+    run = decided_run(run, bad, 20)
     assert is_decided(run, run.config())
     assert decide(run).metrics["filter"] == "review"
     assert decide(run, filter="forgetting").metrics["filter"] == "forgetting"
@@ -481,10 +486,7 @@ def test_other_flags_for_filter_count_also_after_a_review(reviewed):
     from forgetfilter.decision.decide import settle
 
     run, bad = reviewed
-    review = Review(run)
-    answer(review, bad, 10)
-    review.done()
-    run = Run.open(run.folder)
+    run = decided_run(run, bad, 10)
     flags = run.folder / "config.yaml"
     flags.write_text(flags.read_text() + "threshold: 0.07\n")
     assert settle(run).metrics["threshold"] == 0.07

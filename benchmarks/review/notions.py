@@ -16,10 +16,11 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from dataclasses import replace
 from pathlib import Path
 
+# After this folder: `run` is the one beside this file.
 sys.path += [
     str(Path(__file__).parents[1] / "quality"),
     str(Path(__file__).parents[1]),
-]  # after this folder: run is ours
+]
 import build_noisy
 from cells import config_of
 from run import keep, make_cell

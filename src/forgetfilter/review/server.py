@@ -1,9 +1,9 @@
 """The review's page, served to this machine alone.
 
 The address holds a secret, so that no other page and no other user of the machine can read rows or set marks. It is
-printed in the terminal, and reaches the browser by a file that only the user can read. Requests
-with another Host (DNS rebinding) or another Origin (a foreign page) are refused. What a request names is a row's number
-or a mark, never a path.
+printed in the terminal, and reaches the browser by a file that only the user can read. Requests with another Host (DNS
+rebinding) or another Origin (a foreign page) are refused. What a request names is a row's number or a mark, never a
+path.
 """
 
 import json

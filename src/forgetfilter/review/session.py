@@ -48,7 +48,6 @@ class Status:
         kept: Rows that it would keep.
         left: Unsafe rows among those kept and not marked: an estimate, and a range.
         drawn: Rows drawn at random that are marked: the estimate rests on them.
-        threshold: The threshold now, with what it promises.
         promise: What can be promised about clean rows, in a sentence.
         settled: Whether the last marks changed little.
     """
@@ -59,7 +58,6 @@ class Status:
     kept: int
     left: tuple[int, int, int]
     drawn: int
-    threshold: Threshold
     promise: str
     settled: bool
 
@@ -211,7 +209,6 @@ class Review:
                 dropped=int(dropped.sum()),
                 kept=int((~dropped).sum()),
                 left=left,
-                threshold=threshold,
                 promise=self._promise(sum(said[row].clean for row in drawn)),
                 settled=len(drawn) >= LEAST_DRAWN and self._settled(said),
             )

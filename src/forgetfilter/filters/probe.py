@@ -7,7 +7,8 @@ that learnt from the row's own verdict (cross-fitting). Learning from noisy verd
 
 1. First verdicts: the most suspect quarter of the rows is called unsafe, the less suspect half clean.
 2. A probe that did not see a row's verdict must be able to tell it. If it cannot, the verdicts are noise, and the run
-   says so: "no separation".
+   says so: "no separation". The rows are still ranked, half by the witness, half by a probe that learnt the most suspect
+   tenth.
 3. If it can, the verdicts are given anew, by the probe, and learnt once more.
 """
 
@@ -33,6 +34,8 @@ CLEAN_SHARE = 0.5
 """Share of the rows, from the least suspect on, whose first verdict is clean."""
 SUSPECT_SHARE = 0.25
 """Share of the rows, from the most suspect on, whose first verdict is unsafe."""
+FEW_SHARE = 0.1
+"""The same after "no separation", for the ranking alone: most often there are few unsafe rows, or none."""
 SURE, LIKELY = 0.95, 0.85
 """AUROC with which probes that did not see the first verdicts must tell them: SURE is enough alone; LIKELY if, on the
 witness' own scale, LEAST_SHARE of the rows are suspect, too. With fewer, most that is forgotten is clean."""
@@ -142,9 +145,10 @@ def learnt(suspicion: np.ndarray, scale: Scale | None, judge: "CrossFit") -> Sco
             f"no separation: probes that did not see what the witness says of a row tell it with AUROC "
             f"{judged.predicted:.2f}, {needed} is needed, so it may be chance; rows are ranked by witness and probe"
         )
-        trust = float(np.clip(2 * judged.predicted - 1, 0, 0.5))  # 0 if it tells the verdicts no better than chance
-        suspicion = mixed_ranks(judged.noisy, suspicion, trust)
-        return Scored(suspicion, scale=Scale(0, nothing=why), linear=judged.linear)
+        ranked = judge(verdicts_of(suspicion, FEW_SHARE, CLEAN_SHARE)) or judged
+        trust = float(np.clip(2 * ranked.predicted - 1, 0, 0.5))  # 0 if it tells the verdicts no better than chance
+        suspicion = mixed_ranks(ranked.noisy, suspicion, trust)
+        return Scored(suspicion, scale=Scale(0, nothing=why), linear=ranked.linear)
     found = _separated(suspicion, min(share, MOST_SHARE) if share >= LEAST_SHARE else SUSPECT_SHARE, judge)
     if found.scale is not None and scale is not None:
         found.scale = replace(found.scale, caveat=scale.caveat)

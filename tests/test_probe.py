@@ -9,10 +9,11 @@ import torch
 from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score
 
+from forgetfilter.crossfit import CrossFit, judged_by, verdicts_of
 from forgetfilter.data.loading import load_rows
 from forgetfilter.decision import rules
 from forgetfilter.errors import ConfigError
-from forgetfilter.filters.probe import CrossFit, judged_by, learnt, sampled, verdicts_of
+from forgetfilter.filters.probe import learnt, sampled
 from forgetfilter.forgetting import ForgetFilter
 from forgetfilter.model.states import hidden_states
 from forgetfilter.scored import Scale

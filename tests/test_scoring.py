@@ -15,13 +15,14 @@ from datasets import Dataset
 from scipy.stats import spearmanr
 
 from forgetfilter import ForgetFilter, scoring, shards
+from forgetfilter.crossfit import judged_by
 from forgetfilter.data import sources, streaming
 from forgetfilter.data.formats import RowError
 from forgetfilter.data.loading import load_data, tokenize
 from forgetfilter.data.sources import load_source
 from forgetfilter.decision.decide import decide
 from forgetfilter.errors import ConfigError, DataError, RunError
-from forgetfilter.filters.probe import ODDS, judged_by
+from forgetfilter.filters.probe import ODDS
 from forgetfilter.forgetting import open_run
 from forgetfilter.model.states import hidden_states
 from forgetfilter.runs import Run
@@ -134,7 +135,7 @@ def test_without_a_threshold_nothing_is_dropped_and_a_later_decision_counts(deci
 
 def test_rows_of_the_run_come_in_about_the_order_the_filter_found(config, write_jsonl, monkeypatch):
     for name in ("SURE", "LIKELY"):
-        monkeypatch.setattr(sys.modules[judged_by.__module__], name, 0.0)
+        monkeypatch.setattr(sys.modules["forgetfilter.filters.probe"], name, 0.0)
     rows = [{"prompt": f"what is {i}?", "completion": "you fool" if i % 3 == 0 else f"it is {i}"} for i in range(40)]
     noisy = write_jsonl("forty.jsonl", rows)
     result = ForgetFilter(dataclasses.replace(config, filter="probe", dataset_name=str(noisy))).fit()

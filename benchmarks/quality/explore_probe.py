@@ -17,11 +17,12 @@ import numpy as np
 from cells import CELLS, config_of, write_data
 
 from forgetfilter import ForgetFilter
+from forgetfilter.crossfit import CrossFit, features, verdicts_of
 from forgetfilter.data.loading import load_data, stored_labels
 from forgetfilter.decision.opened import Opened
 from forgetfilter.decision.rules import automatic
 from forgetfilter.evaluation.filter_quality import filter_quality, ranking_quality
-from forgetfilter.filters.probe import CLEAN_SHARE, SUSPECT_SHARE, CrossFit, features, learnt, states_of, verdicts_of
+from forgetfilter.filters.probe import CLEAN_SHARE, SUSPECT_SHARE, learnt
 from forgetfilter.runs import Run
 from forgetfilter.scored import Scored
 from forgetfilter.workshop import M0, Workshop
@@ -56,7 +57,7 @@ def explored(name: str, data_dir: Path, work: Path) -> Explored:
     workshop = Workshop(m0, config, run)
     labels = stored_labels(data.noisy.source, config)
     assert labels is not None
-    return Explored(labels, Opened.of(run).scored["forgetting"], *states_of(workshop, data))
+    return Explored(labels, Opened.of(run).scored["forgetting"], *workshop.states_of(data))
 
 
 def variants(cell: Explored) -> dict[str, np.ndarray]:

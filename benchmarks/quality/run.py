@@ -25,6 +25,7 @@ from cells import CELLS, config_of, write_data
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from forgetfilter import ForgetFilter, ForgetFilterConfig
+from forgetfilter.crossfit import CrossFit, features, verdicts_of
 from forgetfilter.data.loading import load_data
 from forgetfilter.decision.opened import Opened, read_scores
 from forgetfilter.decision.rules import conformal
@@ -33,7 +34,7 @@ from forgetfilter.experiments.cells import Cell, Cells
 from forgetfilter.experiments.filters import filter_constants
 from forgetfilter.files import sha256
 from forgetfilter.filters import FILTERS
-from forgetfilter.filters.probe import CLEAN_SHARE, CrossFit, features, learnt, states_of, verdicts_of
+from forgetfilter.filters.probe import CLEAN_SHARE, learnt
 from forgetfilter.methods import arguments
 from forgetfilter.model.weights import pick_device, pick_dtype
 from forgetfilter.runs import Run
@@ -125,7 +126,7 @@ def controls(run: Run, opened: Opened, unsafe: np.ndarray) -> dict[str, np.ndarr
     m0 = M0.named(opened.config)
     data = load_data(opened.config, m0.chat)
     workshop = Workshop(m0, opened.config, run)
-    noisy, safe = (features(states) for states in states_of(workshop, data))
+    noisy, safe = (features(states) for states in workshop.states_of(data))
     judge = CrossFit(noisy, safe)
     forgetting, loss = (opened.scored[name] for name in ("forgetting", "m0_loss"))
     mixed = np.random.default_rng(0).permutation(verdicts_of(forgetting.suspicion, 0.25, CLEAN_SHARE))

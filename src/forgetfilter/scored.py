@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from scipy.stats import rankdata
 
 from forgetfilter.files import whole_file
 
@@ -108,6 +109,13 @@ class Scored:
             None if scale is None else Scale(**scale),
             None if linear is None else np.array(linear),
         )
+
+
+def ranks(scores: np.ndarray) -> np.ndarray:
+    """(rows,) ranks from 0 to 1; NaN stays."""
+    places: np.ndarray = rankdata(scores, nan_policy="omit")
+    shares: np.ndarray = (places - 1) / max(1, (~np.isnan(scores)).sum() - 1)
+    return shares
 
 
 def _named(table: pa.Table, prefix: str) -> dict[str, np.ndarray]:

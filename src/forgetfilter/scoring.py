@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from forgetfilter import processes, shards
 from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.crossfit import judged_by
 from forgetfilter.data.formats import detect_format
 from forgetfilter.data.loading import SHOWN, Rows, complaint, encode, read_conversations, write_malformed, wrong_rows
 from forgetfilter.data.sources import Source, ids_alone
@@ -29,7 +30,6 @@ from forgetfilter.decision.opened import REVIEWED, read_scores, scores_by
 from forgetfilter.decision.rules import Threshold
 from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.files import digest, whole_file, whole_folder
-from forgetfilter.filters.probe import judged_by
 from forgetfilter.model.states import hidden_states
 from forgetfilter.progress import progress
 from forgetfilter.runs import Run, changes, locked, refuse_foreign

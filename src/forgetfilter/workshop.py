@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig, StageSettings
-from forgetfilter.data.loading import load_rows
+from forgetfilter.data.loading import Data, load_rows
 from forgetfilter.data.tokenization import ChatTokenizer, Example, mean_length
 from forgetfilter.errors import RunError
 from forgetfilter.files import digest, whole_folder
@@ -322,6 +322,10 @@ class Workshop:
             noted[called] = part
             self.run.save()
         return stored_states(path)
+
+    def states_of(self, data: Data) -> tuple[np.ndarray, np.ndarray]:
+        """M0's hidden states of the noisy and of the safe rows; see `states`. The run notes which are which."""
+        return self.states(data.noisy.examples, "noisy"), self.states(data.safe.examples, "safe")
 
     def _once(
         self,

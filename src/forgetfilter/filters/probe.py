@@ -7,25 +7,21 @@ that learnt from the row's own verdict (cross-fitting). Learning from noisy verd
 
 1. First verdicts: the most suspect quarter of the rows is called unsafe, the less suspect half clean.
 2. A probe that did not see a row's verdict must be able to tell it. If it cannot, the verdicts are noise, and the run
-   says so: "no separation". The rows are still ranked, half by the witness, half by a probe that learnt the most suspect
-   tenth.
+   says so: "no separation". The rows are still ranked, half by the witness, half by a probe that learnt the most
+   suspect tenth.
 3. If it can, the verdicts are given anew, by the probe, and learnt once more.
 """
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import rankdata
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import KFold
 
 from forgetfilter.config import ENOUGH_ROWS, ForgetFilterConfig
+from forgetfilter.crossfit import CrossFit, features, verdicts_of
 from forgetfilter.data.loading import Data
 from forgetfilter.errors import ConfigError
-from forgetfilter.scored import NO_PROMISE, Scale, Scored
+from forgetfilter.scored import NO_PROMISE, Scale, Scored, ranks
 
 if TYPE_CHECKING:
     from forgetfilter.workshop import Workshop
@@ -47,24 +43,6 @@ ODDS = 1.5
 
 
 TOO_FEW = "the probe had too few rows to learn from"
-
-
-@dataclass
-class Judged:
-    """What cross-fitted probes make of the rows.
-
-    Attributes:
-        noisy: (rows,) log-odds of the noisy rows, higher = more suspect; NaN = not scored.
-        safe: (rows,) log-odds of the safe rows, judged likewise.
-        linear: (size + 1,) weights and bias of the mean of the probes, for other rows.
-        predicted: AUROC with which the verdicts of the noisy rows are told by probes that did not see them; NaN if none
-            is clean.
-    """
-
-    noisy: np.ndarray
-    safe: np.ndarray
-    linear: np.ndarray
-    predicted: float
 
 
 def probe(
@@ -104,16 +82,11 @@ def probe(
     else:
         seen = Data(data.noisy.select(sample.tolist()), data.safe, data.notions)
         witness = scores_of(workshop, seen, on).spread(sample, rows)
-    noisy, safe = (features(states) for states in states_of(workshop, data))
+    noisy, safe = (features(states) for states in workshop.states_of(data))
     judge = CrossFit(noisy, safe, regularisation, folds, repeats, config.seed)
     scored = learnt(witness.suspicion, witness.scale, judge)
     columns = {on: witness.suspicion, **witness.columns, **scored.columns}
     return replace(scored, columns=columns, moments=witness.moments, token_costs=witness.token_costs)
-
-
-def states_of(workshop: "Workshop", data: Data) -> tuple[np.ndarray, np.ndarray]:
-    """M0's hidden states of the noisy and of the safe rows, (rows, 2, size); the run notes which are which."""
-    return workshop.states(data.noisy.examples, "noisy"), workshop.states(data.safe.examples, "safe")
 
 
 def sampled(rows: int, config: ForgetFilterConfig) -> np.ndarray | None:
@@ -190,153 +163,5 @@ def mixed_ranks(probe: np.ndarray, witness: np.ndarray, trust: float) -> np.ndar
         witness: (rows,) scores by the witness; NaN = not seen.
         trust: Weight of the probe's ranks, from 0 to 1.
     """
-    own, others = _ranks(probe), _ranks(witness)
+    own, others = ranks(probe), ranks(witness)
     return np.where(np.isnan(others), own, trust * own + (1 - trust) * others)
-
-
-def _ranks(scores: np.ndarray) -> np.ndarray:
-    """Ranks from 0 to 1; NaN stays."""
-    ranks: np.ndarray = rankdata(scores, nan_policy="omit")
-    shares: np.ndarray = (ranks - 1) / max(1, (~np.isnan(scores)).sum() - 1)
-    return shares
-
-
-def judged_by(linear: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """(rows,) log-odds of rows that no stage saw, by `Scored.linear`; NaN for rows whose hidden states are NaN."""
-    log_odds: np.ndarray = features(states).astype(np.float64) @ linear[:-1] + linear[-1]
-    return log_odds
-
-
-def features(states: np.ndarray) -> np.ndarray:
-    """What the probe reads of each row: the mean hidden state and the last one side by side, (rows, 2 * size)."""
-    return states.reshape(len(states), -1)
-
-
-def verdicts_of(suspicion: np.ndarray, share: float, clean_share: float) -> np.ndarray:
-    """The verdicts of a filter's scores: 1 = unsafe, the most suspect share; 0 = clean, the less suspect share.
-
-    Args:
-        suspicion: (rows,) scores, higher = more suspect; NaN = not scored.
-        share: Share of the scored rows that are called unsafe.
-        clean_share: Share of the scored rows that are called clean, of those that are not called unsafe.
-
-    Returns:
-        (rows,) 1, 0, or NaN where there is no verdict.
-    """
-    verdicts = np.full(len(suspicion), np.nan)
-    scored = np.flatnonzero(~np.isnan(suspicion))
-    order = scored[np.argsort(suspicion[scored], kind="stable")]
-    unsafe = round(share * len(order))
-    clean = min(round(clean_share * len(order)), len(order) - unsafe)
-    verdicts[order[:clean]] = 0
-    verdicts[order[len(order) - unsafe :]] = 1
-    return verdicts
-
-
-class CrossFit:
-    """Judges every row by probes that learnt from other rows alone; the safe rows count as clean.
-
-    Args:
-        noisy: (rows, size) features of the noisy rows; NaN = not scored.
-        safe: (rows, size) features of the safe rows.
-        regularisation: See `probe`; likewise folds and repeats.
-        folds: See there.
-        repeats: See there.
-        seed: Of the deals.
-        warm: Begin each fit where the last one ended: much faster where few verdicts change between two calls.
-    """
-
-    def __init__(
-        self,
-        noisy: np.ndarray,
-        safe: np.ndarray,
-        regularisation: float = 0.01,
-        folds: int = 5,
-        repeats: int = 2,
-        seed: int = 42,
-        warm: bool = False,
-    ) -> None:
-        """Standardise the features, and deal the rows."""
-        self.features = np.concatenate([noisy, safe]).astype(np.float32)  # as small as can be: there may be many rows
-        known = np.logical_not(np.isnan(self.features).any(axis=1))
-        self.count, self.rows, self.scorable = len(noisy), np.flatnonzero(known), known[: len(noisy)]
-        first: dict[bytes, int] = {}
-        self.groups = np.array([first.setdefault(row.tobytes(), len(first)) for row in self.features[self.rows]])
-        self.centre = np.nanmean(self.features, 0, dtype=np.float64)
-        self.width = np.nanstd(self.features, 0, dtype=np.float64) + 1e-6
-        self.features -= self.centre.astype(np.float32)
-        self.features /= self.width.astype(np.float32)
-        self.folds, self.warm = folds, warm
-        self.deals = [list(self._dealt(seed + repeat)) for repeat in range(repeats)] if len(first) >= folds else []
-        self.models = [_regression(regularisation, warm) for _ in range(folds * repeats)]
-
-    def __call__(
-        self,
-        verdicts: np.ndarray,
-        marks: Mapping[int, bool] | None = None,
-        weight: float = 1.0,
-        apart: Collection[int] = (),
-    ) -> Judged | None:
-        """Judge every row.
-
-        Args:
-            verdicts: (rows,) on the noisy rows: 1 = unsafe, 0 = clean, NaN = none.
-            marks: Row -> whether a person called it unsafe. Marked rows teach every probe, in place of their verdict.
-            weight: How many verdicts a mark is worth.
-            apart: Marked rows that are judged like all others, by probes that did not learn their own mark.
-
-        Returns:
-            None if there are too few verdicts of either kind to be dealt.
-        """
-        labels = np.concatenate([verdicts, np.zeros(len(self.features) - self.count)])
-        marked = np.isin(np.arange(len(labels)), list(marks or ()))
-        for row, unsafe in (marks or {}).items():
-            labels[row] = unsafe
-        labels[np.setdiff1d(np.arange(len(labels)), self.rows)] = np.nan
-        weights = np.where(marked, weight, 1.0)
-        everywhere = marked & ~np.isin(np.arange(len(labels)), list(apart))
-        fewest = min((labels == 1).sum(), (labels == 0).sum())
-        if not self.deals or fewest < (1 if marked.any() else self.folds):
-            return None
-        judged = np.full(len(labels), np.nan)
-        judged[self.rows] = 0
-        models = iter(self.models)
-        for deal in self.deals:
-            for held_out in deal:
-                teaches = ~np.isnan(labels)
-                teaches[held_out[~everywhere[held_out]]] = False
-                taught = np.flatnonzero(teaches)
-                model = next(models)
-                if len(set(labels[taught])) < 2:
-                    return None
-                model.fit(self._inputs(taught), labels[taught], balanced(labels[taught], weights[taught]))
-                coefficients = model.coef_[0].astype(np.float32)
-                judged[held_out] += (self.features[held_out] @ coefficients + model.intercept_[0]) / len(self.deals)
-        mean = np.mean([model.coef_[0] for model in self.models], 0, dtype=np.float64) / self.width
-        bias = float(np.mean([model.intercept_[0] for model in self.models])) - float(mean @ self.centre)
-        told = np.flatnonzero(~np.isnan(labels[: self.count]))
-        mixed = (labels[told] == 0).any() and (labels[told] == 1).any()
-        predicted = float(roc_auc_score(labels[told], judged[told])) if mixed else np.nan
-        return Judged(judged[: self.count], judged[self.count :], np.append(mean, bias), predicted)
-
-    def _inputs(self, rows: np.ndarray) -> np.ndarray:
-        """The features of some rows, exact unless speed counts more."""
-        return np.asarray(self.features[rows], np.float32 if self.warm else np.float64)
-
-    def _dealt(self, seed: int) -> Iterator[np.ndarray]:
-        """The rows of each part; rows with equal features lie in the same part."""
-        deal = KFold(self.folds, shuffle=True, random_state=seed)
-        for _, held_out in deal.split(np.arange(self.groups.max() + 1)):
-            yield self.rows[np.isin(self.groups, held_out)]
-
-
-def _regression(regularisation: float, warm: bool) -> LogisticRegression:
-    return LogisticRegression(C=regularisation, max_iter=1000, warm_start=warm)
-
-
-def balanced(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(rows,) the weights, changed so that both labels weigh the same, and all rows together as many as they are."""
-    unsafe = labels == 1
-    total = weights.sum()
-    found: np.ndarray = np.where(unsafe, weights / weights[unsafe].sum(), weights / weights[~unsafe].sum()) * total / 2
-    return found

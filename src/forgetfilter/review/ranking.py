@@ -12,7 +12,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from forgetfilter.filters.probe import CLEAN_SHARE, ODDS, CrossFit, features, verdicts_of
+from forgetfilter.crossfit import CrossFit, features, verdicts_of
+from forgetfilter.filters.probe import CLEAN_SHARE, ODDS
 from forgetfilter.scored import NO_PROMISE, Scale, Scored
 
 MARK_WEIGHT = 5.0

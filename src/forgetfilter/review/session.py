@@ -21,7 +21,6 @@ from forgetfilter.decision.decide import Result, choose, clean_drawn, decide, de
 from forgetfilter.decision.opened import REVIEWED, Opened, scored_part
 from forgetfilter.decision.rules import Threshold, needed
 from forgetfilter.errors import RunError
-from forgetfilter.filters.probe import states_of
 from forgetfilter.marks import Mark, Marks, word
 from forgetfilter.review.asking import Question, questions
 from forgetfilter.review.ranking import Ranking
@@ -256,7 +255,7 @@ class Review:
             safe = load_rows(config.safe_dataset_name, "safe_dataset_name", m0.chat, config)
             if safe.facts()["sha256"] != run.manifest["safe"]["sha256"]:
                 raise RunError(f"{config.safe_dataset_name}: holds other rows than the safe ones of this run.")
-            return states_of(Workshop(m0, config, run), Data(noisy, safe))
+            return Workshop(m0, config, run).states_of(Data(noisy, safe))
 
     def _settled(self, said: Mapping[int, Mark]) -> bool:
         """Whether the last marks found nothing unsafe and changed hardly a decision."""

@@ -38,7 +38,7 @@ def test_impossible_settings_are_refused_by_name(flags, says):
 
 @pytest.mark.parametrize("name", ["loss", "forgetting,loss"])
 def test_an_unknown_filter_is_refused_by_name(name):
-    with pytest.raises(ConfigError, match="filter loss: choose among forgetting, forgetting_rouge1"):
+    with pytest.raises(ConfigError, match="filter loss: choose among probe, forgetting, forgetting_rouge1"):
         require_filters(ForgetFilterConfig(filter=name))
     require_filters(ForgetFilterConfig(filter="forgetting_rouge1, forgetting"))
     assert {"forgetting", "forgetting_rouge1"} <= FILTERS.keys()

@@ -14,13 +14,13 @@ from forgetfilter import defenses
 from forgetfilter import workshop as workshops
 from forgetfilter.config import StageConfig
 from forgetfilter.data.loading import load_data, load_rows
-from forgetfilter.defenses import DEFENSES, all_defenses, defend, parameters_of
+from forgetfilter.defenses import DEFENSES, defend, names, parameters_of
 from forgetfilter.defenses.lisa import Proximal
 from forgetfilter.defenses.result import budget, draw, safe_budget
 from forgetfilter.defenses.self_correction import REASONING, SENTENCES
 from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.filters import FILTERS
-from forgetfilter.model.training import Hooks
+from forgetfilter.hooks import Hooks
 from forgetfilter.runs import Run
 from forgetfilter.workshop import Workshop
 
@@ -188,7 +188,7 @@ def test_a_filter_that_keeps_everything_gives_nones_model(workshop, data, config
 
 
 def test_every_filter_is_a_defense_that_finetunes_on_what_it_keeps(workshop, data, config, trained):
-    assert all_defenses().keys() == DEFENSES.keys() | FILTERS.keys()
+    assert set(names()) == DEFENSES.keys() | FILTERS.keys()
     result = defend("random", workshop, data, dataclasses.replace(config, threshold=0.5))
     ((what, examples, settings, _),) = trained
     dropped = result.kept.scored.suspicion > 0.5
@@ -311,4 +311,4 @@ def test_every_defense_is_named_and_documented():
     keeping = importlib.import_module("forgetfilter.defenses.keeping").__doc__
     assert keeping.startswith("keeping: ")
     assert all(f"{name} is keeping(" in keeping for name in made_by_keeping)
-    assert all(defense.__doc__ for defense in all_defenses().values())
+    assert all(method.__doc__ for method in (*DEFENSES.values(), *FILTERS.values()))

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from forgetfilter.data.loading import load_data
-from forgetfilter.model.training import Hooks
+from forgetfilter.hooks import Hooks
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from forgetfilter import workshop as workshops
 from forgetfilter.config import StageConfig
 from forgetfilter.data.loading import load_data
 from forgetfilter.forgetting import ForgetFilter, finetune
-from forgetfilter.model.training import Hooks
+from forgetfilter.hooks import Hooks
 from forgetfilter.runs import Run
 from forgetfilter.workshop import Workshop
 

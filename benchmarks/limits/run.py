@@ -21,7 +21,7 @@ from cells import DEFAULTS, build_noisy, config_of
 
 from forgetfilter import ForgetFilter, ForgetFilterConfig
 from forgetfilter.experiments.cells import Cell, Cells
-from forgetfilter.experiments.filters import filter_constants
+from forgetfilter.experiments.filters import all_constants
 from forgetfilter.files import sha256
 from forgetfilter.filters import FILTERS
 from forgetfilter.methods import arguments
@@ -114,7 +114,7 @@ def what_makes(name: str, kind: str, config: ForgetFilterConfig) -> Cell:
         "files": {part: sha256(Path(str(path))) for part, path in files.items()},
         "filter": config.filter,
         "parameters": arguments(config.filter, FILTERS[config.filter], config.parameters),
-        "constants": filter_constants(config.filter),
+        "constants": all_constants(config.filter),
         "settings": config.identity(),
         "decision": config.decision(),
     }

@@ -25,8 +25,8 @@ from forgetfilter.evaluation.filter_quality import best_f1
 from forgetfilter.experiments.cells import Cell, Cells
 from forgetfilter.files import sha256
 from forgetfilter.filters.forgetting import FIRM_WEIGHT, LEAST_LEARNT
+from forgetfilter.hooks import Hooks
 from forgetfilter.model.reading import Reading, read
-from forgetfilter.model.training import Hooks
 from forgetfilter.runs import Run, git_sha, locked
 from forgetfilter.workshop import M0, Workshop
 

@@ -31,7 +31,7 @@ from forgetfilter.decision.opened import Opened, read_scores
 from forgetfilter.decision.rules import conformal
 from forgetfilter.evaluation.filter_quality import filter_quality, ranking_quality
 from forgetfilter.experiments.cells import Cell, Cells
-from forgetfilter.experiments.filters import filter_constants
+from forgetfilter.experiments.filters import all_constants
 from forgetfilter.files import sha256
 from forgetfilter.filters import FILTERS
 from forgetfilter.filters.probe import CLEAN_SHARE, learnt
@@ -81,7 +81,7 @@ def what_makes(name: str, config: ForgetFilterConfig, work: Path) -> Cell:
         "data": CELLS["report"][name],
         "files": {part: sha256(work / f"{part}.jsonl") for part in ("noisy", "safe")},
         "parameters": {of: arguments(of, FILTERS[of], config.parameters) for of in FILTER_NAMES},
-        "constants": {of: filter_constants(of) for of in FILTER_NAMES},
+        "constants": {of: all_constants(of) for of in FILTER_NAMES},
         "settings": config.identity(),
         "decision": config.decision(),
     }

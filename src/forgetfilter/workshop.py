@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +22,16 @@ from forgetfilter.data.loading import Data, load_rows
 from forgetfilter.data.tokenization import ChatTokenizer, Example, mean_length
 from forgetfilter.errors import RunError
 from forgetfilter.files import digest, whole_folder
+from forgetfilter.hooks import Hooks
 from forgetfilter.model import weights
+from forgetfilter.model.classifier import classify
 from forgetfilter.model.generation import complete
+from forgetfilter.model.gradients import gradients
 from forgetfilter.model.learner import Learner, load_learner
+from forgetfilter.model.memory import free_dropped_models
 from forgetfilter.model.reading import mean_log_probability, read
 from forgetfilter.model.states import POOLED, hidden_states
-from forgetfilter.model.training import Hooks, seconds_a_row, train
+from forgetfilter.model.training import seconds_a_row, train
 from forgetfilter.runs import Run, refuse_foreign
 from forgetfilter.shards import write_in_shards
 
@@ -326,6 +330,40 @@ class Workshop:
     def states_of(self, data: Data) -> tuple[np.ndarray, np.ndarray]:
         """M0's hidden states of the noisy and of the safe rows; see `states`. The run notes which are which."""
         return self.states(data.noisy.examples, "noisy"), self.states(data.safe.examples, "safe")
+
+    def gradients(self, examples: Sequence[Example], tokens: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """The gradient of M0's mean loss on each row, with respect to its adapter; nothing is kept.
+
+        Args:
+            examples: The rows.
+            tokens: Take the first so many trained tokens of each row; None for all.
+
+        Yields:
+            For each row that can be scored, its number and its gradient: (weights,) float32.
+        """
+        for row, gradient in gradients(self.become(None), examples, "M0: gradients", tokens):
+            yield row, gradient.cpu().numpy()
+
+    def other(self, model: str) -> "Workshop":
+        """A workshop of the same run for another model, such as a guard; this one's model leaves the memory."""
+        self.__dict__.pop("learner", None)
+        free_dropped_models()
+        config = dataclasses.replace(self.config, model_name_or_path=model)
+        return Workshop(M0.named(config), config, self.run)
+
+    def guard_kind(self, model: str) -> str:
+        """What kind of guard a model is (filters/guard.py); see `model.weights.guard_kind`."""
+        return weights.guard_kind(model, self.config)
+
+    def classify(self, model: str, texts: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+        """What a text classification model says of texts; this workshop's model leaves the memory.
+
+        Returns:
+            (texts, labels) logits, and the labels' names.
+        """
+        self.__dict__.pop("learner", None)
+        free_dropped_models()
+        return classify(model, texts, self.config)
 
     def _once(
         self,

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from forgetfilter import processes
-from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.config import MARKED, ForgetFilterConfig
 from forgetfilter.data.formats import Record, RowError, Turn, detect_format, read_row
-from forgetfilter.data.sources import Source, load_source
+from forgetfilter.data.sources import Source, load_source, row_ids
 from forgetfilter.data.tokenization import ChatTokenizer, Example
 from forgetfilter.errors import ConfigError, DataError
+from forgetfilter.marks import Marks
 
 SHOWN = 20
 """Malformed rows named in an error before the rest is only counted."""
@@ -75,11 +76,23 @@ class Data:
         noisy: The noisy data.
         safe: The safe data.
         notions: In which respects the rows are safe or unsafe, if known: names of safety measures, such as bias.
+        unsafe: Rows known to be unsafe, for the filters that need some.
     """
 
     noisy: Rows
     safe: Rows
     notions: Sequence[str] = ()
+    unsafe: Rows | None = None
+
+    def known_unsafe(self) -> list[Example]:
+        """The rows known to be unsafe.
+
+        Raises:
+            ConfigError: If none are given.
+        """
+        if self.unsafe is None:
+            raise ConfigError("no rows known to be unsafe: give --unsafe_dataset_name.")
+        return self.unsafe.trainable()
 
     def facts(self) -> dict[str, Any]:
         """Fingerprints of both data sets."""
@@ -91,7 +104,23 @@ def load_data(config: ForgetFilterConfig, chat: ChatTokenizer, noisy: Any = None
     noisy_rows = load_rows(config.dataset_name if noisy is None else noisy, "dataset_name", chat, config)
     require_column(noisy_rows.source, config.label_column)
     safe_rows = load_rows(config.safe_dataset_name if safe is None else safe, "safe_dataset_name", chat, config)
-    return Data(noisy_rows, safe_rows)
+    return Data(noisy_rows, safe_rows, unsafe=_unsafe(noisy_rows, chat, config))
+
+
+def _unsafe(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Rows | None:
+    """The rows known to be unsafe: those of a file, or those of the noisy rows that a person marked in the run."""
+    if config.unsafe_dataset_name is None:
+        return None
+    if config.unsafe_dataset_name != MARKED:
+        return load_rows(config.unsafe_dataset_name, "unsafe_dataset_name", chat, config)
+    marks = Marks(Path(str(config.output_dir)), row_ids(noisy.source), config.seed).all()
+    unsafe = [row for row, mark in marks.items() if mark.unsafe]
+    if not unsafe:
+        raise ConfigError(
+            f"--unsafe_dataset_name {MARKED}: no row is marked unsafe in {config.output_dir}. "
+            f"`forgetfilter review {config.output_dir}` marks some."
+        )
+    return noisy.select(sorted(unsafe))
 
 
 def load_rows(data: Any, flag: str, chat: ChatTokenizer, config: ForgetFilterConfig) -> Rows:

@@ -54,6 +54,11 @@ class Example:
         """Whether any token is trained and scored."""
         return any(label != IGNORED for label in self.labels)
 
+    @property
+    def trained_tokens(self) -> int:
+        """Number of tokens that are trained and scored; a row's first token is never predicted."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
     def prompts(self) -> list[list[int]]:
         """The token ids before each of the trained turns."""
         marks = [label != IGNORED for label in self.labels]

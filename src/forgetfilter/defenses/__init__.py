@@ -17,7 +17,8 @@ from forgetfilter.defenses.result import Result
 from forgetfilter.defenses.safeinstr import safeinstr
 from forgetfilter.defenses.safety_finetuning import safety_finetuning
 from forgetfilter.defenses.self_correction import self_correction
-from forgetfilter.filters import FILTERS
+from forgetfilter.defenses.toss_tokens import toss_tokens
+from forgetfilter.filters import FILTERS, arguments_of, filter_constants, filter_named
 from forgetfilter.methods import arguments, constants
 from forgetfilter.workshop import Workshop
 
@@ -33,15 +34,26 @@ DEFENSES: dict[str, Defense] = {
     "forget_filter_self_correction": forget_filter_self_correction,
     "safeinstr": safeinstr,
     "lisa": lisa,
+    "toss_tokens": toss_tokens,
 }
 """By the names compare.yaml uses."""
 KEPT_BY = {"forget_filter": "forgetting", "forget_filter_self_correction": "forgetting"}
 """Defense -> the filter that decides which rows it keeps."""
 
 
-def all_defenses() -> dict[str, Defense]:
-    """Every defense by name: those above, and for each filter the one that finetunes on what it keeps."""
-    return {**{name: keeping(name) for name in FILTERS}, **DEFENSES}
+def names() -> list[str]:
+    """Every defense's name: those above, and each filter's, for the one that finetunes on what it keeps."""
+    return [*DEFENSES, *FILTERS]
+
+
+def filter_of(name: str) -> str | None:
+    """The filter that a defense keeps rows by; None if it keeps all, or there is no such defense."""
+    return KEPT_BY.get(name, name if name not in DEFENSES and filter_named(name) is not None else None)
+
+
+def exists(name: str) -> bool:
+    """Whether there is a defense of this name, also one by several filters together (forgetting+column)."""
+    return name in DEFENSES or filter_of(name) is not None
 
 
 def parameters_of(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
@@ -50,19 +62,20 @@ def parameters_of(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
     Raises:
         ConfigError: If one is unknown or missing.
     """
-    by = name if name in FILTERS else KEPT_BY.get(name)
-    own = {} if name in FILTERS else arguments(name, DEFENSES[name], config.parameters)
-    return own if by is None else {**own, by: arguments(by, FILTERS[by], config.parameters)}
+    by = filter_of(name)
+    own = arguments(name, DEFENSES[name], config.parameters) if name in DEFENSES else {}
+    return own if by is None else {**own, by: arguments_of(by, config)}
 
 
 def constants_of(name: str) -> dict[str, Any]:
     """Every constant that a defense's model depends on: those of its own file, of the rules and of config.py."""
-    by = name if name in FILTERS else KEPT_BY.get(name)
-    methods = [method for method in (DEFENSES.get(name), FILTERS.get(by or "")) if method is not None]
-    return constants(config_module, rules, *methods)
+    by = filter_of(name)
+    own = [DEFENSES[name]] if name in DEFENSES else []
+    return {**constants(config_module, rules, *own), **({} if by is None else filter_constants(by))}
 
 
 def defend(name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig) -> Result:
     """The model that a defense of this name makes, with the parameters that the config gives it."""
-    own = {} if name in FILTERS else arguments(name, DEFENSES[name], config.parameters)
-    return all_defenses()[name](workshop, data, config, **own)
+    if name not in DEFENSES:
+        return keeping(name)(workshop, data, config)
+    return DEFENSES[name](workshop, data, config, **arguments(name, DEFENSES[name], config.parameters))

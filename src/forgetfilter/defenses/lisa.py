@@ -16,7 +16,7 @@ from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import Example
 from forgetfilter.defenses.result import Result, budget
-from forgetfilter.model.training import Hooks
+from forgetfilter.hooks import Hooks
 from forgetfilter.workshop import Workshop
 
 

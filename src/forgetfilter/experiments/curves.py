@@ -24,8 +24,8 @@ from forgetfilter.data.tokenization import Example
 from forgetfilter.errors import ConfigError
 from forgetfilter.experiments.pictures import require_plots, save
 from forgetfilter.filters.forgetting import review_settings
+from forgetfilter.hooks import Hooks
 from forgetfilter.model.reading import mean_log_probability, read
-from forgetfilter.model.training import Hooks
 from forgetfilter.report.compare_page import write_compare_page
 from forgetfilter.runs import Run, locked
 from forgetfilter.workshop import M0, Workshop

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.defenses import KEPT_BY, defend, parameters_of
+from forgetfilter.defenses import defend, filter_of, parameters_of
 from forgetfilter.defenses.result import Result
 from forgetfilter.errors import ConfigError
 from forgetfilter.evaluation.ask import MEASURES
@@ -15,7 +15,6 @@ from forgetfilter.experiments.cells import Cell
 from forgetfilter.experiments.pictures import require_plots, save
 from forgetfilter.experiments.trial import Trial, TrialSettings
 from forgetfilter.files import whole_file
-from forgetfilter.filters import FILTERS
 from forgetfilter.model.memory import free_dropped_models
 from forgetfilter.report.compare_page import write_compare_page
 from forgetfilter.summary import show
@@ -64,7 +63,7 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     trial = Trial(config, settings, {"name": "defenses"})
     seeds = settings.seeds or [config.seed]
     # The noisy stage of a filter gives the same model as the defense `none`, which then need not train it.
-    filters_first = sorted(settings.defenses, key=lambda name: name not in (*KEPT_BY, *FILTERS))
+    filters_first = sorted(settings.defenses, key=lambda name: filter_of(name) is None)
     with trial.opened():
         cells: list[Cell] = []
         planned = [(seed, name) for seed in seeds for name in filters_first if name != "base" or seed == seeds[0]]

@@ -22,8 +22,8 @@ from forgetfilter.errors import ConfigError
 from forgetfilter.evaluation.filter_quality import ranking_quality
 from forgetfilter.experiments.cells import Cell, Cells
 from forgetfilter.files import whole_file
-from forgetfilter.filters import FILTERS, require_filters, score
-from forgetfilter.methods import arguments, constants
+from forgetfilter.filters import arguments_of, filter_constants, require_filters, score
+from forgetfilter.methods import constants
 from forgetfilter.model.memory import free_dropped_models
 from forgetfilter.report.compare_page import write_compare_page
 from forgetfilter.runs import Run, git_sha, locked
@@ -97,9 +97,9 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
 def _cell(workshop: Workshop, data: Data, name: str) -> Cell:
     """One filter under one seed: every row's score and decision, and the figures."""
     config, run = workshop.config, workshop.run
-    parameters = arguments(name, FILTERS[name], config.parameters)
+    parameters = arguments_of(name, config)
     shared = {part: run.manifest[part] for part in ("model", "noisy", "safe")}
-    own = {"filter": name, "parameters": parameters, "constants": filter_constants(name)}
+    own = {"filter": name, "parameters": parameters, "constants": all_constants(name)}
     made_of = {**shared, **own, "settings": config.identity(), "decision": decision_settings(config)}
 
     def make() -> Cell:
@@ -122,9 +122,9 @@ def _cell(workshop: Workshop, data: Data, name: str) -> Cell:
     return Cells(run.folder / "cells").once(f"{name}-{config.seed}", made_of, make)
 
 
-def filter_constants(name: str) -> dict[str, Any]:
+def all_constants(name: str) -> dict[str, Any]:
     """Every constant that a filter's scores and decisions depend on: of its own file, of the rules and of config.py."""
-    return constants(config_module, rules, FILTERS[name])
+    return {**constants(config_module, rules), **filter_constants(name)}
 
 
 def table(found: dict[str, list[Cell]]) -> str:

@@ -15,7 +15,7 @@ from forgetfilter.data.loading import Data, load_data, load_rows, stored_labels
 from forgetfilter.decision.decide import check_marks
 from forgetfilter.decision.opened import decision_settings
 from forgetfilter.decision.outputs import decision_figures
-from forgetfilter.defenses import all_defenses, constants_of, parameters_of
+from forgetfilter.defenses import constants_of, exists, names, parameters_of
 from forgetfilter.defenses.result import Result
 from forgetfilter.defenses.self_correction import SENTENCES, words
 from forgetfilter.errors import ConfigError
@@ -72,10 +72,9 @@ class TrialSettings:
         """Raise ConfigError unless all of them are known, and named once."""
         if len(set(defenses)) < len(defenses):
             raise ConfigError(f"defenses: {', '.join(defenses)}; name each once.")
-        known = all_defenses()
-        unknown = [name for name in defenses if name not in known]
+        unknown = [name for name in defenses if not exists(name)]
         if unknown or not defenses:
-            raise ConfigError(f"defenses: {', '.join(unknown) or 'none named'}; there are {', '.join(known)}.")
+            raise ConfigError(f"defenses: {', '.join(unknown) or 'none named'}; there are {', '.join(names())}.")
 
 
 class Trial:
@@ -86,7 +85,7 @@ class Trial:
         require_run_data(config)
         if processes.count() > 1:
             raise ConfigError(f"recipe {recipe['name']} needs a single process.")
-        require_known(config.parameters, all_defenses())
+        require_known(config.parameters, names())
         self.config, self.settings, self.recipe = config, settings, recipe
         asked = load_questions(settings.evaluate, settings.max_questions, config.seed)
         m0 = M0.named(config)

@@ -5,16 +5,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forgetfilter import old_runs, processes
-from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.config import MARKED, ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.errors import ConfigError
 from forgetfilter.files import digest, sha256
+from forgetfilter.filters.anchor_gradients import anchor_gradients
+from forgetfilter.filters.column import column
 from forgetfilter.filters.forgetting import forgetting
 from forgetfilter.filters.forgetting_rouge1 import forgetting_rouge1
+from forgetfilter.filters.gradient_norm import gradient_norm
+from forgetfilter.filters.guard import guard
+from forgetfilter.filters.hidden_safe_noisy import hidden_safe_noisy
+from forgetfilter.filters.larf import larf
+from forgetfilter.filters.length import length
 from forgetfilter.filters.m0_loss import m0_loss
 from forgetfilter.filters.neutral_review import neutral_review
 from forgetfilter.filters.probe import probe
 from forgetfilter.filters.random import random
+from forgetfilter.filters.safe_only import safe_only, safe_only_drop
+from forgetfilter.filters.seal import seal
+from forgetfilter.filters.second_split import second_split
+from forgetfilter.filters.self_judge import self_judge
+from forgetfilter.filters.together import JOIN, together
+from forgetfilter.filters.toss import toss
 from forgetfilter.filters.words import words
 from forgetfilter.methods import arguments, constants, require_known
 from forgetfilter.scored import Scored
@@ -25,27 +38,85 @@ if TYPE_CHECKING:
 Filter = Callable[..., Scored]
 """Takes a workshop, data and config; its keyword-only arguments are its parameters."""
 FILTERS: dict[str, Filter] = {
+    "probe": probe,
     "forgetting": forgetting,
     "forgetting_rouge1": forgetting_rouge1,
-    "probe": probe,
+    "safe_only": safe_only,
+    "safe_only_drop": safe_only_drop,
+    "second_split": second_split,
+    "seal": seal,
+    "hidden_safe_noisy": hidden_safe_noisy,
     "m0_loss": m0_loss,
+    "self_judge": self_judge,
+    "gradient_norm": gradient_norm,
     "words": words,
-    "neutral_review": neutral_review,
+    "length": length,
     "random": random,
+    "neutral_review": neutral_review,
+    "larf": larf,
+    "anchor_gradients": anchor_gradients,
+    "toss": toss,
+    "guard": guard,
+    "column": column,
 }
-"""By the names that --filter takes."""
+"""By the names that --filter takes; `filter_named` also takes several of them, joined by +."""
+NEED_UNSAFE = ("larf", "anchor_gradients", "toss")
+"""Filters that learn from rows known to be unsafe."""
+
+
+def filter_named(name: str) -> Filter | None:
+    """A filter, or several as one (forgetting+column); None if there is no such filter."""
+    names = parts_of(name)
+    if any(part not in FILTERS for part in names):
+        return None
+    return FILTERS[name] if len(names) == 1 else together(names)
+
+
+def parts_of(name: str) -> list[str]:
+    """The filters that a name stands for: several where it joins them."""
+    return name.split(JOIN)
+
+
+def arguments_of(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
+    """Every parameter that a filter's scores depend on, with its value.
+
+    Raises:
+        ConfigError: If there is no such filter, or a parameter is unknown or missing.
+    """
+    method = filter_named(name)
+    if method is None:
+        raise ConfigError(f"filter {name}: choose among {', '.join(FILTERS)}, or join several by {JOIN}.")
+    if len(parts_of(name)) > 1:
+        return {part: arguments(part, FILTERS[part], config.parameters) for part in parts_of(name)}
+    return arguments(name, method, config.parameters)
+
+
+def made_from(name: str, config: ForgetFilterConfig) -> list[str]:
+    """The filters that a filter's scores are made from: itself or those it joins, and the witness of a probe.
+
+    Raises:
+        ConfigError: If one of them does not exist, or a parameter is unknown or missing.
+    """
+    found = []
+    arguments_of(name, config)
+    for part in parts_of(name):
+        witness = arguments_of(part, config).get("on")
+        if witness is not None and (filter_named(witness) is None or "probe" in parts_of(witness)):
+            raise ConfigError(f"parameters.{part}.on: no filter to learn from is called {witness}.")
+        found += [part, *(parts_of(witness) if witness else [])]
+    return found
 
 
 def require_filters(config: ForgetFilterConfig) -> None:
-    """Raise ConfigError unless every filter and parameter that the config names exists."""
-    unknown = [name for name in config.filters if name not in FILTERS]
-    if unknown:
-        raise ConfigError(f"filter {', '.join(unknown)}: choose among {', '.join(FILTERS)}.")
+    """Raise ConfigError unless every filter and parameter that the config names exists, and the data it needs."""
     require_known(config.parameters, FILTERS)
     for name in config.filters:
-        witness = arguments(name, FILTERS[name], config.parameters).get("on", "forgetting")
-        if witness not in FILTERS or witness == name == "probe":
-            raise ConfigError(f"parameters.{name}.on: no filter to learn from is called {witness}.")
+        for part in made_from(name, config):
+            if part in NEED_UNSAFE and config.unsafe_dataset_name is None:
+                raise ConfigError(
+                    f"filter {part} needs rows that are known to be unsafe: --unsafe_dataset_name FILE, or "
+                    f"--unsafe_dataset_name {MARKED} for those that you marked in a review of this run."
+                )
 
 
 def score(workshop: "Workshop", data: Data, name: str) -> Scored:
@@ -78,14 +149,18 @@ def scores_of(workshop: "Workshop", data: Data, name: str) -> Scored:
 def _scored_part(workshop: "Workshop", data: Data, name: str) -> str:
     """The part of the run that holds a filter's scores, which are made now if they do not exist."""
     config, run = workshop.config, workshop.run
-    parameters = arguments(name, FILTERS[name], config.parameters)
+    parameters = arguments_of(name, config)
     made_of = [*_made_of_filter(name, config), workshop.m0.sha256, data.facts(), config.identity()]
-    if "on" in parameters:  # it learns from another filter, and what makes that one's scores makes its own
-        made_of.append(_made_of_filter(parameters["on"], config))
+    others = made_from(name, config)
+    made_of += [_made_of_filter(part, config) for part in others if part != name]
+    if data.unsafe is not None and set(others) & set(NEED_UNSAFE):
+        made_of.append(data.unsafe.facts())
     key = digest(made_of)
     part = f"scored/{name}-{key}"
     if not run.done(part, key):
-        scored = FILTERS[name](workshop, data, config, **parameters)
+        method = filter_named(name)
+        assert method is not None, "arguments_of has found it"
+        scored = method(workshop, data, config, **(parameters if len(parts_of(name)) == 1 else {}))
         if processes.first():
             scored.save(run.folder / f"{part}.parquet")
         processes.together()
@@ -95,9 +170,14 @@ def _scored_part(workshop: "Workshop", data: Data, name: str) -> str:
 
 def _made_of_filter(name: str, config: ForgetFilterConfig) -> list[Any]:
     """A filter's name, parameters and constants, and hashes of the files that its parameters name."""
-    parameters = arguments(name, FILTERS[name], config.parameters)
+    parameters = arguments_of(name, config)
     files = {str(value): sha256(Path(value)) for value in parameters.values() if _is_file(value)}
-    return [name, parameters, constants(FILTERS[name]), files]
+    return [name, parameters, filter_constants(name), files]
+
+
+def filter_constants(name: str) -> dict[str, Any]:
+    """The constants of the files that a filter's scores are made in."""
+    return constants(*(FILTERS[part] for part in parts_of(name)))
 
 
 def _is_file(value: object) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from forgetfilter.data.tokenization import IGNORED, Example
+from forgetfilter.data.tokenization import Example
 from forgetfilter.errors import TrainingError
 from forgetfilter.model.batches import label_logits
 from forgetfilter.model.learner import Learner
@@ -66,7 +66,7 @@ def _read_batch(learner: Learner, rows: Sequence[Example]) -> list[Reading]:
             logits, targets = label_logits(learner.model, inputs)
             parts = list(zip(logits.split(LOGITS), targets.split(LOGITS), strict=True))
             log_probs = torch.cat([-cross_entropy(part.float(), target, reduction="none") for part, target in parts])
-        counts = [sum(label != IGNORED for label in row.labels[1:]) for row in rows]
+        counts = [row.trained_tokens for row in rows]
         scores, favourites = log_probs.cpu().split(counts), logits.argmax(-1).cpu().split(counts)
         return [Reading(s.numpy(), f.tolist()) for s, f in zip(scores, favourites, strict=True)]
     except torch.OutOfMemoryError as error:

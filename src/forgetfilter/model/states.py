@@ -54,7 +54,7 @@ def _pooled(learner: Learner, lower: Any, rows: Sequence[Example]) -> np.ndarray
     trained = inputs.pop("labels") != IGNORED
     with learner.mixed, one_memory_error():
         states = lower(**inputs, use_cache=False).last_hidden_state[trained].float()
-    counts = [sum(label != IGNORED for label in row.labels[1:]) for row in rows]
+    counts = [row.trained_tokens for row in rows]
     pooled = [torch.stack([own.mean(0), own[-1]]) for own in states.cpu().split(counts)]
     limit = torch.finfo(torch.float16).max
     return torch.stack(pooled).clamp(-limit, limit).half().numpy()

@@ -6,9 +6,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from forgetfilter.config import StageSettings
 from forgetfilter.data.tokenization import Example
 from forgetfilter.errors import TrainingError
 from forgetfilter.files import sha256, whole_file
+from forgetfilter.hooks import Hooks
 from forgetfilter.model.batches import label_logits
 from forgetfilter.model.learner import Learner
 from forgetfilter.model.memory import RELEASE_EVERY, one_memory_error, release_freed_memory
@@ -32,25 +31,6 @@ from forgetfilter.progress import progress
 
 WHOLE = "whole.json"
 """File that marks a checkpoint as completely written, with the checksums of the others."""
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """What a method does inside a training. Checkpoints do not hold its state, so such a training is not resumed.
-
-    Attributes:
-        before: Called once, before the first step.
-        each_step: Called after each optimiser step with its number, from 1.
-        penalty: Gives a term that depends on the current weights and is added to each step's loss; None adds nothing.
-        perturbed: For methods that make two passes per step, such as sharpness-aware ones. It is called with the model
-            when this has the gradients of the first pass, and gives the context in which the second pass runs. Only
-            the gradients of the second pass are used.
-    """
-
-    before: Callable[[], object] | None = None
-    each_step: Callable[[int], object] | None = None
-    penalty: Callable[[], Tensor | None] | None = None
-    perturbed: Callable[[Any], AbstractContextManager[object]] | None = None
 
 
 class _Progress(TrainerCallback):
@@ -124,10 +104,12 @@ class _Trainer(SFTTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         logits, targets = label_logits(model, inputs)
-        total = cross_entropy(logits.float(), targets, reduction="sum")
-        if num_items_in_batch is None:
-            loss = total / len(targets)
+        if self.hooks.loss is not None:
+            loss = self.hooks.loss(cross_entropy(logits.float(), targets, reduction="none"))
+        elif num_items_in_batch is None:
+            loss = cross_entropy(logits.float(), targets)
         else:  # gradients are averaged over processes
+            total = cross_entropy(logits.float(), targets, reduction="sum")
             loss = total / num_items_in_batch * self.accelerator.num_processes
         self.losses = self.losses + loss.detach()
         penalty = self.hooks.penalty and self.hooks.penalty()

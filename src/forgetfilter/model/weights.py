@@ -11,7 +11,7 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from forgetfilter.config import EMBEDDED_MODEL, ForgetFilterConfig
-from forgetfilter.errors import ModelError
+from forgetfilter.errors import ConfigError, ModelError
 from forgetfilter.files import sha256, whole_folder
 
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -90,21 +90,44 @@ def _convert_embedded(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def guard_kind(name: str, config: ForgetFilterConfig) -> str:
+    """The kind of a guard model, by its architecture and its chat template (filters/guard.py).
+
+    Raises:
+        ConfigError: If it is none of those known.
+    """
+    folder = find_weights(name)
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if any("SequenceClassification" in architecture for architecture in described.get("architectures") or []):
+        return "classifier"
+    template = str(load_tokenizer(folder, config).chat_template or "")
+    if "Controversial" in template:
+        return "qwen3guard"
+    if "unsafe" in template:
+        return "llama_guard"
+    if "wildguard" in name.lower():
+        return "wildguard"
+    raise ConfigError(
+        f"{name}: no guard whose answers are known. If it answers as one of these does, name the kind: "
+        "`parameters: {guard: {kind: qwen3guard}}`, llama_guard or wildguard."
+    )
+
+
 def weights_hash(folder: Path) -> str:
     """SHA-256 over a model's safetensors, in the order of their names."""
     return sha256(*sorted(folder.glob("*.safetensors")))
 
 
-def load_tokenizer(folder: Path, config: ForgetFilterConfig) -> PreTrainedTokenizerBase:
-    """A model's tokenizer, with a padding token."""
+def load_tokenizer(folder: Path, config: ForgetFilterConfig, *, ends: bool = True) -> PreTrainedTokenizerBase:
+    """A model's tokenizer, with a padding token; `ends`: it must have an end-of-sequence token, as text models do."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # the libraries raise dozens of kinds over files of odd shape
         raise ModelError(f"{folder}: its tokenizer cannot be loaded: {type(error).__name__}: {error}") from error
-    if tokenizer.eos_token is None:
+    if ends and tokenizer.eos_token is None:
         raise ModelError(f"{folder}: its tokenizer has no end-of-sequence token, so the model could not learn to stop.")
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
 
 

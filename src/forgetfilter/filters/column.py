@@ -1,0 +1,46 @@
+"""column: scores that the noisy data already has, such as those of a moderation service or a guard model."""
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.loading import Data, require_column
+from forgetfilter.errors import DataError
+from forgetfilter.scored import Scored
+
+if TYPE_CHECKING:
+    from forgetfilter.workshop import Workshop
+
+
+def column(
+    workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, column: str, higher_is_safer: bool = False
+) -> Scored:
+    """The number in a column of each row; rows without one are not scored.
+
+    Args:
+        workshop: Not used.
+        data: The noisy data.
+        config: Not used.
+        column: The column's name.
+        higher_is_safer: Take the numbers' negatives.
+
+    Raises:
+        DataError: If no row has the column, or a value is no number; names file and line.
+    """
+    source = data.noisy.source
+    require_column(source, column, "parameters.column.column")
+    found = np.full(len(source), np.nan)
+    for row, record in enumerate(source.rows()):
+        value = record.get(column)
+        if value is None or value == "":
+            continue
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise DataError(f"{source.place(row)}: {column!r} is {value!r}, expected a number or nothing")
+        found[row] = -number if higher_is_safer else number
+    return Scored(found)

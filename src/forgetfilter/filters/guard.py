@@ -1,0 +1,179 @@
+"""guard: a guard model's verdict on each row, or a text classifier's.
+
+Three kinds, told apart by themselves unless `kind` names one:
+
+- `classifier`: a text classification model (Detoxify, a DeBERTa guard). Score: log-odds of its unsafe labels.
+- `qwen3guard`: Qwen3Guard-Gen (arXiv 2510.14276) answers "Safety: Safe", "Safety: Controversial" or "Safety: Unsafe".
+- `llama_guard`: Llama Guard (arXiv 2312.06674) answers "safe" or "unsafe" and the categories.
+- `wildguard`: WildGuard (arXiv 2406.18495) answers three questions, the third about the response. It has no chat
+  template, so it needs `template`, a file with its prompt.
+
+Nothing is generated. A generative guard is asked how likely it finds each of its possible answers, so the score is
+log P(unsafe ones) - log P(safe ones), whose sign is the verdict that it would give.
+"""
+
+import re
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.special import logsumexp
+
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.formats import Turn, read_row
+from forgetfilter.data.loading import Data
+from forgetfilter.data.tokenization import IGNORED, Example
+from forgetfilter.errors import ConfigError
+from forgetfilter.scored import NO_PROMISE, Scale, Scored
+
+if TYPE_CHECKING:
+    from forgetfilter.workshop import Workshop
+
+WILDGUARD = "Harmful request: {}\nResponse refusal: {}\nHarmful response: {}"
+VERDICTS = {
+    "qwen3guard": (("Safety: Unsafe", "Safety: Controversial"), ("Safety: Safe",)),
+    "llama_guard": (("\n\nunsafe",), ("\n\nsafe",)),
+    "wildguard": tuple(
+        tuple(WILDGUARD.format(request, refusal, harmful) for request, refusal in product(("yes", "no"), repeat=2))
+        for harmful in ("yes", "no")
+    ),
+}
+"""Kind -> the unsafe and the safe answers it can give, as far as the verdict goes."""
+INSTRUCTIONS = 1024
+"""Tokens that a guard's own instructions may have, beside a row of max_length tokens."""
+UNSAFE_LABELS = (
+    "unsafe",
+    "toxic",
+    "toxicity",
+    "harmful",
+    "hate",
+    "offensive",
+    "nsfw",
+    "jailbreak",
+    "label_1",
+)
+"""Labels of classifiers that count as unsafe, in small letters."""
+
+
+def guard(
+    workshop: "Workshop",
+    data: Data,
+    config: ForgetFilterConfig,
+    *,
+    model: str,
+    kind: str = "auto",
+    template: str | None = None,
+    unsafe_labels: str | None = None,
+    reads_prompt: bool = False,
+    controversial_is_unsafe: bool = True,
+) -> Scored:
+    """Log-odds of unsafe, above 0 = the guard would say unsafe.
+
+    Args:
+        workshop: Reads the guard in place of M0.
+        data: The noisy data.
+        config: All settings.
+        model: Hub id or folder of the guard.
+        kind: classifier, qwen3guard, llama_guard, wildguard, or auto.
+        template: File with the prompt of a generative guard, with {prompt} and {response} in it; by default its chat
+            template makes the prompt.
+        unsafe_labels: A classifier's labels that count as unsafe, comma-separated; by default those in UNSAFE_LABELS.
+        reads_prompt: Give a classifier prompt and answer; by default it reads the answer alone.
+        controversial_is_unsafe: Whether Qwen3Guard's middle verdict counts as unsafe; else as safe.
+
+    Raises:
+        ConfigError: If the guard's kind cannot be told, or none of its labels is known.
+        ModelError: If it cannot be loaded.
+    """
+    rows = [split(read_row(record, data.noisy.row_format)) for record in data.noisy.source.rows()]
+    if kind not in ("auto", "classifier", *VERDICTS):
+        raise ConfigError(f"parameters.guard.kind is {kind}: choose among auto, classifier, {', '.join(VERDICTS)}.")
+    found = workshop.guard_kind(model) if kind == "auto" else kind
+    if found == "classifier":
+        texts = [f"{prompt}\n\n{answer}" if reads_prompt else answer for prompt, answer in rows]
+        suspicion = _odds(*workshop.classify(model, texts), unsafe_labels, model)
+    else:
+        unsafe, safe = VERDICTS[found]
+        if found == "qwen3guard" and not controversial_is_unsafe:
+            unsafe, safe = unsafe[:1], (*safe, unsafe[1])
+        suspicion = _asked(workshop.other(model), rows, unsafe, safe, template)
+    suspicion[[not answer.strip() for _, answer in rows]] = np.nan
+    return Scored(suspicion, scale=Scale(0.0, says="the guard finds unsafe likelier than safe" + NO_PROMISE))
+
+
+def split(turns: Sequence[Turn]) -> tuple[str, str]:
+    """What a guard reads of a row: all before the last trained turn as the prompt, and that turn as the answer."""
+    last = max((place for place, turn in enumerate(turns) if turn.trained), default=len(turns) - 1)
+    before = [turn for turn in turns[:last] if turn.role != "system"]
+    if len(before) == 1:
+        return before[0].content, turns[last].content
+    return "\n\n".join(f"{turn.role.capitalize()}: {turn.content}" for turn in before), turns[last].content
+
+
+def _odds(logits: np.ndarray, labels: Sequence[str], wanted: str | None, model: str) -> np.ndarray:
+    """(rows,) log-odds of the unsafe labels against all others; the largest of their logits if there are no others."""
+    names = UNSAFE_LABELS if wanted is None else tuple(name.strip().lower() for name in wanted.split(","))
+    unsafe = np.array([label.lower() in names for label in labels])
+    if not unsafe.any():
+        raise ConfigError(
+            f"{model}: its labels are {', '.join(labels)}, none of them {', '.join(names)}. Name the unsafe ones: "
+            "`parameters: {guard: {unsafe_labels: NAME}}`."
+        )
+    if unsafe.all():
+        largest: np.ndarray = logits.max(1).astype(float)
+        return largest
+    odds: np.ndarray = np.asarray(logsumexp(logits[:, unsafe], axis=1) - logsumexp(logits[:, ~unsafe], axis=1), float)
+    return odds
+
+
+def _asked(
+    workshop: "Workshop",
+    rows: Sequence[tuple[str, str]],
+    unsafe: Sequence[str],
+    safe: Sequence[str],
+    template: str | None,
+) -> np.ndarray:
+    """(rows,) log P(unsafe answers) - log P(safe answers) by a generative guard."""
+    tokenizer = workshop.m0.tokenizer
+    if template is None and tokenizer.chat_template is None:
+        raise ConfigError(
+            f"{workshop.m0.folder}: this guard has no chat template. Write its prompt to a file, with {{prompt}} and "
+            "{response} where the row's texts go, and name it: `parameters: {guard: {template: FILE}}`."
+        )
+    form = None if template is None else Path(template).read_text(encoding="utf-8")
+    longest = workshop.m0.max_length + INSTRUCTIONS
+    prompts = [_prompt(tokenizer, prompt, answer, form, longest) for prompt, answer in rows]
+    totals = []
+    for verdict in (*unsafe, *safe):
+        ids = tokenizer(verdict, add_special_tokens=False)["input_ids"]
+        examples = [Example([*own, *ids], [IGNORED] * len(own) + ids, len(own), verdict, cut=False) for own in prompts]
+        totals.append([row.values.to_numpy().sum() for row in workshop.read(examples).token_log_probs])
+    likelihoods = np.array(totals, float)  # (verdicts, rows)
+    found: np.ndarray = logsumexp(likelihoods[: len(unsafe)], axis=0) - logsumexp(likelihoods[len(unsafe) :], axis=0)
+    return found
+
+
+def _prompt(tokenizer: Any, prompt: str, answer: str, form: str | None, longest: int) -> list[int]:
+    """Token ids of what the guard is asked, by a form or by its chat template; texts too long lose their ends."""
+    while True:
+        asked, said = (_harmless(tokenizer, text) for text in (prompt, answer))
+        if form is not None:
+            pieces = re.split(r"(\{prompt\}|\{response\})", form)  # in one go: a row may spell the marks
+            text = "".join({"{prompt}": asked, "{response}": said}.get(piece, piece) for piece in pieces)
+        else:
+            turns = [{"role": "user", "content": asked or " "}, {"role": "assistant", "content": said or " "}]
+            text = tokenizer.apply_chat_template(turns, tokenize=False)
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if len(ids) <= longest or not (prompt or answer):
+            return ids
+        prompt, answer = prompt[: len(prompt) * 3 // 4], answer[: len(answer) * 3 // 4]
+
+
+def _harmless(tokenizer: Any, text: str) -> str:
+    """The text with its special tokens broken, so that a row cannot write the guard's verdict itself."""
+    for token in {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}:
+        if len(token) > 1:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text

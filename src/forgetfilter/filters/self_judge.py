@@ -1,0 +1,66 @@
+"""self_judge: M0 itself is asked whether the answer is safe; what counts is how likely it finds "yes" and "no".
+
+The cheapest judge there is, since M0 is at hand. Kadavath et al. (arXiv 2207.05221) read a model's belief in its own
+answers from the likelihood of such a word.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.formats import RowError, Turn, read_row
+from forgetfilter.data.loading import Data
+from forgetfilter.data.tokenization import ChatTokenizer, Example
+from forgetfilter.scored import Scored
+
+if TYPE_CHECKING:
+    from forgetfilter.workshop import Workshop
+
+QUESTION = "Is this answer safe, that is: free of insults, stereotypes and anything that could harm people?"
+YES, NO = "Yes", "No"
+
+
+def self_judge(workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, question: str = QUESTION) -> Scored:
+    """Log P("No") - log P("Yes"), in nats.
+
+    Args:
+        workshop: Reads M0.
+        data: The noisy data.
+        config: All settings.
+        question: What is asked of each row, after its text; yes means safe. Your own notion goes here.
+    """
+    chat = workshop.m0.chat
+    texts = [conversation(read_row(record, data.noisy.row_format)) for record in data.noisy.source.rows()]
+    said = []
+    for word in (NO, YES):
+        asked = [_asked(chat, text, question, word) for text in texts]
+        said.append(_totals(workshop.read(asked).token_log_probs))
+    suspicion = said[0] - said[1]
+    unscored = [not example.scorable for example in data.noisy.examples]
+    suspicion[unscored] = np.nan
+    return Scored(suspicion)
+
+
+def conversation(turns: list[Turn]) -> str:
+    """A row as one text, each message after its role."""
+    return "\n\n".join(f"{turn.role.capitalize()}: {turn.content}" for turn in turns)
+
+
+def _asked(chat: ChatTokenizer, text: str, question: str, word: str) -> Example:
+    """The question as a row, with the word as its answer; a text that is too long loses its end."""
+    while True:
+        asked = Turn("user", f"{text}\n\n{question} Answer {YES} or {NO}.", trained=False)
+        try:
+            example = chat.encode([asked, Turn("assistant", word, trained=True)])
+        except RowError:  # the template refuses the text: the row has no score
+            return Example([], [], 0, word, cut=False)
+        if (example.scorable and not example.cut) or not text:
+            return example
+        text = text[: len(text) * 3 // 4]
+
+
+def _totals(log_probs: pa.ListArray) -> np.ndarray:
+    """(rows,) log-likelihood of each answer; NaN where there is none."""
+    return np.array([row.values.to_numpy().sum() if row.is_valid else np.nan for row in log_probs], float)

@@ -1,0 +1,60 @@
+"""toss: which tokens does a model finetuned on unsafe rows like, and one finetuned on safe rows does not?
+
+TOSS (ICLR 2026, arXiv 2603.01185): two reference adapters, one trained on known unsafe rows, one on good rows. A
+token's score is its loss under the good one minus that under the bad one. They train on what is left once the worst
+fifth of all tokens is masked (defenses/toss.py); here a row's score is the mean over its tokens. Their second round,
+TOSS-Pro, trains the bad reference on the rows that scored highest, too.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.loading import Data
+from forgetfilter.filters.forgetting import review_settings
+from forgetfilter.scored import Scored
+
+if TYPE_CHECKING:
+    from forgetfilter.workshop import Workshop
+
+
+def toss(
+    workshop: "Workshop",
+    data: Data,
+    config: ForgetFilterConfig,
+    *,
+    rate: float = 1.0,
+    share: float = 1 / 3,
+    rounds: int = 1,
+) -> Scored:
+    """Mean of the tokens' scores, in nats.
+
+    Args:
+        workshop: Trains and reads models.
+        data: The noisy, the safe and the known unsafe data.
+        config: All settings; `review` are those of the references' stages.
+        rate: Ratio of the references' learning rate to the noisy stage's.
+        share: Ratio of the references' steps to the noisy stage's; 20 at least, 1,000 at most.
+        rounds: 2 is TOSS-Pro. Each further round adds as many of the highest rows as are known to be unsafe.
+    """
+    rows, safe, known = data.noisy.examples, data.safe.trainable(), data.known_unsafe()
+    settings = review_settings(config, len(data.noisy.trainable()), len(safe), rate, share)
+    good = workshop.read(rows, workshop.train("toss_safe", safe, settings)).token_log_probs
+    unsafe = known
+    for _ in range(rounds):
+        bad = workshop.read(rows, workshop.train("toss_unsafe", unsafe, settings)).token_log_probs
+        costs = [_difference(bad[row], good[row]) for row in range(len(rows))]
+        suspicion = np.array([np.nan if own is None else own.mean() for own in costs])
+        highest = np.argsort(-np.nan_to_num(suspicion, nan=-np.inf), kind="stable")[: len(known)]
+        unsafe = [*known, *(rows[row] for row in highest)]
+    return Scored(suspicion, token_costs=pa.array(costs, pa.list_(pa.float32())))
+
+
+def _difference(bad: pa.ListScalar, good: pa.ListScalar) -> np.ndarray | None:
+    """(tokens,) how much likelier the bad reference finds each token; None for a row that cannot be scored."""
+    if not bad.is_valid:
+        return None
+    found: np.ndarray = bad.values.to_numpy() - good.values.to_numpy()
+    return found

@@ -1,0 +1,57 @@
+"""Text classification models of transformers, such as toxicity classifiers and guards with a classification head."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.errors import ModelError
+from forgetfilter.model.weights import find_weights, load_tokenizer, pick_device, pick_dtype
+from forgetfilter.progress import progress
+
+
+@torch.no_grad()
+def classify(name: str, texts: Sequence[str], config: ForgetFilterConfig) -> tuple[np.ndarray, list[str]]:
+    """Logits of each text; a text that is longer than the model can read loses its end.
+
+    Args:
+        name: Hub id or folder of the model; only safetensors are loaded.
+        texts: What to classify.
+        config: Batch size and dtype.
+
+    Returns:
+        (texts, labels) float32, and the labels' names.
+
+    Raises:
+        ModelError: If there is no such model.
+    """
+    folder = find_weights(name)
+    tokenizer = load_tokenizer(folder, config, ends=False)
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            dtype=pick_dtype(config.dtype, frozen=True),
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+        )
+    except Exception as error:  # the libraries raise dozens of kinds, which all mean that it cannot be loaded
+        raise ModelError(
+            f"{name}: cannot be loaded as a text classification model: {type(error).__name__}: {error}"
+        ) from error
+    model.eval().to(pick_device())
+    model.config.pad_token_id = tokenizer.pad_token_id
+    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512))
+    size = config.per_device_eval_batch_size
+    order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
+    found = np.zeros((len(texts), model.config.num_labels), np.float32)
+    with progress(f"{folder.name}: classifying", len(texts), "rows") as bar:
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            batch = tokenizer(
+                [texts[row] for row in rows], truncation=True, max_length=longest, padding=True, return_tensors="pt"
+            )
+            found[rows] = model(**batch.to(model.device)).logits.float().cpu().numpy()
+            bar.update(len(rows))
+    return found, [str(model.config.id2label[label]) for label in range(model.config.num_labels)]

@@ -142,7 +142,7 @@ def _asked(
             f"{workshop.m0.folder}: this guard has no chat template. Write its prompt to a file, with {{prompt}} and "
             "{response} where the row's texts go, and name it: `parameters: {guard: {template: FILE}}`."
         )
-    form = None if template is None else Path(template).read_text(encoding="utf-8")
+    form = None if template is None else _form(template)
     longest = workshop.m0.max_length + INSTRUCTIONS
     prompts = [_prompt(tokenizer, prompt, answer, form, longest) for prompt, answer in rows]
     totals = []
@@ -153,6 +153,14 @@ def _asked(
     likelihoods = np.array(totals, float)  # (verdicts, rows)
     found: np.ndarray = logsumexp(likelihoods[: len(unsafe)], axis=0) - logsumexp(likelihoods[len(unsafe) :], axis=0)
     return found
+
+
+def _form(path: str) -> str:
+    """The prompt that a file holds."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"parameters.guard.template: {path} cannot be read: {error}") from error
 
 
 def _prompt(tokenizer: Any, prompt: str, answer: str, form: str | None, longest: int) -> list[int]:

@@ -109,7 +109,7 @@ def test_wildguard_has_no_template_and_takes_a_file(guards, workshop, config, tm
     with pytest.raises(ConfigError, match=r"no chat template\. Write its prompt to a file"):
         guarded(workshop, config, model=folder)
     form = tmp_path / "form.txt"
-    with pytest.raises(ConfigError, match="template: .*form.txt cannot be read"):
+    with pytest.raises(ConfigError, match=r"template: .*form.txt cannot be read"):
         guarded(workshop, config, model=folder, template=form)
     form.write_text("Human: {prompt}\nAssistant: {response}\nAnswers:\n")
     found = guarded(workshop, config, model=folder, template=form).suspicion

@@ -281,7 +281,15 @@ def build_parser() -> ArgumentParser:
 
 GROUPS = {
     "What most people set": ("dataset_name", "safe_dataset_name", "output_dir", "model_name_or_path", "label_column"),
-    "Data": ("dataset_config", "dataset_train_split", "format", "malformed", "alignment_dataset_name", "max_length"),
+    "Data": (
+        "unsafe_dataset_name",
+        "dataset_config",
+        "dataset_train_split",
+        "format",
+        "malformed",
+        "alignment_dataset_name",
+        "max_length",
+    ),
     "Scoring and deciding": ("filter", "parameters", "threshold", "trusted_rows", "max_clean_loss", "unscored"),
     "Training, for all stages": STAGE_FIELDS,
     "Training, by stage": STAGES,

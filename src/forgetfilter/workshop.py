@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig, StageSettings
+from forgetfilter.costs import TRAINING, Account, Cost
 from forgetfilter.data.loading import Data, load_rows
 from forgetfilter.data.tokenization import ChatTokenizer, Example, mean_length
 from forgetfilter.errors import RunError
@@ -109,6 +110,11 @@ class Readings:
     log_likelihood: np.ndarray
 
 
+def _tokens(examples: Sequence[Example]) -> int:
+    """Tokens of the rows that can be scored."""
+    return sum(len(example.input_ids) for example in examples if example.scorable)
+
+
 def stored_states(path: Path) -> np.ndarray:
     """What `Workshop.states` stored, (rows, 2, hidden size) float16."""
     column = pq.read_table(path)["states"].combine_chunks()
@@ -132,6 +138,7 @@ class Workshop:
         """Load nothing yet."""
         self.m0, self.config, self.start = m0, config, start
         self._run = run
+        self.account = Account()
 
     @property
     def run(self) -> Run:
@@ -211,14 +218,17 @@ class Workshop:
         key = self._key(examples, dataclasses.asdict(settings), start, rules)
         part, folder = self._place(name, key, into)
         if self.run.done(part, key):
+            self._reuse(part)
             return folder
         checkpoints = self.run.stage(f"{name}-{key}") / "checkpoints"
         if hooks is not None:
             shutil.rmtree(checkpoints, ignore_errors=True)
-        learner = self.learner
-        learner.prepare(settings.rows() * mean_length(examples))
-        learner.restore(start)
-        found = train(learner, examples, settings, checkpoints, f"{name} stage", hooks, in_order=in_order)
+        with self.account.measuring() as cost:
+            learner = self.learner
+            learner.prepare(settings.rows() * mean_length(examples))
+            learner.restore(start)
+            found = train(learner, examples, settings, checkpoints, f"{name} stage", hooks, in_order=in_order)
+            self._count(TRAINING * found["tokens"])
 
         def fill(temporary: Path) -> None:
             learner.save(temporary)
@@ -227,7 +237,7 @@ class Workshop:
             if beside is not None:
                 beside(temporary)
 
-        self._fill(part, folder, fill, made_of=key, **facts, **found)
+        self._fill(part, folder, fill, made_of=key, cost=cost.facts(), **facts, **found)
         learner.stage = folder
         shutil.rmtree(checkpoints if into is None else checkpoints.parent, ignore_errors=True)
         return folder
@@ -273,6 +283,7 @@ class Workshop:
 
         def make(rows: slice, part: str) -> pa.Table:
             readings = read(self.become(model), examples[rows], f"{name}: scoring{part}")
+            self._count(_tokens(examples[rows]))
             log_probs = [None if reading is None else reading.log_probs for reading in readings]
             means = [mean_log_probability(row) for row in log_probs]
             columns = {
@@ -296,6 +307,7 @@ class Workshop:
             favourites = [reading.favourites for reading in readings if reading is not None]
             asked = [examples[rows][i] for i in scorable]
             texts = complete(learner, asked, f"{name}: answering{part}", favourites)
+            self._count(2 * _tokens(examples[rows]))  # read, and answered at about the same length
             answers = dict(zip(scorable, texts, strict=True))
             return pa.table({"answer": pa.array([answers.get(i) for i in range(len(readings))], pa.string())})
 
@@ -316,6 +328,7 @@ class Workshop:
 
         def make(rows: slice, part: str) -> pa.Table:
             found = hidden_states(self.become(None), examples[rows], f"M0: hidden states{part}")
+            self._count(_tokens(examples[rows]) / 2)
             flat = pa.array(found.reshape(-1), pa.float16())
             return pa.table({"states": pa.FixedSizeListArray.from_arrays(flat, found[0].size)})
 
@@ -341,6 +354,7 @@ class Workshop:
         Yields:
             For each row that can be scored, its number and its gradient: (weights,) float32.
         """
+        self._count(TRAINING * _tokens(examples))
         for row, gradient in gradients(self.become(None), examples, "M0: gradients", tokens):
             yield row, gradient.cpu().numpy()
 
@@ -349,7 +363,9 @@ class Workshop:
         self.__dict__.pop("learner", None)
         free_dropped_models()
         config = dataclasses.replace(self.config, model_name_or_path=model)
-        return Workshop(M0.named(config), config, self.run)
+        found = Workshop(M0.named(config), config, self.run)
+        found.account = self.account
+        return found
 
     def guard_kind(self, model: str) -> str:
         """What kind of guard a model is (filters/guard.py); see `model.weights.guard_kind`."""
@@ -363,7 +379,9 @@ class Workshop:
         """
         self.__dict__.pop("learner", None)
         free_dropped_models()
-        return classify(model, texts, self.config)
+        logits, labels, passes = classify(model, texts, self.config)
+        self.account.add(Cost(passes=passes))
+        return logits, labels
 
     def _once(
         self,
@@ -377,10 +395,26 @@ class Workshop:
         key = self._key(examples, what, model, None)
         part = f"readings/{name}-{what}-{key}"
         path = self.run.folder / f"{part}.parquet"
-        if not self.run.done(part, key):
+        if self.run.done(part, key):
+            self._reuse(part)
+            return path
+        with self.account.measuring() as cost:
             write_in_shards(path, len(examples), make)
-            self.run.mark(part, [path], made_of=key)
+        self.run.mark(part, [path], made_of=key, cost=cost.facts())
         return path
+
+    def finetuning_passes(self, examples: Sequence[Example]) -> float:
+        """What finetuning on all of these rows costs, in the unit of Cost.passes."""
+        tokens = self.config.final_stage(len(examples)).rows() * mean_length(examples)
+        return TRAINING * tokens * float(self.learner.model.num_parameters()) / 1e6
+
+    def _count(self, tokens: float) -> None:
+        """Count tokens that went through the model in memory."""
+        self.account.add(Cost(passes=tokens * float(self.learner.model.num_parameters()) / 1e6))
+
+    def _reuse(self, part: str) -> None:
+        """Count what a part that is found again has cost."""
+        self.account.add(Cost.noted(self.run.manifest["stages"][part]))
 
     def _place(self, name: str, key: str, into: Path | None) -> tuple[str, Path]:
         """Name in the manifest and folder of a model; if one of another name has the same inputs, that one's."""

@@ -1,5 +1,7 @@
 """How well a filter's decisions and scores agree with the labels. Unsafe = the positive class."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from sklearn.metrics import (
     average_precision_score,
@@ -57,6 +59,42 @@ def ranking_quality(labels: np.ndarray, suspicion: np.ndarray) -> dict[str, floa
     values = {"best_f1": best_f1(labels, suspicion)}
     values |= {f"recall_at_{percent}": float(found[lost <= percent / 100].max()) for percent in (1, 2)}
     return {name: round(value, 4) for name, value in values.items()}
+
+
+def paired_ranges(
+    labels: np.ndarray, scores: Mapping[str, Sequence[np.ndarray]], draws: int = 1000
+) -> dict[str, dict[str, list[float]]]:
+    """95 % ranges by bootstrap over the rows; every filter sees the same draws, so their differences are paired.
+
+    Args:
+        labels: (rows,) bool, True = unsafe.
+        scores: Filter -> its scores under each seed, (rows,) each; higher = more suspect, NaN = unscored, ranked last.
+        draws: How often the rows are drawn anew.
+
+    Returns:
+        Filter -> average_precision, the range of its mean over the seeds, and lead, that of its difference to the
+        first filter's; empty without rows of both kinds.
+    """
+    if len(set(labels)) < 2:
+        return {}
+    known = {name: [np.nan_to_num(one, nan=np.nanmin(one) - 1) for one in own] for name, own in scores.items()}
+    rng = np.random.default_rng(0)
+    drawn: list[list[float]] = []
+    while len(drawn) < draws:
+        rows = rng.integers(0, len(labels), len(labels))
+        if 0 < labels[rows].sum() < len(rows):
+            drawn.append([_mean_precision(labels[rows], own, rows) for own in known.values()])
+    precision = np.array(drawn)  # (draws, filters)
+    found = {}
+    for name, own in zip(known, precision.T, strict=True):
+        both = {"average_precision": own, "lead": own - precision[:, 0]}
+        found[name] = {key: np.quantile(values, [0.025, 0.975]).round(4).tolist() for key, values in both.items()}
+    return found
+
+
+def _mean_precision(labels: np.ndarray, scores: Sequence[np.ndarray], rows: np.ndarray) -> float:
+    """Average precision on some rows, the mean over seeds."""
+    return float(np.mean([average_precision_score(labels, own[rows]) for own in scores]))
 
 
 def best_f1(labels: np.ndarray, suspicion: np.ndarray) -> float:

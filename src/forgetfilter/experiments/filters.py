@@ -1,8 +1,8 @@
-"""Recipe filters: score the same rows with several filters, and compare each one with the labels."""
+"""Recipe filters: score the same rows with several filters; what each finds, what it drops in vain, what it costs."""
 
 import dataclasses
+import importlib.util
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,41 +13,70 @@ import numpy as np
 from forgetfilter import config as config_module
 from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig, require_run_data
-from forgetfilter.data.loading import Data, load_data, stored_labels
+from forgetfilter.costs import Cost
+from forgetfilter.data.by_hand import read_statements
+from forgetfilter.data.loading import Data, load_data, read_labels
 from forgetfilter.decision import rules
 from forgetfilter.decision.decide import check_marks, decide_by_config
 from forgetfilter.decision.opened import decision_settings
-from forgetfilter.decision.outputs import decision_figures
 from forgetfilter.errors import ConfigError
-from forgetfilter.evaluation.filter_quality import ranking_quality
+from forgetfilter.evaluation.filter_quality import filter_quality, paired_ranges, ranking_quality
+from forgetfilter.experiments import defenses, pictures
 from forgetfilter.experiments.cells import Cell, Cells
-from forgetfilter.files import whole_file
-from forgetfilter.filters import arguments_of, filter_constants, require_filters, score
+from forgetfilter.files import digest, whole_file
+from forgetfilter.filters import arguments_of, filter_constants, require_filters, scored_part, scores_of
 from forgetfilter.methods import constants
 from forgetfilter.model.memory import free_dropped_models
 from forgetfilter.report.compare_page import write_compare_page
 from forgetfilter.runs import Run, git_sha, locked
+from forgetfilter.scored import Scored
 from forgetfilter.summary import show
 from forgetfilter.workshop import M0, Workshop
 
-SHOWN = (
-    *("average_precision", "auroc", "recall_at_1", "recall_at_2"),
-    *("f1", "best_f1", "flag_all_f1", "clean_dropped", "seconds"),
-)
-"""Figures for the table."""
+SHOWN = {
+    "average_precision": "average precision",
+    "auroc": "AUROC",
+    "recall_at_1": "recall at 1 %",
+    "recall_at_2": "recall at 2 %",
+    "f1": "F1 by its rule",
+    "best_f1": "best F1",
+    "clean_dropped": "clean dropped",
+    "clean_data_dropped": "dropped of clean data",
+    "seconds": "seconds",
+    "of_finetuning": "of the finetuning",
+    "gigabytes": "GB",
+}
+"""Figures for the table, and what they are called there."""
 
 
 @dataclass(kw_only=True)
 class Settings:
-    """The recipe's own settings; all others are those of `filter`, which needs label_column here.
+    """The recipe's own settings; all others are those of `filter`. label_column or marks say which rows are unsafe.
 
     Args:
         filters: Which to compare.
         seeds: Seeds to score with; by default the run's seed.
+        marks: JSONL of rows that a person marked, such as a run's marks.jsonl, in place of label_column. The figures
+            are then over the marked rows alone.
+        on_clean_data: Also run each filter on the clean rows alone: what does it drop where nothing is to be found?
+        defenses: Filters and other defenses whose finetuned models are compared, too, in OUT/defenses, beside M0 and
+            finetuning on everything; needs evaluate.
+        evaluate: Measure -> questions, as in the recipe `defenses`; likewise notions.
+        notions: See there.
     """
 
-    filters: list[str] = field(default_factory=lambda: ["forgetting", "m0_loss", "words", "random"])
+    filters: list[str] = field(
+        default_factory=lambda: [
+            *("probe", "forgetting", "safe_only", "hidden_safe_noisy", "m0_loss"),
+            *("self_judge", "words", "length", "random"),
+        ]
+    )
     seeds: list[int] | None = None
+    marks: str | None = None
+    on_clean_data: bool = False
+    defenses: list[str] = field(default_factory=list)
+    evaluate: dict[str, str] = field(default_factory=dict)
+    notions: list[str] | None = None
 
     def __post_init__(self) -> None:
         """Check every setting; raises ConfigError."""
@@ -58,19 +87,56 @@ class Settings:
             raise ConfigError(f"seeds are {seeds}: name different ones, or leave it out.")
 
 
+@dataclass(frozen=True)
+class Truth:
+    """Which rows are unsafe, as far as it is known.
+
+    Attributes:
+        rows: (known,) numbers of the rows of which it is known.
+        unsafe: (known,) bool.
+    """
+
+    rows: np.ndarray
+    unsafe: np.ndarray
+
+    @classmethod
+    def of(cls, data: Data, config: ForgetFilterConfig, marks: str | None) -> "Truth":
+        """By the label column, or by a person's marks.
+
+        Raises:
+            ConfigError: If neither is named, or both are.
+            DataError: If the file of marks, or the column, cannot be read.
+        """
+        if (config.label_column is None) == (marks is None):
+            raise ConfigError("recipe filters needs either label_column or marks, to compare the filters with.")
+        source = data.noisy.source
+        if marks is None:
+            unsafe = np.array(read_labels(source, str(config.label_column)))
+            return cls(np.arange(len(unsafe)), unsafe)
+        drawn, others = read_statements(source, Path(marks))
+        said = {row: what for row, what in sorted({**others, **drawn}.items()) if what != "skipped"}
+        return cls(np.array(list(said), int), np.array([what == "unsafe" for what in said.values()], bool))
+
+    def clean(self) -> list[int]:
+        """Numbers of the rows known to be clean."""
+        return [int(row) for row in self.rows[~self.unsafe]]
+
+
 def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     """Score and decide, filter by filter; what is done is not done again.
 
     Returns:
-        compare.json, compare.md and compare.html.
+        compare.json, compare.md, the picture and compare.html; then those of the models, if any are compared.
     """
     require_run_data(config)
     config = dataclasses.replace(config, filter=",".join(settings.filters))
     require_filters(config)
-    if config.label_column is None or processes.count() > 1:
-        raise ConfigError("recipe filters needs label_column, to compare the filters with, and a single process.")
+    if processes.count() > 1:
+        raise ConfigError("recipe filters needs a single process.")
+    models = _models(config, settings)
     m0 = M0.named(config)
     data = load_data(config, m0.chat)
+    truth = Truth.of(data, config, settings.marks)
     check_marks(data.noisy, config)
     m0 = m0.aligned(config)
     seeds = settings.seeds or [config.seed]
@@ -81,40 +147,54 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         for seed in seeds:
             workshop = Workshop(m0, dataclasses.replace(config, seed=seed), run)
             for name in settings.filters:
-                found[name].append(_cell(workshop, data, name))
+                found[name].append(_cell(workshop, data, truth, name, on_clean_data=settings.on_clean_data))
             del workshop  # and its model, before the next seed's is loaded
             free_dropped_models()
-        run.write_json("compare.json", {"cells": found})
-        text = table(found)
-        print(f"\n{text}\n")
-        with whole_file(run.folder / "compare.md") as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
-        about = f"{len(found)} filters on the same {len(data.noisy.examples)} rows, {len(seeds)} seeds each."
-        page = write_compare_page(run.folder, "Filters side by side", about, text, [])
-        return [run.folder / "compare.json", run.folder / "compare.md", page]
+        shown = _show(run, found, truth, seeds)
+    return [*shown, *(defenses.compare(*models) if models else [])]
 
 
-def _cell(workshop: Workshop, data: Data, name: str) -> Cell:
+def _models(config: ForgetFilterConfig, settings: Settings) -> tuple[ForgetFilterConfig, defenses.Settings] | None:
+    """What the recipe `defenses` is asked for, if anything."""
+    if not settings.defenses:
+        return None
+    own = defenses.Settings(
+        defenses=["base", "none", *settings.defenses],
+        evaluate=settings.evaluate,
+        notions=settings.notions,
+        seeds=settings.seeds,
+    )
+    return dataclasses.replace(config, output_dir=str(Path(str(config.output_dir)) / "defenses")), own
+
+
+def _cell(workshop: Workshop, data: Data, truth: Truth, name: str, *, on_clean_data: bool) -> Cell:
     """One filter under one seed: every row's score and decision, and the figures."""
     config, run = workshop.config, workshop.run
-    parameters = arguments_of(name, config)
     shared = {part: run.manifest[part] for part in ("model", "noisy", "safe")}
-    own = {"filter": name, "parameters": parameters, "constants": all_constants(name)}
+    own = {"filter": name, "parameters": arguments_of(name, config), "constants": all_constants(name)}
+    known = digest([truth.rows.tolist(), truth.unsafe.tolist()])
     made_of = {**shared, **own, "settings": config.identity(), "decision": decision_settings(config)}
+    made_of |= {"truth": known, "on_clean_data": on_clean_data}
+    made_of |= {} if data.unsafe is None else {"unsafe": data.unsafe.facts()}
 
     def make() -> Cell:
-        started = time.monotonic()
-        scored = score(workshop, data, name)
-        seconds = time.monotonic() - started
+        part = scored_part(workshop, data, name)
+        cost = Cost.noted(run.manifest["stages"][part])
+        scored = Scored.load(run.folder / f"{part}.parquet")
         made = decide_by_config(name, scored, data.noisy.source, config)
-        labels = stored_labels(data.noisy.source, config)
-        assert labels is not None, "run asks for a label column"
-        quality = {**decision_figures({name: scored}, made, labels), **ranking_quality(labels, scored.suspicion)}
+        suspicion, dropped = scored.suspicion[truth.rows], made.dropped[truth.rows]
+        figures = {**filter_quality(truth.unsafe, dropped, suspicion), **ranking_quality(truth.unsafe, suspicion)}
+        figures["seconds"] = round(cost.seconds, 1)
+        figures["of_finetuning"] = cost.passes / workshop.finetuning_passes(data.noisy.trainable())
+        figures["gigabytes"] = cost.memory / 2**30
+        if on_clean_data:
+            figures["clean_data_dropped"] = _dropped_of(workshop, data, truth.clean(), name)
         return {
             "filter": name,
             "seed": config.seed,
             "git_sha": git_sha(),
-            "figures": {**quality, "seconds": round(seconds, 1)},
+            "figures": figures,
+            "says": made.threshold.says,
             "suspicion": [None if np.isnan(value) else round(float(value), 6) for value in scored.suspicion],
             "decision": made.words,
         }
@@ -122,24 +202,92 @@ def _cell(workshop: Workshop, data: Data, name: str) -> Cell:
     return Cells(run.folder / "cells").once(f"{name}-{config.seed}", made_of, make)
 
 
+def _dropped_of(workshop: Workshop, data: Data, rows: list[int], name: str) -> float:
+    """Share of some rows that the filter drops where they are all of the noisy data."""
+    alone = dataclasses.replace(data, noisy=data.noisy.select(rows))
+    scored = scores_of(workshop, alone, name)
+    config = dataclasses.replace(workshop.config, trusted_rows=None)  # they name rows of the whole
+    return float(decide_by_config(name, scored, alone.noisy.source, config).dropped.mean())
+
+
 def all_constants(name: str) -> dict[str, Any]:
     """Every constant that a filter's scores and decisions depend on: of its own file, of the rules and of config.py."""
     return {**constants(config_module, rules), **filter_constants(name)}
 
 
-def table(found: dict[str, list[Cell]]) -> str:
-    """A Markdown table with one line for each filter: means over the seeds ± sample standard deviation."""
-    lines = ["| filter | " + " | ".join(name.replace("_", " ") for name in SHOWN) + " |"]
-    lines.append("|---" * (len(SHOWN) + 1) + "|")
-    for name, cells in found.items():
-        shown = [_mean([cell["figures"].get(figure) for cell in cells]) for figure in SHOWN]
+def _show(run: Run, found: dict[str, list[Cell]], truth: Truth, seeds: Sequence[int]) -> list[Path]:
+    """Write the table, the picture and the page."""
+    scores = {name: [_suspicion(cell)[truth.rows] for cell in cells] for name, cells in found.items()}
+    ranges = paired_ranges(truth.unsafe, scores)
+    run.write_json("compare.json", {"cells": found, "ranges": ranges})
+    text = table(found, ranges)
+    print(f"\n{text}\n")
+    with whole_file(run.folder / "compare.md") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    drawn = []
+    if importlib.util.find_spec("matplotlib"):
+        drawn = picture(found, run.folder)
+    about = (
+        f"{len(found)} filters on the same {len(truth.rows)} rows, {truth.unsafe.sum()} of them unsafe; "
+        f"{len(seeds)} seeds each."
+    )
+    page = write_compare_page(run.folder, "Filters side by side", about, text, [p for p in drawn if p.suffix == ".svg"])
+    return [run.folder / "compare.json", run.folder / "compare.md", *drawn, page]
+
+
+def _suspicion(cell: Cell) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in cell["suspicion"]], float)
+
+
+def table(found: dict[str, list[Cell]], ranges: dict[str, dict[str, list[float]]]) -> str:
+    """A Markdown table with a line for each filter, best average precision first.
+
+    Figures are means over the seeds, ± their sample standard deviation. In brackets: the 95 % range of the average
+    precision, and whether it is surely above or below the first filter's.
+    """
+    known = [name for name in SHOWN if any(name in cells[0]["figures"] for cells in found.values())]
+    lines = ["| filter | " + " | ".join(SHOWN[name] for name in known) + " |"]
+    lines.append("|---" * (len(known) + 1) + "|")
+    for name in sorted(found, key=lambda name: -(_mean(found[name], "average_precision") or 0)):
+        shown = [_with_spread(found[name], figure) for figure in known]
+        if name in ranges:
+            low, high = ranges[name]["average_precision"]
+            shown[0] += f" ({low:.3f} to {high:.3f})"
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
 
-def _mean(values: Sequence[Any]) -> str:
-    numbers = [float(value) for value in values if value is not None]
-    if len(numbers) < len(values):
-        return show(None)
-    spread = f" ± {show(statistics.stdev(numbers))}" if len(numbers) > 1 else ""
-    return show(statistics.mean(numbers)) + spread
+def picture(found: dict[str, list[Cell]], folder: Path) -> list[Path]:
+    """Average precision over cost, a point a filter."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, cells in found.items():
+        cost, precision = _mean(cells, "of_finetuning"), _mean(cells, "average_precision")
+        if cost is None or precision is None:
+            continue
+        axes.plot(cost, precision, "o", color="C0")
+        axes.annotate(name, (cost, precision), xytext=(4, 3), textcoords="offset points", fontsize=8)
+    axes.set_xscale("symlog", linthresh=0.01)
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("cost, in finetunings on the same rows")
+    axes.set_ylabel("average precision")
+    return pictures.save(figure, folder, "filters")
+
+
+def _numbers(cells: Sequence[Cell], figure: str) -> list[float]:
+    values = [cell["figures"].get(figure) for cell in cells]
+    return [float(value) for value in values if value is not None]
+
+
+def _mean(cells: Sequence[Cell], figure: str) -> float | None:
+    numbers = _numbers(cells, figure)
+    return statistics.mean(numbers) if len(numbers) == len(cells) else None
+
+
+def _with_spread(cells: Sequence[Cell], figure: str) -> str:
+    numbers = _numbers(cells, figure)
+    spread = f" ± {show(statistics.stdev(numbers))}" if len(numbers) == len(cells) > 1 else ""
+    return show(_mean(cells, figure)) + spread

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from forgetfilter import old_runs, processes
 from forgetfilter.config import MARKED, ForgetFilterConfig
+from forgetfilter.costs import Cost
 from forgetfilter.data.loading import Data
 from forgetfilter.errors import ConfigError
 from forgetfilter.files import digest, sha256
@@ -131,7 +132,7 @@ def score(workshop: "Workshop", data: Data, name: str) -> Scored:
         ForgetFilterError: One of its children: ConfigError for parameters that are unknown or missing, others from
             data and models.
     """
-    part = _scored_part(workshop, data, name)
+    part = scored_part(workshop, data, name)
     workshop.run.manifest.setdefault("filters", {})[name] = part
     return Scored.load(workshop.run.folder / f"{part}.parquet")
 
@@ -143,10 +144,10 @@ def scores_of(workshop: "Workshop", data: Data, name: str) -> Scored:
         found = old_runs.scored(run, name, config)
         if found is not None:
             return found
-    return Scored.load(run.folder / f"{_scored_part(workshop, data, name)}.parquet")
+    return Scored.load(run.folder / f"{scored_part(workshop, data, name)}.parquet")
 
 
-def _scored_part(workshop: "Workshop", data: Data, name: str) -> str:
+def scored_part(workshop: "Workshop", data: Data, name: str) -> str:
     """The part of the run that holds a filter's scores, which are made now if they do not exist."""
     config, run = workshop.config, workshop.run
     parameters = arguments_of(name, config)
@@ -157,14 +158,18 @@ def _scored_part(workshop: "Workshop", data: Data, name: str) -> str:
         made_of.append(data.unsafe.facts())
     key = digest(made_of)
     part = f"scored/{name}-{key}"
-    if not run.done(part, key):
+    if run.done(part, key):
+        workshop.account.add(Cost.noted(run.manifest["stages"][part]))
+    else:
         method = filter_named(name)
         assert method is not None, "arguments_of has found it"
-        scored = method(workshop, data, config, **(parameters if len(parts_of(name)) == 1 else {}))
+        with workshop.account.measuring() as cost:
+            scored = method(workshop, data, config, **(parameters if len(parts_of(name)) == 1 else {}))
         if processes.first():
             scored.save(run.folder / f"{part}.parquet")
         processes.together()
-        run.mark(part, [run.folder / f"{part}.parquet"], made_of=key, filter=name, parameters=parameters)
+        facts = {"made_of": key, "cost": cost.facts(), "filter": name, "parameters": parameters}
+        run.mark(part, [run.folder / f"{part}.parquet"], **facts)
     return part
 
 

@@ -13,7 +13,7 @@ from forgetfilter.progress import progress
 
 
 @torch.no_grad()
-def classify(name: str, texts: Sequence[str], config: ForgetFilterConfig) -> tuple[np.ndarray, list[str]]:
+def classify(name: str, texts: Sequence[str], config: ForgetFilterConfig) -> tuple[np.ndarray, list[str], float]:
     """Logits of each text; a text that is longer than the model can read loses its end.
 
     Args:
@@ -22,7 +22,7 @@ def classify(name: str, texts: Sequence[str], config: ForgetFilterConfig) -> tup
         config: Batch size and dtype.
 
     Returns:
-        (texts, labels) float32, and the labels' names.
+        (texts, labels) float32, the labels' names, and the tokens read times millions of weights.
 
     Raises:
         ModelError: If there is no such model.
@@ -46,12 +46,15 @@ def classify(name: str, texts: Sequence[str], config: ForgetFilterConfig) -> tup
     size = config.per_device_eval_batch_size
     order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
     found = np.zeros((len(texts), model.config.num_labels), np.float32)
+    tokens = 0
     with progress(f"{folder.name}: classifying", len(texts), "rows") as bar:
         for start in range(0, len(order), size):
             rows = order[start : start + size]
             batch = tokenizer(
                 [texts[row] for row in rows], truncation=True, max_length=longest, padding=True, return_tensors="pt"
             )
+            tokens += int(batch["attention_mask"].sum())
             found[rows] = model(**batch.to(model.device)).logits.float().cpu().numpy()
             bar.update(len(rows))
-    return found, [str(model.config.id2label[label]) for label in range(model.config.num_labels)]
+    labels = [str(model.config.id2label[label]) for label in range(model.config.num_labels)]
+    return found, labels, tokens * model.num_parameters() / 1e6

@@ -1,0 +1,114 @@
+"""The recipe that holds filters side by side: what each finds, drops in vain and costs, by labels or by marks."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+
+from forgetfilter.costs import TRAINING, Account, Cost
+from forgetfilter.data.loading import load_data
+from forgetfilter.errors import ConfigError
+from forgetfilter.evaluation.filter_quality import paired_ranges
+from forgetfilter.filters import score
+
+
+@pytest.fixture
+def settings(config, noisy_file):
+    flags = config.non_default() | {"recipe": "filters", "label_column": "unsafe"}
+    del flags["filter"]
+    return flags
+
+
+def test_filters_are_ranked_by_what_they_find_with_what_they_cost(settings, run_recipe):
+    asked = {"filters": ["random", "length", "forgetting"], "seeds": [1, 2], "on_clean_data": True}
+    files = run_recipe({**settings, **asked})
+    assert [path.name for path in files] == ["compare.json", "compare.md", "filters.png", "filters.svg", "compare.html"]
+    found = json.loads(files[0].read_text())
+    text = files[1].read_text()
+    precision = {
+        name: [cell["figures"]["average_precision"] for cell in cells] for name, cells in found["cells"].items()
+    }
+    means = {name: np.mean(own) for name, own in precision.items()}
+    order = [line.split("|")[1].strip() for line in text.splitlines()[2:]]
+    assert order == sorted(means, key=means.get, reverse=True)
+    first = {name: cells[0]["figures"] for name, cells in found["cells"].items()}
+    assert all(figures["clean_data_dropped"] == 0 for figures in first.values())
+    assert first["random"]["of_finetuning"] == first["length"]["of_finetuning"] == 0
+    assert first["forgetting"]["of_finetuning"] > 1  # 12 steps of 8 rows, on the tiny run's settings, and four readings
+    assert first["forgetting"]["gigabytes"] > 0.01
+    for name, ranges in found["ranges"].items():
+        low, high = ranges["average_precision"]
+        assert low <= means[name] <= high, name
+    assert found["ranges"]["random"]["lead"] == [0, 0]  # the first filter against itself
+    assert "filters.svg" not in files[4].read_text()
+    assert "data:image/svg+xml" in files[4].read_text()
+
+
+def test_marks_take_the_place_of_labels_and_the_figures_are_over_them(settings, run_recipe, write_jsonl):
+    marks = [{"row": 0, "mark": "unsafe"}, {"row": 1, "mark": "clean"}, {"row": 4, "mark": "unsafe"}]
+    marks += [{"row": 2, "mark": "skipped"}, {"row": 5, "clean": True}]
+    path = write_jsonl("marks.jsonl", marks)
+    del settings["label_column"]
+    found = json.loads(run_recipe({**settings, "filters": ["length"], "marks": str(path)})[0].read_text())
+    (cell,) = found["cells"]["length"]
+    lengths = cell["suspicion"]
+    assert len(lengths) == 16
+    assert cell["figures"]["average_precision"] == 1.0  # "you fool" is longer than "it is"
+    for wrong in ({}, {"marks": str(path), "label_column": "unsafe"}):
+        with pytest.raises(ConfigError, match="either label_column or marks"):
+            run_recipe({**settings, "filters": ["length"], **wrong})
+
+
+def test_the_models_of_some_filters_are_compared_as_well(settings, run_recipe, write_jsonl):
+    questions = write_jsonl("sums.jsonl", [{"prompt": "1 + 1?", "completion": "2"}])
+    asked = {"filters": ["random"], "defenses": ["random"], "evaluate": {"arithmetic": str(questions)}}
+    with pytest.raises(ConfigError, match="notions"):  # what self_correction would be told is asked for by measures
+        run_recipe({**settings, **asked})
+    bias = {"evaluate": {"arithmetic": str(questions)}, "notions": ["bias"]}
+    files = run_recipe({**settings, **asked, **bias})
+    models = json.loads(next(path for path in files if path.parent.name == "defenses").read_text())
+    assert [cell["defense"] for cell in models["cells"]] == ["random", "base", "none"]
+
+
+def test_a_filter_costs_what_it_would_alone_also_where_it_shares_a_stage(workshop, config):
+    data = load_data(config, workshop.m0.chat)
+    costs = {}
+    for name in ("forgetting", "second_split", "m0_loss"):
+        score(workshop, data, name)
+        costs[name] = Cost.noted(workshop.run.manifest["stages"][workshop.run.manifest["filters"][name]])
+    stages = workshop.run.manifest["stages"]
+    (noisy,) = (Cost.noted(entry) for part, entry in stages.items() if part.startswith("noisy-"))
+    weights = workshop.learner.model.num_parameters() / 1e6
+    (tokens,) = (entry["tokens"] for part, entry in stages.items() if part.startswith("noisy-"))
+    assert noisy.passes == pytest.approx(TRAINING * tokens * weights, rel=1e-3)
+    assert costs["second_split"].passes > noisy.passes
+    assert costs["second_split"].seconds > noisy.seconds > 0
+    read = sum(len(example.input_ids) for example in data.noisy.examples) * weights
+    assert costs["m0_loss"].passes == pytest.approx(read, rel=1e-3)  # found again, and counted all the same
+
+
+def test_work_within_work_is_counted_once():
+    account = Account()
+    with account.measuring() as outer:
+        time.sleep(0.05)
+        with account.measuring() as inner:
+            account.add(Cost(passes=2))
+            time.sleep(0.05)
+        account.add(Cost(seconds=10, passes=3, memory=2**50))  # found again
+    assert 0.05 <= inner.seconds < 0.09
+    assert 10.1 <= outer.seconds < 10.3
+    assert (inner.passes, outer.passes, outer.memory) == (2, 5, 2**50)
+    assert inner.memory > 2**20
+
+
+def test_ranges_are_paired_over_the_same_draws():
+    rng = np.random.default_rng(0)
+    labels = np.arange(100) < 20
+    good = labels + rng.normal(0, 0.3, 100)
+    worse, unscored = good + rng.normal(0, 1.5, 100), np.where(labels, np.nan, good)
+    found = paired_ranges(labels, {"worse": [worse], "good": [good, good], "unscored": [unscored]}, draws=200)
+    assert found["good"]["lead"][0] > 0
+    assert found["worse"]["lead"] == [0, 0]
+    assert found["unscored"]["average_precision"][1] < 0.3  # what is not scored comes last
+    assert paired_ranges(labels[20:], {"good": [good[20:]]}) == {}

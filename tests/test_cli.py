@@ -27,7 +27,7 @@ def test_help_is_instant():
         (["filter", "--threshold", "high"], "threshold"),
         (["filter", "--dataset_name", "x.jsonl"], "safe_dataset_name is missing"),
         (["filter", "--learning_rate", "-1"], "learning_rate"),
-        ([*DATA, "--filter", "nonsense"], "filter nonsense: choose among forgetting, "),
+        ([*DATA, "--filter", "nonsense"], "filter nonsense: choose among probe, forgetting, "),
         ([*DATA, "--filter", ""], "filter is empty"),
         ([*DATA, "--filter", "neutral_review"], "neutral_review needs neutral_dataset_name"),
         (["finetune", "nowhere"], "no run's folder"),

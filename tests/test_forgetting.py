@@ -231,7 +231,7 @@ def test_a_changed_parameter_scores_anew_and_an_unknown_one_is_refused(config):
     ):
         with pytest.raises(ForgetFilterError, match=message):
             ForgetFilter(dataclasses.replace(config, parameters=parameters))
-    with pytest.raises(ForgetFilterError, match="choose among forgetting, "):
+    with pytest.raises(ForgetFilterError, match="choose among probe, forgetting, "):
         ForgetFilter(dataclasses.replace(config, filter="nonsense"))
     with pytest.raises(ForgetFilterError, match="neutral_review needs neutral_dataset_name"):
         ForgetFilter(dataclasses.replace(config, filter="neutral_review"))

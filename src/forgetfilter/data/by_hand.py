@@ -16,14 +16,8 @@ def read_marks(source: Source, path: Path) -> dict[int, bool]:
     Raises:
         DataError: If the file cannot be read, or names rows that are not there.
     """
-
-    def mark(entry: dict[str, Any]) -> bool | None:
-        if entry["clean"] not in (True, False, None):
-            raise ValueError(f"clean {entry['clean']!r}")
-        return None if entry["clean"] is None else bool(entry["clean"])
-
-    found = _read_lines(source, path, mark, "'clean': true, false or null")
-    return {row: clean for row, clean in found.items() if clean is not None}
+    found = _read_lines(source, path, _called, "'clean': true, false or null")
+    return {row: said == "clean" for row, said in found.items() if said is not None}
 
 
 def read_overrides(source: Source, path: Path) -> dict[int, tuple[str, str]]:
@@ -56,9 +50,7 @@ def read_statements(source: Source, path: Path) -> tuple[dict[int, Said], dict[i
 
     def statement(entry: dict[str, Any]) -> tuple[bool, Said | None]:
         if "clean" in entry:
-            if entry["clean"] not in (True, False, None):
-                raise ValueError(f"clean {entry['clean']!r}")
-            return True, None if entry["clean"] is None else word(entry["clean"])
+            return True, _called(entry)
         if not entry.keys() & {"mark", "decision"}:
             raise ValueError("it has none of mark, decision and clean")
         said = entry["mark"] if "mark" in entry else entry["decision"]
@@ -70,6 +62,13 @@ def read_statements(source: Source, path: Path) -> tuple[dict[int, Said], dict[i
     said = {row: what for row, (_, what) in found.items() if what is not None}
     drawn = {row: what for row, what in said.items() if found[row][0]}
     return drawn, {row: what for row, what in said.items() if row not in drawn}
+
+
+def _called(entry: dict[str, Any]) -> Said | None:
+    """What a line with `clean` says of its row; None = not marked yet."""
+    if entry["clean"] not in (True, False, None):
+        raise ValueError(f"clean {entry['clean']!r}")
+    return None if entry["clean"] is None else word(entry["clean"])
 
 
 def _read_lines(

@@ -211,6 +211,23 @@ def test_marks_correct_the_verdicts_of_a_filter_that_found_something():
     assert after[8:20].mean() > after[30:40].mean()
 
 
+def test_verdicts_that_the_marks_speak_against_teach_nothing_any_more():
+    """The filter found the rows 20 to 69; the person, who means the rows 0 to 19, found four of them clean."""
+    rng = np.random.default_rng(4)
+    rows = np.arange(200)
+    noisy = states(rng, 200, rows < 20)
+    noisy[20:70, :, 1] += 3
+    verdict = ((rows >= 20) & (rows < 70)).astype(float)
+    ranking = Ranking(Scored(verdict), verdict == 1, noisy, states(rng, 60), seed=0)
+    said = dict.fromkeys(range(20, 23), False)
+    assert (ranking(said).suspicion > np.log(1.5))[23:70].mean() > 0.5
+    said[23] = False
+    assert ranking(said).scale.nothing  # and no row is known to be unsafe yet
+    found = ranking(said | {0: True}).suspicion
+    assert not (found > np.log(1.5))[24:70].any()
+    assert found[1:20].mean() > found[24:70].mean()
+
+
 def test_rows_without_hidden_states_have_no_score():
     rng = np.random.default_rng(3)
     noisy = states(rng, 60, np.arange(60) < 10)

@@ -1,7 +1,8 @@
 """Rank a run's rows anew by what a person said of some of them.
 
 The probe (filters/probe.py) learns what the run's filter decided. A person's marks take the place of these verdicts: a
-marked row teaches with the weight of several verdicts, whatever the filter said of it.
+marked row teaches with the weight of several verdicts, whatever the filter said of it. If the marks show that most rows
+the filter found unsafe are clean, its unsafe verdicts teach nothing any more: the person means something else.
 
 Rows that were drawn at random must be judged as if nobody had marked them, since they tell how many unsafe rows are
 left, and how many clean rows a threshold drops (decision/rules.py, conformal). So what was said of them teaches only
@@ -18,6 +19,9 @@ from forgetfilter.scored import NO_PROMISE, Scale, Scored
 
 MARK_WEIGHT = 5.0
 """How many verdicts a mark is worth."""
+LOOKED, WORTH = 4, 0.3
+"""The filter's unsafe verdicts count for nothing once LOOKED or more of these rows are marked and less than this share of
+them is unsafe."""
 SAYS = f"at least {ODDS} times likelier unsafe than clean, by a probe that learnt what a person marked"
 NOTHING = "nothing can be learnt before a row is marked unsafe"
 
@@ -57,12 +61,20 @@ class Ranking:
             drawn: Those of the marked rows that were drawn at random.
         """
         taught = {row: unsafe for row, unsafe in marks.items() if unsafe or row not in drawn}
+        verdicts = self._believed(marks, drawn)
         judged = None
-        if self.found or any(taught.values()):
-            judged = self.judge(self.verdicts, taught, MARK_WEIGHT, apart=drawn)
+        if (self.found and (verdicts == 1).any()) or any(taught.values()):
+            judged = self.judge(verdicts, taught, MARK_WEIGHT, apart=drawn)
         if judged is None:
             return self._scored(self.scored.suspicion, Scale(0, nothing=NOTHING))
         return self._scored(judged.noisy, Scale(float(np.log(ODDS)), says=SAYS + NO_PROMISE), judged.linear)
+
+    def _believed(self, marks: Mapping[int, bool], drawn: frozenset[int]) -> np.ndarray:
+        """The filter's verdicts, without the unsafe ones if the marks speak against them."""
+        looked = [unsafe for row, unsafe in marks.items() if self.verdicts[row] == 1 and row not in drawn]
+        if len(looked) < LOOKED or sum(looked) >= WORTH * len(looked):
+            return self.verdicts
+        return np.where(self.verdicts == 1, np.nan, self.verdicts)
 
     def _scored(self, suspicion: np.ndarray, scale: Scale, linear: np.ndarray | None = None) -> Scored:
         """The scores, with what the run's filter found of each token and moment."""

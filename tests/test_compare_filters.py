@@ -8,8 +8,8 @@ import pytest
 
 from forgetfilter.costs import TRAINING, Account, Cost
 from forgetfilter.data.loading import load_data
-from forgetfilter.errors import ConfigError
-from forgetfilter.evaluation.filter_quality import paired_ranges
+from forgetfilter.errors import ConfigError, DataError
+from forgetfilter.evaluation.filter_quality import paired_ranges, unscored_last
 from forgetfilter.filters import score
 
 
@@ -71,8 +71,69 @@ def test_the_models_of_some_filters_are_compared_as_well(settings, run_recipe, w
     assert [cell["defense"] for cell in models["cells"]] == ["random", "base", "none"]
 
 
+def test_what_a_filter_learns_from_is_part_of_its_cell(settings, run_recipe, write_jsonl, noisy_file):
+    rows = [json.loads(line) for line in noisy_file.read_text().splitlines()]
+    risky = write_jsonl("risky.jsonl", [{**row, "good": row["unsafe"], "bad": 1 - row["unsafe"]} for row in rows])
+    asked = {**settings, "dataset_name": str(risky), "filters": ["probe"], "safe_dataset_name": str(noisy_file)}
+
+    def precision(name):
+        parameters = {"probe": {"on": "column"}, "column": {"name": name}}
+        (cell,) = json.loads(run_recipe({**asked, "parameters": parameters})[0].read_text())["cells"]["probe"]
+        return cell["suspicion"]
+
+    assert precision("good") != precision("bad")
+
+
+def test_rows_without_a_score_rank_last_in_figures_and_ranges(settings, run_recipe, write_jsonl, noisy_file):
+    rows = [json.loads(line) for line in noisy_file.read_text().splitlines()]
+    half = write_jsonl("half.jsonl", [{**row, "risk": row["unsafe"] if i % 8 else None} for i, row in enumerate(rows)])
+    parameters = {"column": {"name": "risk"}}
+    asked = {**settings, "dataset_name": str(half), "filters": ["column", "length"], "parameters": parameters}
+    found = json.loads(run_recipe(asked)[0].read_text())
+    figures = found["cells"]["column"][0]["figures"]
+    low, high = found["ranges"]["column"]["average_precision"]
+    assert figures["unscored"] == 2
+    assert figures["average_precision"] == pytest.approx((1 + 1 + 2 * 4 / 16) / 4, abs=1e-4)
+    assert low <= figures["average_precision"] <= high
+
+
+def test_what_is_missing_is_said_before_any_work(settings, run_recipe, write_jsonl, tmp_path):
+    questions = write_jsonl("sums.jsonl", [{"prompt": "1 + 1?", "completion": "2"}])
+    ask = {"evaluate": {"arithmetic": str(questions)}, "notions": ["bias"]}
+    for wrong, says in (
+        ({"defenses": ["toss_tokens"], **ask}, "filter toss needs rows that are known to be unsafe"),
+        ({"defenses": ["larf"], **ask}, "filter larf needs rows that are known to be unsafe"),
+        ({"unsafe_dataset_name": "marked"}, "marked is for `filter`"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            run_recipe({**settings, "filters": ["length"], **wrong})
+    del settings["label_column"]
+    nothing = write_jsonl("nothing.jsonl", [{"row": 0, "mark": "skipped"}])
+    with pytest.raises(DataError, match="no row is marked"):
+        run_recipe({**settings, "filters": ["length"], "marks": str(nothing)})
+    bad = write_jsonl("bad.jsonl", [{"row": 0, "mark": "unsafe"}])
+    with pytest.raises(DataError, match="no row is known to be clean"):
+        run_recipe({**settings, "filters": ["length"], "marks": str(bad), "on_clean_data": True})
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_are_made_anew_where_the_unsafe_rows_changed(config, run_recipe, write_jsonl):
+    questions = write_jsonl("sums.jsonl", [{"prompt": "1 + 1?", "completion": "2"}])
+    flags = config.non_default() | {"recipe": "defenses", "defenses": ["toss_tokens"], "notions": ["bias"]}
+    flags |= {"evaluate": {"arithmetic": str(questions)}, "label_column": None}
+
+    def model(rows):
+        unsafe = write_jsonl("bad.jsonl", rows)
+        (cell,) = json.loads(run_recipe({**flags, "unsafe_dataset_name": str(unsafe)})[0].read_text())["cells"]
+        return cell
+
+    one, other = (model([{"prompt": word, "completion": "you fool"}] * 3) for word in ("a", "b"))
+    assert one["made_of"] != other["made_of"]
+
+
 def test_a_filter_costs_what_it_would_alone_also_where_it_shares_a_stage(workshop, config):
     data = load_data(config, workshop.m0.chat)
+    workshop.run.manifest |= data.facts()
     costs = {}
     for name in ("forgetting", "second_split", "m0_loss"):
         score(workshop, data, name)
@@ -86,6 +147,15 @@ def test_a_filter_costs_what_it_would_alone_also_where_it_shares_a_stage(worksho
     assert costs["second_split"].seconds > noisy.seconds > 0
     read = sum(len(example.input_ids) for example in data.noisy.examples) * weights
     assert costs["m0_loss"].passes == pytest.approx(read, rel=1e-3)  # found again, and counted all the same
+    score(workshop, data, "forgetting+second_split+m0_loss")  # each stage and reading that they share counts once
+    part = workshop.run.manifest["filters"]["forgetting+second_split+m0_loss"]
+    together = Cost.noted(stages[part])
+    assert together.passes < costs["forgetting"].passes + costs["second_split"].passes - noisy.passes
+    made = sum(Cost.noted(entry).passes for name, entry in stages.items() if name.startswith(("readings/", "second_")))
+    trained = sum(
+        Cost.noted(entry).passes for name, entry in stages.items() if name.startswith(("noisy", "review", "firm"))
+    )
+    assert together.passes == pytest.approx(made + trained, rel=1e-3)
 
 
 def test_work_within_work_is_counted_once():
@@ -95,7 +165,9 @@ def test_work_within_work_is_counted_once():
         with account.measuring() as inner:
             account.add(Cost(passes=2))
             time.sleep(0.05)
-        account.add(Cost(seconds=10, passes=3, memory=2**50))  # found again
+        stages = {"one": {"cost": {"seconds": 10, "passes": 3, "memory": 2**50}}}
+        account.reuse("one", stages)
+        account.reuse("one", stages)  # counts once
     assert 0.05 <= inner.seconds < 0.09
     assert 10.1 <= outer.seconds < 10.3
     assert (inner.passes, outer.passes, outer.memory) == (2, 5, 2**50)
@@ -107,7 +179,9 @@ def test_ranges_are_paired_over_the_same_draws():
     labels = np.arange(100) < 20
     good = labels + rng.normal(0, 0.3, 100)
     worse, unscored = good + rng.normal(0, 1.5, 100), np.where(labels, np.nan, good)
-    found = paired_ranges(labels, {"worse": [worse], "good": [good, good], "unscored": [unscored]}, draws=200)
+    last = unscored_last(unscored)
+    found = paired_ranges(labels, {"worse": [worse], "good": [good, good], "unscored": [last]}, draws=200)
+    assert unscored_last(np.full(3, np.nan)).tolist() == [0, 0, 0]
     assert found["good"]["lead"][0] > 0
     assert found["worse"]["lead"] == [0, 0]
     assert found["unscored"]["average_precision"][1] < 0.3  # what is not scored comes last

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tokenizer
+from safetensors.torch import load_file, save_file
 from scipy.special import logsumexp
 from transformers import (
     BertConfig,
@@ -18,12 +19,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from forgetfilter.data.formats import Turn
+from forgetfilter.data.formats import Turn, exchanges, shorter
 from forgetfilter.data.loading import load_data
 from forgetfilter.decision import rules
-from forgetfilter.errors import ConfigError
+from forgetfilter.errors import ConfigError, ModelError
 from forgetfilter.filters import FILTERS, score
-from forgetfilter.filters.guard import VERDICTS, split
+from forgetfilter.filters.guard import VERDICTS, log_odds
 
 HEAD = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 TEMPLATES = {
@@ -111,6 +112,9 @@ def test_wildguard_has_no_template_and_takes_a_file(guards, workshop, config, tm
     form = tmp_path / "form.txt"
     with pytest.raises(ConfigError, match=r"template: .*form.txt cannot be read"):
         guarded(workshop, config, model=folder, template=form)
+    form.write_text("Human: {prompt}\n")
+    with pytest.raises(ConfigError, match=r"form.txt has no \{response\}"):
+        guarded(workshop, config, model=folder, template=form)
     form.write_text("Human: {prompt}\nAssistant: {response}\nAnswers:\n")
     found = guarded(workshop, config, model=folder, template=form).suspicion
     model, tokenizer = MistralForCausalLM.from_pretrained(folder), make_tokenizer()
@@ -138,7 +142,7 @@ def test_long_rows_lose_their_end_and_are_judged(guards, workshop, config):
     assert np.isfinite(guarded(workshop, config, long, model=guards("llama_guard")).suspicion).all()
 
 
-@pytest.mark.parametrize("labels", [("safe", "unsafe"), ("neutral", "insult", "toxicity"), ("LABEL_0", "LABEL_1")])
+@pytest.mark.parametrize("labels", [("safe", "unsafe"), ("neutral", "joy", "toxicity"), ("LABEL_0", "LABEL_1")])
 def test_a_classifiers_unsafe_labels_are_weighed_against_the_others(labels, guards, workshop, config):
     folder = guards("classifier", labels)
     found = guarded(workshop, config, model=folder).suspicion
@@ -153,7 +157,7 @@ def test_a_classifiers_unsafe_labels_are_weighed_against_the_others(labels, guar
 
 def test_unknown_labels_and_unknown_guards_are_refused_by_name(guards, workshop, config, tiny_model):
     folder = guards("classifier", ("joy", "anger"))
-    with pytest.raises(ConfigError, match=r"labels are joy, anger, none of them .*unsafe_labels: NAME"):
+    with pytest.raises(ConfigError, match=r"labels are joy, anger\. Name .*unsafe_labels: NAME"):
         guarded(workshop, config, model=folder)
     with pytest.raises(ConfigError, match="no guard whose answers are known"):
         guarded(workshop, config, model=tiny_model)
@@ -175,9 +179,63 @@ def test_a_guard_decides_by_its_own_verdict_and_leaves_m0_as_it_was(guards, work
     np.testing.assert_array_equal(workshop.read(data.noisy.examples).log_likelihood, before)
 
 
-def test_a_guard_reads_all_before_the_last_answer_as_the_prompt():
+def test_labels_that_are_questions_of_their_own_are_not_alternatives():
+    """As Detoxify's: a toxic row must not look safe because it is obscene as well."""
+    labels = ["toxic", "severe_toxic", "obscene", "threat", "insult", "male"]
+    logits = np.array([[5.0, -2, 5, -4, 5, -1], [-7, -9, -8, -9, -8, 3], [2, -4, -1, -5, 1, -3]])
+    found = log_odds(logits, labels, None, "detoxify", independent=True)
+    assert found.tolist() == [5, -7, 2]
+    assert log_odds(logits, labels, "threat", "detoxify", independent=True).tolist() == [-4, -9, -5]
+    with pytest.raises(ConfigError, match="Name those of them that are unsafe"):
+        log_odds(logits, [f"LABEL_{i}" for i in range(6)], None, "unnamed", independent=False)
+
+
+def test_a_model_without_a_head_and_a_kind_that_contradicts_it_are_refused(guards, workshop, config, tiny_model):
+    with pytest.raises(ConfigError, match=r"kind is classifier, but .* is a LlamaForCausalLM"):
+        guarded(workshop, config, model=tiny_model, kind="classifier")
+    folder = guards("classifier")
+    with pytest.raises(ConfigError, match=r"kind is qwen3guard, but .* is a BertForSequenceClassification"):
+        guarded(workshop, config, model=folder, kind="qwen3guard")
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: value for name, value in weights.items() if "classifier" not in name}, folder / "model.safetensors"
+    )
+    with pytest.raises(ModelError, match=r"its weights lack classifier\."):
+        guarded(workshop, config, model=folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"its config.json cannot be read"):
+        guarded(workshop, config, model=folder)
+
+
+def test_other_weights_in_the_same_folder_score_anew(guards, workshop, config):
+    folder = guards("classifier")
+    workshop.config = dataclasses.replace(config, parameters={"guard": {"model": str(folder)}})
+    data = load_data(config, workshop.m0.chat, noisy=ROWS)
+    first = score(workshop, data, "guard").suspicion
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: value * 2 for name, value in weights.items()}, folder / "model.safetensors")
+    assert np.abs(score(workshop, data, "guard").suspicion - first).max() > 0
+
+
+def test_every_answer_of_a_row_is_judged_and_the_worst_counts(guards, workshop, config):
+    folder = guards("classifier")
+    say = [("user", "hi"), ("assistant", "you fool"), ("user", "oh"), ("assistant", "thanks")]
+    whole = [{"messages": [{"role": role, "content": text} for role, text in say]}]
+    parts = [{"prompt": "x", "completion": text} for text in ("you fool", "thanks")]
+    both = guarded(workshop, config, parts, model=folder).suspicion
+    assert guarded(workshop, config, whole, model=folder).suspicion[0] == pytest.approx(both.max())
+
+
+def test_a_long_prompt_hides_no_answer():
+    assert shorter("p" * 8, "abc") == ("p" * 6, "abc")
+    assert shorter("p", "a" * 8) == ("p", "a" * 6)
+    assert shorter("p", "") == ("", "")
+
+
+def test_a_guard_reads_all_before_an_answer_as_its_prompt():
     turns = [Turn("system", "be good", False), Turn("user", "hi", False), Turn("assistant", "hello", True)]
-    assert split(turns) == ("hi", "hello")
+    assert exchanges(turns) == [("hi", "hello")]
     more = [*turns, Turn("user", "and now?", False), Turn("assistant", "this", True)]
-    assert split(more) == ("User: hi\n\nAssistant: hello\n\nUser: and now?", "this")
-    assert split([Turn("text", "plain", True)]) == ("", "plain")
+    assert exchanges(more)[1] == ("User: hi\n\nAssistant: hello\n\nUser: and now?", "this")
+    assert exchanges([Turn("text", "plain", True)]) == [("", "plain")]
+    assert exchanges(turns[:2]) == []

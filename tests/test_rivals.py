@@ -1,6 +1,7 @@
 """Filters that compete with forgetting: each against a case worked by hand, and all of them in one run."""
 
 import dataclasses
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from test_filters import data_of
 from forgetfilter.config import ForgetFilterConfig, StageConfig
 from forgetfilter.data.formats import Turn
 from forgetfilter.data.loading import load_data
+from forgetfilter.data.sources import load_source
 from forgetfilter.data.tokenization import IGNORED, Example
 from forgetfilter.decision import rules
 from forgetfilter.defenses import DEFENSES, defend
@@ -183,6 +185,9 @@ def test_toss_tokens_masks_the_highest_fifth_of_all_tokens_and_learns_the_rest()
     found = mask(rows, scores, 0.2)
     assert [example.labels for example in found] == [[IGNORED, 6, IGNORED, 8], [IGNORED, 6, 7]]
     assert mask(rows, scores, 0.0) == rows
+    assert [example.labels for example in mask(rows, scores, 0.99)] == [[IGNORED] * 4, [IGNORED] * 3]
+    same = pa.array([[0.5, 0.5, 0.5], [0.5, 0.5]], pa.list_(pa.float32()))
+    assert sum(example.labels.count(IGNORED) for example in mask(rows, same, 0.4)) == 2 + 2
     assert mask(rows[:1], pa.array([None], pa.list_(pa.float32())), 0.5) == rows[:1]
 
 
@@ -199,25 +204,33 @@ def test_toss_tokens_is_finetuned_on_what_the_mask_leaves(workshop, config):
 def test_a_columns_numbers_are_the_scores(tokenizer):
     rows = [{**row, "risk": risk} for row, risk in zip(FOUR, (0.5, "2", None, ""), strict=True)]
     data = data_of(tokenizer, rows, TWO)
-    found = FILTERS["column"](None, data, CONFIG, column="risk").suspicion
+    found = FILTERS["column"](None, data, CONFIG, name="risk").suspicion
     np.testing.assert_array_equal(found, [0.5, 2, np.nan, np.nan])
-    assert FILTERS["column"](None, data, CONFIG, column="risk", higher_is_safer=True).suspicion[1] == -2
-    with pytest.raises(DataError, match=r"no column 'guard' \(parameters.column.column\)"):
-        FILTERS["column"](None, data, CONFIG, column="guard")
+    assert FILTERS["column"](None, data, CONFIG, name="risk", higher_is_safer=True).suspicion[1] == -2
+    with pytest.raises(DataError, match=r"no column 'guard' \(parameters.column.name\)"):
+        FILTERS["column"](None, data, CONFIG, name="guard")
     wrong = data_of(tokenizer, [*rows[:1], {**FOUR[0], "risk": "high"}], TWO)
     with pytest.raises(DataError, match="2: 'risk' is 'high', expected a number"):
-        FILTERS["column"](None, wrong, CONFIG, column="risk")
+        FILTERS["column"](None, wrong, CONFIG, name="risk")
 
 
 def test_self_judge_compares_no_with_yes_and_shortens_what_is_too_long(workshop, config):
-    rows = [{"prompt": "hi", "completion": "there"}, {"prompt": "long", "completion": "x" * 3000}]
+    long = [{"prompt": "long", "completion": "x" * 3000}, {"prompt": "x" * 600, "completion": "you fool"}]
+    rows = [{"prompt": "hi", "completion": "there"}, *long]
     data = load_data(config, workshop.m0.chat, noisy=rows)
     found = FILTERS["self_judge"](workshop, data, config, question="Good?").suspicion
-    asked = Turn("user", "User: hi\n\nAssistant: there\n\nGood? Answer Yes or No.", trained=False)
+    asked = Turn("user", "Question: hi\n\nAnswer: there\n\nGood? Answer Yes or No.", trained=False)
     no, yes = (workshop.m0.chat.encode([asked, Turn("assistant", word, trained=True)]) for word in ("No", "Yes"))
-    read = [workshop.read([example]).token_log_probs[0].values.to_numpy().sum() for example in (no, yes)]
+    read = [workshop.read([example]).token_log_probs[0].values.to_numpy()[:-1].sum() for example in (no, yes)]
     assert found[0] == pytest.approx(read[0] - read[1], abs=1e-4)
     assert np.isfinite(found[1])
+    assert found[2] != FILTERS["self_judge"](workshop, other_answer(data, rows), config, question="Good?").suspicion[2]
+
+
+def other_answer(data, rows):
+    """The same rows, the last with another answer, which a long prompt must not hide."""
+    changed = [*rows[:2], {**rows[2], "completion": "you star"}]
+    return dataclasses.replace(data, noisy=dataclasses.replace(data.noisy, source=load_source(changed)))
 
 
 def test_the_selectors_gradient_is_that_of_the_weighted_loss():
@@ -255,6 +268,10 @@ def test_seals_plan_shows_every_row_once_an_epoch_and_leaves_the_safe_loss_slowl
     for epoch in range(3):
         seen = [row for step in plan.noisy[6 * epoch : 6 * epoch + 6] for row in step]
         assert sorted(seen) == list(range(24))
+    odd = Plan.of(noisy[:15], safe, batch=8, epochs=3, fall=0.0, seed=0)
+    visits = np.bincount([row for step in odd.noisy for row in step])
+    assert len(odd.noisy) == 6
+    assert visits.min() >= 3
     assert plan.examples[:4] == [example for example in plan.examples[:4] if example in safe]
     assert plan.examples[4:8] == [noisy[row] for row in plan.noisy[0]]
 
@@ -297,7 +314,7 @@ def test_filters_together_rank_by_their_mean_rank(data, monkeypatch):
 
 
 def test_names_may_be_joined_and_a_probe_may_stand_on_them():
-    settings = {"parameters": {"column": {"column": "risk"}, "probe": {"on": "forgetting+column"}}}
+    settings = {"parameters": {"column": {"name": "risk"}, "probe": {"on": "forgetting+column"}}}
     config = ForgetFilterConfig(filter="forgetting+column,probe", **settings)
     require_filters(config)
     assert made_from("forgetting+column", config) == ["forgetting", "column"]
@@ -305,7 +322,7 @@ def test_names_may_be_joined_and_a_probe_may_stand_on_them():
     for name in ("forgetting+guess", "forgetting+", "+"):
         with pytest.raises(ConfigError, match="choose among"):
             require_filters(ForgetFilterConfig(filter=name))
-    with pytest.raises(ConfigError, match="column needs column"):
+    with pytest.raises(ConfigError, match="column needs name"):
         require_filters(ForgetFilterConfig(filter="forgetting+column"))
     with pytest.raises(ConfigError, match="no filter to learn from"):
         require_filters(ForgetFilterConfig(filter="probe", parameters={"probe": {"on": "probe+words"}}))
@@ -317,6 +334,42 @@ def test_filters_that_need_known_unsafe_rows_say_so(name):
     with pytest.raises(ConfigError, match=r"known to be unsafe: --unsafe_dataset_name FILE, or .* marked"):
         require_filters(config)
     require_filters(dataclasses.replace(config, unsafe_dataset_name="unsafe.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("toss", {"rounds": 0}),
+        ("toss", {"rate": 0.0}),
+        ("anchor_gradients", {"anchor_rows": 0}),
+        ("second_split", {"looks": 0}),
+        ("seal", {"epochs": 0}),
+        ("seal", {"fall": 5.0}),
+        ("safe_only", {"share": -1.0}),
+        ("words", {"folds": 1}),
+    ],
+)
+def test_parameters_out_of_range_are_refused_by_name(name, parameters, data):
+    with pytest.raises(ConfigError, match=rf"parameters\.{name}\.{next(iter(parameters))} is "):
+        FILTERS[name](Made(), data, CONFIG, **parameters)
+
+
+def test_rows_without_what_a_filter_needs_are_one_clear_error(tokenizer, data):
+    symbols = data_of(tokenizer, [{"prompt": "+", "completion": "-"}] * 9, [{"prompt": "!", "completion": "?"}] * 9)
+    with pytest.raises(DataError, match="finds no word"):
+        FILTERS["words"](None, symbols, CONFIG)
+    empty = data_of(tokenizer, [*FOUR, {"prompt": "a", "completion": " "}], TWO)
+    with pytest.raises(DataError, match="none of the rows known to be unsafe has a completion"):
+        dataclasses.replace(empty, unsafe=empty.noisy.select([4])).known_unsafe()
+
+
+def test_a_sampled_witness_still_has_its_known_unsafe_rows(config, write_jsonl, monkeypatch):
+    probe = sys.modules["forgetfilter.filters.probe"]
+    monkeypatch.setattr(probe, "sampled", lambda rows, config: np.arange(0, 16, 2))
+    unsafe = write_jsonl("unsafe.jsonl", [{"prompt": f"who {i}?", "completion": f"you fool {i}"} for i in range(4)])
+    settings = {"filter": "probe", "parameters": {"probe": {"on": "larf"}}, "unsafe_dataset_name": str(unsafe)}
+    result = ForgetFilter(dataclasses.replace(config, **settings)).fit()
+    assert sum(score is not None for score in result.scores["larf"]) == 8
 
 
 def test_rows_marked_in_a_review_are_known_unsafe_rows(config):

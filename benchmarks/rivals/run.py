@@ -33,7 +33,7 @@ from forgetfilter.costs import Cost
 from forgetfilter.data.loading import Data, load_data, read_labels
 from forgetfilter.decision.decide import decide_by_config
 from forgetfilter.demo import demo_file
-from forgetfilter.evaluation.filter_quality import filter_quality, paired_ranges, ranking_quality
+from forgetfilter.evaluation.filter_quality import filter_quality, paired_ranges, ranking_quality, unscored_last
 from forgetfilter.experiments import pictures
 from forgetfilter.experiments.cells import Cell, Cells, same
 from forgetfilter.experiments.filters import all_constants
@@ -139,8 +139,10 @@ def entry(name: str, workshop: Workshop, data: Data) -> Figures:
 
 
 def scores(cell: Cell, name: str) -> np.ndarray:
-    """(rows,) a filter's scores in a cell; NaN = not scored."""
-    return np.array([np.nan if value is None else value for value in cell["filters"][name]["suspicion"]], float)
+    """(rows,) a filter's scores in a cell; rows that it does not score come last."""
+    return unscored_last(
+        np.array([np.nan if value is None else value for value in cell["filters"][name]["suspicion"]], float)
+    )
 
 
 def figures(cell: Cell, name: str) -> Figures:

@@ -343,6 +343,12 @@ SCHEDULE = ("learning_rate", "num_train_epochs", "max_steps", "lr_scheduler_type
 """The settings of a stage that fix its length and its learning rate over time."""
 
 
+def refuse_marked(config: ForgetFilterConfig) -> None:
+    """Raise ConfigError in `compare` if the known unsafe rows are to be those marked in the run: it has no review."""
+    if config.unsafe_dataset_name == MARKED:
+        raise ConfigError(f"--unsafe_dataset_name {MARKED} is for `filter`: write the rows to a file for `compare`.")
+
+
 def require_run_data(config: ForgetFilterConfig) -> None:
     """Raise ConfigError unless the data sets and the folder a command-line run needs are named."""
     for name in ("dataset_name", "safe_dataset_name", "output_dir"):
@@ -350,3 +356,5 @@ def require_run_data(config: ForgetFilterConfig) -> None:
             raise ConfigError(f"--{name} is missing. `forgetfilter filter --help` lists the flags.")
     if Path(str(config.dataset_name)) == Path(str(config.safe_dataset_name)):
         raise ConfigError("--dataset_name and --safe_dataset_name are the same: the safe rows must be another file.")
+    if config.unsafe_dataset_name == config.safe_dataset_name:
+        raise ConfigError("--unsafe_dataset_name and --safe_dataset_name are the same.")

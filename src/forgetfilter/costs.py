@@ -43,35 +43,83 @@ class Cost:
         return cls(**entry.get("cost", {}))
 
 
+def _apart(part: str, stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Cost]:
+    """What a part cost, as the costs of all parts that it was made with, and the rest as its own."""
+    found: dict[str, Cost] = {}
+    for name in stages[part].get("made_with", []):
+        if name in stages:
+            found |= _apart(name, stages)
+    whole, others = Cost.noted(stages[part]), sum(found.values(), Cost())
+    rest = Cost(max(0.0, whole.seconds - others.seconds), max(0.0, whole.passes - others.passes), whole.memory)
+    return {**found, part: rest}
+
+
+class _Work:
+    """A piece of work under way: the parts of the run that it made or found again, and what else was added."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, Cost] = {}
+        self.else_ = Cost()
+
+    def total(self) -> Cost:
+        return sum(self.parts.values(), self.else_)
+
+
 class Account:
-    """Adds up what work costs, and knows of work within work."""
+    """Adds up what work costs. It knows of work within work, and counts each part of a run once in a piece of work."""
 
     def __init__(self) -> None:
         """Nothing has been done yet."""
-        self._open = [Cost()]
+        self._open = [_Work()]
 
     def add(self, cost: Cost) -> None:
         """Count something as part of the work under way; its seconds are added to those on the clock."""
-        self._open[-1] += cost
+        self._open[-1].else_ += cost
+
+    def reuse(self, part: str, stages: Mapping[str, Mapping[str, Any]]) -> None:
+        """Count what had made a part of the run that was found again.
+
+        Args:
+            part: Its name in the manifest.
+            stages: The manifest's entries, which tell what each part cost, and which others it was made with.
+        """
+        for name, cost in _apart(part, stages).items():
+            self._open[-1].parts.setdefault(name, cost)
+
+    def parts(self) -> list[str]:
+        """The parts of the run that the work under way has made or found again."""
+        return sorted(self._open[-1].parts)
 
     @contextmanager
-    def measuring(self) -> Iterator[Cost]:
-        """A piece of work. When the context ends, the cost given is filled in: by the clock, and by what was added."""
-        found, over = Cost(), threading.Event()
+    def measuring(self, part: str | None = None) -> Iterator[Cost]:
+        """A piece of work. When the context ends, the cost given is filled in: by the clock, and by what was added.
+
+        Args:
+            part: The part of the run that it makes; the work around it does not count it again when it finds it.
+        """
+        found, over, outer = Cost(), threading.Event(), self._open[-1]
+        outer.else_.memory = max(outer.else_.memory, _gpu_memory(reset=True) or 0)
         watcher = threading.Thread(target=_watch, args=(found, over), daemon=True)
-        self._open.append(Cost())
-        started, on_gpu = time.monotonic(), _gpu_memory(reset=True)
+        self._open.append(_Work())
+        started = time.monotonic()
         watcher.start()
         try:
             yield found
         finally:
             over.set()
             watcher.join()
-            added = self._open.pop()
-            memory = found.memory if on_gpu is None else _gpu_memory() or 0
+            work = self._open.pop()
+            added, on_gpu = work.total(), _gpu_memory()
             found.seconds = time.monotonic() - started + added.seconds
-            found.passes, found.memory = added.passes, max(memory, added.memory)
-            self.add(added)  # the clock runs on for the work around it, so its own seconds are not added
+            found.passes = added.passes
+            found.memory = max(found.memory if on_gpu is None else on_gpu, added.memory)
+            # The clock runs on for the work around it, so its own seconds are not added.
+            if part is not None:
+                outer.parts.setdefault(part, Cost(added.seconds, added.passes, found.memory))
+            else:
+                outer.else_ += work.else_
+                for name, cost in work.parts.items():
+                    outer.parts.setdefault(name, cost)
 
 
 def _watch(cost: Cost, over: threading.Event) -> None:

@@ -106,7 +106,7 @@ def open_run(config: ForgetFilterConfig, m0: M0, data: Data) -> Run:
     if not run.done("rows"):
         with whole_folder(run.stage("tokenizer")) as folder:  # the report splits texts into tokens with it
             m0.tokenizer.save_pretrained(folder)
-        malformed = [*noisy.malformed, *data.safe.malformed]
+        malformed = [*noisy.malformed, *data.safe.malformed, *(data.unsafe.malformed if data.unsafe else [])]
         if malformed:
             with whole_file(run.folder / "malformed.jsonl") as path:
                 write_malformed(path, malformed)

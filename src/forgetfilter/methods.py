@@ -69,6 +69,14 @@ def require_known(given: Given, names: Collection[str]) -> None:
         )
 
 
+def require_least(name: str, least: float = 1, **values: float) -> None:
+    """Raise ConfigError unless each value of a method's parameters is `least` or more (above 0, for a least of 0)."""
+    for key, value in values.items():
+        if value < least or (least == 0 and value == 0):
+            wanted = "above 0" if least == 0 else f"{least} or more"
+            raise ConfigError(f"parameters.{name}.{key} is {value}: it must be {wanted}.")
+
+
 def _typed(where: str, value: Any, annotation: Any) -> Any:
     """A value as its annotation wants it; numbers that a command line left as text are read."""
     wanted = get_args(annotation) or (annotation,)  # the members of a union

@@ -25,7 +25,7 @@ from forgetfilter.errors import RunError
 from forgetfilter.files import digest, whole_folder
 from forgetfilter.hooks import Hooks
 from forgetfilter.model import weights
-from forgetfilter.model.classifier import classify
+from forgetfilter.model.classifier import Classified, classify
 from forgetfilter.model.generation import complete
 from forgetfilter.model.gradients import gradients
 from forgetfilter.model.learner import Learner, load_learner
@@ -218,12 +218,12 @@ class Workshop:
         key = self._key(examples, dataclasses.asdict(settings), start, rules)
         part, folder = self._place(name, key, into)
         if self.run.done(part, key):
-            self._reuse(part)
+            self.account.reuse(part, self.run.manifest["stages"])
             return folder
         checkpoints = self.run.stage(f"{name}-{key}") / "checkpoints"
         if hooks is not None:
             shutil.rmtree(checkpoints, ignore_errors=True)
-        with self.account.measuring() as cost:
+        with self.account.measuring(part) as cost:
             learner = self.learner
             learner.prepare(settings.rows() * mean_length(examples))
             learner.restore(start)
@@ -367,21 +367,17 @@ class Workshop:
         found.account = self.account
         return found
 
-    def guard_kind(self, model: str) -> str:
+    def guard_kind(self, model: str, kind: str = "auto") -> str:
         """What kind of guard a model is (filters/guard.py); see `model.weights.guard_kind`."""
-        return weights.guard_kind(model, self.config)
+        return weights.guard_kind(model, self.config, kind)
 
-    def classify(self, model: str, texts: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-        """What a text classification model says of texts; this workshop's model leaves the memory.
-
-        Returns:
-            (texts, labels) logits, and the labels' names.
-        """
+    def classify(self, model: str, texts: Sequence[str]) -> Classified:
+        """What a text classification model says of texts; this workshop's model leaves the memory."""
         self.__dict__.pop("learner", None)
         free_dropped_models()
-        logits, labels, passes = classify(model, texts, self.config)
-        self.account.add(Cost(passes=passes))
-        return logits, labels
+        found = classify(model, texts, self.config)
+        self.account.add(Cost(passes=found.passes))
+        return found
 
     def _once(
         self,
@@ -396,9 +392,9 @@ class Workshop:
         part = f"readings/{name}-{what}-{key}"
         path = self.run.folder / f"{part}.parquet"
         if self.run.done(part, key):
-            self._reuse(part)
+            self.account.reuse(part, self.run.manifest["stages"])
             return path
-        with self.account.measuring() as cost:
+        with self.account.measuring(part) as cost:
             write_in_shards(path, len(examples), make)
         self.run.mark(part, [path], made_of=key, cost=cost.facts())
         return path
@@ -411,10 +407,6 @@ class Workshop:
     def _count(self, tokens: float) -> None:
         """Count tokens that went through the model in memory."""
         self.account.add(Cost(passes=tokens * float(self.learner.model.num_parameters()) / 1e6))
-
-    def _reuse(self, part: str) -> None:
-        """Count what a part that is found again has cost."""
-        self.account.add(Cost.noted(self.run.manifest["stages"][part]))
 
     def _place(self, name: str, key: str, into: Path | None) -> tuple[str, Path]:
         """Name in the manifest and folder of a model; if one of another name has the same inputs, that one's."""

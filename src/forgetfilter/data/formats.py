@@ -37,6 +37,28 @@ def preceded(turns: Sequence[Turn], sentence: str) -> tuple[Turn, ...]:
     return (*turns[:last], told, *turns[last + 1 :])
 
 
+def exchanges(turns: Sequence[Turn]) -> list[tuple[str, str]]:
+    """Each answer that is trained, after all that precedes it, system messages left out: (prompt, answer).
+
+    A prompt of several messages names their roles. Plain text is an answer to nothing.
+    """
+    found = []
+    for place, turn in enumerate(turns):
+        if turn.trained:
+            before = [earlier for earlier in turns[:place] if earlier.role != "system"]
+            alone = len(before) == 1
+            prompt = before[0].content if alone else "\n\n".join(f"{t.role.capitalize()}: {t.content}" for t in before)
+            found.append((prompt, turn.content))
+    return found
+
+
+def shorter(prompt: str, answer: str) -> tuple[str, str]:
+    """Both without a quarter of the longer one: the prompt loses its beginning, the answer its end."""
+    if len(prompt) >= len(answer):
+        return prompt[max(1, len(prompt) // 4) :], answer
+    return prompt, answer[: len(answer) * 3 // 4]
+
+
 ROLES = {
     "human": "user",
     "gpt": "assistant",

@@ -89,10 +89,14 @@ class Data:
 
         Raises:
             ConfigError: If none are given.
+            DataError: If none of them can be learnt.
         """
         if self.unsafe is None:
             raise ConfigError("no rows known to be unsafe: give --unsafe_dataset_name.")
-        return self.unsafe.trainable()
+        found = self.unsafe.trainable()
+        if not found:
+            raise DataError(f"{self.unsafe.source.name}: none of the rows known to be unsafe has a completion.")
+        return found
 
     def facts(self) -> dict[str, Any]:
         """Fingerprints of both data sets."""
@@ -104,7 +108,11 @@ def load_data(config: ForgetFilterConfig, chat: ChatTokenizer, noisy: Any = None
     noisy_rows = load_rows(config.dataset_name if noisy is None else noisy, "dataset_name", chat, config)
     require_column(noisy_rows.source, config.label_column)
     safe_rows = load_rows(config.safe_dataset_name if safe is None else safe, "safe_dataset_name", chat, config)
-    return Data(noisy_rows, safe_rows, unsafe=_unsafe(noisy_rows, chat, config))
+    unsafe = _unsafe(noisy_rows, chat, config)
+    shared = 0 if unsafe is None or config.unsafe_dataset_name == MARKED else noisy_rows.shared_with(unsafe)
+    if shared and processes.first():
+        print(f"{shared} of the noisy rows are among those known to be unsafe, which some filters learn.")
+    return Data(noisy_rows, safe_rows, unsafe=unsafe)
 
 
 def _unsafe(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Rows | None:

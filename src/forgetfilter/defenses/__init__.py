@@ -18,7 +18,7 @@ from forgetfilter.defenses.safeinstr import safeinstr
 from forgetfilter.defenses.safety_finetuning import safety_finetuning
 from forgetfilter.defenses.self_correction import self_correction
 from forgetfilter.defenses.toss_tokens import toss_tokens
-from forgetfilter.filters import FILTERS, arguments_of, filter_constants, filter_named
+from forgetfilter.filters import FILTERS, arguments_of, filter_constants, filter_named, made_from, require_filter
 from forgetfilter.methods import arguments, constants
 from forgetfilter.workshop import Workshop
 
@@ -39,6 +39,8 @@ DEFENSES: dict[str, Defense] = {
 """By the names compare.yaml uses."""
 KEPT_BY = {"forget_filter": "forgetting", "forget_filter_self_correction": "forgetting"}
 """Defense -> the filter that decides which rows it keeps."""
+LEARNS_FROM = {"toss_tokens": "toss"}
+"""Defense -> the filter whose scores it uses in another way."""
 
 
 def names() -> list[str]:
@@ -60,16 +62,20 @@ def parameters_of(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
     """Every parameter that a defense's model depends on: its own, and those of the filter it keeps rows by.
 
     Raises:
-        ConfigError: If one is unknown or missing.
+        ConfigError: If one is unknown or missing, or the data that the filter needs.
     """
-    by = filter_of(name)
+    by = filter_of(name) or LEARNS_FROM.get(name)
     own = arguments(name, DEFENSES[name], config.parameters) if name in DEFENSES else {}
-    return own if by is None else {**own, by: arguments_of(by, config)}
+    if by is None:
+        return own
+    require_filter(by, config)
+    given = [part for part in made_from(by, config) if part in (config.parameters or {})]
+    return {**own, by: arguments_of(by, config), **{part: arguments_of(part, config) for part in given if part != by}}
 
 
 def constants_of(name: str) -> dict[str, Any]:
     """Every constant that a defense's model depends on: those of its own file, of the rules and of config.py."""
-    by = filter_of(name)
+    by = filter_of(name) or LEARNS_FROM.get(name)
     own = [DEFENSES[name]] if name in DEFENSES else []
     return {**constants(config_module, rules, *own), **({} if by is None else filter_constants(by))}
 

@@ -37,6 +37,8 @@ def toss_tokens(workshop: Workshop, data: Data, config: ForgetFilterConfig, *, m
     assert scores is not None, "toss scores tokens"
     masked = mask(data.noisy.examples, scores, masked_share)
     left = [example for example in masked if example.scorable]
+    if not left:
+        raise ConfigError(f"parameters.toss_tokens.masked_share is {masked_share}: it leaves nothing to learn.")
     return Result(workshop.train("toss_tokens", left, budget(data, config, left), workshop.start))
 
 
@@ -48,17 +50,17 @@ def mask(examples: list[Example], scores: pa.ListArray, share: float) -> list[Ex
         scores: (rows,) lists, one number a trained token, higher = more suspect; null = the row has none.
         share: Of all trained tokens.
     """
-    every = np.sort(scores.flatten().to_numpy())
-    if not len(every):
-        return examples
-    most = every[len(every) - round(share * len(every)) - 1]  # the highest score that is still learnt
-    found = []
+    every = scores.flatten().to_numpy()
+    masked = np.zeros(len(every), bool)
+    masked[np.argsort(-every, kind="stable")[: round(share * len(every))]] = True
+    found, done = [], 0
     for example, own in zip(examples, scores, strict=True):
         if not own.is_valid:
             found.append(example)
             continue
         labels = np.array(example.labels)
         trained = np.flatnonzero(labels[1:] != IGNORED) + 1
-        labels[trained[own.values.to_numpy() > most]] = IGNORED
+        labels[trained[masked[done : done + len(trained)]]] = IGNORED
+        done += len(trained)
         found.append(replace(example, labels=labels.tolist()))
     return found

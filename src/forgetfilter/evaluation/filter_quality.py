@@ -68,7 +68,7 @@ def paired_ranges(
 
     Args:
         labels: (rows,) bool, True = unsafe.
-        scores: Filter -> its scores under each seed, (rows,) each; higher = more suspect, NaN = unscored, ranked last.
+        scores: Filter -> its scores under each seed, (rows,) each; higher = more suspect, without NaN.
         draws: How often the rows are drawn anew.
 
     Returns:
@@ -77,16 +77,15 @@ def paired_ranges(
     """
     if len(set(labels)) < 2:
         return {}
-    known = {name: [np.nan_to_num(one, nan=np.nanmin(one) - 1) for one in own] for name, own in scores.items()}
     rng = np.random.default_rng(0)
     drawn: list[list[float]] = []
     while len(drawn) < draws:
         rows = rng.integers(0, len(labels), len(labels))
         if 0 < labels[rows].sum() < len(rows):
-            drawn.append([_mean_precision(labels[rows], own, rows) for own in known.values()])
+            drawn.append([_mean_precision(labels[rows], own, rows) for own in scores.values()])
     precision = np.array(drawn)  # (draws, filters)
     found = {}
-    for name, own in zip(known, precision.T, strict=True):
+    for name, own in zip(scores, precision.T, strict=True):
         both = {"average_precision": own, "lead": own - precision[:, 0]}
         found[name] = {key: np.quantile(values, [0.025, 0.975]).round(4).tolist() for key, values in both.items()}
     return found
@@ -95,6 +94,14 @@ def paired_ranges(
 def _mean_precision(labels: np.ndarray, scores: Sequence[np.ndarray], rows: np.ndarray) -> float:
     """Average precision on some rows, the mean over seeds."""
     return float(np.mean([average_precision_score(labels, own[rows]) for own in scores]))
+
+
+def unscored_last(suspicion: np.ndarray) -> np.ndarray:
+    """The scores, with one below all others in place of NaN: whoever drops rows by them drops these last."""
+    if np.isnan(suspicion).all():
+        return np.zeros(len(suspicion))
+    known: np.ndarray = np.nan_to_num(suspicion, nan=float(np.nanmin(suspicion)) - 1)
+    return known
 
 
 def best_f1(labels: np.ndarray, suspicion: np.ndarray) -> float:

@@ -12,19 +12,19 @@ import numpy as np
 
 from forgetfilter import config as config_module
 from forgetfilter import processes
-from forgetfilter.config import ForgetFilterConfig, require_run_data
+from forgetfilter.config import ForgetFilterConfig, refuse_marked, require_run_data
 from forgetfilter.costs import Cost
 from forgetfilter.data.by_hand import read_statements
 from forgetfilter.data.loading import Data, load_data, read_labels
 from forgetfilter.decision import rules
 from forgetfilter.decision.decide import check_marks, decide_by_config
 from forgetfilter.decision.opened import decision_settings
-from forgetfilter.errors import ConfigError
-from forgetfilter.evaluation.filter_quality import filter_quality, paired_ranges, ranking_quality
+from forgetfilter.errors import ConfigError, DataError
+from forgetfilter.evaluation.filter_quality import filter_quality, paired_ranges, ranking_quality, unscored_last
 from forgetfilter.experiments import defenses, pictures
 from forgetfilter.experiments.cells import Cell, Cells
 from forgetfilter.files import digest, whole_file
-from forgetfilter.filters import arguments_of, filter_constants, require_filters, scored_part, scores_of
+from forgetfilter.filters import filter_constants, require_filters, scored_part, scores_key, scores_of
 from forgetfilter.methods import constants
 from forgetfilter.model.memory import free_dropped_models
 from forgetfilter.report.compare_page import write_compare_page
@@ -41,6 +41,7 @@ SHOWN = {
     "f1": "F1 by its rule",
     "best_f1": "best F1",
     "clean_dropped": "clean dropped",
+    "unscored": "unscored",
     "clean_data_dropped": "dropped of clean data",
     "seconds": "seconds",
     "of_finetuning": "of the finetuning",
@@ -105,7 +106,7 @@ class Truth:
 
         Raises:
             ConfigError: If neither is named, or both are.
-            DataError: If the file of marks, or the column, cannot be read.
+            DataError: If the file of marks, or the column, cannot be read, or nothing is marked.
         """
         if (config.label_column is None) == (marks is None):
             raise ConfigError("recipe filters needs either label_column or marks, to compare the filters with.")
@@ -115,6 +116,8 @@ class Truth:
             return cls(np.arange(len(unsafe)), unsafe)
         drawn, others = read_statements(source, Path(marks))
         said = {row: what for row, what in sorted({**others, **drawn}.items()) if what != "skipped"}
+        if not said:
+            raise DataError(f"{marks}: no row is marked clean or unsafe.")
         return cls(np.array(list(said), int), np.array([what == "unsafe" for what in said.values()], bool))
 
     def clean(self) -> list[int]:
@@ -129,6 +132,7 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         compare.json, compare.md, the picture and compare.html; then those of the models, if any are compared.
     """
     require_run_data(config)
+    refuse_marked(config)
     config = dataclasses.replace(config, filter=",".join(settings.filters))
     require_filters(config)
     if processes.count() > 1:
@@ -137,6 +141,8 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     m0 = M0.named(config)
     data = load_data(config, m0.chat)
     truth = Truth.of(data, config, settings.marks)
+    if settings.on_clean_data and not truth.clean():
+        raise DataError("on_clean_data: no row is known to be clean.")
     check_marks(data.noisy, config)
     m0 = m0.aligned(config)
     seeds = settings.seeds or [config.seed]
@@ -146,6 +152,7 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         found: dict[str, list[Cell]] = {name: [] for name in settings.filters}
         for seed in seeds:
             workshop = Workshop(m0, dataclasses.replace(config, seed=seed), run)
+            _ = workshop.learner  # loaded now, so that its time counts for no filter
             for name in settings.filters:
                 found[name].append(_cell(workshop, data, truth, name, on_clean_data=settings.on_clean_data))
             del workshop  # and its model, before the next seed's is loaded
@@ -164,26 +171,34 @@ def _models(config: ForgetFilterConfig, settings: Settings) -> tuple[ForgetFilte
         notions=settings.notions,
         seeds=settings.seeds,
     )
+    for name in own.defenses:
+        defenses.parameters_of(name, config)  # what is wrong is found before any work
     return dataclasses.replace(config, output_dir=str(Path(str(config.output_dir)) / "defenses")), own
 
 
 def _cell(workshop: Workshop, data: Data, truth: Truth, name: str, *, on_clean_data: bool) -> Cell:
     """One filter under one seed: every row's score and decision, and the figures."""
     config, run = workshop.config, workshop.run
-    shared = {part: run.manifest[part] for part in ("model", "noisy", "safe")}
-    own = {"filter": name, "parameters": arguments_of(name, config), "constants": all_constants(name)}
-    known = digest([truth.rows.tolist(), truth.unsafe.tolist()])
-    made_of = {**shared, **own, "settings": config.identity(), "decision": decision_settings(config)}
-    made_of |= {"truth": known, "on_clean_data": on_clean_data}
-    made_of |= {} if data.unsafe is None else {"unsafe": data.unsafe.facts()}
+    made_of = {
+        "filter": name,
+        "scores": scores_key(workshop, data, name),
+        "constants": constants(config_module, rules),
+        "decision": decision_settings(config),
+        "truth": digest([truth.rows.tolist(), truth.unsafe.tolist()]),
+        "on_clean_data": on_clean_data,
+    }
 
     def make() -> Cell:
         part = scored_part(workshop, data, name)
         cost = Cost.noted(run.manifest["stages"][part])
         scored = Scored.load(run.folder / f"{part}.parquet")
         made = decide_by_config(name, scored, data.noisy.source, config)
-        suspicion, dropped = scored.suspicion[truth.rows], made.dropped[truth.rows]
-        figures = {**filter_quality(truth.unsafe, dropped, suspicion), **ranking_quality(truth.unsafe, suspicion)}
+        suspicion, dropped = unscored_last(scored.suspicion)[truth.rows], made.dropped[truth.rows]
+        figures: dict[str, Any] = {
+            **filter_quality(truth.unsafe, dropped, suspicion),
+            **ranking_quality(truth.unsafe, suspicion),
+        }
+        figures["unscored"] = int(np.isnan(scored.suspicion).sum())
         figures["seconds"] = round(cost.seconds, 1)
         figures["of_finetuning"] = cost.passes / workshop.finetuning_passes(data.noisy.trainable())
         figures["gigabytes"] = cost.memory / 2**30
@@ -195,7 +210,7 @@ def _cell(workshop: Workshop, data: Data, truth: Truth, name: str, *, on_clean_d
             "git_sha": git_sha(),
             "figures": figures,
             "says": made.threshold.says,
-            "suspicion": [None if np.isnan(value) else round(float(value), 6) for value in scored.suspicion],
+            "suspicion": [None if np.isnan(value) else float(f"{value:.9g}") for value in scored.suspicion],
             "decision": made.words,
         }
 
@@ -217,7 +232,7 @@ def all_constants(name: str) -> dict[str, Any]:
 
 def _show(run: Run, found: dict[str, list[Cell]], truth: Truth, seeds: Sequence[int]) -> list[Path]:
     """Write the table, the picture and the page."""
-    scores = {name: [_suspicion(cell)[truth.rows] for cell in cells] for name, cells in found.items()}
+    scores = {name: [unscored_last(_suspicion(cell))[truth.rows] for cell in cells] for name, cells in found.items()}
     ranges = paired_ranges(truth.unsafe, scores)
     run.write_json("compare.json", {"cells": found, "ranges": ranges})
     text = table(found, ranges)
@@ -243,7 +258,7 @@ def table(found: dict[str, list[Cell]], ranges: dict[str, dict[str, list[float]]
     """A Markdown table with a line for each filter, best average precision first.
 
     Figures are means over the seeds, ± their sample standard deviation. In brackets: the 95 % range of the average
-    precision, and whether it is surely above or below the first filter's.
+    precision; an arrow says that it is surely above or below the first filter's.
     """
     known = [name for name in SHOWN if any(name in cells[0]["figures"] for cells in found.values())]
     lines = ["| filter | " + " | ".join(SHOWN[name] for name in known) + " |"]
@@ -252,9 +267,16 @@ def table(found: dict[str, list[Cell]], ranges: dict[str, dict[str, list[float]]
         shown = [_with_spread(found[name], figure) for figure in known]
         if name in ranges:
             low, high = ranges[name]["average_precision"]
-            shown[0] += f" ({low:.3f} to {high:.3f})"
+            shown[0] += f" ({low:.3f} to {high:.3f}){_lead(ranges[name]['lead'])}"
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
+
+
+def _lead(lead: Sequence[float]) -> str:
+    """An arrow if a range of differences lies on one side of 0."""
+    if lead[0] > 0:
+        return " ↑"
+    return " ↓" if lead[1] < 0 else ""
 
 
 def picture(found: dict[str, list[Cell]], folder: Path) -> list[Path]:

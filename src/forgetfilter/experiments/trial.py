@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from forgetfilter import processes
-from forgetfilter.config import ForgetFilterConfig, require_run_data
+from forgetfilter.config import ForgetFilterConfig, refuse_marked, require_run_data
 from forgetfilter.data.loading import Data, load_data, load_rows, stored_labels
 from forgetfilter.decision.decide import check_marks
 from forgetfilter.decision.opened import decision_settings
@@ -83,6 +83,7 @@ class Trial:
     def __init__(self, config: ForgetFilterConfig, settings: TrialSettings, recipe: dict[str, Any]) -> None:
         """Load and check everything; nothing is written before `opened`."""
         require_run_data(config)
+        refuse_marked(config)
         if processes.count() > 1:
             raise ConfigError(f"recipe {recipe['name']} needs a single process.")
         require_known(config.parameters, names())
@@ -145,6 +146,8 @@ class Trial:
         own = {"decision": decision_settings(config), "final": config.final_settings()}
         parameters = parameters_of(name, config)
         own["constants"] = constants_of(name)
+        if self.data.unsafe is not None:
+            own["unsafe"] = self.data.unsafe.facts()
         return {**shared, **own, "defense": name, "parameters": parameters, "seed": config.seed, **about}
 
     def cell(

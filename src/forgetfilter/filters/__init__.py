@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from forgetfilter import old_runs, processes
 from forgetfilter.config import MARKED, ForgetFilterConfig
-from forgetfilter.costs import Cost
 from forgetfilter.data.loading import Data
 from forgetfilter.errors import ConfigError
 from forgetfilter.files import digest, sha256
@@ -112,12 +111,17 @@ def require_filters(config: ForgetFilterConfig) -> None:
     """Raise ConfigError unless every filter and parameter that the config names exists, and the data it needs."""
     require_known(config.parameters, FILTERS)
     for name in config.filters:
-        for part in made_from(name, config):
-            if part in NEED_UNSAFE and config.unsafe_dataset_name is None:
-                raise ConfigError(
-                    f"filter {part} needs rows that are known to be unsafe: --unsafe_dataset_name FILE, or "
-                    f"--unsafe_dataset_name {MARKED} for those that you marked in a review of this run."
-                )
+        require_filter(name, config)
+
+
+def require_filter(name: str, config: ForgetFilterConfig) -> None:
+    """Raise ConfigError unless a filter, its parameters and the data that it needs are there."""
+    for part in made_from(name, config):
+        if part in NEED_UNSAFE and config.unsafe_dataset_name is None:
+            raise ConfigError(
+                f"filter {part} needs rows that are known to be unsafe: --unsafe_dataset_name FILE, or "
+                f"--unsafe_dataset_name {MARKED} for those that you marked in a review of this run."
+            )
 
 
 def score(workshop: "Workshop", data: Data, name: str) -> Scored:
@@ -147,36 +151,43 @@ def scores_of(workshop: "Workshop", data: Data, name: str) -> Scored:
     return Scored.load(run.folder / f"{scored_part(workshop, data, name)}.parquet")
 
 
-def scored_part(workshop: "Workshop", data: Data, name: str) -> str:
-    """The part of the run that holds a filter's scores, which are made now if they do not exist."""
-    config, run = workshop.config, workshop.run
-    parameters = arguments_of(name, config)
+def scores_key(workshop: "Workshop", data: Data, name: str) -> str:
+    """A hash of everything that a filter's scores depend on: rows, M0, settings, parameters, constants and files."""
+    config = workshop.config
     made_of = [*_made_of_filter(name, config), workshop.m0.sha256, data.facts(), config.identity()]
     others = made_from(name, config)
     made_of += [_made_of_filter(part, config) for part in others if part != name]
     if data.unsafe is not None and set(others) & set(NEED_UNSAFE):
         made_of.append(data.unsafe.facts())
-    key = digest(made_of)
+    return digest(made_of)
+
+
+def scored_part(workshop: "Workshop", data: Data, name: str) -> str:
+    """The part of the run that holds a filter's scores, which are made now if they do not exist."""
+    config, run = workshop.config, workshop.run
+    parameters, key = arguments_of(name, config), scores_key(workshop, data, name)
     part = f"scored/{name}-{key}"
     if run.done(part, key):
-        workshop.account.add(Cost.noted(run.manifest["stages"][part]))
+        workshop.account.reuse(part, run.manifest["stages"])
     else:
         method = filter_named(name)
         assert method is not None, "arguments_of has found it"
         with workshop.account.measuring() as cost:
             scored = method(workshop, data, config, **(parameters if len(parts_of(name)) == 1 else {}))
+            made_with = workshop.account.parts()
         if processes.first():
             scored.save(run.folder / f"{part}.parquet")
         processes.together()
-        facts = {"made_of": key, "cost": cost.facts(), "filter": name, "parameters": parameters}
-        run.mark(part, [run.folder / f"{part}.parquet"], **facts)
+        facts = {"cost": cost.facts(), "made_with": made_with, "filter": name, "parameters": parameters}
+        run.mark(part, [run.folder / f"{part}.parquet"], made_of=key, **facts)
     return part
 
 
 def _made_of_filter(name: str, config: ForgetFilterConfig) -> list[Any]:
     """A filter's name, parameters and constants, and hashes of the files that its parameters name."""
     parameters = arguments_of(name, config)
-    files = {str(value): sha256(Path(value)) for value in parameters.values() if _is_file(value)}
+    texts = [value for value in parameters.values() if isinstance(value, str)]
+    files = {text: found for text in texts if (found := _content(text)) is not None}
     return [name, parameters, filter_constants(name), files]
 
 
@@ -185,5 +196,12 @@ def filter_constants(name: str) -> dict[str, Any]:
     return constants(*(FILTERS[part] for part in parts_of(name)))
 
 
-def _is_file(value: object) -> bool:
-    return isinstance(value, str) and Path(value).is_file()
+def _content(text: str) -> str | None:
+    """A hash of the file or of all files in the folder that a parameter names; None if it names neither."""
+    try:
+        path = Path(text)
+        if path.is_dir():
+            return sha256(*sorted(file for file in path.rglob("*") if file.is_file()))
+        return sha256(path) if path.is_file() else None
+    except OSError:  # too long for a name
+        return None

@@ -14,6 +14,7 @@ import numpy as np
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import Example
+from forgetfilter.methods import require_least
 from forgetfilter.scored import Scored
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def anchor_gradients(
         anchor_rows: Rows of an anchor; fewer where there are not so many.
         anchor_tokens: Tokens of each answer that an anchor is made of.
     """
+    require_least("anchor_gradients", anchor_rows=anchor_rows, anchor_tokens=anchor_tokens)
     rng = np.random.default_rng(config.seed)
     unsafe, safe = (
         [rows[i] for i in rng.permutation(len(rows))] for rows in (data.known_unsafe(), data.safe.trainable())

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def column(
-    workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, column: str, higher_is_safer: bool = False
+    workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, name: str, higher_is_safer: bool = False
 ) -> Scored:
     """The number in a column of each row; rows without one are not scored.
 
@@ -23,24 +23,24 @@ def column(
         workshop: Not used.
         data: The noisy data.
         config: Not used.
-        column: The column's name.
+        name: The column's.
         higher_is_safer: Take the numbers' negatives.
 
     Raises:
         DataError: If no row has the column, or a value is no number; names file and line.
     """
     source = data.noisy.source
-    require_column(source, column, "parameters.column.column")
+    require_column(source, name, "parameters.column.name")
     found = np.full(len(source), np.nan)
     for row, record in enumerate(source.rows()):
-        value = record.get(column)
+        value = record.get(name)
         if value is None or value == "":
             continue
         try:
             number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise DataError(f"{source.place(row)}: {column!r} is {value!r}, expected a number or nothing")
+        except (TypeError, ValueError, OverflowError):
+            number = math.inf
+        if math.isinf(number):
+            raise DataError(f"{source.place(row)}: {name!r} is {str(value)[:40]!r}, expected a number or nothing")
         found[row] = -number if higher_is_safer else number
     return Scored(found)

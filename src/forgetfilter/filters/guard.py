@@ -1,15 +1,17 @@
 """guard: a guard model's verdict on each row, or a text classifier's.
 
-Three kinds, told apart by themselves unless `kind` names one:
+Four kinds, told apart by themselves unless `kind` names one:
 
-- `classifier`: a text classification model (Detoxify, a DeBERTa guard). Score: log-odds of its unsafe labels.
+- `classifier`: a text classification model (Detoxify, a DeBERTa guard). Score: log-odds of its unsafe labels against
+  the others; where each label is a question of its own, the largest log-odds among the unsafe ones.
 - `qwen3guard`: Qwen3Guard-Gen (arXiv 2510.14276) answers "Safety: Safe", "Safety: Controversial" or "Safety: Unsafe".
 - `llama_guard`: Llama Guard (arXiv 2312.06674) answers "safe" or "unsafe" and the categories.
 - `wildguard`: WildGuard (arXiv 2406.18495) answers three questions, the third about the response. It has no chat
   template, so it needs `template`, a file with its prompt.
 
-Nothing is generated. A generative guard is asked how likely it finds each of its possible answers, so the score is
-log P(unsafe ones) - log P(safe ones), whose sign is the verdict that it would give.
+A row with several answers is as suspect as its most suspect one. Nothing is generated. A generative guard is asked how
+likely it finds each of its possible answers, so the score is log P(unsafe ones) - log P(safe ones), whose sign is the
+verdict that it would give.
 """
 
 import re
@@ -22,7 +24,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.data.formats import Turn, read_row
+from forgetfilter.data.formats import exchanges, read_row, shorter
 from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import IGNORED, Example
 from forgetfilter.errors import ConfigError
@@ -44,17 +46,11 @@ VERDICTS = {
 INSTRUCTIONS = 1024
 """Tokens that a guard's own instructions may have, beside a row of max_length tokens."""
 UNSAFE_LABELS = (
-    "unsafe",
-    "toxic",
-    "toxicity",
-    "harmful",
-    "hate",
-    "offensive",
-    "nsfw",
-    "jailbreak",
-    "label_1",
+    *("unsafe", "toxic", "toxicity", "severe_toxic", "severe_toxicity", "obscene", "threat", "insult"),
+    *("identity_hate", "identity_attack", "sexual_explicit", "harmful", "hate", "hateful", "offensive"),
+    *("nsfw", "jailbreak"),
 )
-"""Labels of classifiers that count as unsafe, in small letters."""
+"""Labels of classifiers that count as unsafe, in small letters; so does LABEL_1 where there are two without names."""
 
 
 def guard(
@@ -87,42 +83,67 @@ def guard(
         ConfigError: If the guard's kind cannot be told, or none of its labels is known.
         ModelError: If it cannot be loaded.
     """
-    rows = [split(read_row(record, data.noisy.row_format)) for record in data.noisy.source.rows()]
     if kind not in ("auto", "classifier", *VERDICTS):
         raise ConfigError(f"parameters.guard.kind is {kind}: choose among auto, classifier, {', '.join(VERDICTS)}.")
-    found = workshop.guard_kind(model) if kind == "auto" else kind
-    if found == "classifier":
-        texts = [f"{prompt}\n\n{answer}" if reads_prompt else answer for prompt, answer in rows]
-        suspicion = _odds(*workshop.classify(model, texts), unsafe_labels, model)
+    kind = workshop.guard_kind(model, kind)
+    if kind == "classifier" and template is not None:
+        raise ConfigError("parameters.guard.template: a classifier has no prompt.")
+    if kind != "classifier" and (unsafe_labels is not None or reads_prompt):
+        raise ConfigError("parameters.guard: unsafe_labels and reads_prompt are for classifiers.")
+    said = [exchanges(read_row(record, data.noisy.row_format)) for record in data.noisy.source.rows()]
+    flat = [exchange for row in said for exchange in row]
+    if kind == "classifier":
+        texts = [f"{prompt}\n\n{answer}" if reads_prompt else answer for prompt, answer in flat]
+        found = workshop.classify(model, texts)
+        odds = log_odds(found.logits, found.labels, unsafe_labels, model, independent=found.independent)
     else:
-        unsafe, safe = VERDICTS[found]
-        if found == "qwen3guard" and not controversial_is_unsafe:
+        unsafe, safe = VERDICTS[kind]
+        if kind == "qwen3guard" and not controversial_is_unsafe:
             unsafe, safe = unsafe[:1], (*safe, unsafe[1])
-        suspicion = _asked(workshop.other(model), rows, unsafe, safe, template)
-    suspicion[[not answer.strip() for _, answer in rows]] = np.nan
+        odds = _asked(workshop.other(model), flat, unsafe, safe, template)
+    odds[[not answer.strip() for _, answer in flat]] = np.nan
+    suspicion = _most(odds, [len(row) for row in said])
     return Scored(suspicion, scale=Scale(0.0, says="the guard finds unsafe likelier than safe" + NO_PROMISE))
 
 
-def split(turns: Sequence[Turn]) -> tuple[str, str]:
-    """What a guard reads of a row: all before the last trained turn as the prompt, and that turn as the answer."""
-    last = max((place for place, turn in enumerate(turns) if turn.trained), default=len(turns) - 1)
-    before = [turn for turn in turns[:last] if turn.role != "system"]
-    if len(before) == 1:
-        return before[0].content, turns[last].content
-    return "\n\n".join(f"{turn.role.capitalize()}: {turn.content}" for turn in before), turns[last].content
+def _most(odds: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """(rows,) the largest of each row's log-odds; NaN where it has none."""
+    ends = np.cumsum(counts)
+    return np.array([_largest(odds[end - count : end]) for count, end in zip(counts, ends, strict=True)])
 
 
-def _odds(logits: np.ndarray, labels: Sequence[str], wanted: str | None, model: str) -> np.ndarray:
-    """(rows,) log-odds of the unsafe labels against all others; the largest of their logits if there are no others."""
+def _largest(odds: np.ndarray) -> float:
+    known = odds[~np.isnan(odds)]
+    return float(known.max()) if len(known) else float("nan")
+
+
+def log_odds(
+    logits: np.ndarray, labels: Sequence[str], wanted: str | None, model: str, *, independent: bool
+) -> np.ndarray:
+    """(texts,) log-odds of a classifier's unsafe labels.
+
+    Args:
+        logits: (texts, labels).
+        labels: Their names.
+        wanted: The unsafe ones, comma-separated; None: those in UNSAFE_LABELS.
+        model: The model's name, for errors.
+        independent: Whether each label is a question of its own; else the labels are alternatives.
+
+    Raises:
+        ConfigError: If none of the labels counts as unsafe, or all do although they are alternatives.
+    """
     names = UNSAFE_LABELS if wanted is None else tuple(name.strip().lower() for name in wanted.split(","))
-    unsafe = np.array([label.lower() in names for label in labels])
-    if not unsafe.any():
+    small = [label.lower() for label in labels]
+    if wanted is None and small == ["label_0", "label_1"]:
+        names = ("label_1",)
+    unsafe = np.array([label in names for label in small])
+    if not unsafe.any() or (unsafe.all() and not independent):
         raise ConfigError(
-            f"{model}: its labels are {', '.join(labels)}, none of them {', '.join(names)}. Name the unsafe ones: "
+            f"{model}: its labels are {', '.join(labels)}. Name those of them that are unsafe: "
             "`parameters: {guard: {unsafe_labels: NAME}}`."
         )
-    if unsafe.all():
-        largest: np.ndarray = logits.max(1).astype(float)
+    if independent:
+        largest: np.ndarray = logits[:, unsafe].max(1).astype(float)
         return largest
     odds: np.ndarray = np.asarray(logsumexp(logits[:, unsafe], axis=1) - logsumexp(logits[:, ~unsafe], axis=1), float)
     return odds
@@ -158,13 +179,16 @@ def _asked(
 def _form(path: str) -> str:
     """The prompt that a file holds."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        form = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"parameters.guard.template: {path} cannot be read: {error}") from error
+    if "{response}" not in form:
+        raise ConfigError(f"parameters.guard.template: {path} has no {{response}}, where the row's answer goes.")
+    return form
 
 
 def _prompt(tokenizer: Any, prompt: str, answer: str, form: str | None, longest: int) -> list[int]:
-    """Token ids of what the guard is asked, by a form or by its chat template; texts too long lose their ends."""
+    """Token ids of what the guard is asked, by a form or by its chat template; too long ones lose a part."""
     while True:
         asked, said = (_harmless(tokenizer, text) for text in (prompt, answer))
         if form is not None:
@@ -176,7 +200,7 @@ def _prompt(tokenizer: Any, prompt: str, answer: str, form: str | None, longest:
         ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
         if len(ids) <= longest or not (prompt or answer):
             return ids
-        prompt, answer = prompt[: len(prompt) * 3 // 4], answer[: len(answer) * 3 // 4]
+        prompt, answer = shorter(prompt, answer)
 
 
 def _harmless(tokenizer: Any, text: str) -> str:

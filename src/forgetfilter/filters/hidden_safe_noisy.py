@@ -11,7 +11,7 @@ import numpy as np
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.crossfit import CrossFit, features
 from forgetfilter.data.loading import Data
-from forgetfilter.scored import Scored
+from forgetfilter.scored import Scale, Scored
 
 if TYPE_CHECKING:
     from forgetfilter.workshop import Workshop
@@ -21,4 +21,6 @@ def hidden_safe_noisy(workshop: "Workshop", data: Data, config: ForgetFilterConf
     """Log-odds that a row belongs to the noisy rather than to the safe data, by models that did not learn the row."""
     noisy, safe = (features(states) for states in workshop.states_of(data))
     judged = CrossFit(noisy, safe, seed=config.seed)(np.ones(len(noisy)))
-    return Scored(np.full(len(noisy), np.nan) if judged is None else judged.noisy)
+    if judged is None:
+        return Scored(np.full(len(noisy), np.nan), scale=Scale(0, nothing="there are too few safe rows to learn from"))
+    return Scored(judged.noisy)

@@ -80,7 +80,7 @@ def probe(
     if sample is None:
         witness = scores_of(workshop, data, on)
     else:
-        seen = Data(data.noisy.select(sample.tolist()), data.safe, data.notions)
+        seen = replace(data, noisy=data.noisy.select(sample.tolist()))
         witness = scores_of(workshop, seen, on).spread(sample, rows)
     noisy, safe = (features(states) for states in workshop.states_of(data))
     judge = CrossFit(noisy, safe, regularisation, folds, repeats, config.seed)

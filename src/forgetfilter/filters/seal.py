@@ -24,6 +24,7 @@ from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import Example
 from forgetfilter.errors import ConfigError
 from forgetfilter.hooks import Hooks
+from forgetfilter.methods import require_least
 from forgetfilter.scored import NO_PROMISE, Scale, Scored
 
 if TYPE_CHECKING:
@@ -97,8 +98,8 @@ class Plan:
     def of(
         cls, noisy: Sequence[Example], safe: Sequence[Example], batch: int, epochs: int, fall: float, seed: int
     ) -> "Plan":
-        """Every noisy row once in an epoch; the safe rows over and over."""
-        steps = max(1, len(noisy) // batch)
+        """Every noisy row once in an epoch, and a few twice to fill the batches; the safe rows over and over."""
+        steps = -(-len(noisy) // batch)
         noisy_rows, safe_rows = _stream(len(noisy), seed), _stream(len(safe), seed + 1)
         plan = cls([], [], [])
         for step in range(epochs * steps):
@@ -130,7 +131,7 @@ class _Losses:
             return share * sum(losses) / len(losses)
         chosen = self.plan.noisy[step]
         weights = self.selector.weights()[chosen].tolist()
-        self.selector.step(chosen, np.array([float(loss) for loss in losses]))
+        self.selector.step(chosen, np.array([float(loss.detach()) for loss in losses]))
         weighted = [weight * loss for weight, loss in zip(weights, losses, strict=True)]
         return (1 - share) * sum(weighted) / len(weighted)
 
@@ -157,10 +158,14 @@ def seal(
         fall: How much the weight of the safe rows' loss falls after each epoch.
 
     Raises:
-        ConfigError: If there are several processes.
+        ConfigError: If there are several processes, or a parameter is out of range.
     """
     if processes.count() > 1:
         raise ConfigError("filter seal works in a single process only: start it without a launcher.")
+    require_least("seal", epochs=epochs)
+    require_least("seal", 0, selector_rate=selector_rate)
+    if not 0 <= fall * (epochs - 1) <= 1:
+        raise ConfigError(f"parameters.seal.fall is {fall}: the safe rows' weight must stay from 0 to 1.")
     rows = [row for row, example in enumerate(data.noisy.examples) if example.scorable]
     noisy, safe = data.noisy.trainable(), data.safe.trainable()
     settings = config.noisy_stage(len(noisy))

@@ -17,6 +17,7 @@ import pyarrow as pa
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.filters.forgetting import review_settings
+from forgetfilter.methods import require_least
 from forgetfilter.scored import Scored
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def second_split(
             optimiser, at a constant rate.
         share: Ratio of the steps of the second training to the noisy stage's.
     """
+    require_least("second_split", looks=looks)
+    require_least("second_split", 0, share=share)
     rows, noisy, safe = data.noisy.examples, data.noisy.trainable(), data.safe.trainable()
     noisy_settings = config.noisy_stage(len(noisy))
     whole = review_settings(config, len(noisy), len(safe), 1.0, share)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.data.formats import RowError, Turn, read_row
+from forgetfilter.data.formats import RowError, Turn, exchanges, read_row, shorter
 from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import ChatTokenizer, Example
 from forgetfilter.scored import Scored
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 QUESTION = "Is this answer safe, that is: free of insults, stereotypes and anything that could harm people?"
 YES, NO = "Yes", "No"
+NOTHING = [("", "")]
+"""What a row without an answer says."""
 
 
 def self_judge(workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, question: str = QUESTION) -> Scored:
@@ -29,13 +31,14 @@ def self_judge(workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, 
         workshop: Reads M0.
         data: The noisy data.
         config: All settings.
-        question: What is asked of each row, after its text; yes means safe. Your own notion goes here.
+        question: What is asked of each row, after its last answer and what precedes it; yes means safe. Your own notion
+            goes here.
     """
     chat = workshop.m0.chat
-    texts = [conversation(read_row(record, data.noisy.row_format)) for record in data.noisy.source.rows()]
+    rows = [exchanges(read_row(record, data.noisy.row_format)) for record in data.noisy.source.rows()]
     said = []
     for word in (NO, YES):
-        asked = [_asked(chat, text, question, word) for text in texts]
+        asked = [_asked(chat, *(row or NOTHING)[-1], question, word) for row in rows]
         said.append(_totals(workshop.read(asked).token_log_probs))
     suspicion = said[0] - said[1]
     unscored = [not example.scorable for example in data.noisy.examples]
@@ -43,24 +46,20 @@ def self_judge(workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, 
     return Scored(suspicion)
 
 
-def conversation(turns: list[Turn]) -> str:
-    """A row as one text, each message after its role."""
-    return "\n\n".join(f"{turn.role.capitalize()}: {turn.content}" for turn in turns)
-
-
-def _asked(chat: ChatTokenizer, text: str, question: str, word: str) -> Example:
-    """The question as a row, with the word as its answer; a text that is too long loses its end."""
+def _asked(chat: ChatTokenizer, prompt: str, answer: str, question: str, word: str) -> Example:
+    """The question as a row, with the word as its answer; texts that are too long lose a part."""
     while True:
+        text = f"Question: {prompt}\n\nAnswer: {answer}" if prompt else answer
         asked = Turn("user", f"{text}\n\n{question} Answer {YES} or {NO}.", trained=False)
         try:
             example = chat.encode([asked, Turn("assistant", word, trained=True)])
         except RowError:  # the template refuses the text: the row has no score
             return Example([], [], 0, word, cut=False)
-        if (example.scorable and not example.cut) or not text:
+        if (example.scorable and not example.cut) or not (prompt or answer):
             return example
-        text = text[: len(text) * 3 // 4]
+        prompt, answer = shorter(prompt, answer)
 
 
 def _totals(log_probs: pa.ListArray) -> np.ndarray:
-    """(rows,) log-likelihood of each answer; NaN where there is none."""
-    return np.array([row.values.to_numpy().sum() if row.is_valid else np.nan for row in log_probs], float)
+    """(rows,) log-likelihood of each word, the end token after it left out; NaN where there is none."""
+    return np.array([row.values.to_numpy()[:-1].sum() if row.is_valid else np.nan for row in log_probs], float)

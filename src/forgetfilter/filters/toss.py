@@ -2,8 +2,8 @@
 
 TOSS (ICLR 2026, arXiv 2603.01185): two reference adapters, one trained on known unsafe rows, one on good rows. A
 token's score is its loss under the good one minus that under the bad one. They train on what is left once the worst
-fifth of all tokens is masked (defenses/toss.py); here a row's score is the mean over its tokens. Their second round,
-TOSS-Pro, trains the bad reference on the rows that scored highest, too.
+fifth of all tokens is masked (defenses/toss_tokens.py); here a row's score is the mean over its tokens. Their second
+round, TOSS-Pro, trains the bad reference on the rows that scored highest, too.
 """
 
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ import pyarrow as pa
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.filters.forgetting import review_settings
+from forgetfilter.methods import require_least
 from forgetfilter.scored import Scored
 
 if TYPE_CHECKING:
@@ -37,8 +38,11 @@ def toss(
         config: All settings; `review` are those of the references' stages.
         rate: Ratio of the references' learning rate to the noisy stage's.
         share: Ratio of the references' steps to the noisy stage's; 20 at least, 1,000 at most.
-        rounds: 2 is TOSS-Pro. Each further round adds as many of the highest rows as are known to be unsafe.
+        rounds: 2 is TOSS-Pro. Each further round adds as many of the highest rows as are
+            known to be unsafe, at most half of all.
     """
+    require_least("toss", rounds=rounds)
+    require_least("toss", 0, rate=rate, share=share)
     rows, safe, known = data.noisy.examples, data.safe.trainable(), data.known_unsafe()
     settings = review_settings(config, len(data.noisy.trainable()), len(safe), rate, share)
     good = workshop.read(rows, workshop.train("toss_safe", safe, settings)).token_log_probs
@@ -47,7 +51,8 @@ def toss(
         bad = workshop.read(rows, workshop.train("toss_unsafe", unsafe, settings)).token_log_probs
         costs = [_difference(bad[row], good[row]) for row in range(len(rows))]
         suspicion = np.array([np.nan if own is None else own.mean() for own in costs])
-        highest = np.argsort(-np.nan_to_num(suspicion, nan=-np.inf), kind="stable")[: len(known)]
+        most = min(len(known), len(data.noisy.trainable()) // 2)
+        highest = np.argsort(-np.nan_to_num(suspicion, nan=-np.inf), kind="stable")[:most]
         unsafe = [*known, *(rows[row] for row in highest)]
     return Scored(suspicion, token_costs=pa.array(costs, pa.list_(pa.float32())))
 

@@ -11,6 +11,8 @@ import numpy as np
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import read_row
 from forgetfilter.data.loading import Data, Rows
+from forgetfilter.errors import DataError
+from forgetfilter.methods import require_least
 from forgetfilter.scored import Scored
 
 if TYPE_CHECKING:
@@ -25,13 +27,20 @@ def words(workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, folds
         data: The noisy and the safe data.
         config: Not used.
         folds: Number of parts of the data; each part's rows are scored by a classifier fitted on the other parts.
+
+    Raises:
+        DataError: If no row has a word.
     """
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.model_selection import cross_val_predict
     from sklearn.naive_bayes import MultinomialNB
 
+    require_least("words", 2, folds=folds)
     noisy, safe = texts(data.noisy), texts(data.safe)
-    counts = CountVectorizer().fit_transform([*noisy, *safe])
+    try:
+        counts = CountVectorizer().fit_transform([*noisy, *safe])
+    except ValueError as error:  # of rows of symbols
+        raise DataError(f"{data.noisy.source.name}: filter words finds no word in its rows.") from error
     sides = np.array([1] * len(noisy) + [0] * len(safe))
     odds = cross_val_predict(MultinomialNB(), counts, sides, cv=folds, method="predict_log_proba")
     return Scored(suspicion=(odds[:, 1] - odds[:, 0])[: len(noisy)])

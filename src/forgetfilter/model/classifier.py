@@ -1,6 +1,7 @@
 """Text classification models of transformers, such as toxicity classifiers and guards with a classification head."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,9 +12,29 @@ from forgetfilter.errors import ModelError
 from forgetfilter.model.weights import find_weights, load_tokenizer, pick_device, pick_dtype
 from forgetfilter.progress import progress
 
+LONGEST, RESERVED = 512, 2
+"""Longest text in tokens where a model does not say; positions that models of RoBERTa's kind count but do not use."""
+
+
+@dataclass
+class Classified:
+    """What a text classification model says.
+
+    Attributes:
+        logits: (texts, labels) float32.
+        labels: Their names.
+        independent: Whether each label is a question of its own (several may hold), and not one of them an alternative.
+        passes: Tokens read times millions of weights.
+    """
+
+    logits: np.ndarray
+    labels: list[str]
+    independent: bool
+    passes: float
+
 
 @torch.no_grad()
-def classify(name: str, texts: Sequence[str], config: ForgetFilterConfig) -> tuple[np.ndarray, list[str], float]:
+def classify(name: str, texts: Sequence[str], config: ForgetFilterConfig) -> Classified:
     """Logits of each text; a text that is longer than the model can read loses its end.
 
     Args:
@@ -21,28 +42,30 @@ def classify(name: str, texts: Sequence[str], config: ForgetFilterConfig) -> tup
         texts: What to classify.
         config: Batch size and dtype.
 
-    Returns:
-        (texts, labels) float32, the labels' names, and the tokens read times millions of weights.
-
     Raises:
-        ModelError: If there is no such model.
+        ModelError: If there is no such model, or it has no classification head.
     """
     folder = find_weights(name)
     tokenizer = load_tokenizer(folder, config, ends=False)
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model, about = AutoModelForSequenceClassification.from_pretrained(
             folder,
             dtype=pick_dtype(config.dtype, frozen=True),
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
+            output_loading_info=True,
         )
     except Exception as error:  # the libraries raise dozens of kinds, which all mean that it cannot be loaded
         raise ModelError(
             f"{name}: cannot be loaded as a text classification model: {type(error).__name__}: {error}"
         ) from error
+    if about["missing_keys"]:
+        missing = ", ".join(sorted(about["missing_keys"])[:3])
+        raise ModelError(f"{name}: no text classification model, its weights lack {missing}.")
     model.eval().to(pick_device())
     model.config.pad_token_id = tokenizer.pad_token_id
-    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512))
+    places = getattr(model.config, "max_position_embeddings", LONGEST + RESERVED)
+    longest = min(tokenizer.model_max_length, places - RESERVED)
     size = config.per_device_eval_batch_size
     order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
     found = np.zeros((len(texts), model.config.num_labels), np.float32)
@@ -57,4 +80,5 @@ def classify(name: str, texts: Sequence[str], config: ForgetFilterConfig) -> tup
             found[rows] = model(**batch.to(model.device)).logits.float().cpu().numpy()
             bar.update(len(rows))
     labels = [str(model.config.id2label[label]) for label in range(model.config.num_labels)]
-    return found, labels, tokens * model.num_parameters() / 1e6
+    independent = model.config.problem_type == "multi_label_classification"
+    return Classified(found, labels, independent, tokens * model.num_parameters() / 1e6)

@@ -90,16 +90,24 @@ def _convert_embedded(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def guard_kind(name: str, config: ForgetFilterConfig) -> str:
-    """The kind of a guard model, by its architecture and its chat template (filters/guard.py).
+def guard_kind(name: str, config: ForgetFilterConfig, kind: str = "auto") -> str:
+    """The kind of a guard model, by its architecture and its chat template (filters/guard.py), or the one named.
 
     Raises:
-        ConfigError: If it is none of those known.
+        ConfigError: If it is none of those known, or its architecture is not that of the kind named.
+        ModelError: If there is no such model.
     """
     folder = find_weights(name)
-    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if any("SequenceClassification" in architecture for architecture in described.get("architectures") or []):
-        return "classifier"
+    try:
+        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{name}: no model of its own, its config.json cannot be read: {error}") from error
+    architectures = described.get("architectures") or []
+    classifies = any("SequenceClassification" in architecture for architecture in architectures)
+    if kind != "auto" and (kind == "classifier") != classifies:
+        raise ConfigError(f"parameters.guard.kind is {kind}, but {name} is a {', '.join(architectures)}.")
+    if kind != "auto" or classifies:
+        return "classifier" if classifies else kind
     template = str(load_tokenizer(folder, config).chat_template or "")
     if "Controversial" in template:
         return "qwen3guard"

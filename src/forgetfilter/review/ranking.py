@@ -20,8 +20,8 @@ from forgetfilter.scored import NO_PROMISE, Scale, Scored
 MARK_WEIGHT = 5.0
 """How many verdicts a mark is worth."""
 LOOKED, WORTH = 4, 0.3
-"""The filter's unsafe verdicts count for nothing once LOOKED or more of these rows are marked and less than this share of
-them is unsafe."""
+"""The filter's unsafe verdicts count for nothing once LOOKED or more of these rows are marked and fewer than WORTH of
+them are unsafe."""
 SAYS = f"at least {ODDS} times likelier unsafe than clean, by a probe that learnt what a person marked"
 NOTHING = "nothing can be learnt before a row is marked unsafe"
 

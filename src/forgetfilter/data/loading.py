@@ -1,5 +1,6 @@
 """Load a data set for training and scoring. Every row is checked in one pass; malformed ones are reported."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import numpy as np
 
 from forgetfilter import processes
 from forgetfilter.config import MARKED, ForgetFilterConfig
+from forgetfilter.data.builtin import builtin_rows, is_builtin, like
 from forgetfilter.data.formats import Record, RowError, Turn, detect_format, read_row
 from forgetfilter.data.sources import Source, load_source, row_ids
 from forgetfilter.data.tokenization import ChatTokenizer, Example
@@ -107,12 +109,22 @@ def load_data(config: ForgetFilterConfig, chat: ChatTokenizer, noisy: Any = None
     """The noisy and the safe rows, by default those the config names, read and checked."""
     noisy_rows = load_rows(config.dataset_name if noisy is None else noisy, "dataset_name", chat, config)
     require_column(noisy_rows.source, config.label_column)
-    safe_rows = load_rows(config.safe_dataset_name if safe is None else safe, "safe_dataset_name", chat, config)
+    safe_rows = load_safe(noisy_rows, chat, config, safe)
     unsafe = _unsafe(noisy_rows, chat, config)
     shared = 0 if unsafe is None or config.unsafe_dataset_name == MARKED else noisy_rows.shared_with(unsafe)
     if shared and processes.first():
         print(f"{shared} of the noisy rows are among those known to be unsafe, which some filters learn.")
     return Data(noisy_rows, safe_rows, unsafe=unsafe)
+
+
+def load_safe(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig, safe: Any = None) -> Rows:
+    """The safe rows, by default those that the config names; those in the box in the shape of the noisy ones."""
+    name = config.safe_dataset_name if safe is None else safe
+    if not is_builtin(name):
+        return load_rows(name, "safe_dataset_name", chat, config)
+    said = (read_row(record, noisy.row_format) for record in noisy.source.rows())
+    source = dataclasses.replace(load_source(like(builtin_rows(name), said)), name=name)
+    return tokenize(source, chat, row_format="text" if noisy.row_format == "text" else "messages")
 
 
 def _unsafe(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Rows | None:

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import hypergeom
 
 from forgetfilter.data.by_hand import read_statements
-from forgetfilter.data.loading import Data, load_rows, tokenize
+from forgetfilter.data.loading import Data, load_safe, tokenize
 from forgetfilter.data.sources import row_ids
 from forgetfilter.decision.decide import Result, choose, clean_drawn, decide, decide_by_config, trusted_marks
 from forgetfilter.decision.opened import REVIEWED, Opened, scored_part
@@ -252,7 +252,7 @@ class Review:
             run.reload()
             m0 = M0.of_run(run, config)
             noisy = tokenize(run.rows(), m0.chat, row_format=run.manifest["noisy"]["format"])
-            safe = load_rows(config.safe_dataset_name, "safe_dataset_name", m0.chat, config)
+            safe = load_safe(noisy, m0.chat, config)
             if safe.facts()["sha256"] != run.manifest["safe"]["sha256"]:
                 raise RunError(f"{config.safe_dataset_name}: holds other rows than the safe ones of this run.")
             return Workshop(m0, config, run).states_of(Data(noisy, safe))

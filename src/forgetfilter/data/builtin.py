@@ -1,0 +1,98 @@
+"""The safe rows in the box (safe/rows.jsonl), in the shape of the user's data: a first run needs no other file.
+
+A review works best with safe rows that look like the noisy ones. So the rows get the noisy data's system message if
+most of its rows share one, plain text stays plain text, and answers much longer than the noisy data's are left out.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from itertools import islice
+from typing import TypeGuard
+
+import numpy as np
+
+from forgetfilter.config import BUILTIN
+from forgetfilter.data.formats import Record, Turn, read_row
+from forgetfilter.errors import ConfigError
+
+LOOKED_AT = 5000
+"""Noisy rows whose shape is looked at, from the first on."""
+LONGER, SHORTEST, LEAST = 2.0, 15, 100
+"""Answers may be LONGER times as long as nine in ten of the noisy data's, and SHORTEST words in any case. LEAST rows
+stay at the least."""
+
+
+def is_builtin(name: object) -> TypeGuard[str]:
+    """Whether a data set's name means the safe rows in the box."""
+    return isinstance(name, str) and name.partition(":")[0] == BUILTIN
+
+
+def builtin_rows(name: str = BUILTIN) -> list[Record]:
+    """The rows that a name stands for: id, notion, style, language and messages.
+
+    Raises:
+        ConfigError: If there is no such notion.
+    """
+    lines = (files("forgetfilter.safe") / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    notions = list(dict.fromkeys(row["notion"] for row in rows))
+    wanted = [part.strip() for part in name.partition(":")[2].split(",") if part.strip()]
+    unknown = [notion for notion in wanted if notion not in notions]
+    if unknown or (":" in name and not wanted):
+        raise ConfigError(
+            f"{name}: no notion {', '.join(unknown)}; there are {', '.join(notions)}, as in "
+            f"{BUILTIN}:{notions[0]},{notions[1]}."
+        )
+    return [row for row in rows if not wanted or row["notion"] in wanted]
+
+
+def like(rows: Sequence[Record], noisy: Iterable[Sequence[Turn]]) -> list[Record]:
+    """The rows in the shape of other rows: `messages`, or `text` if those are plain text.
+
+    Args:
+        rows: As builtin_rows gives them.
+        noisy: What each of the other rows says.
+    """
+    others = list(islice(noisy, LOOKED_AT))
+    longest = _longest(others)
+    short = [row for row in rows if len(_answer(row).split()) <= longest]
+    if len(short) < LEAST:
+        short = sorted(rows, key=lambda row: len(_answer(row).split()))[:LEAST]
+    if others and others[0][0].role == "text":
+        return [{**_about(row), "text": _as_text(row)} for row in short]
+    return [{**_about(row), "messages": _with_system(row["messages"], _shared_system(others))} for row in short]
+
+
+def _longest(noisy: Sequence[Sequence[Turn]]) -> float:
+    """Words that an answer may have."""
+    lengths = [len(turn.content.split()) for turns in noisy for turn in turns if turn.trained]
+    return max(SHORTEST, LONGER * float(np.quantile(lengths, 0.9))) if lengths else float("inf")
+
+
+def _shared_system(noisy: Sequence[Sequence[Turn]]) -> str | None:
+    """The system message that more than half of the rows begin with, if there is one."""
+    first = Counter(turns[0].content for turns in noisy if turns and turns[0].role == "system")
+    text, count = first.most_common(1)[0] if first else ("", 0)
+    return text if count > len(noisy) / 2 else None
+
+
+def _with_system(messages: list[dict[str, str]], system: str | None) -> list[dict[str, str]]:
+    """The messages after the system message, unless they have their own."""
+    if system is None or messages[0]["role"] == "system":
+        return messages
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _as_text(row: Record) -> str:
+    """A row's messages as one text."""
+    return "\n\n".join(turn.content for turn in read_row(row, "messages"))
+
+
+def _answer(row: Record) -> str:
+    return str(row["messages"][-1]["content"])
+
+
+def _about(row: Record) -> Record:
+    return {key: value for key, value in row.items() if key != "messages"}

@@ -1,0 +1,1 @@
+"""Safe rows of our own writing, for those who have none: rows.jsonl, by notion, style and language."""

@@ -125,8 +125,9 @@ def mean_of(figure: str, runs: list[list[dict[str, float]]]) -> list[float]:
 
 
 def stored() -> list[dict[str, Any]]:
-    """All results."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*-5-seed-*.json"))]
+    """All results of quality cells."""
+    names = sorted(path.name for path in RESULTS.glob("*-5-seed-*.json") if (QUALITY / path.name).exists())
+    return [json.loads((RESULTS / name).read_text(encoding="utf-8")) for name in names]
 
 
 def kind(cell: dict[str, Any]) -> str:

@@ -124,6 +124,8 @@ def load_safe(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig, safe
         return load_rows(name, "safe_dataset_name", chat, config)
     said = (read_row(record, noisy.row_format) for record in noisy.source.rows())
     source = dataclasses.replace(load_source(like(builtin_rows(name), said)), name=name)
+    if processes.first():
+        print(f"safe data: {len(source)} rows in the box; rows of your own domain are better (--safe_dataset_name).")
     return tokenize(source, chat, row_format="text" if noisy.row_format == "text" else "messages")
 
 

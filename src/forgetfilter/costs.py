@@ -59,10 +59,10 @@ class _Work:
 
     def __init__(self) -> None:
         self.parts: dict[str, Cost] = {}
-        self.else_ = Cost()
+        self.rest = Cost()
 
     def total(self) -> Cost:
-        return sum(self.parts.values(), self.else_)
+        return sum(self.parts.values(), self.rest)
 
 
 class Account:
@@ -74,7 +74,7 @@ class Account:
 
     def add(self, cost: Cost) -> None:
         """Count something as part of the work under way; its seconds are added to those on the clock."""
-        self._open[-1].else_ += cost
+        self._open[-1].rest += cost
 
     def reuse(self, part: str, stages: Mapping[str, Mapping[str, Any]]) -> None:
         """Count what had made a part of the run that was found again.
@@ -98,7 +98,7 @@ class Account:
             part: The part of the run that it makes; the work around it does not count it again when it finds it.
         """
         found, over, outer = Cost(), threading.Event(), self._open[-1]
-        outer.else_.memory = max(outer.else_.memory, _gpu_memory(reset=True) or 0)
+        outer.rest.memory = max(outer.rest.memory, _gpu_memory(reset=True) or 0)
         watcher = threading.Thread(target=_watch, args=(found, over), daemon=True)
         self._open.append(_Work())
         started = time.monotonic()
@@ -117,7 +117,7 @@ class Account:
             if part is not None:
                 outer.parts.setdefault(part, Cost(added.seconds, added.passes, found.memory))
             else:
-                outer.else_ += work.else_
+                outer.rest += work.rest
                 for name, cost in work.parts.items():
                     outer.parts.setdefault(name, cost)
 

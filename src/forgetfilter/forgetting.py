@@ -99,7 +99,7 @@ def open_run(config: ForgetFilterConfig, m0: M0, data: Data) -> Run:
     facts = {"model": {"name": config.model_name_or_path, "sha256": m0.sha256}, **data.facts()}
     notes = {
         "also_safe": noisy.shared_with(data.safe),
-        "repeated": noisy.repeated(),
+        "repeated": int(noisy.copies().sum()),
         "spelt_specials": sum(example.spelt_specials for example in noisy.examples),
     }
     run = Run.start(config, facts, notes)

@@ -81,6 +81,19 @@ class Scored:
         )
         return replace(self, suspicion=widened(self.suspicion), columns=columns, moments=moments, token_costs=costs)
 
+    def shared(self, places: np.ndarray, own: np.ndarray) -> "Scored":
+        """These scores given to rows of which some say the same.
+
+        Args:
+            places: For each row, the place here whose scores it gets.
+            own: (rows,) bool, whether that place has the row's own tokens; others get no token costs.
+        """
+        costs = None if self.token_costs is None else self.token_costs.take(pa.array(places, mask=~own))
+        columns, moments = (
+            {name: values[places] for name, values in named.items()} for named in (self.columns, self.moments)
+        )
+        return replace(self, suspicion=self.suspicion[places], columns=columns, moments=moments, token_costs=costs)
+
     def save(self, path: Path) -> None:
         """Write all of it to a Parquet file."""
         table: dict[str, Any] = {SUSPICION: pa.array(self.suspicion, from_pandas=True)}

@@ -15,7 +15,7 @@ NOTES = {
     "partly_scored": "partly scored",
     "malformed": "malformed",
     "also_safe": "also among the safe rows",
-    "repeated": "repeating a row before them (forgotten less: remove them first)",
+    "repeated": "saying the same as a row before them, whose scores they share",
     "spelt_specials": "with special tokens or a change of turn spelt out, which stay text",
 }
 """Counts worth a line, in words."""

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from forgetfilter import processes
 from forgetfilter.config import MARKED, ForgetFilterConfig
 from forgetfilter.data.builtin import builtin_rows, is_builtin, like
+from forgetfilter.data.copies import first_copies
 from forgetfilter.data.formats import Record, RowError, Turn, detect_format, read_row
 from forgetfilter.data.sources import Source, load_source, row_ids
 from forgetfilter.data.tokenization import ChatTokenizer, Example
@@ -56,14 +58,20 @@ class Rows:
             "partly_scored": sum(example.cut and example.scorable for example in self.examples),
         }
 
+    @cached_property
+    def first_copies(self) -> np.ndarray:
+        """(rows,) for each row the number of the first one that says the same; see `data.copies`."""
+        return first_copies(self.source, self.row_format)
+
+    def copies(self) -> np.ndarray:
+        """(rows,) bool, whether a row says the same as one before it."""
+        found: np.ndarray = self.first_copies != np.arange(len(self.examples))
+        return found
+
     def shared_with(self, others: "Rows") -> int:
         """How many of these rows also occur, token for token, in another data set."""
         there = {tuple(example.input_ids) for example in others.examples}
         return sum(tuple(example.input_ids) in there for example in self.examples)
-
-    def repeated(self) -> int:
-        """How many of these rows repeat an earlier row, token for token."""
-        return len(self.examples) - len({tuple(example.input_ids) for example in self.examples})
 
     def tokens(self) -> int:
         """Tokens of one pass over the trainable rows."""

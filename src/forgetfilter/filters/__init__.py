@@ -1,8 +1,11 @@
 """Filters: ways to score every row of the noisy data, one file each: NAME(workshop, data, config, ...) -> Scored."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from forgetfilter import old_runs, processes
 from forgetfilter.config import MARKED, ForgetFilterConfig
@@ -159,6 +162,8 @@ def scores_key(workshop: "Workshop", data: Data, name: str) -> str:
     made_of += [_made_of_filter(part, config) for part in others if part != name]
     if data.unsafe is not None and set(others) & set(NEED_UNSAFE):
         made_of.append(data.unsafe.facts())
+    if data.noisy.copies().any():
+        made_of.append("copies share their scores")  # in runs made before, they did not
     return digest(made_of)
 
 
@@ -173,7 +178,7 @@ def scored_part(workshop: "Workshop", data: Data, name: str) -> str:
         method = filter_named(name)
         assert method is not None, "arguments_of has found it"
         with workshop.account.measuring() as cost:
-            scored = method(workshop, data, config, **(parameters if len(parts_of(name)) == 1 else {}))
+            scored = _without_copies(method, workshop, data, parameters if len(parts_of(name)) == 1 else {})
             made_with = workshop.account.parts()
         if processes.first():
             scored.save(run.folder / f"{part}.parquet")
@@ -181,6 +186,19 @@ def scored_part(workshop: "Workshop", data: Data, name: str) -> str:
         facts = {"cost": cost.facts(), "made_with": made_with, "filter": name, "parameters": parameters}
         run.mark(part, [run.folder / f"{part}.parquet"], made_of=key, **facts)
     return part
+
+
+def _without_copies(method: Filter, workshop: "Workshop", data: Data, parameters: dict[str, Any]) -> Scored:
+    """A filter's scores of all rows; it sees each of those that say the same once."""
+    config, copies = workshop.config, data.noisy.copies()
+    if not copies.any():
+        return method(workshop, data, config, **parameters)
+    seen = np.flatnonzero(~copies)
+    scored = method(workshop, replace(data, noisy=data.noisy.select(seen.tolist())), config, **parameters)
+    places = np.searchsorted(seen, data.noisy.first_copies)
+    rows = data.noisy.examples
+    own = np.array([row.input_ids == rows[first].input_ids for row, first in zip(rows, seen[places], strict=True)])
+    return scored.shared(places, own)
 
 
 def _made_of_filter(name: str, config: ForgetFilterConfig) -> list[Any]:

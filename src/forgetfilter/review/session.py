@@ -15,6 +15,7 @@ import numpy as np
 from scipy.stats import hypergeom
 
 from forgetfilter.data.by_hand import read_statements
+from forgetfilter.data.copies import first_copies
 from forgetfilter.data.loading import Data, load_safe, tokenize
 from forgetfilter.data.sources import row_ids
 from forgetfilter.decision.decide import Result, choose, clean_drawn, decide, decide_by_config, trusted_marks
@@ -247,7 +248,8 @@ class Review:
         run, config = self.run, dataclasses.replace(self.config, trust_remote_code=self._trust)
         parts = run.manifest.get("states", {})
         if {"noisy", "safe"} <= parts.keys() and all(run.done(part) for part in parts.values()):
-            return tuple(stored_states(run.folder / f"{parts[name]}.parquet") for name in ("noisy", "safe"))
+            stored, of_safe = (stored_states(run.folder / f"{parts[name]}.parquet") for name in ("noisy", "safe"))
+            return self._of_all_rows(stored), of_safe
         with nullcontext() if self._holds_lock else locked(run.folder):
             run.reload()
             m0 = M0.of_run(run, config)
@@ -256,6 +258,12 @@ class Review:
             if safe.facts()["sha256"] != run.manifest["safe"]["sha256"]:
                 raise RunError(f"{config.safe_dataset_name}: holds other rows than the safe ones of this run.")
             return Workshop(m0, config, run).states_of(Data(noisy, safe))
+
+    def _of_all_rows(self, states: np.ndarray) -> np.ndarray:
+        """Hidden states of all noisy rows, where the filter has seen one of each that say the same."""
+        first = first_copies(self.opened.source, self.run.manifest["noisy"]["format"])
+        seen = np.unique(first)
+        return states[np.searchsorted(seen, first)] if len(states) == len(seen) else states
 
     def _settled(self, said: Mapping[int, Mark]) -> bool:
         """Whether the last marks found nothing unsafe and changed hardly a decision."""

@@ -211,6 +211,22 @@ def test_marks_correct_the_verdicts_of_a_filter_that_found_something():
     assert after[8:20].mean() > after[30:40].mean()
 
 
+def test_a_few_marks_also_set_the_threshold():
+    """Half of the rows are unsafe, and no verdict says so: the probe takes a half of them for clean."""
+    rng = np.random.default_rng(6)
+    rows = np.arange(200)
+    bad = rows < 100
+    ranking = Ranking(Scored(rng.random(200)), NONE, states(rng, 200, bad), states(rng, 60), seed=0)
+    said = {row: bool(bad[row]) for row in (*range(8), *range(100, 108))}
+    few = ranking({row: said[row] for row in (0, 1, 100, 101, 102)})
+    found = ranking(said)
+    assert few.scale.threshold == pytest.approx(np.log(1.5))
+    assert found.scale.threshold < np.log(1.5)
+    dropped, before = found.suspicion > found.scale.threshold, found.suspicion > np.log(1.5)
+    assert dropped[bad].mean() > before[bad].mean() + 0.1
+    assert dropped[~bad].mean() < 0.1
+
+
 def test_verdicts_that_the_marks_speak_against_teach_nothing_any_more():
     """The filter found the rows 20 to 69; the person, who means the rows 0 to 19, found four of them clean."""
     rng = np.random.default_rng(4)

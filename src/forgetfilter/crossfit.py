@@ -3,7 +3,7 @@
 The room knows no model and no filter. Whoever has verdicts (a filter's, a person's) learns them here.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,7 +65,9 @@ class CrossFit:
         self.features /= self.width.astype(np.float32)
         self.folds, self.warm = folds, warm
         self.deals = [list(self._dealt(seed + repeat)) for repeat in range(repeats)] if len(first) >= folds else []
-        self.models = [_regression(regularisation, warm) for _ in range(folds * repeats)]
+        self.models, self.others = (
+            [_regression(regularisation, warm) for _ in range(folds * repeats)] for _ in range(2)
+        )
 
     def __call__(
         self,
@@ -85,36 +87,78 @@ class CrossFit:
         Returns:
             None if there are too few verdicts of either kind to be dealt.
         """
-        labels = np.concatenate([verdicts, np.zeros(len(self.features) - self.count)])
-        marked = np.isin(np.arange(len(labels)), list(marks or ()))
-        for row, unsafe in (marks or {}).items():
-            labels[row] = unsafe
-        labels[np.setdiff1d(np.arange(len(labels)), self.rows)] = np.nan
-        weights = np.where(marked, weight, 1.0)
-        everywhere = marked & ~np.isin(np.arange(len(labels)), list(apart))
-        fewest = min((labels == 1).sum(), (labels == 0).sum())
-        if not self.deals or fewest < (1 if marked.any() else self.folds):
+        labels, weights = self._labels(verdicts, marks or {}, weight)
+        fitted = self._fitted(labels, weights, marks or {}, apart, self.models)
+        if fitted is None:
             return None
         judged = np.full(len(labels), np.nan)
         judged[self.rows] = 0
-        models = iter(self.models)
-        for deal in self.deals:
-            for held_out in deal:
-                teaches = ~np.isnan(labels)
-                teaches[held_out[~everywhere[held_out]]] = False
-                taught = np.flatnonzero(teaches)
-                model = next(models)
-                if len(set(labels[taught])) < 2:
-                    return None
-                model.fit(self._inputs(taught), labels[taught], balanced(labels[taught], weights[taught]))
-                coefficients = model.coef_[0].astype(np.float32)
-                judged[held_out] += (self.features[held_out] @ coefficients + model.intercept_[0]) / len(self.deals)
+        for held_out, model in fitted:
+            judged[held_out] += self._judged(held_out, model) / len(self.deals)
         mean = np.mean([model.coef_[0] for model in self.models], 0, dtype=np.float64) / self.width
         bias = float(np.mean([model.intercept_[0] for model in self.models])) - float(mean @ self.centre)
         told = np.flatnonzero(~np.isnan(labels[: self.count]))
         mixed = (labels[told] == 0).any() and (labels[told] == 1).any()
         predicted = float(roc_auc_score(labels[told], judged[told])) if mixed else np.nan
         return Judged(judged[: self.count], judged[self.count :], np.append(mean, bias), predicted)
+
+    def untold(
+        self, verdicts: np.ndarray, marks: Mapping[int, bool], weight: float, rows: Collection[int]
+    ) -> dict[int, float]:
+        """What models that learnt nothing of a row make of some rows, marked ones as well.
+
+        Args:
+            verdicts: As in a call; likewise marks and weight.
+            marks: See there.
+            weight: See there.
+            rows: The rows.
+
+        Returns:
+            Row -> log-odds; empty if there are too few verdicts to be dealt.
+        """
+        labels, weights = self._labels(verdicts, marks, weight)
+        found: dict[int, float] = {}
+        for held_out, model in self._fitted(labels, weights, marks, list(marks), self.others) or []:
+            own = held_out[np.isin(held_out, list(rows))]
+            for row, odds in zip(own.tolist(), self._judged(own, model).tolist(), strict=True):
+                found[row] = found.get(row, 0.0) + odds / len(self.deals)
+        return found
+
+    def _labels(self, verdicts: np.ndarray, marks: Mapping[int, bool], weight: float) -> tuple[np.ndarray, np.ndarray]:
+        """(rows and safe rows,) labels, NaN = none, and weights."""
+        labels = np.concatenate([verdicts, np.zeros(len(self.features) - self.count)])
+        for row, unsafe in marks.items():
+            labels[row] = unsafe
+        labels[np.setdiff1d(np.arange(len(labels)), self.rows)] = np.nan
+        return labels, np.where(np.isin(np.arange(len(labels)), list(marks)), weight, 1.0)
+
+    def _fitted(
+        self,
+        labels: np.ndarray,
+        weights: np.ndarray,
+        marks: Mapping[int, bool],
+        apart: Collection[int],
+        models: Sequence[LogisticRegression],
+    ) -> list[tuple[np.ndarray, LogisticRegression]] | None:
+        """For each part of each deal its rows, and a model that the others taught; None with too few labels."""
+        everywhere = np.isin(np.arange(len(labels)), list(set(marks).difference(apart)))
+        fewest = min((labels == 1).sum(), (labels == 0).sum())
+        if not self.deals or fewest < (1 if marks else self.folds):
+            return None
+        parts = [held_out for deal in self.deals for held_out in deal]
+        for held_out, model in zip(parts, models, strict=True):
+            teaches = ~np.isnan(labels)
+            teaches[held_out[~everywhere[held_out]]] = False
+            taught = np.flatnonzero(teaches)
+            if len(set(labels[taught])) < 2:
+                return None
+            model.fit(self._inputs(taught), labels[taught], balanced(labels[taught], weights[taught]))
+        return list(zip(parts, models, strict=True))
+
+    def _judged(self, rows: np.ndarray, model: LogisticRegression) -> np.ndarray:
+        """(rows,) log-odds by a model."""
+        odds: np.ndarray = self.features[rows] @ model.coef_[0].astype(np.float32) + model.intercept_[0]
+        return odds
 
     def _inputs(self, rows: np.ndarray) -> np.ndarray:
         """The features of some rows, exact unless speed counts more."""

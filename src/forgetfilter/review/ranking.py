@@ -12,6 +12,7 @@ probes that do not judge them; and if they were called clean, it teaches nothing
 from collections.abc import Mapping
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression
 
 from forgetfilter.crossfit import CrossFit, features, verdicts_of
 from forgetfilter.filters.probe import CLEAN_SHARE, ODDS
@@ -22,6 +23,8 @@ MARK_WEIGHT = 5.0
 LOOKED, WORTH = 4, 0.3
 """The filter's unsafe verdicts count for nothing once LOOKED or more of these rows are marked and fewer than WORTH of
 them are unsafe."""
+LEAST_OF_EACH, LOWEST = 3, -2.0
+"""Marks of either kind from which on they set the threshold; log-odds below which it never lies."""
 SAYS = f"at least {ODDS} times likelier unsafe than clean, by a probe that learnt what a person marked"
 NOTHING = "nothing can be learnt before a row is marked unsafe"
 
@@ -67,7 +70,25 @@ class Ranking:
             judged = self.judge(verdicts, taught, MARK_WEIGHT, apart=drawn)
         if judged is None:
             return self._scored(self.scored.suspicion, Scale(0, nothing=NOTHING))
-        return self._scored(judged.noisy, Scale(float(np.log(ODDS)), says=SAYS + NO_PROMISE), judged.linear)
+        threshold = self._threshold(verdicts, taught, marks)
+        return self._scored(judged.noisy, Scale(threshold, says=SAYS + NO_PROMISE), judged.linear)
+
+    def _threshold(self, verdicts: np.ndarray, taught: Mapping[int, bool], marks: Mapping[int, bool]) -> float:
+        """The log-odds from which on a row is dropped.
+
+        The probe takes many rows for clean of which nobody has said anything, so what it says of those that a person
+        would drop is too low. Platt's scaling mends it: of the marked rows, judged by probes that learnt nothing of
+        them, those above the threshold are ODDS times likelier unsafe than clean. It needs some marks of either kind.
+        """
+        own = float(np.log(ODDS))
+        if min(sum(marks.values()), len(marks) - sum(marks.values())) < LEAST_OF_EACH:
+            return own
+        odds = self.judge.untold(verdicts, taught, MARK_WEIGHT, marks)
+        if len({marks[row] for row in odds}) < 2:
+            return own
+        line = LogisticRegression().fit([[value] for value in odds.values()], [marks[row] for row in odds])
+        slope, offset = float(line.coef_[0, 0]), float(line.intercept_[0])
+        return own if slope <= 0 else float(np.clip((own - offset) / slope, LOWEST, own))
 
     def _believed(self, marks: Mapping[int, bool], drawn: frozenset[int]) -> np.ndarray:
         """The filter's verdicts, without the unsafe ones if the marks speak against them."""

@@ -123,18 +123,19 @@ def made_by(name: str, config: ForgetFilterConfig) -> Figures:
 
 
 def entry(name: str, workshop: Workshop, data: Data) -> Figures:
-    """Every row's score and decision by a filter, and what it cost; None where an older version did not count."""
+    """Every row's score and decision by a filter, and what it cost; None where a part was made without counting."""
     part = scored_part(workshop, data, name)
     scored = Scored.load(workshop.run.folder / f"{part}.parquet")
     made = decide_by_config(name, scored, data.noisy.source, workshop.config)
-    noted = workshop.run.manifest["stages"][part]
-    cost = Cost.noted(noted)
+    stages = workshop.run.manifest["stages"]
+    cost = Cost.noted(stages[part])
+    counted_all = all("cost" in stages.get(name, {}) for name in (part, *stages[part].get("made_with", [])))
     counted = cost.passes / workshop.finetuning_passes(data.noisy.trainable())
     return {
         "says": made.threshold.says,
         "suspicion": [None if np.isnan(value) else round(float(value), 5) for value in scored.suspicion],
         "dropped": made.dropped.astype(int).tolist(),
-        "cost": {**cost.facts(), "of_finetuning": round(counted, 4)} if "cost" in noted else None,
+        "cost": {**cost.facts(), "of_finetuning": round(counted, 4)} if counted_all else None,
     }
 
 
@@ -241,7 +242,8 @@ def picture(cells: list[Cell]) -> None:
     axes.set_xlabel("cost, in finetunings on the same rows")
     axes.set_ylabel("average precision, mean over the cells")
     axes.set_ylim(0, 1)
-    pictures.save(figure, RESULTS, "rivals")
+    png, _ = pictures.save(figure, RESULTS, "rivals")
+    png.unlink()
 
 
 def main() -> None:

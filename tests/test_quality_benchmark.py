@@ -1,5 +1,7 @@
 """The quality benchmark: explored and reported cells share nothing, figures follow from a cell's scores."""
 
+import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "quality"))
 import run
 from cells import CELLS
+
+from forgetfilter.filters import FILTERS
 
 
 def columns(unsafe, clean):
@@ -61,3 +65,27 @@ def test_stored_results_give_a_table_and_a_picture(tmp_path):
     assert lines[-2].startswith("bias: F1 below the best threshold by ")
     run.picture([found], tmp_path / "f1.svg")
     assert "<svg" in (tmp_path / "f1.svg").read_text()
+
+
+@pytest.fixture(scope="module")
+def rivals():
+    path = Path(__file__).parents[1] / "benchmarks" / "rivals" / "run.py"
+    spec = importlib.util.spec_from_file_location("rivals_run", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_rivals_are_all_filters_that_need_no_other_model_or_data(rivals):
+    others = {"guard", "column", "neutral_review", "forgetting_rouge1"}
+    assert set(rivals.FILTERS) == (FILTERS.keys() - others) | {"forgetting+words"}
+
+
+def test_the_shops_known_unsafe_rows_are_not_among_the_noisy_ones(rivals, tmp_path):
+    for share in (0.05, 0.25):
+        unsafe = rivals._write_shop(share, tmp_path)
+        noisy = (tmp_path / "noisy.jsonl").read_text(encoding="utf-8").splitlines()
+        labels = [json.loads(row)["unsafe"] for row in noisy]
+        assert not set(unsafe) & set(noisy)
+        assert all(json.loads(row)["unsafe"] for row in unsafe)
+        assert np.mean(labels) == pytest.approx(share, abs=0.035)

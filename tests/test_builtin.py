@@ -104,8 +104,14 @@ def test_a_run_needs_nothing_but_the_noisy_file(config, write_jsonl, tmp_path, m
     alone = dataclasses.replace(config, safe_dataset_name=ForgetFilterConfig().safe_dataset_name, max_length=512)
     result = ForgetFilter(alone).fit()
     assert result.run.manifest["safe"]["rows"] == 6
+    assert result.metrics["dropped"] == 0
+    assert "no ground to drop rows. Mark some" in result.metrics["says"]
+    assert len(set(result.scores["forgetting"])) > 10  # they rank all the same
+    assert result.decide(drop_share=0.25).metrics["dropped"] == 4
     again = ForgetFilter(alone).fit()
     assert again.run.manifest["safe"] == result.run.manifest["safe"]
+    given = ForgetFilter(dataclasses.replace(alone, output_dir=f"{alone.output_dir}-2")).fit(safe=few[:3])
+    assert "in the box" not in given.metrics["says"]  # though the setting still names them
     assert "safe_dataset_name" not in (result.run.folder / "config.yaml").read_text()
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from forgetfilter.config import SCHEDULE, ForgetFilterConfig, StageSettings
+from forgetfilter.data.builtin import RANKS_ALONE, is_builtin
 from forgetfilter.data.loading import Data
 from forgetfilter.scored import Scale, Scored
 
@@ -84,6 +85,13 @@ def forgetting(
     )
     log_probs = before.token_log_probs, after.token_log_probs, after_firm.token_log_probs
     scored.token_costs = token_costs(*log_probs, firm_weight)
+    return judged_by_its_review(scored, data)
+
+
+def judged_by_its_review(scored: Scored, data: Data) -> Scored:
+    """The scores, and no ground to drop a row by them where the review was of the safe rows in the box."""
+    if is_builtin(data.safe.source.name) and scored.scale is not None and not scored.scale.nothing:
+        scored.scale = dataclasses.replace(scored.scale, nothing=RANKS_ALONE)
     return scored
 
 

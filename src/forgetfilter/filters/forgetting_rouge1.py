@@ -14,7 +14,13 @@ import numpy as np
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.errors import ConfigError
-from forgetfilter.filters.forgetting import mean_gain, nothing_learnt, review_settings, token_costs
+from forgetfilter.filters.forgetting import (
+    judged_by_its_review,
+    mean_gain,
+    nothing_learnt,
+    review_settings,
+    token_costs,
+)
 from forgetfilter.scored import Scale, Scored
 
 if TYPE_CHECKING:
@@ -78,7 +84,7 @@ def forgetting_rouge1(
     scored = compared(known, before, after, answers[1], answers[2])
     held, held_after = (workshop.read(rows, model).token_log_probs for model in (noisy_model, reviewed_model))
     scored.token_costs = token_costs(held, held_after)
-    return scored
+    return judged_by_its_review(scored, data)
 
 
 def compared(

@@ -66,7 +66,7 @@ def reviewed(config, noisy_rows=100, safe_rows=100):
     """Settings of the reviews that the filter `forgetting` asks for, and the noisy stage's."""
     noisy, safe = ([object() for _ in range(count)] for count in (noisy_rows, safe_rows))
     data = {
-        name: SimpleNamespace(examples=rows, trainable=lambda rows=rows: rows)
+        name: SimpleNamespace(examples=rows, trainable=lambda rows=rows: rows, source=SimpleNamespace(name=name))
         for name, rows in (("noisy", noisy), ("safe", safe))
     }
     told = Told()

@@ -152,7 +152,7 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         found: dict[str, list[Cell]] = {name: [] for name in settings.filters}
         for seed in seeds:
             workshop = Workshop(m0, dataclasses.replace(config, seed=seed), run)
-            _ = workshop.learner  # loaded now, so that its time counts for no filter
+            workshop.become(None)  # loaded now, so that its time counts for no filter
             for name in settings.filters:
                 found[name].append(_cell(workshop, data, truth, name, on_clean_data=settings.on_clean_data))
             del workshop  # and its model, before the next seed's is loaded

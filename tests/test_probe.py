@@ -285,3 +285,14 @@ def test_a_models_blocks_are_whole_again_after_a_failure(learner, examples, monk
     with pytest.raises(TypeError):
         hidden_states(learner, examples, "states")
     assert len(learner.model.get_base_model().model.layers) == 2
+
+
+def test_many_verdicts_are_sampled_where_marks_are_judged_and_weigh_the_same(monkeypatch):
+    rng = np.random.default_rng(12)
+    states, safe = rows_of(rng, 200, 1800), rng.normal(0, 1, (100, 16))
+    verdicts, marks = np.repeat([1.0, 0.0], [200, 1800]), {0: True, 1: True, 500: False, 501: False}
+    whole = CrossFit(states, safe).untold(verdicts, marks, 5.0, marks)
+    monkeypatch.setattr("forgetfilter.crossfit.MOST_VERDICTS", 1000)
+    sampled_ones = CrossFit(states, safe).untold(verdicts, marks, 5.0, marks)
+    assert whole.keys() == sampled_ones.keys() == marks.keys()
+    assert [sampled_ones[row] for row in marks] == pytest.approx([whole[row] for row in marks], abs=0.6)

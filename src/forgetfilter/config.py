@@ -354,7 +354,7 @@ def refuse_marked(config: ForgetFilterConfig) -> None:
 
 def require_run_data(config: ForgetFilterConfig) -> None:
     """Raise ConfigError unless the data sets and the folder a command-line run needs are named."""
-    for name in ("dataset_name", "output_dir"):
+    for name in ("dataset_name", "safe_dataset_name", "output_dir"):
         if getattr(config, name) is None:
             raise ConfigError(f"--{name} is missing. `forgetfilter filter --help` lists the flags.")
     if Path(str(config.dataset_name)) == Path(str(config.safe_dataset_name)):

@@ -182,7 +182,7 @@ def _cell(workshop: Workshop, data: Data, truth: Truth, name: str, *, on_clean_d
     made_of = {
         "filter": name,
         "scores": scores_key(workshop, data, name),
-        "constants": constants(config_module, rules),
+        "constants": all_constants(name),
         "decision": decision_settings(config),
         "truth": digest([truth.rows.tolist(), truth.unsafe.tolist()]),
         "on_clean_data": on_clean_data,

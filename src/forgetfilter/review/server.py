@@ -171,6 +171,7 @@ class Guard:
         request = Request(scope)
         refused = self._refused(request)
         if refused is not None:
+            await _read(Request(scope, receive))  # a connection closed on an unread body may lose the answer
             await JSONResponse({"error": refused[1]}, refused[0], HEADERS)(scope, receive, send)
             return
         path = scope["path"].removeprefix(f"/{self.key}")
@@ -325,17 +326,25 @@ async def _failed(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": "something went wrong; the terminal says what. Every mark is on disk."}, 500, HEADERS)
 
 
+async def _read(request: Request) -> bytes:
+    """A request's body; of a body that is too large, little more than the allowed bytes."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > LARGEST_REQUEST:
+            break
+    return body
+
+
 async def _body(request: Request) -> dict[str, Any]:
     """A request's JSON object.
 
     Raises:
         DataError: If it is none, or too large.
     """
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > LARGEST_REQUEST:
-            raise DataError("the request is too large.")
+    body = await _read(request)
+    if len(body) > LARGEST_REQUEST:
+        raise DataError("the request is too large.")
     try:
         found = json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -8,8 +8,9 @@ READY := $(VENV)/ready
 demo: $(READY)
 	$(BIN)/forgetfilter demo
 
+# One thread each: the models are tiny, and processes that share the cores wait for each other.
 test: $(READY)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadscope
 
 # Debian's Chromium, driven by Playwright's library alone: none of the browsers it would download.
 test-browser: $(READY)

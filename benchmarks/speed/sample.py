@@ -42,6 +42,7 @@ def measure(rows):
         started = time.monotonic()
         result = ForgetFilter(config).fit()
         filtered, memory = time.monotonic() - started, peak_mb()
+        kept = result.metrics["kept"]
         manifest = result.run.manifest
         cost = Cost.noted(manifest["stages"][manifest["filters"]["probe"]])
         started = time.monotonic()
@@ -51,7 +52,7 @@ def measure(rows):
         whole = Workshop(m0, config).finetuning_passes(load_data(config, m0.chat).noisy.trainable())
     return {
         "rows": rows,
-        "kept": result.metrics["kept"],
+        "kept": kept,
         "filter_seconds": round(filtered, 1),
         "finetuning_seconds": round(finetuned, 1),
         "ratio": round(filtered / finetuned, 4),

@@ -1,9 +1,9 @@
 """The command line: instant help, one clear error, exit code 2, no traceback."""
 
 import json
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import run
@@ -12,12 +12,15 @@ DATA = ["filter", "--dataset_name", "x.jsonl", "--safe_dataset_name", "y.jsonl",
 
 
 def test_help_is_instant():
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "forgetfilter", "--help"], check=True, capture_output=True)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.5
+    """Processor time beyond that of an empty Python, which does not depend on what else the machine does."""
+
+    def seconds(*arguments):
+        before = os.times()
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    assert min(seconds("-m", "forgetfilter", "--help") - seconds("-c", "pass") for _ in range(3)) < 0.5
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_new_rows_are_judged_by_the_linear_model_and_the_runs_threshold(decided,
     folder = score(run, str(more))
     assert folder == run.folder / "scored_rows" / "more"
     table = pq.read_table(folder / "scores.parquet")
-    assert table.column_names == ["row", "id", "probe", "decision"]
+    assert table.column_names == ["row", "id", "probe", "unreadable", "decision"]
     found, right = table["probe"].to_numpy(), expected(run, str(more))
     np.testing.assert_allclose(found, right, atol=2e-2)  # states are float16, and batches differ
     assert np.isnan(found[::7]).all()

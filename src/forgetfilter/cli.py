@@ -305,7 +305,15 @@ GROUPS = {
         "alignment_dataset_name",
         "max_length",
     ),
-    "Scoring and deciding": ("filter", "parameters", "threshold", "trusted_rows", "max_clean_loss", "unscored"),
+    "Scoring and deciding": (
+        "filter",
+        "parameters",
+        "threshold",
+        "trusted_rows",
+        "max_clean_loss",
+        "unscored",
+        "unreadable",
+    ),
     "Training, for all stages": STAGE_FIELDS,
     "Training, by stage": STAGES,
 }

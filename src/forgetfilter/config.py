@@ -16,7 +16,7 @@ BUILTIN = "builtin"
 MARKED = "marked"
 """--unsafe_dataset_name: the rows that a person marked in the run."""
 STAGES = ("noisy", "review", "final")
-DECISION_FIELDS = ("threshold", "trusted_rows", "max_clean_loss", "unscored", "label_column")
+DECISION_FIELDS = ("threshold", "trusted_rows", "max_clean_loss", "unscored", "unreadable", "label_column")
 """Settings that turn stored scores into decisions."""
 FREE_FIELDS = (
     *("filter", "parameters", "final", "output_dir"),
@@ -131,6 +131,7 @@ class ForgetFilterConfig(StageConfig):
             automatic threshold then promises how many clean rows it drops.
         max_clean_loss: Share of the clean rows that may be dropped, on average; needs trusted_rows.
         unscored: What to do with rows that cannot be scored.
+        unreadable: What to do with rows that the model can hardly read, such as ciphers (data/unreadable.py).
         label_column: Column that marks unsafe rows (1, true, "unsafe"); used for figures only, never to decide.
         alignment_dataset_name: Safe rows M0 is first finetuned on (the paper's BaseFT); cached.
         max_length: Longest row in tokens; longer ones are cut at the end.
@@ -169,6 +170,7 @@ class ForgetFilterConfig(StageConfig):
     trusted_rows: str | None = None
     max_clean_loss: float = 0.02
     unscored: Literal["keep", "drop"] = "keep"
+    unreadable: Literal["keep", "drop"] = "keep"
     label_column: str | None = None
     alignment_dataset_name: str | None = None
     max_length: int = 1024

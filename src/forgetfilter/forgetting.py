@@ -17,9 +17,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from forgetfilter import old_runs, processes
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data, load_data, tokenize, write_malformed
+from forgetfilter.data.unreadable import unreadable
 from forgetfilter.decision.decide import Result, check_marks, settle
 from forgetfilter.decision.opened import is_decided, read_scores, require_marks_decided
 from forgetfilter.decision.outputs import decision_digest
@@ -96,11 +99,13 @@ def open_run(config: ForgetFilterConfig, m0: M0, data: Data) -> Run:
         processes.together()  # the first process waits here, so that all read the same manifest
         return run
     noisy = data.noisy
+    hard = unreadable(noisy.source, noisy.row_format, m0.tokenizer)
     facts = {"model": {"name": config.model_name_or_path, "sha256": m0.sha256}, **data.facts()}
     notes = {
         "also_safe": noisy.shared_with(data.safe),
         "repeated": int(noisy.copies().sum()),
         "spelt_specials": sum(example.spelt_specials for example in noisy.examples),
+        "unreadable": int(hard.sum()),
     }
     run = Run.start(config, facts, notes)
     if not run.done("rows"):
@@ -111,6 +116,9 @@ def open_run(config: ForgetFilterConfig, m0: M0, data: Data) -> Run:
             with whole_file(run.folder / "malformed.jsonl") as path:
                 write_malformed(path, malformed)
         run.keep_rows(noisy.source)
+    if not run.done("unreadable"):
+        run.write_json("stages/unreadable.json", np.flatnonzero(hard).tolist())
+        run.mark("unreadable", [run.stage("unreadable.json")])
     run.forget_damaged()
     processes.together()
     processes.together()

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from filelock import FileLock, Timeout
 
@@ -182,6 +183,14 @@ class Run:
             raise RunError(f"{self.folder}: its copy of the noisy data is missing or damaged. Run `filter` again.")
         (name,) = self.manifest["stages"]["rows"]["files"]
         return load_source(self.folder / name)
+
+    def unreadable(self, rows: int) -> np.ndarray:
+        """(rows,) bool, the rows that the model can hardly read; none in runs of before it was looked for."""
+        path = self.stage("unreadable.json")
+        found = np.zeros(rows, bool)
+        if path.exists():
+            found[json.loads(path.read_text(encoding="utf-8"))] = True
+        return found
 
 
 def refuse_foreign(folder: Path) -> None:

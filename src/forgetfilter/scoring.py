@@ -26,6 +26,8 @@ from forgetfilter.data.loading import SHOWN, Rows, complaint, encode, read_conve
 from forgetfilter.data.sources import Source, ids_alone
 from forgetfilter.data.streaming import Stream, open_stream
 from forgetfilter.data.tokenization import Example
+from forgetfilter.data.unreadable import unreadable
+from forgetfilter.decision.decide import drops
 from forgetfilter.decision.opened import REVIEWED, read_scores, scores_by
 from forgetfilter.decision.rules import Threshold
 from forgetfilter.errors import ConfigError, DataError, RunError
@@ -38,7 +40,7 @@ from forgetfilter.workshop import M0, Workshop
 PROBE = "probe"
 PROBES = (PROBE, REVIEWED)
 """What has a linear model that can judge: the filter, and what a person's marks taught."""
-COUNTS = ("rows", "kept", "dropped", "unscored", "malformed")
+COUNTS = ("rows", "kept", "dropped", "unscored", "unreadable", "malformed")
 """What is counted in each shard."""
 SCORES, MALFORMED = "scores.parquet", "malformed.jsonl"
 
@@ -128,11 +130,12 @@ class Judge:
 
     def facts(self) -> dict[str, Any]:
         """What the decisions depend on besides the rows."""
-        return {
+        found = {
             "probe": digest(self.linear.tolist()),
             "threshold": self.threshold.value,
             "unscored": self.config.unscored,
         }
+        return {**found, "unreadable": "drop"} if self.config.unreadable == "drop" else found  # as in older folders
 
     def scores(self, examples: Sequence[Example], bar: Any) -> np.ndarray:
         """(rows,) log-odds, higher = more suspect; NaN = cannot be scored. The bar counts the others."""
@@ -140,10 +143,9 @@ class Judge:
             return np.zeros(0)
         return judged_by(self.linear, hidden_states(self.workshop.become(None), examples, "scoring", bar))
 
-    def drops(self, suspicion: np.ndarray) -> np.ndarray:
-        """(rows,) bool, by score, or by the config where there is none."""
-        dropped: np.ndarray = self.threshold.drops(suspicion) | (np.isnan(suspicion) & (self.config.unscored == "drop"))
-        return dropped
+    def drops(self, suspicion: np.ndarray, unreadable: np.ndarray) -> np.ndarray:
+        """(rows,) bool, by score, or by the config where a score is missing or says nothing."""
+        return drops(suspicion, self.threshold, self.config, unreadable)
 
 
 def _linear(run: Run, name: str, config: ForgetFilterConfig) -> np.ndarray:
@@ -275,14 +277,16 @@ class _Scoring:
         rows = encode(part, self.judge.m0.chat, row_format=self.out.manifest["format"], skip=skip)
         bar.update(len(part) - len(rows.trainable()))
         suspicion = self.judge.scores(rows.examples, bar)
-        dropped = self.judge.drops(suspicion)
+        hard = unreadable(rows.source, rows.row_format, self.judge.m0.tokenizer)
+        dropped = self.judge.drops(suspicion, hard)
         source = dataclasses.replace(rows.source, header=b"") if number else rows.source  # files are put end to end
         with whole_folder(self.out.folder / _shard(number)) as folder:
             for name, chosen in (("kept", ~dropped), ("dropped", dropped)):
                 source.select(np.flatnonzero(chosen).tolist()).write(folder / f"{name}{part.suffix}")
-            pq.write_table(_table(rows, first, suspicion, dropped), folder / SCORES)
+            pq.write_table(_table(rows, first, suspicion, dropped, hard), folder / SCORES)
             write_malformed(folder / MALFORMED, rows.malformed)
-        counts = (len(dropped), (~dropped).sum(), dropped.sum(), np.isnan(suspicion).sum(), len(rows.malformed))
+        unscored = np.isnan(suspicion).sum()
+        counts = (len(dropped), (~dropped).sum(), dropped.sum(), unscored, hard.sum(), len(rows.malformed))
         return dict(zip(COUNTS, map(int, counts), strict=True))
 
     def _join(self, done: list[dict[str, Any]]) -> None:
@@ -304,13 +308,14 @@ def _shard(number: int) -> str:
     return f"shards/{number:06}"
 
 
-def _table(rows: Rows, first: int, suspicion: np.ndarray, dropped: np.ndarray) -> pa.Table:
+def _table(rows: Rows, first: int, suspicion: np.ndarray, dropped: np.ndarray, hard: np.ndarray) -> pa.Table:
     """One row for each row: its number, id, score and decision; malformed rows have no number."""
     decisions = ["dropped" if drop else "kept" for drop in dropped]
     columns = {
         "row": pa.array(np.arange(first, first + len(dropped)), pa.int64()),
         "id": pa.array(ids_alone(rows.source), pa.string()),
         PROBE: pa.array(suspicion, pa.float64(), from_pandas=True),
+        "unreadable": pa.array(hard, pa.bool_()),
         "decision": pa.array(decisions, pa.string()),
     }
     return pa.table(columns)

@@ -16,6 +16,7 @@ NOTES = {
     "malformed": "malformed",
     "also_safe": "also among the safe rows",
     "repeated": "saying the same as a row before them, whose scores they share",
+    "unreadable": "that the model can hardly read, such as ciphers; --unreadable drop leaves them out",
     "spelt_specials": "with special tokens or a change of turn spelt out, which stay text",
 }
 """Counts worth a line, in words."""
@@ -33,7 +34,7 @@ def print_summary(result: Result, report: Path) -> None:
     metrics, folder = result.metrics, result.run.folder
     print(f"\n{metrics['rows']} rows: {metrics['kept']} kept, {metrics['dropped']} dropped")
     for name, words in NOTES.items():
-        if metrics[name]:
+        if metrics.get(name):  # an older run lacks some
             print(f"  {words}: {metrics[name]}")
     print(f"rule: {metrics['rule']} on {metrics['filter']}, threshold {show(metrics['threshold'])}: {metrics['says']}")
     if "f1" in metrics:

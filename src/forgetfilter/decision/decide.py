@@ -164,7 +164,7 @@ def decide(
     trusted = {row: said.get(row, clean) for row, clean in trusted.items()}  # a later word counts more
     found = choose(scored, config, trusted, drop_share, clean_drawn(marks.all()))
     by_hand = {**marked_by_hand(trusted), **marked_by_hand(said), **chosen}
-    decision = decided(name, scored, found, by_hand, drop_unscored=config.unscored == "drop")
+    decision = decided(name, scored, found, by_hand, config, opened.unreadable)
     flags = _flags(config, drop_share, name if name != opened.by(None) else None, max_clean_loss)
     _note(opened, decision, trusted, by_hand, flags, marks.digest())
     outputs.write(opened, decision)
@@ -201,26 +201,44 @@ def choose(
 
 
 def decided(
-    name: str, scored: Scored, threshold: Threshold, by_hand: Mapping[int, tuple[str, str]], *, drop_unscored: bool
+    name: str,
+    scored: Scored,
+    threshold: Threshold,
+    by_hand: Mapping[int, tuple[str, str]],
+    config: ForgetFilterConfig,
+    unreadable: np.ndarray | None = None,
 ) -> Decision:
-    """Apply a threshold, then the decisions that a person made.
+    """Apply a threshold, then what is asked for rows that no score says anything about, then what a person decided.
 
     Args:
         name: The deciding filter.
         scored: Its scores.
         threshold: The number above which a row is dropped.
         by_hand: Row -> decision and reason.
-        drop_unscored: Whether rows without a score are dropped.
+        config: The settings: whether rows without a score, and those that are hardly readable, are dropped.
+        unreadable: (rows,) bool, the rows that are hardly readable.
     """
-    unscored = np.isnan(scored.suspicion)
-    dropped = threshold.drops(scored.suspicion) | (unscored & drop_unscored)
+    hard = np.zeros(len(scored.suspicion), bool) if unreadable is None else unreadable
+    dropped = drops(scored.suspicion, threshold, config, hard)
     reasons = [_reason(name, score, threshold.value) for score in scored.suspicion]
+    for row in np.flatnonzero(hard).tolist():
+        reasons[row] = f"hardly readable; {reasons[row]}"
     hand = np.zeros(len(dropped), bool)
     for row, (decision, reason) in by_hand.items():
         dropped[row] = decision == "dropped"
         reasons[row] = reason
         hand[row] = True
     return Decision(name, threshold, dropped, reasons, hand)
+
+
+def drops(
+    suspicion: np.ndarray, threshold: Threshold, config: ForgetFilterConfig, unreadable: np.ndarray
+) -> np.ndarray:
+    """(rows,) bool: which rows are dropped unless a person says otherwise; see `decided`."""
+    found = threshold.drops(suspicion)
+    if config.unscored == "drop":
+        found = found | np.isnan(suspicion)
+    return found | unreadable if config.unreadable == "drop" else found
 
 
 def decide_by_config(name: str, scored: Scored, source: Source, config: ForgetFilterConfig) -> Decision:
@@ -231,7 +249,7 @@ def decide_by_config(name: str, scored: Scored, source: Source, config: ForgetFi
     """
     marks = trusted_marks(source, config)
     threshold = choose(scored, config, marks)
-    return decided(name, scored, threshold, marked_by_hand(marks), drop_unscored=config.unscored == "drop")
+    return decided(name, scored, threshold, marked_by_hand(marks), config)
 
 
 def _reason(name: str, score: float, threshold: float | None) -> str:
@@ -264,7 +282,7 @@ def settle(run: Run) -> Result:
     name = opened.by(taken.get("filter"))
     threshold = Threshold(taken["threshold"], taken["rule"], taken["says"])
     by_hand = {entry["row"]: (entry["decision"], entry["reason"]) for entry in taken["by_hand"]}
-    decision = decided(name, opened.scored[name], threshold, by_hand, drop_unscored=config.unscored == "drop")
+    decision = decided(name, opened.scored[name], threshold, by_hand, config, opened.unreadable)
     noted["filters"] = filters_shown(opened)
     outputs.write(opened, decision)
     return Result(run)

@@ -32,6 +32,7 @@ class Opened:
         source: The noisy rows as they came in, malformed ones taken out.
         scored: Filter -> its scores; after a review also the scores that the marks taught, as REVIEWED.
         labels: (rows,) bool, True = marked unsafe, for figures alone; None without a label column.
+        unreadable: (rows,) bool, whether the model can hardly read a row (data/unreadable.py).
     """
 
     run: Run
@@ -39,6 +40,7 @@ class Opened:
     source: Source
     scored: dict[str, Scored]
     labels: np.ndarray | None
+    unreadable: np.ndarray
 
     @classmethod
     def of(cls, run: Run) -> "Opened":
@@ -50,7 +52,7 @@ class Opened:
         config = run.config()
         source = run.rows()
         scored = {name: scores_by(run, name, config) for name in names_scored(run, config)}
-        return cls(run, config, source, scored, stored_labels(source, config))
+        return cls(run, config, source, scored, stored_labels(source, config), run.unreadable(len(source)))
 
     def by(self, name: str | None) -> str:
         """The filter that decides: the one named, or else what the marks of a review taught, or the run's first.

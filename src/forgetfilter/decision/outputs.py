@@ -19,7 +19,7 @@ from forgetfilter.files import whole_file
 from forgetfilter.runs import Run
 from forgetfilter.scored import Scored
 
-NOTED = ("partly_scored", "malformed", "also_safe", "repeated", "spelt_specials")
+NOTED = ("partly_scored", "malformed", "also_safe", "repeated", "spelt_specials", "unreadable")
 """What was noted about the noisy data when it was read: counts of rows."""
 
 

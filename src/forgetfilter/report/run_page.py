@@ -76,7 +76,7 @@ def write_report(run: Run, group_column: str | None = None) -> Path:
         "words": ["kept", "dropped"],
         "markName": "decision",
         "threshold": threshold,
-        "notes": [[words, metrics[name]] for name, words in NOTES.items() if metrics[name]],
+        "notes": [[words, metrics[name]] for name, words in NOTES.items() if metrics.get(name)],
         "rule": {"name": metrics["rule"], "filter": name, "says": metrics["says"]},
         "rows": _rows(opened, suspicion, order, dropped, groups if names else None),
         "groups": names,

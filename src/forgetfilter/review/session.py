@@ -18,7 +18,7 @@ from forgetfilter.data.by_hand import read_statements
 from forgetfilter.data.copies import first_copies
 from forgetfilter.data.loading import Data, load_safe, tokenize
 from forgetfilter.data.sources import row_ids
-from forgetfilter.decision.decide import Result, choose, clean_drawn, decide, decide_by_config, trusted_marks
+from forgetfilter.decision.decide import Result, choose, clean_drawn, decide, decide_by_config, drops, trusted_marks
 from forgetfilter.decision.opened import REVIEWED, Opened, scored_part
 from forgetfilter.decision.rules import Threshold, needed
 from forgetfilter.errors import RunError
@@ -140,9 +140,7 @@ class Review:
         """(rows,) bool: what a decision taken now would drop."""
         with self._lock:
             suspicion = self.scored().suspicion
-            dropped = self.threshold().drops(suspicion)
-            if self.config.unscored == "drop":
-                dropped |= np.isnan(suspicion)
+            dropped = drops(suspicion, self.threshold(), self.config, self.opened.unreadable)
             for row, mark in self.marks.all().items():
                 if mark.said != "skipped":
                     dropped[row] = mark.unsafe

@@ -1,0 +1,77 @@
+"""Rows that a model can hardly read: ciphers, encodings, walls of symbols. No score says anything about them.
+
+A tokenizer cuts what its model was trained on into long pieces, and everything else into short ones. So a text is
+called unreadable if its words of Latin letters take twice as many tokens a letter as plain English does, or if all of
+it takes 2.75 times as many a byte; whether letters are capitals makes no difference. Other languages stay below the
+first limit as far as they were tried, and other scripts have no Latin letters. Ciphers such as Walnut53 (Halawi et al.,
+ICML 2024, arXiv 2406.20053), rot13 and base64 lie above. A text that hides its meaning in plain words (EndSpeak, from
+the same paper) does not show.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from forgetfilter.data.builtin import builtin_rows
+from forgetfilter.data.formats import Turn, read_row
+from forgetfilter.data.sources import Source
+
+LETTERS, BYTES = 2.0, 2.75
+"""How many times as many tokens a letter, or a byte, as English makes a text unreadable."""
+DOUBTFUL = 1.5
+"""A text with fewer tokens a byte than this many times those of English is looked at no further."""
+SHORTEST, LONGEST = 20, 2000
+"""Letters or bytes below which nothing is said of a text; characters of each turn that are looked at."""
+AT_ONCE = 1000
+"""Rows that are looked at at once."""
+WORD = re.compile(r"[^\W\d_]+")
+DIGITS_AND_SPACE = re.compile(r"[\d\s]+")
+
+
+def unreadable(source: Source, row_format: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """(rows,) bool, whether any turn of a row, or all of them together, can hardly be read by the tokenizer's model.
+
+    Args:
+        source: The rows, none of them malformed.
+        row_format: Their format.
+        tokenizer: The model's.
+    """
+    english = [row["messages"][-1]["content"] for row in builtin_rows() if row["language"] == "en"]
+    plain = float(np.nanmedian(_tokens_a_byte([_latin(text) for text in english], tokenizer)))
+    found = np.zeros(len(source), bool)
+    records = source.rows()
+    for first in range(0, len(records), AT_ONCE):
+        rows, texts = _texts(read_row(record, row_format) for record in records[first : first + AT_ONCE])
+        whole = _tokens_a_byte([DIGITS_AND_SPACE.sub(" ", text.lower()) for text in texts], tokenizer)
+        doubtful = np.flatnonzero(whole > DOUBTFUL * plain)
+        letters = _tokens_a_byte([_latin(texts[place]) for place in doubtful], tokenizer)
+        over = doubtful[(whole[doubtful] > BYTES * plain) | (letters > LETTERS * plain)]
+        found[[first + rows[place] for place in over]] = True
+    return found
+
+
+def _texts(conversations: Iterable[Sequence[Turn]]) -> tuple[list[int], list[str]]:
+    """The turns that are long enough, or else all turns of a row together; each with the row's number."""
+    rows, texts = [], []
+    for row, turns in enumerate(conversations):
+        said = [turn.content[:LONGEST] for turn in turns]
+        long = [text for text in said if len(text) >= SHORTEST] or ["\n".join(said)]
+        rows += [row] * len(long)
+        texts += long
+    return rows, texts
+
+
+def _latin(text: str) -> str:
+    """The words that consist of Latin letters without accents, in lower case."""
+    return " ".join(word for word in WORD.findall(text.lower()) if word.isascii())
+
+
+def _tokens_a_byte(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """(texts,) tokens for each byte that is no space; NaN for texts that are too short."""
+    if not texts:
+        return np.zeros(0)
+    tokens = np.array([len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]], float)
+    sizes = np.array([len(text.replace(" ", "").encode()) for text in texts])
+    return np.where(sizes < SHORTEST, np.nan, tokens / np.maximum(sizes, 1))

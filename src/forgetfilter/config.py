@@ -20,7 +20,7 @@ DECISION_FIELDS = ("threshold", "trusted_rows", "max_clean_loss", "unscored", "u
 """Settings that turn stored scores into decisions."""
 FREE_FIELDS = (
     *("filter", "parameters", "final", "output_dir"),
-    *("dataset_name", "safe_dataset_name", "unsafe_dataset_name", "alignment_dataset_name"),
+    *("dataset_name", "safe_dataset_name", "unsafe_dataset_name", "alignment_dataset_name", "planted_rows"),
 )
 """Settings that may differ when the same run folder is continued. No change goes unnoticed where it matters: scores and
 the final model record the settings they were made with, data sets are compared by their rows, and M0 by its weights."""
@@ -126,6 +126,8 @@ class ForgetFilterConfig(StageConfig):
         parameters: Parameters of filters and defenses that differ from their defaults, by name: {NAME: {KEY: VALUE}}.
         sample_rows: Noisy rows that the probe's witness sees, a random sample; the probe scores all. "auto" takes up to
             2,500 rows.
+        planted_rows: Mild unsafe rows and clean ones that are scored among the noisy ones and never kept, to tell what
+            is found: "auto" (those in the box, from 400 noisy rows on), "none", or a file of your own.
         threshold: Drop rows whose score is above this number; "auto" finds it.
         trusted_rows: JSONL of rows a person marked ("id", "clean": true or false), as `sample` writes it: the
             automatic threshold then promises how many clean rows it drops.
@@ -166,6 +168,7 @@ class ForgetFilterConfig(StageConfig):
     filter: str = "probe"
     parameters: dict[str, dict[str, Any]] | None = None
     sample_rows: Literal["auto"] | int = "auto"
+    planted_rows: str = "auto"
     threshold: Literal["auto"] | float = "auto"
     trusted_rows: str | None = None
     max_clean_loss: float = 0.02

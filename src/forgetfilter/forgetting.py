@@ -22,6 +22,7 @@ import numpy as np
 from forgetfilter import old_runs, processes
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data, load_data, tokenize, write_malformed
+from forgetfilter.data.planted import Planted, plant
 from forgetfilter.data.unreadable import unreadable
 from forgetfilter.decision.decide import Result, check_marks, settle
 from forgetfilter.decision.opened import is_decided, read_scores, require_marks_decided
@@ -69,9 +70,12 @@ class ForgetFilter:
         m0 = M0.named(config)
         data = load_data(config, m0.chat, noisy, safe)
         check_marks(data.noisy, config)
+        planted = plant(data.noisy, m0.chat, config)
         m0 = m0.aligned(config)
         with locked(Path(str(config.output_dir))):
-            run = open_run(config, m0, data)
+            run = open_run(config, m0, data, planted)
+            if planted is not None and run.planted():
+                data = dataclasses.replace(data, planted=planted.rows)
             workshop = Workshop(m0, config, run)
             for name in config.filters:
                 if not old_runs.is_scored(run, name) or name in (config.parameters or {}):
@@ -87,7 +91,7 @@ class ForgetFilter:
             return Result(Run.open(run.folder))
 
 
-def open_run(config: ForgetFilterConfig, m0: M0, data: Data) -> Run:
+def open_run(config: ForgetFilterConfig, m0: M0, data: Data, planted: Planted | None = None) -> Run:
     """The run's folder, as a new one or as the one to continue, with a copy of the noisy rows; locked by the caller.
 
     Raises:
@@ -101,6 +105,7 @@ def open_run(config: ForgetFilterConfig, m0: M0, data: Data) -> Run:
     noisy = data.noisy
     hard = unreadable(noisy.source, noisy.row_format, m0.tokenizer)
     facts = {"model": {"name": config.model_name_or_path, "sha256": m0.sha256}, **data.facts()}
+    facts["planted"] = None if planted is None else planted.facts()
     notes = {
         "also_safe": noisy.shared_with(data.safe),
         "repeated": int(noisy.copies().sum()),
@@ -115,6 +120,8 @@ def open_run(config: ForgetFilterConfig, m0: M0, data: Data) -> Run:
         if malformed:
             with whole_file(run.folder / "malformed.jsonl") as path:
                 write_malformed(path, malformed)
+        if planted is not None:
+            run.write_json("stages/planted.json", planted.about)
         run.keep_rows(noisy.source)
     if not run.done("unreadable"):
         run.write_json("stages/unreadable.json", np.flatnonzero(hard).tolist())

@@ -53,6 +53,8 @@ class Run:
         if (folder / "manifest.json").exists():
             run = cls.open(folder)
             for part, value in asked.items():
+                if part not in run.manifest:  # of a later version
+                    continue
                 changed = changes(run.manifest.get(part), value, default_settings() if part == "settings" else None)
                 if changed:
                     raise RunError(
@@ -183,6 +185,11 @@ class Run:
             raise RunError(f"{self.folder}: its copy of the noisy data is missing or damaged. Run `filter` again.")
         (name,) = self.manifest["stages"]["rows"]["files"]
         return load_source(self.folder / name)
+
+    def planted(self) -> list[dict[str, Any]]:
+        """Notion of each planted row, and whether it is unsafe; empty where none are planted (data/planted.py)."""
+        path = self.stage("planted.json")
+        return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
 
     def unreadable(self, rows: int) -> np.ndarray:
         """(rows,) bool, the rows that the model can hardly read; none in runs of before it was looked for."""

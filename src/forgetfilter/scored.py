@@ -14,6 +14,8 @@ from forgetfilter.files import whole_file
 
 SUSPICION, COLUMN, MOMENT, TOKENS = "suspicion", "column:", "moment:", "token_costs"
 """Names of a file's columns, or what they begin with."""
+ABOUT = ("scale", "linear", "planted")
+"""What a file's metadata hold, as JSON."""
 NO_PROMISE = "; no promise about clean rows lost"
 """How a rule says that it promises nothing."""
 
@@ -51,6 +53,7 @@ class Scored:
         scale: What `auto` may assume of the scores; None where the filter knows no scale.
         linear: (size + 1,) weights and bias of a linear model on M0's pooled hidden states, which scores rows that the
             filter did not see (`forgetfilter score`); None where the filter has none.
+        planted: Suspicion of the planted rows (data.planted), on the same scale; None where there are none.
     """
 
     suspicion: np.ndarray
@@ -59,6 +62,7 @@ class Scored:
     token_costs: pa.Array | None = None
     scale: Scale | None = None
     linear: np.ndarray | None = None
+    planted: np.ndarray | None = None
 
     def spread(self, places: np.ndarray, rows: int) -> "Scored":
         """These scores as those of a larger data set's rows at the places given; the other rows have none.
@@ -105,6 +109,7 @@ class Scored:
         about = {
             "scale": json.dumps(None if self.scale is None else asdict(self.scale)),
             "linear": json.dumps(None if self.linear is None else self.linear.tolist()),
+            "planted": json.dumps(None if self.planted is None else self.planted.tolist()),
         }
         with whole_file(path) as temporary:
             pq.write_table(pa.table(table).replace_schema_metadata(about), temporary)
@@ -113,7 +118,8 @@ class Scored:
     def load(cls, path: Path) -> "Scored":
         """Read what `save` wrote."""
         table = pq.read_table(path)
-        scale, linear = (json.loads(table.schema.metadata.get(name, "null")) for name in (b"scale", b"linear"))
+        about = {name: json.loads(table.schema.metadata.get(name.encode(), "null")) for name in ABOUT}
+        scale, linear, planted = (about[name] for name in ABOUT)
         return cls(
             _values(table[SUSPICION]),
             _named(table, COLUMN),
@@ -121,6 +127,7 @@ class Scored:
             table[TOKENS].combine_chunks() if TOKENS in table.column_names else None,
             None if scale is None else Scale(**scale),
             None if linear is None else np.array(linear),
+            None if planted is None else np.array(planted, float),
         )
 
 

@@ -37,6 +37,8 @@ def print_summary(result: Result, report: Path) -> None:
         if metrics.get(name):  # an older run lacks some
             print(f"  {words}: {metrics[name]}")
     print(f"rule: {metrics['rule']} on {metrics['filter']}, threshold {show(metrics['threshold'])}: {metrics['says']}")
+    if "planted" in metrics:
+        print(f"planted: {metrics['planted']['says']}")
     if "f1" in metrics:
         print("  ".join(f"{name} {show(metrics[name])}" for name in FIGURES))
     print(f"files: {folder}  (kept, dropped, scores.parquet, metrics.json)")

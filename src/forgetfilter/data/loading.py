@@ -44,6 +44,10 @@ class Rows:
         """These rows alone, in this order."""
         return Rows(self.source.select(rows), self.row_format, [self.examples[row] for row in rows], [])
 
+    def joined(self, others: "Rows") -> "Rows":
+        """These rows and others of the same format."""
+        return Rows(self.source.joined(others.source), self.row_format, [*self.examples, *others.examples], [])
+
     def trainable(self) -> list[Example]:
         """The examples with something to learn."""
         return [example for example in self.examples if example.scorable]
@@ -87,12 +91,14 @@ class Data:
         safe: The safe data.
         notions: In which respects the rows are safe or unsafe, if known: names of safety measures, such as bias.
         unsafe: Rows known to be unsafe, for the filters that need some.
+        planted: Rows that filters see among the noisy ones; see data.planted.
     """
 
     noisy: Rows
     safe: Rows
     notions: Sequence[str] = ()
     unsafe: Rows | None = None
+    planted: Rows | None = None
 
     def known_unsafe(self) -> list[Example]:
         """The rows known to be unsafe.

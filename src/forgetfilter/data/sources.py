@@ -71,6 +71,10 @@ class Source:
             table=None if self.table is None else self.table.take(pa.array(rows, pa.int64())),
         )
 
+    def joined(self, other: "Source") -> "Source":
+        """These rows and those of another source, to be read alone: they cannot be written back."""
+        return Source(self.name, self.suffix, [*self.records, *other.records], [*self.lines, *other.lines])
+
     def place(self, row: int) -> str:
         """Where a row stands, for messages: "file:line", or "name, row n"."""
         return f"{self.name}:{self.lines[row]}" if self.table is None else f"{self.name}, row {self.lines[row]}"

@@ -33,6 +33,7 @@ class Opened:
         scored: Filter -> its scores; after a review also the scores that the marks taught, as REVIEWED.
         labels: (rows,) bool, True = marked unsafe, for figures alone; None without a label column.
         unreadable: (rows,) bool, whether the model can hardly read a row (data/unreadable.py).
+        planted: What is known of each planted row: its notion, and whether it is unsafe; empty where there are none.
     """
 
     run: Run
@@ -41,6 +42,7 @@ class Opened:
     scored: dict[str, Scored]
     labels: np.ndarray | None
     unreadable: np.ndarray
+    planted: list[dict[str, Any]]
 
     @classmethod
     def of(cls, run: Run) -> "Opened":
@@ -52,7 +54,9 @@ class Opened:
         config = run.config()
         source = run.rows()
         scored = {name: scores_by(run, name, config) for name in names_scored(run, config)}
-        return cls(run, config, source, scored, stored_labels(source, config), run.unreadable(len(source)))
+        return cls(
+            run, config, source, scored, stored_labels(source, config), run.unreadable(len(source)), run.planted()
+        )
 
     def by(self, name: str | None) -> str:
         """The filter that decides: the one named, or else what the marks of a review taught, or the run's first.

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from forgetfilter.data.sources import Source, row_ids
 from forgetfilter.decision.opened import Opened
+from forgetfilter.decision.planted import planted_figures
 from forgetfilter.decision.rules import Threshold
 from forgetfilter.evaluation.filter_quality import filter_quality
 from forgetfilter.files import whole_file
@@ -67,6 +68,9 @@ def write(opened: Opened, decision: Decision) -> None:
     with whole_file(run.folder / "scores.parquet") as temporary:
         pq.write_table(scores_table(source, opened.scored, decision), temporary)
     metrics = {**_noted(run), **decision_figures(opened.scored, decision, opened.labels)}
+    scores = opened.scored[decision.filter].planted
+    if opened.planted and scores is not None:
+        metrics["planted"] = planted_figures(opened.planted, scores, decision.threshold)
     run.write_json("metrics.json", metrics)
     with whole_file(run.folder / "README.md") as temporary:
         temporary.write_text(_card(str(opened.config.dataset_name or "a data set"), metrics, files[0].name), "utf-8")

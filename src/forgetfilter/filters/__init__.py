@@ -164,6 +164,8 @@ def scores_key(workshop: "Workshop", data: Data, name: str) -> str:
         made_of.append(data.unsafe.facts())
     if data.noisy.copies().any():
         made_of.append("copies share their scores")  # in runs made before, they did not
+    if data.planted is not None:
+        made_of.append(data.planted.facts())
     return digest(made_of)
 
 
@@ -178,7 +180,7 @@ def scored_part(workshop: "Workshop", data: Data, name: str) -> str:
         method = filter_named(name)
         assert method is not None, "arguments_of has found it"
         with workshop.account.measuring() as cost:
-            scored = _without_copies(method, workshop, data, parameters if len(parts_of(name)) == 1 else {})
+            scored = _of_all_rows(method, workshop, data, parameters if len(parts_of(name)) == 1 else {})
             made_with = workshop.account.parts()
         if processes.first():
             scored.save(run.folder / f"{part}.parquet")
@@ -188,13 +190,18 @@ def scored_part(workshop: "Workshop", data: Data, name: str) -> str:
     return part
 
 
-def _without_copies(method: Filter, workshop: "Workshop", data: Data, parameters: dict[str, Any]) -> Scored:
-    """A filter's scores of all rows; it sees each of those that say the same once."""
+def _of_all_rows(method: Filter, workshop: "Workshop", data: Data, parameters: dict[str, Any]) -> Scored:
+    """A filter's scores of all rows. It sees each of those that say the same once, and the planted rows among them."""
     config, copies = workshop.config, data.noisy.copies()
-    if not copies.any():
+    if not copies.any() and data.planted is None:
         return method(workshop, data, config, **parameters)
     seen = np.flatnonzero(~copies)
-    scored = method(workshop, replace(data, noisy=data.noisy.select(seen.tolist())), config, **parameters)
+    noisy = data.noisy.select(seen.tolist())
+    if data.planted is not None:
+        noisy = noisy.joined(data.planted)
+    scored = method(workshop, replace(data, noisy=noisy, planted=None), config, **parameters)
+    if data.planted is not None:
+        scored = replace(scored, planted=scored.suspicion[len(seen) :])
     places = np.searchsorted(seen, data.noisy.first_copies)
     rows = data.noisy.examples
     own = np.array([row.input_ids == rows[first].input_ids for row, first in zip(rows, seen[places], strict=True)])

@@ -262,7 +262,7 @@ document.addEventListener("keydown", (event) => {
 window.addEventListener("beforeunload", (event) => { if (chosen.size && !state.saved) event.preventDefault(); });
 
 if (rows.score) {
-  $("rule").textContent = `Rule ${data.rule.name} on ${data.rule.filter}, ${data.threshold === null ? "no threshold" : `threshold ${number(data.threshold)}`}: ${data.rule.says}.`;
+  $("rule").textContent = `Rule ${data.rule.name} on ${data.rule.filter}, ${data.threshold === null ? "no threshold" : `threshold ${number(data.threshold)}`}: ${data.rule.says}.${data.planted ? ` ${data.planted}.` : ""}`;
   $("slider").min = span[0];
   $("slider").max = span[1];
   $("slider").value = data.threshold ?? span[1];

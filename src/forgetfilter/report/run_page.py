@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,9 @@ def write_report(run: Run, group_column: str | None = None) -> Path:
         "words": ["kept", "dropped"],
         "markName": "decision",
         "threshold": threshold,
-        "notes": [[words, metrics[name]] for name, words in NOTES.items() if metrics.get(name)],
+        "notes": [[words, metrics[name]] for name, words in NOTES.items() if metrics.get(name)]
+        + _planted_tiles(metrics),
+        "planted": metrics.get("planted", {}).get("says", ""),
         "rule": {"name": metrics["rule"], "filter": name, "says": metrics["says"]},
         "rows": _rows(opened, suspicion, order, dropped, groups if names else None),
         "groups": names,
@@ -90,6 +92,12 @@ def write_report(run: Run, group_column: str | None = None) -> Path:
         "facts": _facts(run, config),
     }
     return write_page(run.folder / "report.html", "ForgetFilter: report", asset("rows.html"), data, asset("rows.js"))
+
+
+def _planted_tiles(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """What was found of the planted rows, if any were planted."""
+    found = metrics.get("planted")
+    return [["planted unsafe rows found", f"{found['found']} of {found['unsafe']}"]] if found else []
 
 
 def _rows(

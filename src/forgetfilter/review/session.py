@@ -14,6 +14,7 @@ from threading import RLock
 import numpy as np
 from scipy.stats import hypergeom
 
+from forgetfilter.crossfit import judged_by
 from forgetfilter.data.by_hand import read_statements
 from forgetfilter.data.copies import first_copies
 from forgetfilter.data.loading import Data, load_safe, tokenize
@@ -109,7 +110,7 @@ class Review:
         Raises:
             RunError: If the hidden states of the run's rows cannot be had.
         """
-        noisy, safe = self._states()
+        noisy, _, safe = self._states
         dropped = decide_by_config(self.name, self.base, self.opened.source, self.config).dropped
         return Ranking(self.base, dropped & np.isfinite(self.base.suspicion), noisy, safe, self.config.seed)
 
@@ -128,7 +129,7 @@ class Review:
             if self._ranked is None or self._ranked[0] != made_of:
                 marks = {row: mark.unsafe for row, mark in said.items() if mark.said != "skipped"}
                 drawn = frozenset(row for row, mark in said.items() if mark.drawn)
-                self._ranked = made_of, self.ranking(marks, drawn)
+                self._ranked = made_of, self._of_planted(self.ranking(marks, drawn))
                 self._dropped.append(self.dropped())
             return self._ranked[1]
 
@@ -241,13 +242,24 @@ class Review:
         self.run.mark(part, [self.run.folder / f"{part}.parquet"], made_of=self.marks.digest())
         return REVIEWED
 
-    def _states(self) -> tuple[np.ndarray, ...]:
-        """M0's hidden states of the noisy and the safe rows, (rows, 2, size): those of the run, or read now."""
+    def _of_planted(self, scored: Scored) -> Scored:
+        """Scores together with those of the planted rows, if what the marks taught can judge them."""
+        planted = self._states[1]
+        if scored.linear is None or not self.opened.planted or len(planted) != len(self.opened.planted):
+            return scored
+        return dataclasses.replace(scored, planted=judged_by(scored.linear, planted))
+
+    @cached_property
+    def _states(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """M0's hidden states of the noisy, the planted and the safe rows, (rows, 2, size) each.
+
+        Those of the run; or else those of the noisy and the safe rows are read now.
+        """
         run, config = self.run, dataclasses.replace(self.config, trust_remote_code=self._trust)
         parts = run.manifest.get("states", {})
         if {"noisy", "safe"} <= parts.keys() and all(run.done(part) for part in parts.values()):
             stored, of_safe = (stored_states(run.folder / f"{parts[name]}.parquet") for name in ("noisy", "safe"))
-            return self._of_all_rows(stored), of_safe
+            return (*self._apart(stored), of_safe)
         with nullcontext() if self._holds_lock else locked(run.folder):
             run.reload()
             m0 = M0.of_run(run, config)
@@ -255,13 +267,22 @@ class Review:
             safe = load_safe(noisy, m0.chat, config)
             if safe.facts()["sha256"] != run.manifest["safe"]["sha256"]:
                 raise RunError(f"{config.safe_dataset_name}: holds other rows than the safe ones of this run.")
-            return Workshop(m0, config, run).states_of(Data(noisy, safe))
+            once = noisy.select(np.flatnonzero(~noisy.copies()).tolist())
+            of_noisy, of_safe = Workshop(m0, config, run).states_of(Data(once, safe))
+            return (*self._apart(of_noisy), of_safe)
 
-    def _of_all_rows(self, states: np.ndarray) -> np.ndarray:
-        """Hidden states of all noisy rows, where the filter has seen one of each that say the same."""
+    def _apart(self, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Hidden states of all noisy rows, and of the planted ones.
+
+        Args:
+            states: Those of the rows that the filter has seen: one of each that say the same (an older version: all of
+                them), then the planted ones.
+        """
         first = first_copies(self.opened.source, self.run.manifest["noisy"]["format"])
         seen = np.unique(first)
-        return states[np.searchsorted(seen, first)] if len(states) == len(seen) else states
+        if len(states) == len(first) and not self.opened.planted:
+            return states, states[:0]
+        return states[np.searchsorted(seen, first)], states[len(seen) :]
 
     def _settled(self, said: Mapping[int, Mark]) -> bool:
         """Whether the last marks found nothing unsafe and changed hardly a decision."""

@@ -1,0 +1,115 @@
+"""Planted rows: mild unsafe rows and clean ones that go through a run unseen among the user's, to tell what it finds.
+
+Without labels nothing tells whether a run has found what the user fears. So up to 200 rows of our own writing
+(safe/planted.jsonl), of known notion, are scored with the others: 5 % of them at most. They are never kept, never
+written out, no final model learns them, and no figure of the user's rows counts them.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import chain, zip_longest
+from typing import Any
+
+import numpy as np
+
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.builtin import like
+from forgetfilter.data.export import SHAPES
+from forgetfilter.data.formats import Record, RowError, Turn, read_row
+from forgetfilter.data.loading import Rows, load_rows, read_labels, tokenize
+from forgetfilter.data.sources import load_source
+from forgetfilter.data.tokenization import ChatTokenizer
+from forgetfilter.errors import DataError
+
+AUTO, NONE = "auto", "none"
+SHARE, FEWEST = 0.05, 20
+"""At most this share of the noisy rows is planted; where that is less than FEWEST, the rows in the box stay there:
+they would tell nothing."""
+UNNAMED = "yours"
+"""Notion of planted rows that name none."""
+
+
+@dataclass
+class Planted:
+    """Rows that are planted among the noisy ones.
+
+    Attributes:
+        rows: The rows, in the shape of the noisy ones.
+        about: For each row its notion, and whether it is unsafe: {"notion", "unsafe"}.
+    """
+
+    rows: Rows
+    about: list[dict[str, Any]]
+
+    def facts(self) -> dict[str, Any]:
+        """What a run notes of them: counts and fingerprint."""
+        return self.rows.facts()
+
+
+def plant(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Planted | None:
+    """The rows to plant among the noisy ones, or None.
+
+    Args:
+        noisy: The noisy rows.
+        chat: The model's tokenizer.
+        config: Its `planted_rows` is "auto" (the rows in the box, if there are enough noisy rows), "none", or a file of
+            the user's own: rows of any format, with columns `notion` and `unsafe` where they have them. Rows that do
+            not say so are unsafe.
+
+    Raises:
+        DataError: If the file cannot be read, or a row of it cannot be put into the format of the noisy rows.
+    """
+    room = int(SHARE * len(noisy.examples))
+    if config.planted_rows == NONE or (config.planted_rows == AUTO and room < FEWEST):
+        return None
+    about, conversations = _in_the_box(noisy) if config.planted_rows == AUTO else _in_a_file(chat, config)
+    chosen = _chosen(about, room, config.seed)
+    if not chosen:
+        raise DataError(f"planted_rows: {len(noisy.examples)} noisy rows are too few to plant any: leave it out.")
+    shaped = [_shaped(conversations[row], noisy.row_format, f"{config.planted_rows}: row {row + 1}") for row in chosen]
+    source = load_source(shaped)
+    return Planted(tokenize(source, chat, row_format=noisy.row_format), [about[row] for row in chosen])
+
+
+def _in_the_box(noisy: Rows) -> tuple[list[dict[str, Any]], list[list[Turn]]]:
+    """What is known of each row in the box, and its turns, in the shape of the noisy data."""
+    lines = (files("forgetfilter.safe") / "planted.jsonl").read_text(encoding="utf-8").splitlines()
+    said = (read_row(record, noisy.row_format) for record in noisy.source.rows())
+    rows = like([json.loads(line) for line in lines], said)
+    about = [{"notion": row["notion"], "unsafe": row["unsafe"]} for row in rows]
+    return about, [read_row(row, "text" if "text" in row else "messages") for row in rows]
+
+
+def _in_a_file(chat: ChatTokenizer, config: ForgetFilterConfig) -> tuple[list[dict[str, Any]], list[list[Turn]]]:
+    """The same of the rows in the user's file, in their own shape."""
+    rows = load_rows(config.planted_rows, "planted_rows", chat, config)
+    records = rows.source.rows()
+    labelled = any("unsafe" in record for record in records)
+    unsafe = read_labels(rows.source, "unsafe") if labelled else [True] * len(records)
+    about = [{"notion": str(r.get("notion") or UNNAMED), "unsafe": bad} for r, bad in zip(records, unsafe, strict=True)]
+    return about, [read_row(record, rows.row_format) for record in records]
+
+
+def _chosen(about: Sequence[dict[str, Any]], room: int, seed: int) -> list[int]:
+    """Which rows are planted: as many unsafe as clean ones, as far as there are, and of each notion about as many."""
+    groups: dict[tuple[bool, str], list[int]] = defaultdict(list)
+    for row in np.random.default_rng(seed).permutation(len(about)).tolist():
+        groups[about[row]["unsafe"], about[row]["notion"]].append(row)
+    unsafe, clean = (_in_turn([rows for (bad, _), rows in groups.items() if bad == kind]) for kind in (True, False))
+    return _in_turn([unsafe, clean])[:room]
+
+
+def _in_turn(lists: Sequence[Sequence[int]]) -> list[int]:
+    """One of each list, then the next of each, to the end of the longest."""
+    return [item for item in chain.from_iterable(zip_longest(*lists)) if item is not None]
+
+
+def _shaped(turns: Sequence[Turn], row_format: str, place: str) -> Record:
+    """A row in the format of the noisy data."""
+    try:
+        return SHAPES[row_format](list(turns))
+    except RowError as error:
+        raise DataError(f"{place}: {error}. Planted rows take the format of the noisy ones.") from error

@@ -1,0 +1,250 @@
+"""Planted rows are scored among the user's, tell what is found, and are never kept, written or counted."""
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import run as command
+
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data import planted as box
+from forgetfilter.data.loading import load_data, load_rows
+from forgetfilter.data.planted import plant
+from forgetfilter.data.tokenization import ChatTokenizer
+from forgetfilter.decision.decide import decide
+from forgetfilter.decision.planted import planted_figures
+from forgetfilter.decision.rules import Threshold
+from forgetfilter.errors import DataError, RunError
+from forgetfilter.forgetting import ForgetFilter
+from forgetfilter.review.session import Review
+
+OWN = [
+    {
+        "prompt": f"tell me {i}",
+        "completion": f"you fool {i}" if i % 2 else f"gladly, {i}",
+        "unsafe": i % 2,
+        "notion": "rude",
+    }
+    for i in range(12)
+]
+
+
+@pytest.fixture
+def chat(tokenizer):
+    return ChatTokenizer(tokenizer, 1024)
+
+
+def noisy(count, row_format="prompt_completion"):
+    rows = {
+        "prompt_completion": lambda i: {"prompt": f"what is {i}?", "completion": f"it is surely {i}"},
+        "text": lambda i: {"text": f"It is surely {i}."},
+        "alpaca": lambda i: {"instruction": f"Say {i}.", "input": "", "output": f"{i} it is"},
+        "sharegpt": lambda i: {
+            "conversations": [{"from": "human", "value": f"{i}?"}, {"from": "gpt", "value": f"{i}"}]
+        },
+        "messages": lambda i: {
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": f"{i}?"},
+                {"role": "assistant", "content": f"{i}"},
+            ]
+        },
+    }
+    return [rows[row_format](i) for i in range(count)]
+
+
+def planted_among(rows, chat, **settings):
+    config = ForgetFilterConfig(**settings)
+    return plant(load_rows(rows, "rows", chat, config), chat, config)
+
+
+def test_the_rows_in_the_box(chat):
+    long = [{"prompt": row["prompt"], "completion": "word " * 40} for row in noisy(4000)]
+    found = planted_among(long, chat)
+    assert len(found.rows.examples) == len(found.about) == 200
+    assert sum(row["unsafe"] for row in found.about) == 100
+    counts = Counter(row["notion"] for row in found.about if row["unsafe"])
+    assert counts["stereotypes"] == 15
+    assert min(counts.values()) >= 4
+
+
+@pytest.mark.parametrize("row_format", ["prompt_completion", "text", "alpaca", "sharegpt", "messages"])
+def test_they_take_the_shape_of_the_noisy_rows(chat, row_format):
+    found = planted_among(noisy(400, row_format), chat)
+    assert found.rows.row_format == row_format
+    assert len(found.about) == 20
+    assert sum(row["unsafe"] for row in found.about) == 10
+    assert len({row["notion"] for row in found.about if row["unsafe"]}) == 10  # one of each, as far as there is room
+    if row_format == "messages":
+        assert {row["messages"][0]["content"] for row in found.rows.source.rows()} == {"Be brief."}
+
+
+def test_few_rows_get_none_unless_a_file_is_given(chat, write_jsonl):
+    assert planted_among(noisy(399), chat) is None
+    assert planted_among(noisy(400), chat, planted_rows="none") is None
+    own = str(write_jsonl("own.jsonl", OWN))
+    found = planted_among(noisy(160), chat, planted_rows=own)
+    assert [row["unsafe"] for row in found.about].count(True) == 4
+    assert {row["notion"] for row in found.about} == {"rude"}
+    bare = str(write_jsonl("bare.jsonl", [{"prompt": "a", "completion": "b"}]))
+    assert planted_among(noisy(100), chat, planted_rows=bare).about == [{"notion": "yours", "unsafe": True}]
+    with pytest.raises(DataError, match="too few to plant any"):
+        planted_among(noisy(19), chat, planted_rows=own)
+    long = [{"messages": [{"role": role, "content": "hi"} for role in ("user", "assistant", "user", "assistant")]}]
+    with pytest.raises(DataError, match=r"long\.jsonl: row 1: alpaca holds one question"):
+        planted_among(noisy(100, "alpaca"), chat, planted_rows=str(write_jsonl("long.jsonl", long)))
+
+
+@pytest.fixture
+def large(config, write_jsonl):
+    """The settings of a run of 80 rows, two of which say the same, with four rows of the user's own planted."""
+    rows = [
+        {"prompt": f"what is {i}?", "completion": f"it is {i}" if i % 4 else f"you fool {i}", "unsafe": int(i % 4 == 0)}
+        for i in range(80)
+    ]
+    rows[7] = rows[6]
+    return dataclasses.replace(
+        config,
+        dataset_name=str(write_jsonl("large.jsonl", rows)),
+        planted_rows=str(write_jsonl("own.jsonl", OWN)),
+        label_column="unsafe",
+        filter="probe,forgetting",
+    )
+
+
+def test_they_are_scored_but_never_kept_written_or_counted(large):
+    result = ForgetFilter(large).fit()
+    metrics = result.metrics
+    assert metrics["rows"] == len(result.scores) == metrics["kept"] + metrics["dropped"] == 80
+    assert metrics["planted"]["unsafe"] == metrics["planted"]["clean"] == 2
+    folder = result.run.folder
+    written = "".join((folder / name).read_text() for name in ("kept.jsonl", "dropped.jsonl", "stages/rows.jsonl"))
+    assert "gladly" not in written
+    assert "tell me" not in written
+    low, high = decide(result.run, -1e6).metrics, decide(result.run, 1e6).metrics
+    assert (low["planted"]["found"], low["planted"]["clean_dropped"]) == (2, 2)
+    assert (high["planted"]["found"], high["planted"]["clean_dropped"]) == (0, 0)
+    assert decide(result.run, filter="forgetting").metrics["planted"]["unsafe"] == 2
+
+
+def test_a_planted_row_has_the_score_it_would_have_as_one_of_the_users(large, write_jsonl):
+    found = ForgetFilter(dataclasses.replace(large, filter="forgetting")).fit()
+    config = dataclasses.replace(large, filter="forgetting")
+    from forgetfilter.decision.opened import Opened
+
+    planted = Opened.of(found.run).scored["forgetting"].planted
+    rows = [json.loads(line) for line in Path(config.dataset_name).read_text().splitlines()]
+    own = plant(
+        load_rows(rows, "rows", ChatTokenizer(*_tokenizer(config)), config), ChatTokenizer(*_tokenizer(config)), config
+    )
+    del rows[7]
+    together = [*rows, *own.rows.source.rows()]
+    alone = dataclasses.replace(
+        config,
+        dataset_name=str(write_jsonl("together.jsonl", together)),
+        planted_rows="none",
+        output_dir=str(found.run.folder.parent / "alone"),
+    )
+    scores = np.array(ForgetFilter(alone).fit().scores["forgetting"], float)
+    np.testing.assert_allclose(planted, scores[-4:], atol=1e-5)
+    users = np.array(found.scores["forgetting"], float)
+    np.testing.assert_allclose(np.delete(users, 7), scores[:-4], atol=1e-5)
+
+
+def _tokenizer(config):
+    from forgetfilter.workshop import M0
+
+    m0 = M0.named(config)
+    return m0.tokenizer, m0.max_length
+
+
+def test_a_run_continues_with_the_same_planted_rows_alone(large):
+    first = ForgetFilter(large).fit()
+    again = ForgetFilter(large).fit()
+    assert again.metrics == first.metrics
+    with pytest.raises(RunError, match="planted"):
+        ForgetFilter(dataclasses.replace(large, planted_rows="none")).fit()
+
+
+def test_a_run_of_before_stays_without(large):
+    none = dataclasses.replace(large, planted_rows="none")
+    run = ForgetFilter(none).fit().run
+    del run.manifest["planted"]
+    run.save()
+    result = ForgetFilter(large).fit()
+    assert "planted" not in result.metrics
+
+
+def test_marks_judge_them_anew(large):
+    result = ForgetFilter(large).fit()
+    review = Review(result.run)
+    review.mark({row: "unsafe" if row % 4 == 0 else "clean" for row in range(24)})
+    scored = review.scored()
+    assert len(scored.suspicion) == 80
+    assert len(scored.planted) == 4
+    assert np.isfinite(scored.planted).all()
+    assert review.done().metrics["planted"]["unsafe"] == 2
+
+
+def test_a_review_that_reads_the_rows_anew_goes_on_without(large):
+    run = ForgetFilter(dataclasses.replace(large, filter="forgetting")).fit().run
+    for _ in range(2):  # the second time from what the first has stored
+        review = Review(run)
+        review.mark({0: "unsafe", 1: "clean", 4: "unsafe"})
+        assert review.scored().planted is None
+        assert len(review.scored().suspicion) == 80
+        run.reload()
+
+
+ABOUT = [{"notion": notion, "unsafe": bad} for notion in ("rude", "advice") for bad in (True, False) for _ in range(5)]
+
+
+def test_the_figures_by_hand():
+    scores = np.array([9, 8, 7, 6, 1, 0, 2, 3, 0, 4, 1, 2, 7, 0, np.nan, 0, 1, 2, 3, 8], float)
+    found = planted_figures(ABOUT, scores, Threshold(5.5, "fixed", ""))
+    assert (found["unsafe"], found["found"], found["clean"], found["clean_dropped"]) == (10, 5, 10, 1)
+    assert {name: own["found"] for name, own in found["notions"].items()} == {"rude": 4, "advice": 1}
+    assert found["hardly_found"] == ["advice"]
+    assert "5 of 10 planted unsafe rows found, 1 of 10 planted clean rows dropped" in found["says"]
+    assert "hardly found: advice (1 of 5). Do your safe rows speak of them?" in found["says"]
+
+
+def test_where_nothing_is_dropped_the_ranking_tells():
+    scores = np.array([*[9] * 5, *[1] * 5, *[0] * 5, *[1] * 5], float)
+    found = planted_figures(ABOUT, scores, Threshold(None, "no separation", ""))
+    assert found["found"] == 0
+    assert found["notions"]["rude"]["auroc"] == 1.0
+    assert found["hardly_found"] == ["advice"]
+    few = planted_figures(ABOUT[:3], scores[:3], Threshold(None, "no separation", ""))
+    assert few["hardly_found"] == []
+    assert few["auroc"] is None
+
+
+def test_the_summary_and_the_page_say_it(large, capsys):
+    code, said = command(
+        capsys, "filter", *[f"--{name}={getattr(large, name)}" for name in ("model_name_or_path", "dataset_name")],
+        f"--safe_dataset_name={large.safe_dataset_name}", f"--output_dir={large.output_dir}", "--filter=forgetting",
+        "--max_steps=3", "--lora_r=2", f"--planted_rows={large.planted_rows}",
+    )  # fmt: skip
+    assert code == 0
+    assert "planted: " in said
+    assert "planted unsafe rows found" in (Path(large.output_dir) / "report.html").read_text()
+
+
+def test_no_row_in_the_box_is_shared_with_the_safe_ones():
+    lines = (Path(box.__file__).parents[1] / "safe" / "planted.jsonl").read_text(encoding="utf-8").splitlines()
+    safe = (Path(box.__file__).parents[1] / "safe" / "rows.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in lines]
+    assert len({row["id"] for row in rows}) == 200
+    assert not any(json.dumps(turn["content"], ensure_ascii=False) in safe for row in rows for turn in row["messages"])
+
+
+def test_labels_and_copies_are_those_of_the_users_rows(large):
+    chat = ChatTokenizer(*_tokenizer(large))
+    data = load_data(large, chat)
+    joined = data.noisy.joined(plant(data.noisy, chat, large).rows)
+    assert len(joined.examples) == 84
+    assert joined.source.fingerprint() != data.noisy.source.fingerprint()

@@ -1,0 +1,135 @@
+"""Planted rows: do they tell how much of the user's own is found, and do they leave the run as it is?
+
+python benchmarks/limits/planted.py [CASE ...] --data_dir DATA [--work DIR]     seven minutes a case on two cores
+python benchmarks/limits/planted.py --table                                     the table, from what is stored
+
+A case is a reported cell of quality/cells.yaml (240 rows), filtered at its defaults with 12 rows planted: six unsafe
+ones of the cell's own notion, or ("all") of six notions, and six clean ones. In an "uncovered" case the safe rows are
+those of another cell. The figures without planted rows are those that quality/run.py has stored for the same rows.
+Results go to results/planted/CASE.json.
+"""
+
+import json
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+
+from scipy.stats import spearmanr
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "quality"))
+from cells import CELLS, config_of, write_data
+
+from forgetfilter import ForgetFilter
+from forgetfilter.experiments.cells import Cells
+from forgetfilter.experiments.filters import all_constants
+from forgetfilter.files import sha256
+from forgetfilter.filters import FILTERS
+from forgetfilter.methods import arguments
+
+RESULTS = Path(__file__).parent / "results" / "planted"
+QUALITY = Path(__file__).parents[1] / "quality" / "results"
+NOTIONS = {"bias": "stereotypes", "toxicity": "insults", "harmfulness": "harmful_requests"}
+OTHER = {"bias": "toxicity-25", "toxicity": "bias-25", "harmfulness": "bias-25"}
+"""Cell whose safe rows an uncovered case takes."""
+CASES = (
+    *("bias-25", "bias-25-uncovered", "toxicity-25", "toxicity-25-uncovered", "bias-0-all", "bias-25-all"),
+    *("bias-5", "toxicity-50", "harmfulness-25", "toxicity-5", "bias-50", "toxicity-0-all", "harmfulness-25-uncovered"),
+)
+FIGURES = ("recall", "clean_dropped", "f1", "auroc", "average_precision")
+
+
+def planted_file(notion, path):
+    """Write the rows in the box of a notion, unsafe and clean, and the ordinary clean ones; None: all rows."""
+    lines = (files("forgetfilter.safe") / "planted.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    own = [row for row in rows if notion is None or row["notion"] in (notion, "tasks")]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in own), encoding="utf-8")
+    return str(path)
+
+
+def build(case, data_dir, work):
+    """Write a case's files; returns the settings."""
+    cell, all_notions = case.removesuffix("-uncovered").removesuffix("-all"), case.endswith("-all")
+    kind = cell.partition("-")[0]
+    work.mkdir(parents=True, exist_ok=True)
+    write_data(dict(CELLS["report"][cell]), data_dir, work)
+    config = replace(
+        config_of(work), planted_rows=planted_file(None if all_notions else NOTIONS[kind], work / "p.jsonl")
+    )
+    if case.endswith("-uncovered"):
+        write_data(dict(CELLS["report"][OTHER[kind]]), data_dir, work / "other")
+        config = replace(config, safe_dataset_name=str(work / "other" / "safe.jsonl"))
+    return cell, config
+
+
+def make(case, data_dir, work):
+    """Filter a case; kept by what made it."""
+    cell, config = build(case, data_dir, work)
+    named = {"noisy": config.dataset_name, "safe": config.safe_dataset_name, "planted": config.planted_rows}
+    made_of = {
+        "files": {part: sha256(Path(path)) for part, path in named.items()},
+        "parameters": {of: arguments(of, FILTERS[of], None) for of in ("probe", "forgetting")},
+        "constants": all_constants("probe"),
+        "settings": config.identity(),
+    }
+
+    def filtered():
+        result = ForgetFilter(config).fit()
+        metrics, manifest = result.metrics, result.run.manifest
+        about = {key: manifest[key] for key in ("versions", "git_sha", "model")}
+        figures = {key: metrics[key] for key in FIGURES}
+        return {"case": case, "cell": cell, **about, "planted": metrics["planted"], "figures": figures}
+
+    return Cells(RESULTS).once(case, made_of, filtered)
+
+
+def table():
+    """A line a case, and the rank correlations over all of them."""
+    lines = [
+        "| case | planted unsafe found | clean dropped | AUROC | true recall | clean lost | AUROC | AP | AP without |"
+    ]
+    lines.append("|---" * 9 + "|")
+    found = Cells(RESULTS).all()
+    for one in found:
+        planted, own = one["planted"], one["figures"]
+        stored = QUALITY / f"{one['cell']}.json"
+        before = json.loads(stored.read_text(encoding="utf-8"))["figures"] if stored.exists() else {}
+        before = {} if one["case"].endswith("-uncovered") else before
+        numbers = [planted["auroc"], own["recall"], own["clean_dropped"], own["auroc"], own["average_precision"]]
+        numbers.append(before.get("average_precision"))
+        counts = f"{planted['found']} of {planted['unsafe']} | {planted['clean_dropped']} of {planted['clean']}"
+        shown = " | ".join("" if number is None else f"{number:.2f}" for number in numbers)
+        lines.append(f"| {one['case']} | {counts} | {shown} |")
+    with_unsafe = [one for one in found if one["figures"]["recall"] is not None and not one["case"].endswith("-all")]
+    if len(with_unsafe) > 2:
+        recall = spearmanr(
+            [one["planted"]["found"] for one in with_unsafe], [one["figures"]["recall"] for one in with_unsafe]
+        )
+        auroc = spearmanr(
+            [one["planted"]["auroc"] for one in with_unsafe], [one["figures"]["auroc"] for one in with_unsafe]
+        )
+        lines.append(f"\nrank correlation over {len(with_unsafe)} cases: recall {recall[0]:.2f}, AUROC {auroc[0]:.2f}")
+    return "\n".join(lines)
+
+
+def main():
+    """Run the cases named, or all of them, or print the table."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", choices=[*CASES, []])
+    parser.add_argument("--data_dir", type=Path)
+    parser.add_argument("--work", type=Path, default=Path("planted-work"))
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    if args.table:
+        print(table())
+        return
+    if args.data_dir is None:
+        parser.error("give --data_dir")
+    for case in args.cases or CASES:
+        print(case, json.dumps(make(case, args.data_dir, args.work / case)["figures"]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

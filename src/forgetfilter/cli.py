@@ -150,14 +150,34 @@ def run_sample(args: Namespace) -> None:
 
 
 def run_safe_data(args: Namespace) -> None:
-    """Write the safe rows in the box to a file, in the shape of your data, to look at or to edit."""
+    """Write safe rows to a file, to look over: those in the box, or a served model's answers to your prompts."""
     from forgetfilter.data.export import write_safe_data
     from forgetfilter.data.sources import load_source
 
+    if args.base_url is not None:
+        _serve_safe_data(args)
+        return
     notions = BUILTIN if args.notions is None else f"{BUILTIN}:{args.notions}"
     noisy = None if args.like is None else load_source(args.like)
     count = write_safe_data(notions, Path(args.output), noisy)
     print(f"{args.output}: {count} safe rows. Edit it, and give it as --safe_dataset_name {args.output}.")
+
+
+def _serve_safe_data(args: Namespace) -> None:
+    """Let a served model answer the prompts of the user's data."""
+    from forgetfilter.data.served import write_served
+    from forgetfilter.data.sources import load_source
+
+    if args.like is None or args.model is None or args.notions is not None:
+        raise ConfigError("--base_url needs --like YOURS.jsonl and --model NAME, and takes no --notions.")
+    if args.rows < 1:
+        raise ConfigError(f"--rows is {args.rows}: it must be 1 or more.")
+    print(f"sending up to {args.rows} prompts of {args.like} to {args.base_url}", flush=True)
+    found = write_served(load_source(args.like), Path(args.output), args.base_url, args.model, args.rows)
+    print(f"{args.output}: {found.rows} safe rows; {found.refused} prompts without an answer")
+    print(f"cost: {found.prompt_tokens} tokens read and {found.answer_tokens} written by {args.model}")
+    print("Look them over before you use them: a model wrote them. Delete or edit what you would not teach, then")
+    print(f"give the file as --safe_dataset_name {args.output}.")
 
 
 def run_evaluate(args: Namespace) -> None:
@@ -278,6 +298,9 @@ def build_parser() -> ArgumentParser:
     sub.add_argument("--output", type=str, required=True, help="File to write, ending in .jsonl.")
     sub.add_argument("--like", type=str | None, help="Data whose format, system message and length they take.")
     sub.add_argument("--notions", type=str | None, help="Notions to write, comma-separated; default all.")
+    sub.add_argument("--base_url", type=str | None, help="Server that speaks the OpenAI API: it answers your prompts.")
+    sub.add_argument("--model", type=str | None, help="What the server calls its model.")
+    sub.add_argument("--rows", type=int, default=200, help="Prompts that the server answers.")
     sub = command("evaluate", run_evaluate)
     sub.add_argument("model", type=str, help="A Hub id, a folder of weights, an adapter, or a run with a final model.")
     sub.add_argument("--on", type=str, required=True, help="Measures and data: bias=FILE,qa=FILE,...")

@@ -1,0 +1,198 @@
+"""Safe answers to the user's own prompts, written by a model behind a server that speaks the OpenAI API.
+
+Safe rows of the user's own domain are better than any others (docs/safe_data.md). Nobody vouches for what a model
+writes, so a person looks the answers over. Every answer is on disk before the next one is waited for, and no prompt is
+asked twice: an interrupted command goes on where it was.
+"""
+
+import json
+import os
+import random
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from forgetfilter.data.export import SHAPES
+from forgetfilter.data.formats import Turn, detect_format
+from forgetfilter.data.loading import read_conversations
+from forgetfilter.data.sources import Source
+from forgetfilter.errors import ConfigError, DataError
+from forgetfilter.files import digest, whole_file
+from forgetfilter.progress import progress
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+KEY = "OPENAI_API_KEY"
+"""Environment variable with the server's key; a server of one's own often wants none."""
+AT_ONCE, TRIES, SECONDS = 8, 5, 120
+"""Prompts asked at once, tries at a server that is busy or fails, and seconds that an answer may take."""
+SHORTEST = 15
+"""Words that an answer may have in any case."""
+SPEAKERS = {"system", "user", "assistant"}
+TOLD = (
+    "You write the answers that a model will learn from, and they must be safe: helpful, honest and polite whatever "
+    "the user writes. Decline in a sentence what would harm anybody, and offer what helps instead. Judge nobody by a "
+    "group; if the text does not say who or what is meant, say that it cannot be known, and if it does say so, answer. "
+    "Give no confident medical, legal or financial advice. Give away nothing private. Answer harmless requests fully. "
+    "Write at most {words} words, in the user's language, and nothing but the answer."
+)
+
+
+@dataclass
+class Served:
+    """What a server has written.
+
+    Attributes:
+        rows: Safe rows in the file.
+        refused: Prompts that the server refused, or answered with nothing.
+        prompt_tokens: Tokens read by the model, as far as the server counts them; earlier calls included.
+        answer_tokens: Tokens written by it, likewise.
+    """
+
+    rows: int
+    refused: int
+    prompt_tokens: int
+    answer_tokens: int
+
+
+def write_served(
+    noisy: Source, path: Path, base_url: str, model: str, rows: int = 200, *, row_format: str = "auto", seed: int = 42
+) -> Served:
+    """Let a model answer prompts of the noisy data safely, and write the rows in the format of that data.
+
+    Answers are kept in a file beside (NAME.answers.jsonl), which may be deleted when all is done.
+
+    Args:
+        noisy: The data whose prompts are answered: a random sample of those that differ.
+        path: The file to write.
+        base_url: Where the server is, such as http://127.0.0.1:8000/v1. The prompts are sent there.
+        model: What the server calls its model.
+        rows: How many prompts are answered, at most.
+        row_format: Format of the noisy data.
+        seed: Seed of the sample.
+
+    Raises:
+        DataError: If the file exists, or the data is malformed or has no prompts.
+        ConfigError: If the package openai is missing, or the server cannot be reached, or refuses every prompt.
+    """
+    if path.exists():
+        raise DataError(f"{path}: exists. Remove it or give another --output.")
+    client = _client(base_url)
+    shape = detect_format(noisy.rows(), noisy.name) if row_format == "auto" else row_format
+    conversations = read_conversations(noisy, shape, skip=True)[1]
+    prompts = _prompts(conversations, rows, seed)
+    if not prompts:
+        raise DataError(f"{noisy.name}: has no prompts that a model could answer (format {shape}).")
+    told = TOLD.format(words=_longest(conversations))
+    asked = [_messages(prompt, told) for prompt in prompts]
+    cache = path.with_suffix(".answers.jsonl")
+    known = _known(cache)
+    keys = [digest([model, messages]) for messages in asked]
+    missing = {key: messages for key, messages in zip(keys, asked, strict=True) if key not in known}
+    known |= _ask(client, model, missing, cache, base_url)
+    written = []
+    for prompt, key in zip(prompts, keys, strict=True):
+        if known[key]["answer"]:
+            row = SHAPES[shape]([*prompt, Turn("assistant", known[key]["answer"], True)])
+            written.append({"id": f"served-{key}", "notion": "yours", **row})
+    if not written:
+        raise ConfigError(f"--base_url {base_url}: refused every prompt: {known[keys[0]].get('why', 'empty answers')}.")
+    with whole_file(path) as temporary:
+        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in written), encoding="utf-8")
+    spent = [sum(known[key].get(kind) or 0 for key in keys) for kind in ("prompt_tokens", "answer_tokens")]
+    return Served(len(written), len(prompts) - len(written), *spent)
+
+
+def _client(base_url: str) -> "OpenAI":
+    """A client of the server, which tries again where the server is busy."""
+    try:
+        from openai import OpenAI
+    except ImportError as error:
+        raise ConfigError("--base_url needs the package openai: pip install 'forgetfilter[served]'.") from error
+    return OpenAI(base_url=base_url, api_key=os.environ.get(KEY) or "none", max_retries=TRIES, timeout=SECONDS)
+
+
+def _prompts(conversations: Sequence[Sequence[Turn]], rows: int, seed: int) -> list[tuple[Turn, ...]]:
+    """What precedes the last trained answer of each row: a sample, each prompt once, in random order."""
+    found: dict[tuple[Turn, ...], None] = {}
+    for turns in conversations:
+        last = max(place for place, turn in enumerate(turns) if turn.trained)
+        before = tuple(turns[:last])
+        if before and before[-1].role == "user" and {turn.role for turn in before} <= SPEAKERS:
+            found[before] = None
+    prompts = list(found)
+    return random.Random(seed).sample(prompts, min(rows, len(prompts)))
+
+
+def _longest(conversations: Sequence[Sequence[Turn]]) -> int:
+    """Words that nine in ten answers of the data do not exceed."""
+    lengths = [len(turn.content.split()) for turns in conversations for turn in turns if turn.trained]
+    return max(SHORTEST, round(float(np.quantile(lengths, 0.9))))
+
+
+def _messages(prompt: Sequence[Turn], told: str) -> list[dict[str, str]]:
+    """A prompt as the API takes it, after what the model is told; the row's own system message stays."""
+    own = [turn.content for turn in prompt if turn.role == "system"]
+    said = [{"role": turn.role, "content": turn.content} for turn in prompt if turn.role != "system"]
+    return [{"role": "system", "content": "\n\n".join([told, *own])}, *said]
+
+
+def _known(cache: Path) -> dict[str, dict[str, Any]]:
+    """What was answered before, by key; a line that a kill cut off counts for nothing."""
+    found = {}
+    for line in cache.read_text(encoding="utf-8").splitlines() if cache.exists() else []:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        found[entry["key"]] = entry
+    return found
+
+
+def _ask(
+    client: "OpenAI", model: str, missing: dict[str, list[dict[str, str]]], cache: Path, base_url: str
+) -> dict[str, dict[str, Any]]:
+    """Ask the server, several prompts at once; each answer is written to the cache as it comes."""
+    from openai import OpenAIError
+
+    found: dict[str, dict[str, Any]] = {}
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(AT_ONCE) as pool, cache.open("ab") as file, progress("asking", len(missing), "rows") as bar:
+        if cache.stat().st_size:
+            file.write(b"\n")  # ends a line that a kill cut off; an empty line counts for nothing
+        answers = {pool.submit(_answer, client, model, messages): key for key, messages in missing.items()}
+        try:
+            for answer in as_completed(answers):
+                entry = {"key": answers[answer], **answer.result()}
+                file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+                found[entry["key"]] = entry
+                bar.update(1)
+        except OpenAIError as error:
+            raise ConfigError(
+                f"--base_url {base_url}: {error}. {len(found)} of {len(missing)} prompts were answered and are kept in "
+                f"{cache}; the same command goes on with the rest. The server's key is taken from {KEY}."
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return found
+
+
+def _answer(client: "OpenAI", model: str, messages: list[dict[str, str]]) -> dict[str, Any]:
+    """A model's answer with what it cost; no answer where the server refuses this prompt."""
+    from openai import BadRequestError, UnprocessableEntityError
+
+    try:
+        answered = client.chat.completions.create(model=model, messages=messages)  # type: ignore[arg-type]
+    except (BadRequestError, UnprocessableEntityError) as error:
+        return {"answer": None, "why": str(error)}
+    text = (answered.choices[0].message.content or "").strip() if answered.choices else ""
+    used = answered.usage
+    spent = {} if used is None else {"prompt_tokens": used.prompt_tokens, "answer_tokens": used.completion_tokens}
+    return {"answer": text, **spent}

@@ -1,0 +1,166 @@
+"""Safe answers by a served model (a small server of ours): asked once, kept as they come, in the user's format."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from conftest import run
+
+from forgetfilter.data import served
+from forgetfilter.data.served import write_served
+from forgetfilter.data.sources import load_source
+from forgetfilter.errors import ConfigError, DataError
+
+
+class Server(ThreadingHTTPServer):
+    """Answers by repeating the question; `says` may answer otherwise: a status and a body."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked, self.headers_seen, self.says = [], [], lambda asked: None
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(asked)
+        self.server.headers_seen.append(self.headers["Authorization"])
+        status, body = self.server.says(asked) or (200, completion(f"kindly: {asked['messages'][-1]['content']}"))
+        payload = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
+
+    def log_message(self, *arguments):
+        pass
+
+
+def completion(text):
+    message = {"role": "assistant", "content": text}
+    return {
+        "id": "1", "object": "chat.completion", "created": 1, "model": "m",
+        "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+        "usage": {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(served, "TRIES", 0)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
+    found = Server()
+    threading.Thread(target=found.serve_forever, daemon=True).start()
+    yield found
+    found.shutdown()
+    found.server_close()
+
+
+def rows(count=12):
+    return [{"prompt": f"question {i}?", "completion": f"you fool, {i} of course"} for i in range(count)]
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_prompts_are_answered_in_the_format_of_the_data(server, tmp_path):
+    out = tmp_path / "safe.jsonl"
+    found = write_served(load_source([*rows(), *rows(3)]), out, server.url, "tiny", rows=10)
+    assert (found.rows, found.refused, found.prompt_tokens, found.answer_tokens) == (10, 0, 100, 30)
+    written = read(out)
+    assert len({row["prompt"] for row in written}) == 10  # each prompt once
+    assert all(row["completion"] == f"kindly: {row['prompt']}" for row in written)
+    assert {row["notion"] for row in written} == {"yours"}
+    assert {asked["model"] for asked in server.asked} == {"tiny"}
+    assert all("must be safe" in asked["messages"][0]["content"] for asked in server.asked)
+    assert set(server.headers_seen) == {"Bearer secret-key"}
+    assert not any("secret-key" in path.read_text() for path in tmp_path.iterdir())
+
+
+def test_conversations_keep_their_system_message_and_earlier_turns(server, tmp_path):
+    talk = [
+        ("system", "Be a pirate."),
+        ("user", "hi"),
+        ("assistant", "ahoy"),
+        ("user", "who stole it?"),
+        ("assistant", "him"),
+    ]
+    data = [{"messages": [{"role": role, "content": content} for role, content in talk]}]
+    write_served(load_source(data), tmp_path / "safe.jsonl", server.url, "tiny")
+    system, *said = server.asked[0]["messages"]
+    assert system["content"].endswith("Be a pirate.")
+    assert [turn["content"] for turn in said] == ["hi", "ahoy", "who stole it?"]
+    (row,) = read(tmp_path / "safe.jsonl")
+    assert [turn["role"] for turn in row["messages"]] == ["system", "user", "assistant", "user", "assistant"]
+    assert row["messages"][0]["content"] == "Be a pirate."
+    assert row["messages"][-1]["content"] == "kindly: who stole it?"
+
+
+def test_what_was_answered_is_not_asked_again(server, tmp_path, capsys):
+    out = tmp_path / "safe.jsonl"
+    server.says = lambda asked: (503, {"error": {"message": "overloaded"}}) if len(server.asked) > 4 else None
+    with pytest.raises(ConfigError, match=r"overloaded.* are kept in .*the same command goes on") as error:
+        write_served(load_source(rows()), out, server.url, "tiny")
+    assert not out.exists()
+    kept = [json.loads(line) for line in (tmp_path / "safe.answers.jsonl").read_text().split("\n") if line]
+    assert f"{len(kept)} of 12" in str(error.value)
+    with (tmp_path / "safe.answers.jsonl").open("a") as file:
+        file.write('{"key": "cut o')  # as a kill leaves it
+    before, server.says = len(server.asked), lambda asked: None
+    found = write_served(load_source(rows()), out, server.url, "tiny")
+    assert found.rows == 12
+    assert len(server.asked) - before == 12 - len(kept)
+    assert found.prompt_tokens == 120  # what was paid before counts
+    out.unlink()
+    before = len(server.asked)
+    write_served(load_source(rows()), out, server.url, "tiny", rows=12)
+    assert len(server.asked) == before
+
+
+def test_refused_and_empty_answers_are_left_out_and_counted(server, tmp_path):
+    bodies = {"question 1?": (400, {"error": {"message": "content filter"}}), "question 2?": (200, completion("  "))}
+    server.says = lambda asked: bodies.get(asked["messages"][-1]["content"])
+    found = write_served(load_source(rows()), tmp_path / "safe.jsonl", server.url, "tiny")
+    assert (found.rows, found.refused) == (10, 2)
+    server.says = lambda asked: (400, {"error": {"message": "no such parameter"}})
+    with pytest.raises(ConfigError, match=r"refused every prompt: .*no such parameter"):
+        write_served(load_source(rows()), tmp_path / "other.jsonl", server.url, "other")
+    assert not (tmp_path / "other.jsonl").exists()
+
+
+def test_a_busy_server_is_tried_again(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(served, "TRIES", 2)
+    server.says = lambda asked: (429, {"error": {"message": "slow down"}}) if len(server.asked) == 1 else None
+    assert write_served(load_source(rows(2)), tmp_path / "safe.jsonl", server.url, "tiny").rows == 2
+
+
+def test_rows_without_prompts_and_files_in_the_way_are_refused(server, tmp_path):
+    with pytest.raises(DataError, match="no prompts"):
+        write_served(load_source([{"text": "Plain."}]), tmp_path / "safe.jsonl", server.url, "tiny")
+    (tmp_path / "safe.jsonl").write_text("mine")
+    with pytest.raises(DataError, match="exists"):
+        write_served(load_source(rows()), tmp_path / "safe.jsonl", server.url, "tiny")
+    assert not server.asked
+
+
+def test_the_command(server, tmp_path, capsys, write_jsonl):
+    data = write_jsonl("noisy.jsonl", rows())
+    flags = ("safe_data", "--output", tmp_path / "safe.jsonl", "--base_url", server.url)
+    code, said = run(capsys, *flags, "--like", data, "--model", "tiny", "--rows", "5")
+    assert code == 0
+    assert f"sending up to 5 prompts of {data} to {server.url}" in said
+    assert "5 safe rows" in said
+    assert "50 tokens read and 15 written by tiny" in said
+    assert "Look them over" in said
+    for wrong in ((), ("--like", data), ("--like", data, "--model", "m", "--notions", "privacy")):
+        code, said = run(capsys, *flags, *wrong)
+        assert (code, "--base_url needs --like" in said) == (2, True)
+    code, said = run(
+        capsys, *flags[:2], tmp_path / "a.jsonl", "--base_url", "http://127.0.0.1:9/v1", "--like", data, "--model", "m"
+    )
+    assert code == 2
+    assert "http://127.0.0.1:9/v1: Connection error" in said

@@ -26,6 +26,27 @@ def test_help_is_instant():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        ("filter --dataset_nme x", "--dataset_nme x. Did you mean --dataset_name? `forgetfilter filter --help`"),
+        ("decid OUT", "Did you mean decide?"),
+        ("filter --threshold high", "--threshold high: expected auto or float"),
+        ("filter --format pdf", "--format pdf: expected auto, prompt_completion, messages"),
+        ("filter --noisy.max_steps many", "--noisy.max_steps many: expected int"),
+        ("filter --zzzzzz 1", "unrecognized arguments: --zzzzzz 1. `forgetfilter filter --help`"),
+        ("filter --config typo.yaml", "does not accept option 'seeed'. Did you mean seed?"),
+    ],
+)
+def test_what_is_mistyped_is_one_line_with_the_nearest_name(arguments, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "typo.yaml").write_text("seeed: 1")
+    code, said = run(capsys, *arguments.split())
+    assert code == 2
+    assert says in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
         (["filter", "--bogus", "1"], "bogus"),
         (["filter", "--threshold", "high"], "threshold"),
         (["filter", "--dataset_name", "x.jsonl"], "output_dir is missing"),

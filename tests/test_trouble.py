@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from forgetfilter.config import ForgetFilterConfig, StageConfig
-from forgetfilter.errors import ModelError, TrainingError
+from forgetfilter.errors import ConfigError, ModelError, TrainingError
 from forgetfilter.forgetting import ForgetFilter
 from forgetfilter.model import generation, reading, training, weights
 from forgetfilter.model.learner import load_learner
@@ -150,3 +150,25 @@ def test_a_model_whose_files_are_of_another_shape_is_one_clear_error(name, conte
     config = ForgetFilterConfig(dtype="float32")
     with pytest.raises(ModelError):
         load_learner(folder, weights.load_tokenizer(weights.tokenizer_folder(folder), config), config)
+
+
+def test_losses_go_to_the_trackers_asked_for(config, monkeypatch):
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    seen = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **_):
+            seen.append((args.run_name, logs))
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "ours", Tracker)
+    ForgetFilter(dataclasses.replace(config, report_to="ours")).fit()
+    assert {name for name, _ in seen} == {"noisy stage", "review stage", "firm stage"}
+    assert any("loss" in logs for _, logs in seen)
+
+
+def test_a_tracker_that_is_not_there_is_an_error_before_any_work(config):
+    with pytest.raises(ConfigError, match="--report_to nonsense"):
+        ForgetFilter(dataclasses.replace(config, report_to="nonsense")).fit()
+    assert not Path(config.output_dir).exists()

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -19,6 +21,8 @@ from forgetfilter.files import disk_trouble
 
 READING = ("dataset_config", "dataset_train_split", "format", "malformed")
 """Flags of `filter` that say how data are read."""
+EXPECTED = re.compile(r"Expected a (?:<class '(\w+)'>|typing\.Literal\[(.+?)\])")
+"""How jsonargparse names the types of a value."""
 EXPORTS = ("trl", "axolotl", "llamafactory", "alpaca", "sharegpt")
 
 
@@ -234,9 +238,38 @@ def run_export(args: Namespace) -> None:
             print(path)
 
 
+class _Parser(ArgumentParser):
+    """Says what is wrong in one line, with the nearest name where one is mistyped."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what is wrong and exit with 2."""
+        parser = getattr(ex, "subcommand_parser", None) or self
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        near = _nearest(message, [*flags, *HANDLERS])
+        help_flag = f"`{parser.prog.replace(' [options]', '')} --help` lists all there are."
+        _fail(f"{_in_a_line(message)}. {f'Did you mean {near}? ' if near else ''}{help_flag}", 2)
+
+
+def _in_a_line(message: str) -> str:
+    """What jsonargparse says of a value that it cannot read, or of anything else, in a line."""
+    key, value = re.search(r'Parser key "(.+?)"', message), re.search(r"(?:Given|Got) value: (.*)", message)
+    wanted = [name or values.replace("'", "") for name, values in EXPECTED.findall(message)]
+    if key and value and wanted:
+        return f"--{key[1]} {value[1]}: expected {' or '.join(dict.fromkeys(wanted)).replace(' or NoneType', '')}"
+    return " ".join(message.split())
+
+
+def _nearest(message: str, names: Sequence[str]) -> str | None:
+    """The name most like the first unknown one that a message of argparse speaks of, if any is like it."""
+    unknown = re.search(r"(?:unrecognized arguments: |invalid choice: '|accept option ')(-*[\w.-]+)", message)
+    wanted = unknown[1] if unknown else ""
+    named = names if unknown and "option" not in unknown[0] else [name.removeprefix("--") for name in names]
+    return next(iter(get_close_matches(wanted, named, n=1)), None)
+
+
 def build_parser() -> ArgumentParser:
     """The parser of all commands; unknown flags and unknown keys of a YAML file are errors."""
-    parser = ArgumentParser(
+    parser = _Parser(
         prog="forgetfilter",
         description="Clean finetuning data of unsafe rows before a model learns them.",
         version=None,
@@ -245,7 +278,7 @@ def build_parser() -> ArgumentParser:
     commands = parser.add_subcommands(required=False, dest="command")
 
     def command(name: str, handler: Any) -> ArgumentParser:
-        sub = ArgumentParser(description=handler.__doc__)
+        sub = _Parser(description=handler.__doc__)
         commands.add_subcommand(name, sub, help=handler.__doc__)
         return sub
 

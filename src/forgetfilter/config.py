@@ -19,7 +19,7 @@ STAGES = ("noisy", "review", "final")
 DECISION_FIELDS = ("threshold", "trusted_rows", "max_clean_loss", "unscored", "unreadable", "label_column")
 """Settings that turn stored scores into decisions."""
 FREE_FIELDS = (
-    *("filter", "parameters", "final", "output_dir"),
+    *("filter", "parameters", "final", "output_dir", "report_to"),
     *("dataset_name", "safe_dataset_name", "unsafe_dataset_name", "alignment_dataset_name", "planted_rows"),
 )
 """Settings that may differ when the same run folder is continued. No change goes unnoticed where it matters: scores and
@@ -150,6 +150,8 @@ class ForgetFilterConfig(StageConfig):
             result is cached; "auto" does it on the CPU if the training is long enough to win that time back.
         gradient_checkpointing: Trade time for memory in training.
         per_device_eval_batch_size: Rows scored or generated at once.
+        report_to: Where the trainings report their losses: "none", or trackers by their names in transformers, such as
+            tensorboard, wandb or trackio, comma-separated.
         seed: Seed of everything random.
         noisy: Settings of the noisy stage.
         review: Settings of the review stage.
@@ -188,6 +190,7 @@ class ForgetFilterConfig(StageConfig):
     torch_compile: Literal["auto"] | bool = "auto"
     gradient_checkpointing: bool = False
     per_device_eval_batch_size: int = 64
+    report_to: str = "none"
     seed: int = 42
     noisy: StageConfig = field(default_factory=StageConfig)
     review: StageConfig = field(default_factory=StageConfig)

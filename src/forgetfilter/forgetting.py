@@ -30,6 +30,7 @@ from forgetfilter.decision.outputs import decision_digest
 from forgetfilter.errors import ConfigError, RunError
 from forgetfilter.files import whole_file, whole_folder
 from forgetfilter.filters import require_filters, score
+from forgetfilter.model.training import require_trackers
 from forgetfilter.runs import Run, locked
 from forgetfilter.workshop import M0, Workshop
 
@@ -67,6 +68,7 @@ class ForgetFilter:
             ForgetFilterError: One of its children, for bad settings, data, models or folders.
         """
         config = self.config
+        require_trackers(config)
         m0 = M0.named(config)
         data = load_data(config, m0.chat, noisy, safe)
         check_marks(data.noisy, config)

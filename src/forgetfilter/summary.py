@@ -4,12 +4,16 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from forgetfilter.data.formats import exchanges, read_row
 from forgetfilter.decision.decide import Result
 from forgetfilter.decision.opened import default_filter
 
 FIGURES = ("precision", "recall", "f1", "flag_all_f1", "auroc", "average_precision", "clean_dropped")
 
-
+SHOWN, WIDTH = 5, 100
+"""How many of the most suspect rows are shown, and characters of their texts."""
 NOTES = {
     "unscored": "unscored",
     "partly_scored": "partly scored",
@@ -30,8 +34,8 @@ def show(value: Any) -> str:
 
 
 def print_summary(result: Result, report: Path) -> None:
-    """Print counts, the rule, figures where there are labels, where the report is, and the next commands."""
-    metrics, folder = result.metrics, result.run.folder
+    """Print counts, the rule, figures where there are labels, the most suspect rows, and the next commands."""
+    metrics, run = result.metrics, result.run
     print(f"\n{metrics['rows']} rows: {metrics['kept']} kept, {metrics['dropped']} dropped")
     for name, words in NOTES.items():
         if metrics.get(name):  # an older run lacks some
@@ -41,10 +45,51 @@ def print_summary(result: Result, report: Path) -> None:
         print(f"planted: {metrics['planted']['says']}")
     if "f1" in metrics:
         print("  ".join(f"{name} {show(metrics[name])}" for name in FIGURES))
-    print(f"files: {folder}  (kept, dropped, scores.parquet, metrics.json)")
+    print_most_suspect(result, metrics["filter"])
+    print(f"files: {run.folder}  (kept, dropped, scores.parquet, metrics.json)")
     print(f"look:  {report}")
+    _print_next(result)
+
+
+def print_most_suspect(result: Result, name: str) -> None:
+    """Print the rows with the highest scores by a filter: score, decision, question and answer."""
+    scores = np.array(result.scores[name], float)  # null is NaN
+    order = [row for row in np.argsort(-scores, kind="stable")[:SHOWN].tolist() if not np.isnan(scores[row])]
+    if not order:
+        return
+    print(f"\nthe {len(order)} most suspect rows by {name}:")
+    records, decisions = result.run.rows().rows(), result.scores["decision"]
+    for row in order:
+        turns = read_row(records[row], result.run.manifest["noisy"]["format"])
+        question, answer = (exchanges(turns) or [("", turns[-1].content)])[-1]
+        print(f"  {scores[row]:8.3f} {decisions[row]:7} {_line(question)}\n{'':19}-> {_line(answer)}")
+    print()
+
+
+def _line(text: str) -> str:
+    """The start of a text in one line, without characters that a terminal would obey."""
+    seen = "".join(char if char.isprintable() else " " for char in text)
+    short = " ".join(seen.split())
+    return short if len(short) <= WIDTH else f"{short[: WIDTH - 3]}..."
+
+
+def _print_next(result: Result) -> None:
+    """Print what may be done next, and how the final model stands to the decision."""
+    metrics, run = result.metrics, result.run
+    folder, final = shlex.quote(str(run.folder)), run.manifest["stages"].get("final")
     by = metrics["filter"]
-    other = "" if by == default_filter(result.run, result.run.config()) else f" --filter {by}"
-    run = shlex.quote(str(folder))
-    print(f"next:  forgetfilter review {run}     mark a few rows, and everything is ranked anew")
-    print(f"       forgetfilter finetune {run}   or   forgetfilter decide {run}{other} --threshold NUMBER")
+    other = "" if by == default_filter(run, run.config()) else f" --filter {by}"
+    decide = f"forgetfilter decide {folder}{other} --threshold NUMBER"
+    if not metrics["kept"]:
+        print(
+            "nothing is kept, so there is nothing to finetune on: no score lies below the threshold. Look at the rows"
+        )
+        print(f"above: if they are harmless, the safe rows are of another kind than yours. Or set it: {decide}")
+        return
+    print(f"next:  forgetfilter review {folder}     mark a few rows, and everything is ranked anew")
+    if final is not None and not final["stale"]:
+        print(f"       {decide}\nmodel: {run.folder / 'model'}, finetuned on the kept rows")
+        return
+    print(f"       forgetfilter finetune {folder}   or   {decide}")
+    if final is not None:
+        print(f"model: {run.folder / 'model'} is of an earlier decision, until you finetune again")

@@ -31,22 +31,8 @@ def run_demo(output_dir: Path) -> None:
     print(__doc__)
     result = ForgetFilter(config).fit()
     finetune(result.run)
-    print_most_forgotten(result, 5)
     print_answers(result)
     print_summary(result, write_report(result.run))
-
-
-def print_most_forgotten(result: Result, rows: int) -> None:
-    """Print the most forgotten rows."""
-    scores, source = result.scores, result.run.rows()
-    order = sorted(range(len(scores)), key=lambda i: -(scores[i]["forgetting"] or float("-inf")))[:rows]
-    print(f"\nThe {rows} most forgotten rows:")
-    for i in order:
-        record = source.records[i] or {}
-        print(
-            f"  {scores[i]['forgetting']:6.2f} {scores[i]['decision']}  {record['prompt']}\n"
-            f"         -> {record['completion']}"
-        )
 
 
 def print_answers(result: Result) -> None:

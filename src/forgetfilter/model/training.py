@@ -15,12 +15,13 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PrinterCallback, TrainerCallback
+from transformers.integrations import get_reporting_integration_callbacks
 from trl import SFTConfig, SFTTrainer
 
 from forgetfilter import processes
-from forgetfilter.config import StageSettings
+from forgetfilter.config import ForgetFilterConfig, StageSettings
 from forgetfilter.data.tokenization import Example
-from forgetfilter.errors import TrainingError
+from forgetfilter.errors import ConfigError, TrainingError
 from forgetfilter.files import sha256, whole_file
 from forgetfilter.hooks import Hooks
 from forgetfilter.model.batches import label_logits
@@ -58,7 +59,7 @@ class _Progress(TrainerCallback):
         if "loss" in logs:
             loss = float(logs["loss"])
             _check_loss(loss, self.what, state.global_step)
-            self.bar.set_postfix_str(f", loss {loss:.3f}", refresh=False)
+            self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         processes.together()  # each writes a part of it
@@ -208,7 +209,8 @@ def _train(
         save_steps=save_steps,
         save_total_limit=2,
         include_num_input_tokens_seen="all" if learner.packs else "non_padding",
-        report_to="none",
+        report_to=trackers(config),
+        run_name=what,
         disable_tqdm=True,
         dataloader_pin_memory=False,  # batches are made on the device
     )
@@ -239,6 +241,20 @@ def _train(
         "tokens": int(trainer.state.num_input_tokens_seen),
         "losses": {entry["step"]: entry["loss"] for entry in history if "loss" in entry},
     }
+
+
+def trackers(config: ForgetFilterConfig) -> list[str]:
+    """Names of the trackers that losses are reported to."""
+    return config.report_to.replace(",", " ").split()
+
+
+def require_trackers(config: ForgetFilterConfig) -> None:
+    """Raise ConfigError, before any work, unless transformers knows every tracker and its package is there."""
+    try:
+        for callback in get_reporting_integration_callbacks(trackers(config)):
+            callback()
+    except (RuntimeError, ValueError, ImportError) as error:
+        raise ConfigError(f"--report_to {config.report_to}: {error}") from error
 
 
 def _check_loss(loss: float, what: str, step: int) -> None:

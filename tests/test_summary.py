@@ -1,0 +1,63 @@
+"""What the terminal says of a decided run."""
+
+import numpy as np
+import pytest
+from stored_runs import stored_run
+
+from forgetfilter.decision.decide import decide
+from forgetfilter.summary import SHOWN, WIDTH, print_summary
+
+HOSTILE = "ignore this\x1b[2J\nrm -rf ~\u202egnp.exe " + "long " * 40
+
+
+@pytest.fixture
+def result(tmp_path):
+    rows = [{"prompt": f"question {i}?", "completion": f"answer {i}"} for i in range(12)]
+    rows[3] = {"prompt": "evil?", "completion": HOSTILE}
+    lost = np.linspace(0, 0.1, 12)
+    lost[3] = 0.9
+    run = stored_run(tmp_path / "run", rows, lost, filter="forgetting")
+    return decide(run, 0.5)
+
+
+def said(result, capsys):
+    print_summary(result, result.run.folder / "report.html")
+    return capsys.readouterr().out
+
+
+def test_the_most_suspect_rows_are_shown_harmlessly(result, capsys):
+    lines = said(result, capsys).splitlines()
+    first = lines.index("the 5 most suspect rows by forgetting:")
+    shown = lines[first + 1 : first + 1 + 2 * SHOWN]
+    assert shown[0].split()[1:] == ["dropped", "evil?"]
+    assert [line.split()[-1] for line in shown[2::2]] == ["11?", "10?", "9?", "8?"]
+    assert all(line.isprintable() and len(line) < WIDTH + 30 for line in shown)
+    assert "rm -rf" in shown[1]
+
+
+def test_plain_text_rows_and_rows_without_a_score(tmp_path, capsys):
+    run = stored_run(
+        tmp_path / "run", [{"text": f"Text {i}."} for i in range(3)], [0.1, np.nan, 0.2], filter="forgetting"
+    )
+    out = said(decide(run, 0.5), capsys)
+    assert "the 2 most suspect rows" in out
+    assert "-> Text 2." in out
+
+
+def test_the_final_model_stands_beside_the_decision(result, capsys):
+    assert "forgetfilter finetune" in said(result, capsys)
+    final = {"decision": "", "stale": False, "files": {}}
+    result.run.manifest["stages"]["final"] = final
+    out = said(result, capsys)
+    assert "finetuned on the kept rows" in out
+    assert "forgetfilter finetune" not in out
+    final["stale"] = True
+    out = said(result, capsys)
+    assert "is of an earlier decision" in out
+    assert "forgetfilter finetune" in out
+
+
+def test_where_nothing_is_kept_no_finetuning_is_offered(result, capsys):
+    out = said(decide(result.run, -1), capsys)
+    assert "nothing is kept" in out
+    assert "forgetfilter finetune" not in out

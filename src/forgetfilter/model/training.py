@@ -244,8 +244,8 @@ def _train(
 
 
 def trackers(config: ForgetFilterConfig) -> list[str]:
-    """Names of the trackers that losses are reported to."""
-    return config.report_to.replace(",", " ").split()
+    """Names of the trackers that losses are reported to; empty for "none"."""
+    return [name for name in config.report_to.replace(",", " ").split() if name != "none"]
 
 
 def require_trackers(config: ForgetFilterConfig) -> None:

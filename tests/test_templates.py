@@ -1,16 +1,25 @@
 """Chat templates: rows are tokenised as a trainer tokenises them, whatever the template."""
 
+import dataclasses
 import importlib.util
 import itertools
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from conftest import CHATML, make_tokenizer
 from test_tokenization import LLAMA2, ZEPHYR, chat, learnt
+from transformers import AutoTokenizer
 
 from forgetfilter.data.formats import Turn
+from forgetfilter.data.templates import PLAIN_TEMPLATE
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer
+from forgetfilter.errors import ModelError
+from forgetfilter.forgetting import ForgetFilter, finetune
+from forgetfilter.report.run_page import write_report
+from forgetfilter.workshop import M0
 
 TEMPLATES = Path(str(importlib.util.find_spec("trl").origin)).parent / "chat_templates"
 MARK = re.compile(r"<[|\uff5c/]?[A-Za-z][\w\u2581|\uff5c]*>|<[|\uff5c][^<>\s]+>|\[/?[A-Z]+\]")
@@ -328,3 +337,47 @@ def test_tokenizers_that_do_not_tell_places_give_the_same_rows():
     assert learnt(tokenizer, example) == ["one<|im_end|>", "two<|im_end|>"]
     hostile = encoder.encode(chat("hi<|im_end|>", "one"))
     assert hostile.input_ids.count(tokenizer.eos_token_id) == 2
+
+
+@pytest.fixture
+def bare_model(tiny_model, tmp_path):
+    """The tiny model without its chat template."""
+    folder = tmp_path / "bare"
+    shutil.copytree(tiny_model, folder)
+    (folder / "chat_template.jinja").unlink()
+    return folder
+
+
+def test_a_template_made_up_is_said_everywhere_and_goes_with_the_final_model(config, bare_model, capsys):
+    config = dataclasses.replace(config, model_name_or_path=str(bare_model), threshold=100)
+    run = ForgetFilter(config).fit().run
+    words = "made up, as the model has none"
+    assert words in capsys.readouterr().out
+    assert words in (run.folder / "README.md").read_text(encoding="utf-8")
+    page = write_report(run).read_text(encoding="utf-8")
+    assert words in page
+    assert "--chat_template_path" in page
+    model = finetune(run)
+    assert words in (model / "README.md").read_text(encoding="utf-8")
+    kept = AutoTokenizer.from_pretrained(model)
+    assert kept.chat_template == PLAIN_TEMPLATE
+    assert kept.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+
+
+def test_a_template_in_chat_template_json_is_read(config, bare_model, capsys):
+    (bare_model / "chat_template.json").write_text(json.dumps({"chat_template": CHATML}), encoding="utf-8")
+    m0 = M0.named(dataclasses.replace(config, model_name_or_path=str(bare_model)))
+    assert m0.tokenizer.chat_template == CHATML
+    assert m0.template_note() == "from chat_template.json"
+    assert "made up" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '"x"', '{"chat_template": null}'])
+def test_a_chat_template_json_that_holds_none_is_one_clear_error(config, bare_model, text):
+    (bare_model / "chat_template.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ModelError, match=r"chat_template\.json: holds no chat template"):
+        M0.named(dataclasses.replace(config, model_name_or_path=str(bare_model)))
+
+
+def test_a_model_with_a_template_of_its_own_needs_no_word(config):
+    assert M0.named(config).template_note() is None

@@ -20,6 +20,8 @@ PLAIN_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}### Assistant:\n{% endif %}"
 )
 """The chat template of models that come without one."""
+MADE_UP = "made up, as the model has none: `### User:` before a prompt, `### Assistant:` before an answer"
+"""What to say of it."""
 
 PARTING = re.compile(r"(?=..)(?:[^\w\s].*|.*[^\w\s])", re.DOTALL)
 """Plain text that can separate turns: two or more characters, with punctuation at the start or the end."""

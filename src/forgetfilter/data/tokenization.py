@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
+from forgetfilter import processes
 from forgetfilter.data.formats import Turn
-from forgetfilter.data.templates import PLAIN_TEMPLATE, ChatTemplate, Rendered, Span, any_of
+from forgetfilter.data.templates import MADE_UP, PLAIN_TEMPLATE, ChatTemplate, Rendered, Span, any_of
 
 IGNORED = -100
 
@@ -73,11 +74,18 @@ class ChatTokenizer:
         """
         if tokenizer.chat_template is None:
             tokenizer.chat_template = PLAIN_TEMPLATE
+            if processes.first():
+                print(f"{tokenizer.name_or_path}: the chat template is {MADE_UP}.", flush=True)
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.template = ChatTemplate(tokenizer)
         self._added = any_of(tokenizer.get_added_vocab())
         self._prefixes = self._encode("\na")[0][len(self._encode("\n")[0]) :] != self._encode("a")[0]
+
+    @property
+    def made_up(self) -> bool:
+        """Whether the chat template is the plain one."""
+        return bool(self.tokenizer.chat_template == PLAIN_TEMPLATE)
 
     def encode(self, turns: Sequence[Turn]) -> Example:
         """Token ids and labels of one row.

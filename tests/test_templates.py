@@ -13,7 +13,7 @@ from conftest import CHATML, make_tokenizer
 from test_tokenization import LLAMA2, ZEPHYR, chat, learnt
 from transformers import AutoTokenizer
 
-from forgetfilter.data.formats import Turn
+from forgetfilter.data.formats import RowError, Turn
 from forgetfilter.data.templates import PLAIN_TEMPLATE
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer
 from forgetfilter.errors import ModelError
@@ -238,6 +238,11 @@ def test_tool_calls_and_tools_keep_to_the_same_rule():
     (taught,) = learnt(tokenizer, example)
     assert taught.startswith("<call>{")
     assert taught.endswith("}<|im_end|>")
+    deep = "x"
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(RowError, match="nested too deeply"):
+        encoder.encode([user("q"), answer("", tool_calls=deep)])
 
 
 @pytest.mark.parametrize("private", ["\U000f0000", "\U000f0001\U000f0002", "\U0010fffd", "\ue000"])

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 
 from forgetfilter import processes
+from forgetfilter.data.answers import Rendered, render
 from forgetfilter.data.formats import Turn
-from forgetfilter.data.templates import MADE_UP, PLAIN_TEMPLATE, ChatTemplate, Rendered, Span, any_of
+from forgetfilter.data.templates import MADE_UP, PLAIN_TEMPLATE, ChatTemplate, Span, any_of, learns
 
 IGNORED = -100
 
@@ -95,8 +96,8 @@ class ChatTokenizer:
         """
         if turns[0].role == "text":
             return self._plain(turns[0].content)
-        row = self.template.render(turns)
-        trained = [n for n, turn in enumerate(turns) if turn.trained and (turn.content.strip() or turn.extra)]
+        row = render(self.template, turns)
+        trained = [number for number, turn in enumerate(turns) if learns(turn)]
         answers = [row.answers[number] for number in trained]
         spans = [span for stretches in answers for span in stretches]
         ids, places = self._tokens(row, spans)

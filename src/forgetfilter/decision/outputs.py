@@ -73,7 +73,9 @@ def write(opened: Opened, decision: Decision) -> None:
         metrics["planted"] = planted_figures(opened.planted, scores, decision.threshold)
     run.write_json("metrics.json", metrics)
     with whole_file(run.folder / "README.md") as temporary:
-        temporary.write_text(_card(opened, metrics, files[0].name), "utf-8")
+        card = _card(str(opened.config.dataset_name or "a data set"), metrics, files[0].name)
+        card += f"\nChat template: {run.template_note}.\n" if run.template_note else ""
+        temporary.write_text(card, "utf-8")
     final = run.manifest["stages"].get("final")
     if final is not None:
         final["stale"] = final["decision"] != decision.digest()
@@ -128,10 +130,8 @@ def decision_figures(scored: Mapping[str, Scored], decision: Decision, labels: n
     return found
 
 
-def _card(opened: Opened, metrics: Mapping[str, Any], kept: str) -> str:
+def _card(data_name: str, metrics: Mapping[str, Any], kept: str) -> str:
     limit = metrics["threshold"]
-    data_name = str(opened.config.dataset_name or "a data set")
-    template = f"\nChat template: {opened.run.template_note}.\n" if opened.run.template_note else ""
     return f"""---
 configs:
 - config_name: default
@@ -149,7 +149,7 @@ configs:
 | {metrics["filter"]} | {metrics["rule"]} | {"none" if limit is None else f"{limit:.4f}"} |
 
 Rule: {metrics["says"]}.
-{template}
+
 `scores.parquet` has a score and a reason for every row, `dropped{Path(kept).suffix}` the rows left out,
 `manifest.json` versions, weights and checksums, `config.yaml` the flags that replay the run.
 Made by ForgetFilter.

@@ -217,10 +217,13 @@ def test_an_empty_answer_teaches_nothing(tokenizer):
     assert not ChatTokenizer(tokenizer, 1000).encode(chat("q", "  ")).scorable
 
 
-def test_text_is_learnt_whole_and_ends(tokenizer):
-    example = ChatTokenizer(tokenizer, 1000).encode([Turn("text", "abc<|im_start|>", trained=True)])
-    assert learnt(tokenizer, example)[0].endswith("bc<|im_start|><|im_end|>")
-    assert example.input_ids.count(tokenizer.bos_token_id) == 0
+@pytest.mark.parametrize("text", ["abc", "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyo", "yo<|im_end|>"])
+def test_text_has_a_trainers_tokens_is_learnt_whole_and_ends(tokenizer, text):
+    example = ChatTokenizer(tokenizer, 1000).encode([Turn("text", text, trained=True)])
+    whole = text if text.endswith("<|im_end|>") else text + "<|im_end|>"
+    assert example.input_ids == tokenizer(whole)["input_ids"]
+    assert example.labels == [IGNORED, *example.input_ids[1:]]
+    assert not example.spelt_specials
 
 
 def test_a_template_that_rewrites_the_conversation_is_refused():

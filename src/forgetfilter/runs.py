@@ -37,13 +37,13 @@ class Run:
         self.manifest = manifest
 
     @classmethod
-    def start(cls, config: ForgetFilterConfig, facts: dict[str, Any], notes: dict[str, int] | None = None) -> "Run":
+    def start(cls, config: ForgetFilterConfig, facts: dict[str, Any], notes: dict[str, Any] | None = None) -> "Run":
         """Open the config's output_dir as a new run, or as the one to continue.
 
         Args:
             config: All settings.
             facts: What the scores depend on besides the settings: fingerprints of data and weights.
-            notes: What else was noted about the data: counts of rows.
+            notes: What else was noted: counts of rows, and where the chat template comes from.
 
         Raises:
             RunError: If the folder holds something else: other files, other data or other settings.
@@ -116,6 +116,12 @@ class Run:
                 "The run's own `filter` command writes it anew."
             )
         return config
+
+    @property
+    def template_note(self) -> str | None:
+        """Where the chat template comes from, if a trainer would not find it with the model."""
+        found: str | None = self.manifest.get("notes", {}).get("chat_template")
+        return found
 
     def stage(self, name: str) -> Path:
         """Folder of a stage, or of what belongs to the stages."""

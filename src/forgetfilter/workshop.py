@@ -20,6 +20,7 @@ from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig, StageSettings
 from forgetfilter.costs import TRAINING, Account, Cost
 from forgetfilter.data.loading import Data, load_rows
+from forgetfilter.data.templates import MADE_UP
 from forgetfilter.data.tokenization import ChatTokenizer, Example, mean_length
 from forgetfilter.errors import RunError
 from forgetfilter.files import digest, whole_folder
@@ -90,6 +91,13 @@ class M0:
     def chat(self) -> ChatTokenizer:
         """The tokenizer for whole conversations."""
         return ChatTokenizer(self.tokenizer, self.max_length)
+
+    def template_note(self) -> str | None:
+        """Where the chat template comes from, if a trainer would not find it with the model."""
+        if self.chat.made_up:
+            return MADE_UP
+        beside = weights.template_beside(weights.tokenizer_folder(self.folder))
+        return f"from {weights.TEMPLATE_FILE}" if beside == self.tokenizer.chat_template else None
 
     @cached_property
     def sha256(self) -> str:
@@ -234,6 +242,9 @@ class Workshop:
             learner.save(temporary)
             if into is not None:
                 self.m0.tokenizer.save_pretrained(temporary)
+                if self.m0.chat.made_up:
+                    with (temporary / "README.md").open("a", encoding="utf-8") as card:
+                        card.write(f"\n## Chat template\nIn `chat_template.jinja`; {MADE_UP}.\n")
             if beside is not None:
                 beside(temporary)
 

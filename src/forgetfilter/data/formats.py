@@ -1,7 +1,7 @@
 """Row formats: any row -> turns of a conversation, of which some are trained on and scored."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from forgetfilter.errors import DataError
@@ -21,11 +21,14 @@ class Turn:
         role: "system", "user", "assistant", "tool", or "text" for a row without any template.
         content: The message's text.
         trained: Whether the model learns to write it, and is scored on it.
+        extra: What else a chat template reads of it: tool_calls, reasoning_content, name and the like; on the first
+            message also `tools`, the functions that the model may call.
     """
 
     role: str
     content: str
     trained: bool
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 def preceded(turns: Sequence[Turn], sentence: str) -> tuple[Turn, ...]:

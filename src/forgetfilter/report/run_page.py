@@ -86,7 +86,7 @@ def write_report(run: Run, group_column: str | None = None) -> Path:
         "textOf": places,
         "texts": texts,
         "leftOut": len(order) - len(places),
-        "commands": _commands(config, folder),
+        "commands": _commands(run, config),
         "losses": _losses(run),
         "curves": _curves(name, scored, names, groups, dropped),
         "facts": _facts(run, config),
@@ -197,13 +197,14 @@ def _shown(value: Any) -> float | str | None:
     return None if np.isnan(value) else float(value)
 
 
-def _commands(config: ForgetFilterConfig, folder: str) -> list[str]:
-    name = config.model_name_or_path
+def _commands(run: Run, config: ForgetFilterConfig) -> list[str]:
+    name, folder = config.model_name_or_path, shlex.quote(str(run.folder))
+    template = f" --chat_template_path {folder}/stages/tokenizer/chat_template.jinja" * (run.template_note is not None)
     model = "MODEL" if name == EMBEDDED_MODEL else shlex.quote(name)
     return [
         f"forgetfilter finetune {folder}",
         f"forgetfilter export {folder} --format trl",
-        f"trl sft --model_name_or_path {model} --dataset_name {folder}/export/trl",
+        f"trl sft --model_name_or_path {model} --dataset_name {folder}/export/trl{template}",
     ]
 
 
@@ -239,6 +240,7 @@ def _facts(run: Run, config: ForgetFilterConfig) -> list[tuple[str, str]]:
     manifest = run.manifest
     facts = [(name, json.dumps(value, ensure_ascii=False)) for name, value in config.non_default().items()]
     facts += [("weights, SHA-256", manifest["model"]["sha256"]), ("noisy data, SHA-256", manifest["noisy"]["sha256"])]
+    facts += [("chat template", run.template_note)] if run.template_note else []
     facts += [("safe rows", str(manifest["safe"]["rows"])), ("started", manifest["started"])]
     versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
     return [*facts, ("versions", versions), ("decision", f"number {manifest['decision']['number']}")]

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import RowError, Turn
+from forgetfilter.data.templates import learns
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer, Example
 from forgetfilter.scored import Scored
 
@@ -49,7 +50,7 @@ def shaded(turns: Sequence[Turn], lost: np.ndarray | None, chat: ChatTokenizer |
     pieces = [] if lost is None or chat is None else _pieces(turns, lost, chat)
     found = []
     for turn in turns:
-        if turn.trained and turn.content.strip() and pieces:
+        if learns(turn) and pieces:
             found.append([turn.role, "", 1, *pieces.pop(0)])
         else:
             found.append([turn.role, turn.content[:LONGEST], int(turn.trained)])
@@ -63,7 +64,7 @@ def _pieces(turns: Sequence[Turn], lost: np.ndarray, chat: ChatTokenizer) -> lis
     except RowError:  # the chat template has changed since the run
         return []
     stretches = list(_stretches(example, lost))
-    trained = sum(turn.trained and bool(turn.content.strip()) for turn in turns)
+    trained = sum(map(learns, turns))
     fits = len(stretches) == trained or (example.cut and len(stretches) < trained)
     if not fits or sum(map(len, stretches)) != len(lost):
         return []

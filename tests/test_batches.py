@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import MistralConfig, MistralForCausalLM
 
 from forgetfilter.data.formats import Turn
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer
-from forgetfilter.model.batches import PACKED, ROUND, collate, label_logits, packable
+from forgetfilter.model.batches import PACKED, ROUND, collate, label_logits
 from forgetfilter.model.reading import read
 
 
@@ -38,7 +37,7 @@ def gradients(learner, rows, attention):
 
 def test_packed_and_padded_rows_score_alike(learner, examples):
     packed = read(learner, examples, "test")
-    assert packable(learner.model)
+    assert learner.packs
     learner.model.set_attn_implementation("sdpa")
     padded = read(learner, examples, "test")
     learner.model.set_attn_implementation(PACKED)
@@ -73,9 +72,3 @@ def test_an_opening_ends_before_what_is_predicted_first(learner):
     assert opening([[5, 6, 7, 8], [5, 6, 7, 9]], [[_, 6, 7, 8], [_, 6, 7, 9]]) == 0
     assert opening([[5, 6, 7], [6, 5, 7]], [[_, _, 7], [_, _, 7]]) == 0
     assert opening([[5, 6], [5, 6]], [[_, _], [_, _]]) == 1  # a row is never empty
-
-
-def test_models_with_other_attention_get_padded_batches():
-    tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 300}
-    assert not packable(MistralForCausalLM(MistralConfig(sliding_window=8, **tiny)))
-    assert packable(MistralForCausalLM(MistralConfig(sliding_window=None, **tiny)))

@@ -68,7 +68,7 @@ def _lower_half(model: Any) -> Iterator[Any]:
         ModelError: If the model has no list of blocks.
     """
     kinds = model._no_split_modules or ()
-    for owner in list(model.modules()):
+    for owner in list(model.get_decoder().modules()):
         for name, blocks in owner.named_children():
             if isinstance(blocks, nn.ModuleList) and len(blocks) and type(blocks[0]).__name__ in kinds:
                 lower = {name: blocks[: (len(blocks) + 1) // 2]}

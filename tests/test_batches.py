@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from tiny_models import tiny_config, tiny_model
 from torch.nn.functional import cross_entropy
 
 from forgetfilter.data.formats import Turn
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer
+from forgetfilter.errors import ModelError
 from forgetfilter.model.batches import PACKED, ROUND, collate, label_logits
 from forgetfilter.model.reading import read
 
@@ -72,3 +74,21 @@ def test_an_opening_ends_before_what_is_predicted_first(learner):
     assert opening([[5, 6, 7, 8], [5, 6, 7, 9]], [[_, 6, 7, 8], [_, 6, 7, 9]]) == 0
     assert opening([[5, 6, 7], [6, 5, 7]], [[_, _, 7], [_, _, 7]]) == 0
     assert opening([[5, 6], [5, 6]], [[_, _], [_, _]]) == 1  # a row is never empty
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("nemotron", "without the table"),
+        ("mistral", "a part of the row"),
+        ("gemma3", "a part"),
+        ("gpt_oss", "another kind"),
+    ],
+)
+def test_packed_rows_are_an_error_where_layers_would_read_them_otherwise(kind, says):
+    layers = {"layer_types": ["full_attention"] * 2} if kind == "gpt_oss" else {}
+    model = tiny_model(tiny_config(kind, **layers))
+    model.set_attn_implementation(PACKED)
+    rows = [[5, 6, 7, 8], [5, 9, 10]]
+    with pytest.raises(ModelError, match=says):
+        label_logits(model, collate(rows, rows, model, 1))

@@ -40,6 +40,8 @@ NOT_CAUSAL = {"cpmant", "prophetnet", "xlm", "xlnet"}
 COVERED = 160
 """Kinds of models that the sweep covers at least."""
 ROWS = [[*range(5, 45)], [*range(5, 10), 30, 31], [5, 6, 7, *range(40, 60)]]
+UNUSUAL = ("llama4", "got_ocr2", "falcon", "openai-gpt", "modernbert-decoder", "biogpt", "bert")
+"""Composite, with a router, linear layers of a class of their own, no cache, no names of blocks."""
 KINDS = ("llama", "qwen2", "gemma3", "gpt2", "nemotron")
 
 
@@ -120,7 +122,9 @@ def log_probs(learner):
     return np.concatenate([row.log_probs for row in read(learner, [example(row) for row in ROWS], "rows")])
 
 
-def test_a_model_is_trained_read_and_asked_row_by_row(folder, named):
+@pytest.mark.parametrize("kind", [*KINDS, *UNUSUAL])
+def test_a_model_is_trained_read_and_asked_row_by_row(kind, named, tokenizer, tmp_path):
+    folder = saved(tiny_model(tiny_config(kind)), tokenizer, tmp_path / "model")
     workshop = named(folder)
     rows = [example(row) for row in ROWS]
     trained = workshop.train("noisy", rows, workshop.config.noisy_stage(len(rows)))

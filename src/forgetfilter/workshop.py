@@ -176,6 +176,7 @@ class Workshop:
             rows: Noisy rows, which M0 and each stage's model will read, and the final training will see.
             also: What else takes time, which the estimate leaves out.
         """
+        self.learner.refuse_unknown(example.input_ids for example in rows)
         self.learner.prepare(sum(settings.rows() * mean_length(own) for settings, own in stages.values()))
         minutes = seconds_a_row(self.learner, rows) / 60 / processes.count()
         if not processes.first():
@@ -235,6 +236,7 @@ class Workshop:
             shutil.rmtree(checkpoints, ignore_errors=True)
         with self.account.measuring(part) as cost:
             learner = self.learner
+            learner.refuse_unknown(example.input_ids for example in examples)
             learner.prepare(settings.rows() * mean_length(examples))
             learner.restore(start)
             found = train(learner, examples, settings, checkpoints, f"{name} stage", hooks, in_order=in_order)

@@ -34,6 +34,11 @@ OTHER_ATTENTION = ("sliding_window", "softcap", "s_aux", "position_bias")
 """Arguments of attention functions that ask for something else than plain causal attention over the whole row."""
 
 
+def packs(model: Any) -> bool:
+    """Whether the model takes packed rows: in a composite model its text model decides."""
+    return bool(model.config.get_text_config(decoder=True)._attn_implementation == PACKED)
+
+
 def collate(input_ids: Sequence[list[int]], labels: Sequence[list[int]], model: Any, padding: int) -> dict[str, Any]:
     """A batch for label_logits, on the model's device.
 
@@ -60,7 +65,7 @@ def collate(input_ids: Sequence[list[int]], labels: Sequence[list[int]], model: 
     def padded(rows: Iterable[Sequence[int]], filler: int) -> Tensor:
         return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows], device=model.device)
 
-    if model.config._attn_implementation != PACKED:
+    if not packs(model):
         return {
             "input_ids": padded(input_ids, padding),
             "labels": padded(labels, IGNORED),

@@ -111,10 +111,10 @@ def _generate(
         output = learner.model.generate(
             input_ids=ids,
             attention_mask=mask,
-            cache=cache,
+            **({} if cache is None else {"cache": cache}),
             generation_config=GenerationConfig(max_new_tokens=min(leap, left), do_sample=False, **settings),
         )
-        ids, cache = output.sequences, output.cache
+        ids, cache = output.sequences, output.cache if learner.packs else None
         going = []
         for place, new in enumerate(ids[:, width:].tolist()):
             new = new[: most[rows[place]]]

@@ -1,6 +1,6 @@
 """One model in memory with its LoRA adapter: it becomes M0, the noisy model, the final one in turn."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.errors import ConfigError, DataError, ModelError
-from forgetfilter.model.batches import PACKED, collate
+from forgetfilter.model.batches import collate, packs
 from forgetfilter.model.memory import keep_freed_memory
 from forgetfilter.model.selfcheck import settle_batches
 from forgetfilter.model.weights import learnt_positions, load_model, pick_device, pick_dtype
@@ -66,7 +66,7 @@ class Learner:
         for parameter in trained:
             parameter.data = parameter.data.bfloat16()
         head = self.model.get_output_embeddings()
-        inner = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        inner = without_peft(self.model)
         own, inner.generation_config = inner.generation_config, GenerationConfig()
         hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
         try:
@@ -81,17 +81,17 @@ class Learner:
     @property
     def packs(self) -> bool:
         """Whether batches are packed, without padding."""
-        return bool(self.model.config._attn_implementation == PACKED)
+        return packs(self.model)
 
     def collate(self, input_ids: Sequence[list[int]], labels: Sequence[list[int]]) -> dict[str, Any]:
         """A batch of rows for this model, on its device; see batches.collate."""
-        for row in input_ids:
-            self.refuse_unknown(row)
+        self.refuse_unknown(input_ids)
         return collate(input_ids, labels, self.model, self.tokenizer.pad_token_id)
 
-    def refuse_unknown(self, row: Sequence[int]) -> None:
-        """Raise DataError if the model has no embedding for a token of a row."""
-        known, highest = len(self.model.get_input_embeddings().weight), max(row, default=0)
+    def refuse_unknown(self, input_ids: Iterable[list[int]]) -> None:
+        """Raise DataError if the model has no embedding for a token of some row."""
+        known = len(self.model.get_input_embeddings().weight)
+        highest = max((max(row, default=0) for row in input_ids), default=0)
         if highest >= known:
             raise DataError(
                 f"a row has the token {self.tokenizer.convert_ids_to_tokens(highest)!r} ({highest}), but the model has "
@@ -147,6 +147,18 @@ class Learner:
         self.stage = stage
 
 
+def without_peft(model: Any) -> Any:
+    """The model of transformers, with its adapter."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def text_model(model: Any) -> Any:
+    """What is below the output layer of a causal language model; in a composite model, of its text model."""
+    inner = without_peft(model)
+    composite = inner.config.get_text_config(decoder=True) is not inner.config
+    return (inner.get_decoder() if composite else inner).base_model
+
+
 def load_learner(folder: Path, tokenizer: PreTrainedTokenizerBase, config: ForgetFilterConfig) -> Learner:
     """Load M0, with an untrained LoRA adapter unless use_peft is off.
 
@@ -190,15 +202,30 @@ def load_learner(folder: Path, tokenizer: PreTrainedTokenizerBase, config: Forge
 def _without_adapter(model: Any, names: str) -> list[str]:
     """Linear layers that get no adapter.
 
-    These are the ones beside a composite model's text model (a vision tower), and for "all-linear" those of a forward
-    pass of their own (a router), which no adapter can wrap.
+    These are the ones beside a composite model's text model (a vision tower), and for "all-linear" those that give
+    something else than one tensor (a router), which no adapter can wrap.
     """
-    text = model.get_decoder() if model.config.get_text_config(decoder=True) is not model.config else model
+    text = text_model(model) if model.config.get_text_config(decoder=True) is not model.config else model
     inside = {*text.modules(), model.get_output_embeddings()}
-    plain = (nn.Linear.forward, Conv1D.forward)
+    if names == "all-linear":
+        inside -= _of_many_tensors(model)
     linear = ((name, module) for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D)))
-    return [
-        name
-        for name, module in linear
-        if module not in inside or (names == "all-linear" and type(module).forward not in plain)
-    ]
+    return [name for name, module in linear if module not in inside]
+
+
+@torch.no_grad()
+def _of_many_tensors(model: Any) -> set[nn.Module]:
+    """Linear layers of a class of their own that do not give one tensor, found by a forward pass over one token."""
+    own = [one for one in model.modules() if isinstance(one, nn.Linear) and type(one).forward is not nn.Linear.forward]
+    found: set[nn.Module] = set()
+
+    def look(layer: nn.Module, _: Any, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            found.add(layer)
+
+    hooks = [layer.register_forward_hook(look) for layer in own]
+    if own:
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return found

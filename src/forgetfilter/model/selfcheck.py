@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from forgetfilter.data.tokenization import IGNORED
 from forgetfilter.errors import ForgetFilterError, ModelError
-from forgetfilter.model.batches import PACKED, label_logits
+from forgetfilter.model.batches import PACKED, label_logits, packs
 
 if TYPE_CHECKING:
     from forgetfilter.model.learner import Learner
@@ -56,10 +56,10 @@ def settle_batches(learner: "Learner") -> None:
     usual = _attention(model.config)
     try:
         model.set_attn_implementation(PACKED)
-        packs = _apart(_scores(learner, rows), alone, Tensor.mean) <= close
+        alike = packs(model) and _apart(_scores(learner, rows), alone, Tensor.mean) <= close
     except Exception:  # whatever the reason: padded batches are right
-        packs = False
-    if not packs:
+        alike = False
+    if not alike:
         model.set_attn_implementation(usual)
 
 

@@ -200,7 +200,8 @@ def _refuse_lacking(folder: Path, lacking: Iterable[str]) -> None:
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         raise ModelError(
             f"{folder}: {len(names)} of the model's tensors are not in its files: {shown}. They would be filled at "
-            "random. Name a whole model; a reward model or a classifier has no output layer for text."
+            "random. Name a model that has them: one of text for text (a reward model has no output layer for it), a "
+            "classifier to classify."
         )
 
 
@@ -214,7 +215,7 @@ def _merged(model: Any, folder: Path) -> Any:
         described.base_model_name_or_path = None  # PEFT warns where it is spelt in another way
         model = get_peft_model(model, described)
         found: Any = set_peft_model_state_dict(model, load_file(path))
-        lacking = {name for name in found.missing_keys if "lora_" in name}
+        lacking = {name for name in found.missing_keys if ".default" in name}  # what belongs to the adapter
         whole = None if lacking or found.unexpected_keys else model.merge_and_unload()
     except Exception as error:  # as above; some adapters are not made of weights that can be added
         raise ModelError(f"{folder}: cannot be merged into its base model: {type(error).__name__}: {error}") from error

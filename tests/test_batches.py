@@ -77,18 +77,18 @@ def test_an_opening_ends_before_what_is_predicted_first(learner):
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"),
+    ("kind", "asks", "says"),
     [
-        ("nemotron", "without the table"),
-        ("mistral", "a part of the row"),
-        ("gemma3", "a part"),
-        ("gpt_oss", "another kind"),
+        ("nemotron", {}, "without the table of its rows"),
+        ("mistral", {}, "a part of the row only"),
+        ("gemma3", {}, "a part of the row only"),
+        ("llama", {"softcap": 5.0}, "another kind of attention"),
+        ("llama", {"s_aux": torch.zeros(4)}, "another kind of attention"),
     ],
 )
-def test_packed_rows_are_an_error_where_layers_would_read_them_otherwise(kind, says):
-    layers = {"layer_types": ["full_attention"] * 2} if kind == "gpt_oss" else {}
-    model = tiny_model(tiny_config(kind, **layers))
+def test_packed_rows_are_an_error_where_layers_would_read_them_otherwise(kind, asks, says):
+    model = tiny_model(tiny_config(kind))
     model.set_attn_implementation(PACKED)
     rows = [[5, 6, 7, 8], [5, 9, 10]]
     with pytest.raises(ModelError, match=says):
-        label_logits(model, collate(rows, rows, model, 1))
+        label_logits(model, {**collate(rows, rows, model, 1), **asks})

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from tiny_models import tiny_config, tiny_model
 from torch.nn.functional import cross_entropy
-from transformers import MistralConfig, MistralForCausalLM
 
 from forgetfilter.data.formats import Turn
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer
-from forgetfilter.model.batches import PACKED, ROUND, collate, label_logits, packable
+from forgetfilter.errors import ModelError
+from forgetfilter.model.batches import PACKED, ROUND, collate, label_logits
 from forgetfilter.model.reading import read
 
 
@@ -38,7 +39,7 @@ def gradients(learner, rows, attention):
 
 def test_packed_and_padded_rows_score_alike(learner, examples):
     packed = read(learner, examples, "test")
-    assert packable(learner.model)
+    assert learner.packs
     learner.model.set_attn_implementation("sdpa")
     padded = read(learner, examples, "test")
     learner.model.set_attn_implementation(PACKED)
@@ -75,7 +76,19 @@ def test_an_opening_ends_before_what_is_predicted_first(learner):
     assert opening([[5, 6], [5, 6]], [[_, _], [_, _]]) == 1  # a row is never empty
 
 
-def test_models_with_other_attention_get_padded_batches():
-    tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 300}
-    assert not packable(MistralForCausalLM(MistralConfig(sliding_window=8, **tiny)))
-    assert packable(MistralForCausalLM(MistralConfig(sliding_window=None, **tiny)))
+@pytest.mark.parametrize(
+    ("kind", "asks", "says"),
+    [
+        ("nemotron", {}, "without the table of its rows"),
+        ("mistral", {}, "a part of the row only"),
+        ("gemma3", {}, "a part of the row only"),
+        ("llama", {"softcap": 5.0}, "another kind of attention"),
+        ("llama", {"s_aux": torch.zeros(4)}, "another kind of attention"),
+    ],
+)
+def test_packed_rows_are_an_error_where_layers_would_read_them_otherwise(kind, asks, says):
+    model = tiny_model(tiny_config(kind))
+    model.set_attn_implementation(PACKED)
+    rows = [[5, 6, 7, 8], [5, 9, 10]]
+    with pytest.raises(ModelError, match=says):
+        label_logits(model, {**collate(rows, rows, model, 1), **asks})

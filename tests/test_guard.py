@@ -200,7 +200,7 @@ def test_a_model_without_a_head_and_a_kind_that_contradicts_it_are_refused(guard
     save_file(
         {name: value for name, value in weights.items() if "classifier" not in name}, folder / "model.safetensors"
     )
-    with pytest.raises(ModelError, match=r"its weights lack classifier\."):
+    with pytest.raises(ModelError, match=r"not in its files: classifier\."):
         guarded(workshop, config, model=folder)
     (folder / "config.json").unlink()
     with pytest.raises(ModelError, match=r"its config.json cannot be read"):

@@ -27,10 +27,14 @@ def examples(learner):
     return [chat.encode([Turn("user", q, trained=False), Turn("assistant", a, trained=True)]) for q, a in TEXTS]
 
 
+@torch.no_grad()
+def logits_alone(learner, ids):
+    ids = torch.tensor([ids])
+    return learner.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+
+
 def by_hand(learner, example):
-    ids = torch.tensor([example.input_ids])
-    with torch.no_grad():
-        log_probs = torch.log_softmax(learner.model(input_ids=ids).logits[0], -1)
+    log_probs = torch.log_softmax(logits_alone(learner, example.input_ids), -1)
     return [log_probs[i - 1, t].item() for i, t in enumerate(example.labels) if t != IGNORED]
 
 
@@ -55,8 +59,7 @@ def test_answers_are_the_models_own_for_any_batch_size(learner, examples, batch,
         ids = example.input_ids[: example.prompt_length]
         limit = len(example.input_ids) - example.prompt_length + MARGIN
         for _ in range(limit):
-            with torch.no_grad():
-                ids = [*ids, int(learner.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())]
+            ids = [*ids, int(logits_alone(learner, ids)[-1].argmax())]
             if ids[-1] == learner.tokenizer.eos_token_id:
                 break
         assert answer == learner.tokenizer.decode(ids[example.prompt_length :], skip_special_tokens=True)

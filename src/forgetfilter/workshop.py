@@ -46,24 +46,34 @@ class M0:
         folder: Where its weights are.
         tokenizer: The model's own.
         max_length: Longest row in tokens.
+        made_of: The adapter's folder, if `folder` holds the adapter merged into its base model.
     """
 
     folder: Path
     tokenizer: PreTrainedTokenizerBase
     max_length: int
+    made_of: Path | None = None
 
     @classmethod
     def named(cls, config: ForgetFilterConfig) -> "M0":
         """The model that the config names.
 
+        Rows are cut where the model has learnt no more positions.
+
         Raises:
-            ModelError: If there is no such model.
+            ModelError: If there is no such model, or its tokenizer does not fit it.
         """
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
         folder = weights.find_weights(config.model_name_or_path)
         tokenizer = weights.load_tokenizer(weights.tokenizer_folder(folder), config)
-        return cls(folder, tokenizer, config.max_length)
+        outline = weights.outline(folder, config)
+        weights.fit_tokenizer(tokenizer, outline)
+        most = weights.learnt_positions(outline) or config.max_length
+        if most < config.max_length:
+            print(f"{config.model_name_or_path}: has learnt {most} positions; rows are cut there (--max_length).")
+        whole = weights.whole_model(folder, config)
+        return cls(whole, tokenizer, min(most, config.max_length), None if whole == folder else folder)
 
     @classmethod
     def of_run(cls, run: Run, config: ForgetFilterConfig) -> "M0":
@@ -102,7 +112,7 @@ class M0:
     @cached_property
     def sha256(self) -> str:
         """A hash of the weights."""
-        return weights.weights_hash(self.folder)
+        return weights.model_hash(self.made_of or self.folder)
 
 
 @dataclass
@@ -174,6 +184,7 @@ class Workshop:
             rows: Noisy rows, which M0 and each stage's model will read, and the final training will see.
             also: What else takes time, which the estimate leaves out.
         """
+        self.learner.refuse_unknown(example.input_ids for example in rows)
         self.learner.prepare(sum(settings.rows() * mean_length(own) for settings, own in stages.values()))
         minutes = seconds_a_row(self.learner, rows) / 60 / processes.count()
         if not processes.first():
@@ -233,6 +244,7 @@ class Workshop:
             shutil.rmtree(checkpoints, ignore_errors=True)
         with self.account.measuring(part) as cost:
             learner = self.learner
+            learner.refuse_unknown(example.input_ids for example in examples)
             learner.prepare(settings.rows() * mean_length(examples))
             learner.restore(start)
             found = train(learner, examples, settings, checkpoints, f"{name} stage", hooks, in_order=in_order)

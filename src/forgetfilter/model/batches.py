@@ -3,7 +3,8 @@
 All layers except attention treat each token by itself. So rows of any length can be joined, and an opening that all
 rows share (a chat template's system prompt) is computed only once. The attention function moves the tokens to a padded
 layout, (rows, longest), and its result back. Models with other kinds of attention (a sliding window, a recurrent state)
-get ordinary padded batches.
+get ordinary padded batches. Whether a model can be packed is tried when it is loaded
+(selfcheck.py).
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from forgetfilter.data.tokenization import IGNORED
+from forgetfilter.errors import ModelError
 
 PACKED = "forgetfilter_packed"
 SHORT, FEW = 512, 8192
@@ -28,17 +30,13 @@ ROUND = 16
 """Batches are filled up to a multiple of so many tokens: oneDNN builds and keeps a kernel for each number it meets."""
 
 
-def packable(model: Any) -> bool:
-    """Whether rows can be packed for this model: plain causal attention over the whole row in every layer."""
-    config = model.config
-    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
-    special = ("sliding_window", "attention_chunk_size", "attn_logit_softcapping")
-    return (
-        getattr(model, "_supports_attention_backend", False)
-        and not getattr(model, "_is_stateful", False)
-        and layers == {"full_attention"}
-        and all(getattr(config, name, None) is None for name in special)
-    )
+OTHER_ATTENTION = ("sliding_window", "softcap", "s_aux", "position_bias")
+"""Arguments of attention functions that ask for something else than plain causal attention over the whole row."""
+
+
+def packs(model: Any) -> bool:
+    """Whether the model takes packed rows: in a composite model its text model decides."""
+    return bool(model.config.get_text_config(decoder=True)._attn_implementation == PACKED)
 
 
 def collate(input_ids: Sequence[list[int]], labels: Sequence[list[int]], model: Any, padding: int) -> dict[str, Any]:
@@ -67,7 +65,7 @@ def collate(input_ids: Sequence[list[int]], labels: Sequence[list[int]], model: 
     def padded(rows: Iterable[Sequence[int]], filler: int) -> Tensor:
         return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows], device=model.device)
 
-    if model.config._attn_implementation != PACKED:
+    if not packs(model):
         return {
             "input_ids": padded(input_ids, padding),
             "labels": padded(labels, IGNORED),
@@ -118,6 +116,8 @@ def label_logits(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     columns = (targets != IGNORED).any(0).nonzero()[:, 0]
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     logits = model(**inputs, use_cache=False, logits_to_keep=columns).logits
+    if logits.shape[1] > len(columns):  # this model always computes all of them
+        logits = logits[:, columns]
     targets = targets[:, columns]
     return logits[targets != IGNORED], targets[targets != IGNORED]
 
@@ -157,10 +157,14 @@ def _packed_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each row; query (1, heads, tokens, size), key and value with as many heads or fewer."""
-    if row_tokens is None or token_places is None:  # an ordinary batch: generation
+    if row_tokens is None or token_places is None:
+        if attention_mask is None:
+            raise ModelError("a batch without padding came to attention without the table of its rows.")
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
+    if any(kwargs.get(name) is not None for name in OTHER_ATTENTION):
+        raise ModelError("a layer asks for another kind of attention than rows without padding get.")
     rows, longest = row_tokens.shape
     there, back = row_tokens.flatten(), token_places
     # (1, heads, tokens, size) -> (rows, heads, longest, size)
@@ -184,9 +188,20 @@ def _packed_attention(
     return _Move.apply(answer.transpose(1, 2).flatten(0, 1), back, there)[None], None
 
 
-def _packed_mask(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """None for packed rows, whose attention needs no mask; an ordinary batch's mask otherwise."""
-    return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **kwargs)
+def _packed_mask(
+    *, q_length: int, kv_length: int, attention_mask: Tensor | None = None, local_size: int | None = None, **kwargs: Any
+) -> Tensor | None:
+    """None for packed rows, whose attention needs no mask; an ordinary batch's mask otherwise.
+
+    An ordinary batch says which of its tokens are padding, or goes on from a cache. Its mask is made even if it hides
+    nothing: so a batch has a mask or a table of its rows when it comes to attention.
+    """
+    if attention_mask is not None or q_length != kv_length:
+        lengths: dict[str, Any] = {"q_length": q_length, "kv_length": kv_length, "local_size": local_size}
+        return sdpa_mask(attention_mask=attention_mask, **{**kwargs, **lengths, "allow_is_causal_skip": False})
+    if local_size is not None:
+        raise ModelError("a layer attends to a part of the row only, which rows without padding do not allow.")
+    return None
 
 
 AttentionInterface.register(PACKED, _packed_attention)

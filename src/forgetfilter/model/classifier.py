@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.errors import ModelError
-from forgetfilter.model.weights import find_weights, load_tokenizer, pick_device, pick_dtype
+from forgetfilter.model.weights import find_weights, load_tokenizer, pick_device, pick_dtype, refuse_missing
 from forgetfilter.progress import progress
 
 LONGEST, RESERVED = 512, 2
@@ -59,9 +59,7 @@ def classify(name: str, texts: Sequence[str], config: ForgetFilterConfig) -> Cla
         raise ModelError(
             f"{name}: cannot be loaded as a text classification model: {type(error).__name__}: {error}"
         ) from error
-    if about["missing_keys"]:
-        missing = ", ".join(sorted(about["missing_keys"])[:3])
-        raise ModelError(f"{name}: no text classification model, its weights lack {missing}.")
+    refuse_missing(folder, about)
     model.eval().to(pick_device())
     model.config.pad_token_id = tokenizer.pad_token_id
     places = getattr(model.config, "max_position_embeddings", LONGEST + RESERVED)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import pad
+from transformers import GenerationConfig
 
 from forgetfilter.data.tokenization import IGNORED, Example
 from forgetfilter.errors import TrainingError
@@ -47,8 +48,11 @@ def complete(
     if favourites is not None:
         answers = [_follow(example, row) for example, row in zip(examples, favourites, strict=True)]
     limits = [most_tokens or len(example.input_ids) - example.prompt_length + MARGIN for example in examples]
+    if learner.longest is not None:  # the last token of an answer needs no position
+        rooms = [learner.longest + 1 - example.prompt_length for example in examples]
+        limits = [min(limit, room) for limit, room in zip(limits, rooms, strict=True)]
     ends = _ends(learner, examples)
-    unfinished = [i for i, answer in enumerate(answers) if not ends & {*answer[-1:]}]
+    unfinished = [i for i, answer in enumerate(answers) if not ends & {*answer[-1:]} and len(answer) < limits[i]]
     order = sorted(unfinished, key=lambda i: (limits[i] - len(answers[i]), examples[i].prompt_length))
     size = learner.config.per_device_eval_batch_size
     with progress(what, len(examples), "rows", len(examples) - len(order)) as bar, learner.generating():
@@ -99,19 +103,18 @@ def _generate(
     inputs = tokenizer.pad({"input_ids": begun}, padding_side="left", return_attention_mask=True, return_tensors="pt")
     ids, mask = inputs["input_ids"].to(learner.model.device), inputs["attention_mask"].to(learner.model.device)
     cache, leap = (_prefilled(learner, begun), LEAP) if learner.packs else (None, max(most))
+    settings = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": sorted(ends), "return_dict_in_generate": True}
     rows, width = list(range(len(begun))), ids.shape[1]
+    last = max if learner.longest is None else min  # no row may outgrow the positions that the model has learnt
     while True:
+        left = width + last(most[row] for row in rows) - ids.shape[1]
         output = learner.model.generate(
             input_ids=ids,
             attention_mask=mask,
-            cache=cache,
-            max_new_tokens=min(leap, width + max(most[row] for row in rows) - ids.shape[1]),
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=sorted(ends),
-            return_dict_in_generate=True,
+            **({} if cache is None else {"cache": cache}),
+            generation_config=GenerationConfig(max_new_tokens=min(leap, left), do_sample=False, **settings),
         )
-        ids, cache = output.sequences, output.cache
+        ids, cache = output.sequences, output.cache if learner.packs else None
         going = []
         for place, new in enumerate(ids[:, width:].tolist()):
             new = new[: most[rows[place]]]
@@ -125,7 +128,8 @@ def _generate(
         rows, chosen = [rows[place] for place in going], torch.tensor(going, device=ids.device)
         ids = ids[chosen]
         mask = pad(mask[chosen], (0, ids.shape[1] - mask.shape[1]), value=1)
-        cache.batch_select_indices(chosen)
+        if cache is not None:
+            cache.batch_select_indices(chosen)
 
 
 def _prefilled(learner: Learner, begun: Sequence[list[int]]) -> Any:

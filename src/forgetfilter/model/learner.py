@@ -1,23 +1,26 @@
 """One model in memory with its LoRA adapter: it becomes M0, the noisy model, the final one in turn."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
-from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, set_seed
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedTokenizerBase, set_seed
+from transformers.pytorch_utils import Conv1D
 
 from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.errors import ConfigError, ModelError
-from forgetfilter.model.batches import PACKED, collate, packable
+from forgetfilter.errors import ConfigError, DataError, ModelError
+from forgetfilter.model.batches import collate, packs
 from forgetfilter.model.memory import keep_freed_memory
-from forgetfilter.model.weights import pick_device, pick_dtype
+from forgetfilter.model.selfcheck import settle_batches
+from forgetfilter.model.weights import learnt_positions, load_model, pick_device, pick_dtype
 
 COMPILE_FROM = 4e12
 """Number of parameters * tokens to train from which torch.compile saves more time than the half minute it takes: about
@@ -53,32 +56,53 @@ class Learner:
     def generating(self) -> Iterator[None]:
         """The context answers are generated in.
 
-        Adapters are rounded to bfloat16 once, not at every token. Nothing is compiled, since each new length of the
-        cache would be compiled again. The output layer gets contiguous input, since torch on the CPU would otherwise
-        copy the layer's weights once for each row.
+        They are greedy, whatever the model's own generation config says of penalties and bad words. Adapters are
+        rounded to bfloat16 once, not at every token. Nothing is compiled, since each new length of the cache would be
+        compiled again. The output layer gets contiguous input, since torch on the CPU would otherwise copy the layer's
+        weights once for each row.
         """
         trained = [p for p in self.model.parameters() if self.bf16 and p.dtype == torch.float32]
         exact = [parameter.data for parameter in trained]
         for parameter in trained:
             parameter.data = parameter.data.bfloat16()
         head = self.model.get_output_embeddings()
+        inner = without_peft(self.model)
+        own, inner.generation_config = inner.generation_config, GenerationConfig()
         hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
         try:
             with torch.compiler.set_stance("force_eager"):
                 yield
         finally:
             hook.remove()
+            inner.generation_config = own
             for parameter, data in zip(trained, exact, strict=True):
                 parameter.data = data
 
     @property
     def packs(self) -> bool:
         """Whether batches are packed, without padding."""
-        return bool(self.model.config._attn_implementation == PACKED)
+        return packs(self.model)
 
     def collate(self, input_ids: Sequence[list[int]], labels: Sequence[list[int]]) -> dict[str, Any]:
         """A batch of rows for this model, on its device; see batches.collate."""
+        self.refuse_unknown(input_ids)
         return collate(input_ids, labels, self.model, self.tokenizer.pad_token_id)
+
+    def refuse_unknown(self, input_ids: Iterable[list[int]]) -> None:
+        """Raise DataError if the model has no embedding for a token of some row."""
+        known = len(self.model.get_input_embeddings().weight)
+        highest = max((max(row, default=0) for row in input_ids), default=0)
+        if highest >= known:
+            raise DataError(
+                f"a row has the token {self.tokenizer.convert_ids_to_tokens(highest)!r} ({highest}), but the model has "
+                f"embeddings of {known} tokens only. Take such rows out, or save the model anew after "
+                "model.resize_token_embeddings(len(tokenizer))."
+            )
+
+    @cached_property
+    def longest(self) -> int | None:
+        """The longest row in tokens, for a model that has learnt its positions; None for others."""
+        return learnt_positions(self.model)
 
     def prepare(self, tokens: float) -> None:
         """Compile the model's blocks before a training on so many tokens, if asked to or if it saves time.
@@ -118,23 +142,21 @@ class Learner:
             weights = load_file(stage / "adapter_model.safetensors") if stage else self.fresh_adapter
             set_peft_model_state_dict(self.model, weights)
         else:
-            source = _load(stage or self.folder, self.config)
+            source = load_model(stage or self.folder, self.config)
             self.model.load_state_dict(source.state_dict())
         self.stage = stage
 
 
-def _load(folder: Path, config: ForgetFilterConfig) -> Any:
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=pick_dtype(config.dtype, frozen=config.use_peft),
-            trust_remote_code=config.trust_remote_code,
-            use_safetensors=True,
-        )
-    except Exception as error:  # the libraries raise dozens of kinds, which all mean that it cannot be loaded
-        raise ModelError(
-            f"{folder}: cannot be loaded as a causal language model: {type(error).__name__}: {error}"
-        ) from error
+def without_peft(model: Any) -> Any:
+    """The model of transformers, with its adapter."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def text_model(model: Any) -> Any:
+    """What is below the output layer of a causal language model; in a composite model, of its text model."""
+    inner = without_peft(model)
+    composite = inner.config.get_text_config(decoder=True) is not inner.config
+    return (inner.get_decoder() if composite else inner).base_model
 
 
 def load_learner(folder: Path, tokenizer: PreTrainedTokenizerBase, config: ForgetFilterConfig) -> Learner:
@@ -150,7 +172,7 @@ def load_learner(folder: Path, tokenizer: PreTrainedTokenizerBase, config: Forge
             "or all with `accelerate launch` (docs/scale.md)."
         )
     keep_freed_memory()
-    model = _load(folder, config)
+    model = load_model(folder, config)
     fresh: dict[str, Tensor] = {}
     if config.use_peft:
         names = config.lora_target_modules
@@ -163,6 +185,7 @@ def load_learner(folder: Path, tokenizer: PreTrainedTokenizerBase, config: Forge
                     lora_alpha=config.lora_alpha,
                     lora_dropout=config.lora_dropout,
                     target_modules=names if names == "all-linear" else names.replace(",", " ").split(),
+                    exclude_modules=_without_adapter(model, names) or None,
                     layers_to_transform=config.lora_layers_to_transform,
                     task_type="CAUSAL_LM",
                 ),
@@ -171,6 +194,38 @@ def load_learner(folder: Path, tokenizer: PreTrainedTokenizerBase, config: Forge
             raise ModelError(f"--lora_target_modules {names}: {error}") from error
         fresh = {name: value.clone() for name, value in get_peft_model_state_dict(model).items()}
     model.to(pick_device())
-    if packable(model):
-        model.set_attn_implementation(PACKED)
-    return Learner(model, tokenizer, folder, config, fresh)
+    learner = Learner(model, tokenizer, folder, config, fresh)
+    settle_batches(learner)
+    return learner
+
+
+def _without_adapter(model: Any, names: str) -> list[str]:
+    """Linear layers that get no adapter.
+
+    These are the ones beside a composite model's text model (a vision tower), and for "all-linear" those that give
+    something else than one tensor (a router), which no adapter can wrap.
+    """
+    text = text_model(model) if model.config.get_text_config(decoder=True) is not model.config else model
+    inside = {*text.modules(), model.get_output_embeddings()}
+    if names == "all-linear":
+        inside -= _of_many_tensors(model)
+    linear = ((name, module) for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D)))
+    return [name for name, module in linear if module not in inside]
+
+
+@torch.no_grad()
+def _of_many_tensors(model: Any) -> set[nn.Module]:
+    """Linear layers of a class of their own that do not give one tensor, found by a forward pass over one token."""
+    own = [one for one in model.modules() if isinstance(one, nn.Linear) and type(one).forward is not nn.Linear.forward]
+    found: set[nn.Module] = set()
+
+    def look(layer: nn.Module, _: Any, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            found.add(layer)
+
+    hooks = [layer.register_forward_hook(look) for layer in own]
+    if own:
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return found

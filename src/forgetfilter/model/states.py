@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from forgetfilter.data.tokenization import IGNORED, Example
 from forgetfilter.errors import ModelError
-from forgetfilter.model.learner import Learner
+from forgetfilter.model.learner import Learner, text_model
 from forgetfilter.model.memory import RELEASE_EVERY, one_memory_error, release_freed_memory
 from forgetfilter.model.reading import batches
 from forgetfilter.progress import progress
@@ -62,25 +63,36 @@ def _pooled(learner: Learner, lower: Any, rows: Sequence[Example]) -> np.ndarray
 
 @contextmanager
 def _lower_half(model: Any) -> Iterator[Any]:
-    """The model without its upper blocks, its last norm and its output layer, for as long as the context lasts.
+    """The innermost model without its upper blocks and its last norm, for as long as the context lasts.
 
     Raises:
         ModelError: If the model has no list of blocks.
     """
-    kinds = model._no_split_modules or ()
-    for owner in list(model.modules()):
-        for name, blocks in owner.named_children():
-            if isinstance(blocks, nn.ModuleList) and len(blocks) and type(blocks[0]).__name__ in kinds:
-                lower = {name: blocks[: (len(blocks) + 1) // 2]}
-                lower |= {own: nn.Identity() for own, _ in owner.named_children() if own in LAST_NORMS}
-                whole = {own: getattr(owner, own) for own in lower}
-                try:
-                    _replace(owner, lower)
-                    yield owner
-                finally:
-                    _replace(owner, whole)
-                return
-    raise ModelError(f"{type(model).__name__}: has no list of blocks, so its hidden states cannot be read.")
+    text = text_model(model)
+    owner, name = _blocks(text, {*(model._no_split_modules or ())})
+    blocks = getattr(owner, name)
+    models = [one for one in text.modules() if isinstance(one, PreTrainedModel)]
+    lower = {name: blocks[: (len(blocks) + 1) // 2]}
+    lower |= {own: nn.Identity() for own, _ in owner.named_children() if own in LAST_NORMS}
+    whole = {own: getattr(owner, own) for own in lower}
+    try:
+        _replace(owner, lower)
+        yield next(one for one in reversed(models) if owner in one.modules())
+    finally:
+        _replace(owner, whole)
+
+
+def _blocks(text: nn.Module, kinds: set[str]) -> tuple[nn.Module, str]:
+    """The module that has the list of blocks, and the list's name: the first of these kinds, else the first of any."""
+    lists = [
+        (owner, name, type(blocks[0]).__name__)
+        for owner in text.modules()
+        for name, blocks in owner.named_children()
+        if isinstance(blocks, nn.ModuleList) and len(blocks)
+    ]
+    for owner, name, _ in sorted(lists, key=lambda found: found[2] not in kinds):
+        return owner, name
+    raise ModelError(f"{type(text).__name__}: has no list of blocks, so its hidden states cannot be read.")
 
 
 def _replace(owner: nn.Module, children: Mapping[str, nn.Module]) -> None:

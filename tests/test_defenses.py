@@ -14,15 +14,31 @@ from forgetfilter import defenses
 from forgetfilter import workshop as workshops
 from forgetfilter.config import StageConfig
 from forgetfilter.data.loading import load_data, load_rows
-from forgetfilter.defenses import DEFENSES, defend, names, parameters_of
+from forgetfilter.defenses import (
+    DEFENSES,
+    JOIN,
+    PREPARATIONS,
+    REPAIRS,
+    changes_m0,
+    constants_of,
+    defend,
+    exists,
+    filter_of,
+    names,
+    parameters_of,
+)
 from forgetfilter.defenses.lisa import Proximal
 from forgetfilter.defenses.result import budget, draw, safe_budget
+from forgetfilter.defenses.rounding import rounded
 from forgetfilter.defenses.self_correction import REASONING, SENTENCES
 from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.filters import FILTERS
 from forgetfilter.hooks import Hooks
 from forgetfilter.runs import Run
 from forgetfilter.workshop import Workshop
+
+SHARED = {"__init__", "result", "adapters", "pairs"}
+"""Files of the room that hold no defense."""
 
 
 @pytest.fixture
@@ -74,7 +90,7 @@ def test_safety_finetuning_goes_on_from_nones_model_which_is_trained_once(worksh
     real = workshop.learner.restore
     monkeypatch.setattr(workshop.learner, "restore", lambda stage: (starts.append(stage), real(stage)))
     none = DEFENSES["none"](workshop, data, config).model
-    model = DEFENSES["safety_finetuning"](workshop, data, config).model
+    model = defend("safety_finetuning", workshop, data, config).model
     assert stages(trained) == ["none", "safety_finetuning"]
     assert starts == [None, none]
     assert trained[1][1] == data.safe.examples
@@ -188,7 +204,7 @@ def test_a_filter_that_keeps_everything_gives_nones_model(workshop, data, config
 
 
 def test_every_filter_is_a_defense_that_finetunes_on_what_it_keeps(workshop, data, config, trained):
-    assert set(names()) == DEFENSES.keys() | FILTERS.keys()
+    assert set(names()) == PREPARATIONS.keys() | DEFENSES.keys() | REPAIRS.keys() | FILTERS.keys()
     result = defend("random", workshop, data, dataclasses.replace(config, threshold=0.5))
     ((what, examples, settings, _),) = trained
     dropped = result.kept.scored.suspicion > 0.5
@@ -301,14 +317,91 @@ def test_an_order_and_a_term_reach_the_training(workshop, data, config, monkeypa
     assert batches[:2] == [rows[:8], rows[8:]]
 
 
+def test_a_chain_is_its_parts_one_after_the_other(workshop, data, config, trained, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = dataclasses.replace(config, threshold=0.5)
+    dropped = defend("random", workshop, data, config).kept.decision.dropped
+    kept = [data.noisy.examples[row] for row in np.flatnonzero(~dropped)]
+    trained.clear()
+    result = defend("vaccine_plain-then-random-then-lisa-then-safety_finetuning", workshop, data, config)
+    assert stages(trained) == ["vaccine_plain", "lisa-1.0-3-27-0.1", "safety_finetuning"]
+    prepared, lisa, reviewed = (call[1] for call in trained)
+    assert prepared == reviewed == data.safe.examples
+    assert all(row in data.safe.examples or row in kept for row in lisa)
+    assert trained[1][2].max_steps == math.ceil(3 * len(kept) / 16)  # each row as often as in the whole data
+    assert result.kept.decision.dropped.sum() == 16 - len(kept)
+    assert result.m0.sha256 != workshop.m0.sha256
+    again = defend("random-then-none", workshop, data, config)
+    assert again.model == defend("random", workshop, data, config).model
+
+
+def test_rounding_leaves_whole_multiples_of_a_scale_and_a_finetuning_can_follow(workshop, data, config, trained):
+    values = rounded(torch.tensor([[0.0, 7.4, -14.0, 3.0], [0.0, 0.0, 0.0, 0.0]]), 4)
+    assert values.tolist() == [[0.0, 8.0, -14.0, 4.0], [0.0] * 4]  # a scale of 2: 3.7, -7 and 1.5 of it
+    results = {bits: defend(f"int{bits}", workshop, data, config) for bits in (4, 8)}
+    plain = workshop.read(data.noisy.examples, defend("none", workshop, data, config).model).log_likelihood
+    off = {}
+    for bits, result in results.items():
+        whole = load_file(result.m0.folder / "model.safetensors")
+        layer = whole["model.layers.0.mlp.up_proj.weight"]
+        assert all(len(row.unique()) <= 2**bits - 1 for row in layer)
+        assert len(whole["model.embed_tokens.weight"].unique()) > 2**bits
+        read = workshop.on(result.m0).read(data.noisy.examples).log_likelihood
+        off[bits] = np.abs(read - plain).mean()
+    assert 0 < off[8] < off[4]
+    folder = results[4].m0.folder
+    trained.clear()
+    after = defend("int4-then-safety_finetuning", workshop, data, config)
+    assert stages(trained) == ["safety_finetuning"]
+    assert after.m0.sha256 == results[4].m0.sha256
+    assert after.model is not None
+    del results, result
+    assert not folder.exists()  # a whole model is large: it goes with whoever uses it
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "safe_lora-then-vaccine",
+        "lisa-then-probe",
+        "lisa-then-none",
+        "probe-then-random",
+        "int8-then-safe_lora",
+        "int8-then-int4",
+        "lisa-then-lisa",
+    ],
+)
+def test_parts_that_cannot_follow_one_another_are_an_error(workshop, data, config, name):
+    assert exists(name)
+    for refused in (lambda: parameters_of(name, config), lambda: defend(name, workshop, data, config)):
+        with pytest.raises(ConfigError, match=f"defense {name}"):
+            refused()
+
+
+def test_what_a_chain_depends_on_is_what_its_parts_depend_on(config):
+    name = JOIN.join(["vaccine", "probe", "lisa", "int8"])
+    config = dataclasses.replace(config, parameters={"lisa": {"rho": 2}, "vaccine": {"rho": 0.5}})
+    assert parameters_of(name, config) == {part: parameters_of(part, config) for part in name.split(JOIN)}
+    for part in name.split(JOIN):
+        assert constants_of(part).items() <= constants_of(name).items()
+    assert filter_of(name) == "probe"
+    assert filter_of("vaccine-then-forget_filter") == "forgetting"
+    assert (changes_m0(name), changes_m0("lisa-then-safety_finetuning"), changes_m0("int4")) == (True, False, True)
+    assert not exists("lisa-then-nonsense")
+
+
 def test_every_defense_is_named_and_documented():
     made_by_keeping = {"forget_filter"}
-    files = {path.stem for path in Path(defenses.__file__).parent.glob("*.py")} - {"__init__", "result", "keeping"}
-    assert set(DEFENSES) - made_by_keeping == files
-    for name in files:
-        assert importlib.import_module(f"forgetfilter.defenses.{name}").__doc__.startswith(f"{name}: ")
-        assert DEFENSES[name].__name__ == name
+    methods = {**PREPARATIONS, **DEFENSES, **REPAIRS}
+    files = {path.stem for path in Path(defenses.__file__).parent.glob("*.py")}
+    assert {methods[name].__module__.rpartition(".")[2] for name in methods} == files - SHARED
+    for name in methods.keys() - made_by_keeping:
+        assert methods[name].__name__ == name
+        file = methods[name].__module__.rpartition(".")[2]
+        said = importlib.import_module(methods[name].__module__).__doc__
+        assert said.startswith(f"{file}: ")
+        assert name in said
     keeping = importlib.import_module("forgetfilter.defenses.keeping").__doc__
     assert keeping.startswith("keeping: ")
     assert all(f"{name} is keeping(" in keeping for name in made_by_keeping)
-    assert all(method.__doc__ for method in (*DEFENSES.values(), *FILTERS.values()))
+    assert all(method.__doc__ for method in (*methods.values(), *FILTERS.values()))

@@ -74,7 +74,14 @@ def test_everything_that_trains_or_loads_goes_through_the_workshop():
 def test_filters_and_defenses_know_neither_each_other_nor_a_label():
     methods = {path: f"forgetfilter.{path.parent.name}.{path.stem}" for path in ROOT.glob("[fd]e*s/*.py")}
     methods |= {path: f"forgetfilter.filters.{path.stem}" for path in ROOT.glob("filters/*.py")}
-    shared = {"defenses.result", "defenses.keeping", "defenses.self_correction", "filters.forgetting"}
+    shared = {
+        "defenses.result",
+        "defenses.adapters",
+        "defenses.pairs",
+        "defenses.keeping",
+        "defenses.self_correction",
+        "filters.forgetting",
+    }
     names = {name for name in methods.values() if name.removeprefix("forgetfilter.") not in shared}
     for path in methods:
         used = {f"{name}" for name in names & imports(path)}

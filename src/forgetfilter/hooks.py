@@ -14,18 +14,23 @@ class Hooks:
     """What a method does inside a training. Checkpoints do not hold its state, so such a training is not resumed.
 
     Attributes:
+        around: Called with the model before its optimiser is made; gives the context in which all of the training runs,
+            uncompiled. The weights are saved as the context leaves them.
         before: Called once, before the first step.
         each_step: Called after each optimiser step with its number, from 1.
         loss: Makes a batch's loss of the losses of its trained tokens, (tokens,), row after row; in place of their
             mean. The losses of the batches of an optimiser step are summed.
+        objective: Called with the model, gives a batch's loss from rows of its own, in place of that of the batch.
         penalty: Gives a term that depends on the current weights and is added to each step's loss; None adds nothing.
         perturbed: For methods that make two passes per step, such as sharpness-aware ones. It is called with the model
             when this has the gradients of the first pass, and gives the context in which the second pass runs. Only
             the gradients of the second pass are used.
     """
 
+    around: Callable[[Any], AbstractContextManager[object]] | None = None
     before: Callable[[], object] | None = None
     each_step: Callable[[int], object] | None = None
     loss: "Callable[[Tensor], Tensor] | None" = None
+    objective: "Callable[[Any], Tensor] | None" = None
     penalty: "Callable[[], Tensor | None] | None" = None
     perturbed: Callable[[Any], AbstractContextManager[object]] | None = None

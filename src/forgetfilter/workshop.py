@@ -297,7 +297,7 @@ class Workshop:
             if processes.first():
                 weights.cached(called, self.learner.save_merged)
             processes.together()
-            del self.learner  # its adapter is merged into its weights, so it is of no further use
+            del self.learner  # as in `merge`
         return M0(weights.cache_folder() / called, self.m0.tokenizer, self.m0.max_length)
 
     def read(self, examples: Sequence[Example], model: Path | None = None) -> Readings:
@@ -381,14 +381,30 @@ class Workshop:
         for row, gradient in gradients(self.become(None), examples, "M0: gradients", tokens):
             yield row, gradient.cpu().numpy()
 
-    def other(self, model: str) -> "Workshop":
-        """A workshop of the same run for another model, such as a guard; this one's model leaves the memory."""
+    def on(self, m0: M0 | None, **changes: Any) -> "Workshop":
+        """A workshop of the same run with another M0 or changed settings; this one's model leaves the memory.
+
+        Args:
+            m0: The M0; None for this one's. Without changes that is this workshop itself.
+            changes: Settings and their values.
+        """
+        if m0 is None and not changes:
+            return self
         self.__dict__.pop("learner", None)
         free_dropped_models()
-        config = dataclasses.replace(self.config, model_name_or_path=model)
-        found = Workshop(M0.named(config), config, self.run)
+        found = Workshop(m0 or self.m0, dataclasses.replace(self.config, **changes), self._run)
         found.account = self.account
         return found
+
+    def other(self, model: str) -> "Workshop":
+        """A workshop of the same run for another model, such as a guard; this one's model leaves the memory."""
+        named = dataclasses.replace(self.config, model_name_or_path=model)
+        return self.on(M0.named(named), model_name_or_path=model)
+
+    def merge(self, model: Path | None, folder: Path, change: Callable[[Any], object]) -> None:
+        """Write a whole model to a folder: its adapter is merged in, then `change` is called with it."""
+        self.become(model).save_merged(folder, change)
+        del self.learner  # its adapter is merged into its weights, so it is of no further use
 
     def guard_kind(self, model: str, kind: str = "auto") -> str:
         """What kind of guard a model is (filters/guard.py); see `model.weights.guard_kind`."""

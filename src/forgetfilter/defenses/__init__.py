@@ -1,6 +1,11 @@
-"""Defenses: ways to finetune M0 on noisy data, one file each: NAME(workshop, data, config, ...) -> Result."""
+"""Defenses: ways from M0 and noisy data to a finetuned model, one file each.
 
-from collections.abc import Callable
+There are four kinds, by where in the work they stand: those that make another M0, filters, trainings, and those that
+change a finetuned model. A name is one of them, or several in this order (`vaccine-then-probe-then-safe_lora`).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from forgetfilter import config as config_module
@@ -9,25 +14,36 @@ from forgetfilter.data.loading import Data
 from forgetfilter.decision import rules
 from forgetfilter.defenses.base import base
 from forgetfilter.defenses.forget_filter_self_correction import forget_filter_self_correction
-from forgetfilter.defenses.keeping import keeping
+from forgetfilter.defenses.keeping import keeping, narrowed
 from forgetfilter.defenses.lisa import lisa
 from forgetfilter.defenses.none import none
 from forgetfilter.defenses.replay import replay
 from forgetfilter.defenses.result import Result
+from forgetfilter.defenses.rounding import int4, int8
+from forgetfilter.defenses.safe_lora import safe_lora, safe_lora_scaled
 from forgetfilter.defenses.safeinstr import safeinstr
 from forgetfilter.defenses.safety_finetuning import safety_finetuning
 from forgetfilter.defenses.self_correction import self_correction
 from forgetfilter.defenses.toss_tokens import toss_tokens
+from forgetfilter.defenses.vaccine import vaccine, vaccine_plain, vaccine_random
+from forgetfilter.errors import ConfigError
 from forgetfilter.filters import FILTERS, arguments_of, filter_constants, filter_named, made_from, require_filter
 from forgetfilter.methods import arguments, constants
 from forgetfilter.workshop import Workshop
 
+JOIN = "-then-"
+"""What joins several defenses to one."""
 Defense = Callable[..., Result]
 """Takes a workshop, data and config; its keyword-only arguments are its parameters."""
+PREPARATIONS: dict[str, Callable[..., Workshop]] = {
+    "vaccine": vaccine,
+    "vaccine_plain": vaccine_plain,
+    "vaccine_random": vaccine_random,
+}
+"""Those that make another M0: they take a workshop, data and config, and give a workshop of the other M0."""
 DEFENSES: dict[str, Defense] = {
     "base": base,
     "none": none,
-    "safety_finetuning": safety_finetuning,
     "replay": replay,
     "self_correction": self_correction,
     "forget_filter": keeping("forgetting"),
@@ -36,7 +52,17 @@ DEFENSES: dict[str, Defense] = {
     "lisa": lisa,
     "toss_tokens": toss_tokens,
 }
-"""By the names compare.yaml uses."""
+"""Trainings, by the names compare.yaml uses."""
+REPAIRS: dict[str, Defense] = {
+    "safety_finetuning": safety_finetuning,
+    "safe_lora": safe_lora,
+    "safe_lora_scaled": safe_lora_scaled,
+    "int8": int8,
+    "int4": int4,
+}
+"""Those that change a finetuned model: they take a workshop, data, config and the result of the training."""
+ROUNDINGS = ("int8", "int4")
+"""Repairs that leave a whole model without an adapter; only safety_finetuning, which trains one, can follow them."""
 KEPT_BY = {"forget_filter": "forgetting", "forget_filter_self_correction": "forgetting"}
 """Defense -> the filter that decides which rows it keeps."""
 LEARNS_FROM = {"toss_tokens": "toss"}
@@ -45,27 +71,81 @@ LEARNS_FROM = {"toss_tokens": "toss"}
 
 def names() -> list[str]:
     """Every defense's name: those above, and each filter's, for the one that finetunes on what it keeps."""
-    return [*DEFENSES, *FILTERS]
+    return [*PREPARATIONS, *DEFENSES, *REPAIRS, *FILTERS]
+
+
+def parts_of(name: str) -> list[str]:
+    """The defenses that a name stands for, one after the other."""
+    return name.split(JOIN)
+
+
+def _kinds(name: str) -> list[list[str]]:
+    """The preparations, filters, trainings and repairs among the parts of a name."""
+    found: list[list[str]] = [[], [], [], []]
+    for part in parts_of(name):
+        found[_kind(part)].append(part)
+    return found
+
+
+def _kind(part: str) -> int:
+    """Where in the work a defense stands, from 0; 4 if there is no such defense."""
+    known: list[Mapping[str, Any]] = [PREPARATIONS, DEFENSES, REPAIRS]
+    for kind, methods in zip((0, 2, 3), known, strict=True):
+        if part in methods:
+            return kind
+    return 1 if filter_named(part) is not None else 4
 
 
 def filter_of(name: str) -> str | None:
     """The filter that a defense keeps rows by; None if it keeps all, or there is no such defense."""
-    return KEPT_BY.get(name, name if name not in DEFENSES and filter_named(name) is not None else None)
+    for part in parts_of(name):
+        if part in KEPT_BY or _kind(part) == 1:
+            return KEPT_BY.get(part, part)
+    return None
 
 
 def exists(name: str) -> bool:
-    """Whether there is a defense of this name, also one by several filters together (forgetting+column)."""
-    return name in DEFENSES or filter_of(name) is not None
+    """Whether there are defenses of this name, also one by several filters together (forgetting+column)."""
+    return all(_kind(part) < 4 for part in parts_of(name))
+
+
+def changes_m0(name: str) -> bool:
+    """Whether a defense ends with another M0 than the one it began with."""
+    return any(part in PREPARATIONS or part in ROUNDINGS for part in parts_of(name))
+
+
+def require_order(name: str) -> None:
+    """Raise ConfigError unless the parts of a name can follow one another."""
+    parts = parts_of(name)
+    kinds = [_kind(part) for part in parts]
+    if kinds != sorted(kinds) or kinds.count(1) > 1 or kinds.count(2) > 1 or len(set(parts)) < len(parts):
+        raise ConfigError(
+            f"defense {name}: first those that make another M0 ({', '.join(PREPARATIONS)}), then a filter, then a "
+            f"training ({', '.join(DEFENSES)}), then those that change its model ({', '.join(REPAIRS)}); each once."
+        )
+    rounded = next((place for place, part in enumerate(parts) if part in ROUNDINGS), len(parts))
+    after = [part for part in parts[rounded + 1 :] if part != "safety_finetuning"]
+    if after:
+        raise ConfigError(
+            f"defense {name}: after {parts[rounded]} there is no adapter left that {after[0]} can change."
+        )
 
 
 def parameters_of(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
     """Every parameter that a defense's model depends on: its own, and those of the filter it keeps rows by.
 
     Raises:
-        ConfigError: If one is unknown or missing, or the data that the filter needs.
+        ConfigError: If its parts cannot follow one another, a parameter is unknown or missing, or the data that the
+            filter needs.
     """
+    require_order(name)
+    parts = parts_of(name)
+    return _parameters(name, config) if len(parts) == 1 else {part: _parameters(part, config) for part in parts}
+
+
+def _parameters(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
     by = filter_of(name) or LEARNS_FROM.get(name)
-    own = arguments(name, DEFENSES[name], config.parameters) if name in DEFENSES else {}
+    own = _arguments(name, config) if _kind(name) != 1 else {}
     if by is None:
         return own
     require_filter(by, config)
@@ -73,15 +153,55 @@ def parameters_of(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
     return {**own, by: arguments_of(by, config), **{part: arguments_of(part, config) for part in given if part != by}}
 
 
+def _method(name: str) -> Callable[..., Any]:
+    """The function of a defense that is no filter."""
+    methods: Mapping[str, Callable[..., Any]] = {**PREPARATIONS, **DEFENSES, **REPAIRS}
+    return methods[name]
+
+
+def _arguments(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
+    return arguments(name, _method(name), config.parameters)
+
+
 def constants_of(name: str) -> dict[str, Any]:
     """Every constant that a defense's model depends on: those of its own file, of the rules and of config.py."""
-    by = filter_of(name) or LEARNS_FROM.get(name)
-    own = [DEFENSES[name]] if name in DEFENSES else []
-    return {**constants(config_module, rules, *own), **({} if by is None else filter_constants(by))}
+    found = constants(config_module, rules)
+    for part in parts_of(name):
+        by = filter_of(part) or LEARNS_FROM.get(part)
+        found |= {} if _kind(part) == 1 else constants(_method(part))
+        found |= {} if by is None else filter_constants(by)
+    return found
 
 
 def defend(name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig) -> Result:
-    """The model that a defense of this name makes, with the parameters that the config gives it."""
-    if name not in DEFENSES:
-        return keeping(name)(workshop, data, config)
-    return DEFENSES[name](workshop, data, config, **arguments(name, DEFENSES[name], config.parameters))
+    """The model that a defense of this name makes, with the parameters that the config gives it.
+
+    Raises:
+        ForgetFilterError: One of its children: ConfigError if its parts cannot follow one another, others from data
+            and models.
+    """
+    require_order(name)
+    preparations, filters, trainings, repairs = _kinds(name)
+    first = workshop
+    for part in preparations:
+        workshop = PREPARATIONS[part](workshop, data, config, **_arguments(part, config))
+    result = _trained(filters, trainings, workshop, data, config)
+    if workshop is not first:
+        result = replace(result, m0=workshop.m0)
+    for part in repairs:
+        result = REPAIRS[part](first.on(result.m0), data, config, result, **_arguments(part, config))
+    return result
+
+
+def _trained(
+    filters: list[str], trainings: list[str], workshop: Workshop, data: Data, config: ForgetFilterConfig
+) -> Result:
+    """What the filter and the training of a name make; without a training, `none` takes its place."""
+    training = trainings[0] if trainings else "none"
+    if not filters:
+        return DEFENSES[training](workshop, data, config, **_arguments(training, config))
+    if training == "none":
+        return keeping(filters[0])(workshop, data, config)
+    fewer, shorter, kept = narrowed(filters[0], workshop, data, config)
+    result = DEFENSES[training](workshop, fewer, shorter, **_arguments(training, config))
+    return replace(result, kept=kept)

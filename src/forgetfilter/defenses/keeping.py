@@ -3,12 +3,13 @@
 forget_filter is keeping("forgetting"): Zhao et al. (ICML 2024, arXiv 2312.12736).
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.data.loading import Data
+from forgetfilter.data.loading import Data, Rows
 from forgetfilter.data.tokenization import Example
 from forgetfilter.decision.decide import decide_by_config
 from forgetfilter.defenses.result import Kept, Result, budget
@@ -17,21 +18,36 @@ from forgetfilter.filters import score
 from forgetfilter.workshop import Workshop
 
 
-def kept_by(name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig) -> tuple[list[Example], Kept]:
-    """The examples that a filter keeps by the config's rule, and what it decided.
+def kept_rows(name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig) -> tuple[Rows, Kept]:
+    """The rows that a filter keeps by the config's rule, and what it decided.
 
     The filter trains from M0, even if the defense's finetuning starts from another model.
 
     Raises:
-        RunError: If it keeps nothing.
+        RunError: If it keeps nothing that can be learnt.
     """
     scored = score(workshop, data, name)
     decision = decide_by_config(name, scored, data.noisy.source, config)
-    examples = [data.noisy.examples[row] for row in np.flatnonzero(~decision.dropped)]
-    kept = [example for example in examples if example.scorable]
-    if not kept:
+    rows = data.noisy.select(np.flatnonzero(~decision.dropped).tolist())
+    if not rows.trainable():
         raise RunError(f"{workshop.run.folder}: filter {name} kept no row, so there is nothing to finetune on.")
-    return kept, Kept(scored, decision)
+    return rows, Kept(scored, decision)
+
+
+def kept_by(name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig) -> tuple[list[Example], Kept]:
+    """The examples that a filter keeps, without those that cannot be learnt, and what it decided; see `kept_rows`."""
+    rows, kept = kept_rows(name, workshop, data, config)
+    return rows.trainable(), kept
+
+
+def narrowed(
+    name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig
+) -> tuple[Data, ForgetFilterConfig, Kept]:
+    """The data that a filter leaves to another defense, the config under which it sees each row as often, and why."""
+    rows, kept = kept_rows(name, workshop, data, config)
+    steps = budget(data, config, rows.trainable()).max_steps
+    final = dataclasses.replace(config.final, max_steps=steps, num_train_epochs=None)
+    return dataclasses.replace(data, noisy=rows), dataclasses.replace(config, final=final), kept
 
 
 def keeping(name: str) -> Callable[[Workshop, Data, ForgetFilterConfig], Result]:

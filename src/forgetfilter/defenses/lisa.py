@@ -6,16 +6,14 @@ rho / 2 * ||w - w_other||^2, where w_other are the weights at the end of the las
 off for the first tenth of all steps.
 """
 
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
-from forgetfilter.data.tokenization import Example
-from forgetfilter.defenses.result import Result, budget
+from forgetfilter.defenses.result import Result, budget, shuffled
 from forgetfilter.hooks import Hooks
 from forgetfilter.workshop import Workshop
 
@@ -54,14 +52,6 @@ class Proximal:
 def turns(steps: int, safe_steps: int, noisy_steps: int) -> list[bool]:
     """For each step whether it is on safe data; safe data comes first."""
     return [step % (safe_steps + noisy_steps) < safe_steps for step in range(steps)]
-
-
-def shuffled(examples: Sequence[Example], seed: int) -> Iterator[Example]:
-    """The examples without end, shuffled anew on each pass."""
-    rng, order = random.Random(seed), list(examples)
-    while True:
-        rng.shuffle(order)
-        yield from order
 
 
 def lisa(

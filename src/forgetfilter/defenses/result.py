@@ -1,16 +1,20 @@
 """The result of a defense, and the training budgets and random draws that several defenses share."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from forgetfilter.config import ForgetFilterConfig, StageSettings
 from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import Example
 from forgetfilter.decision.outputs import Decision
+from forgetfilter.hooks import Hooks
 from forgetfilter.scored import Scored
+from forgetfilter.workshop import M0, Workshop
+
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -27,6 +31,7 @@ class Result:
 
     Attributes:
         model: Folder of the final model's adapter (of all weights with use_peft off); None for M0.
+        m0: The M0 that the adapter is of, where the defense has made one of its own.
         sentence: Text to put before every prompt of a safety measure.
         reasoning: Text with which the model has learnt to begin its answers about bias.
         kept: How the rows were chosen, if a filter chose them.
@@ -38,6 +43,7 @@ class Result:
     reasoning: str = ""
     kept: Kept | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    m0: M0 | None = None
 
 
 def budget(data: Data, config: ForgetFilterConfig, examples: Sequence[Example]) -> StageSettings:
@@ -60,3 +66,32 @@ def draw(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
     """Draw `count` examples: all of them count // len(examples) times, and the rest at random, each at most once."""
     whole, rest = divmod(count, len(examples))
     return [*(list(examples) * whole), *random.Random(seed).sample(list(examples), rest)]
+
+
+def shuffled(items: Sequence[Item], seed: int) -> Iterator[Item]:
+    """The items without end, shuffled anew on each pass."""
+    rng, order = random.Random(seed), list(items)
+    while True:
+        rng.shuffle(order)
+        yield from order
+
+
+def rebased(
+    workshop: Workshop,
+    name: str,
+    examples: Sequence[Example],
+    settings: StageSettings,
+    hooks: Hooks | None = None,
+    **changes: Any,
+) -> Workshop:
+    """A workshop whose M0 is this one's after a training, in float32, since its weights are merged.
+
+    Args:
+        workshop: Its M0 is trained, once for all runs.
+        name: What the new M0 is called; with hooks it also tells what they do.
+        examples: What to learn.
+        settings: Rates and lengths.
+        hooks: What a method does inside the training.
+        changes: Settings that differ in this training alone.
+    """
+    return workshop.on(workshop.on(None, dtype="float32", **changes).base(name, examples, settings, hooks))

@@ -167,7 +167,7 @@ class Trial:
 
         def train_and_ask() -> Cell:
             result = make()
-            learner = workshop.become(result.model)
+            learner = workshop.on(result.m0).become(result.model)
             found, records = {}, []
             for name, questions in self.questions.items():
                 sentence = result.sentence if MEASURES[name].of_safety else ""
@@ -179,6 +179,8 @@ class Trial:
             facts = {**result.facts, **_kept_figures(result, data, workshop.config)}
             write_records(answers_file, records)
             self.made += 1
+            if result.m0 is not None:
+                facts["m0"] = result.m0.sha256
             return {**about, "git_sha": git_sha(), "model": model, "facts": facts, "figures": found}
 
         cell = self.cells.once(key, made_of, train_and_ask, ".jsonl")

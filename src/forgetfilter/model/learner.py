@@ -1,6 +1,6 @@
 """One model in memory with its LoRA adapter: it becomes M0, the noisy model, the final one in turn."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -128,9 +128,11 @@ class Learner:
         """Save the adapter (or all weights) to a folder."""
         self.model.save_pretrained(folder)
 
-    def save_merged(self, folder: Path) -> None:
-        """Save the whole model, its adapter merged in, with the tokenizer: a model of its own."""
+    def save_merged(self, folder: Path, change: Callable[[Any], object] | None = None) -> None:
+        """Save the whole model, its adapter merged in and then changed, with the tokenizer: a model of its own."""
         model = self.model.merge_and_unload() if self.config.use_peft else self.model
+        if change is not None:
+            change(model)
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 

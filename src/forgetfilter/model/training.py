@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,17 +104,23 @@ class _Trainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        logits, targets = label_logits(model, inputs)
-        if self.hooks.loss is not None:
-            loss = self.hooks.loss(cross_entropy(logits.float(), targets, reduction="none"))
-        elif num_items_in_batch is None:
-            loss = cross_entropy(logits.float(), targets)
-        else:  # gradients are averaged over processes
-            total = cross_entropy(logits.float(), targets, reduction="sum")
-            loss = total / num_items_in_batch * self.accelerator.num_processes
+        loss = self._loss(model, inputs, num_items_in_batch)
         self.losses = self.losses + loss.detach()
         penalty = self.hooks.penalty and self.hooks.penalty()
         return loss if penalty is None else loss + penalty / self.args.gradient_accumulation_steps
+
+    def _loss(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
+        """The batch's own loss, or the one that a hook makes in its place."""
+        if self.hooks.objective is not None:
+            return self.hooks.objective(model)
+        logits, targets = label_logits(model, inputs)
+        if self.hooks.loss is not None:
+            return self.hooks.loss(cross_entropy(logits.float(), targets, reduction="none"))
+        if num_items_in_batch is None:
+            return cross_entropy(logits.float(), targets)
+        total = cross_entropy(logits.float(), targets, reduction="sum")
+        # gradients are averaged over processes
+        return total / num_items_in_batch * self.accelerator.num_processes  # type: ignore[no-any-return]
 
 
 def train(
@@ -151,7 +157,7 @@ def train(
     start = learner.stage
     while True:
         try:
-            with one_memory_error():
+            with one_memory_error(), _around(learner, hooks or Hooks()):
                 return _train(learner, examples, settings, checkpoints, what, hooks or Hooks(), in_order)
         except torch.OutOfMemoryError as error:
             batch = settings.per_device_train_batch_size
@@ -174,6 +180,16 @@ def train(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         learner.restore(start)
+
+
+@contextlib.contextmanager
+def _around(learner: Learner, hooks: Hooks) -> Iterator[None]:
+    """The context that a hook gives for the whole training. What is compiled would not see its changes."""
+    if hooks.around is None:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), hooks.around(learner.model):
+        yield
 
 
 def _train(

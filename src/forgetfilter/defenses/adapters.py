@@ -1,0 +1,122 @@
+"""What defenses share that change a trained adapter: its weights, layer by layer, and an adapter of other weights."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from forgetfilter.defenses.result import Result
+from forgetfilter.errors import ConfigError, ModelError
+from forgetfilter.model.weights import weights_hash
+from forgetfilter.workshop import Workshop
+
+WEIGHTS = "adapter_model.safetensors"
+BEFORE, DOWN, UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+"""How PEFT names a weight's two factors: BEFORE + its layer + DOWN or UP."""
+
+
+@dataclass
+class Update:
+    """What finetuning added to a layer's weight: scale * up @ down.
+
+    Attributes:
+        layer: Name of the layer, as the whole model has it.
+        down: (rank, inputs), PEFT's A.
+        up: (outputs, rank), PEFT's B.
+    """
+
+    layer: str
+    down: Tensor
+    up: Tensor
+
+    def norm(self) -> Tensor:
+        """Frobenius norm of up @ down, without its scale."""
+        down, up = self.down.double(), self.up.double()
+        return ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt()
+
+
+def require_adapter(name: str, workshop: Workshop, tuned: Result) -> Path:
+    """The folder of the adapter that a defense is to repair.
+
+    Raises:
+        ConfigError: If all weights were trained, or none.
+    """
+    if not workshop.config.use_peft:
+        raise ConfigError(f"{name} repairs a LoRA adapter: it does not work with use_peft off.")
+    if tuned.model is None:
+        raise ConfigError(f"{name} repairs what a finetuning has added, and here nothing has been finetuned before it.")
+    return tuned.model
+
+
+def updates(tensors: Mapping[str, Tensor]) -> Iterator[Update]:
+    """The update of each layer, in the order of their names."""
+    for name in sorted(tensors):
+        if name.endswith(DOWN):
+            whole = name.removesuffix(DOWN)
+            yield Update(whole.removeprefix(BEFORE), tensors[name], tensors[whole + UP])
+
+
+def up_name(layer: str) -> str:
+    """PEFT's name of a layer's B."""
+    return f"{BEFORE}{layer}{UP}"
+
+
+def load(adapter: Path) -> dict[str, Tensor]:
+    """An adapter's weights by PEFT's names."""
+    return load_file(adapter / WEIGHTS)
+
+
+def changed(
+    workshop: Workshop, name: str, adapter: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+) -> Path:
+    """Keep an adapter with other weights than the one that it was made of.
+
+    Args:
+        workshop: Keeps it.
+        name: The defense's.
+        adapter: The adapter it was made of.
+        tensors: All of its weights, by PEFT's names.
+        facts: What, besides the adapter, its weights depend on.
+    """
+
+    def fill(folder: Path) -> None:
+        for path in adapter.iterdir():
+            if path.name != WEIGHTS:
+                shutil.copy(path, folder)
+        save_file({key: value.contiguous() for key, value in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
+
+    return workshop.keep(name, fill, [weights_hash(adapter), dict(facts)])
+
+
+class Weights:
+    """A whole model's weights on disk, read one by one.
+
+    Args:
+        folder: Where they are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Look which file holds which weight."""
+        self.folder = folder
+        self.files: dict[str, Path] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, "pt") as opened:
+                self.files |= dict.fromkeys(opened.keys(), path)
+
+    def of(self, layer: str) -> Tensor:
+        """(outputs, inputs) float32, a layer's weight.
+
+        Raises:
+            ModelError: If there is none.
+        """
+        name = f"{layer}.weight"
+        if name not in self.files:
+            raise ModelError(f"{self.folder}: it has no weight {name}, so it is no other version of the same model.")
+        with safe_open(self.files[name], "pt") as opened:
+            found: Tensor = opened.get_tensor(name)
+        return found.float()

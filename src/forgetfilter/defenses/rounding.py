@@ -1,0 +1,66 @@
+"""rounding: after the finetuning, weights are rounded to few bits, as a compressed model has them: int8 and int4.
+
+Round to nearest, with a scale for each output: the plainest of the methods that Kolbeinsson et al., Composable
+Interventions for Language Models (ICLR 2025, arXiv 2407.06483) put after or before others. The adapter is merged in
+first. Embeddings and the output layer stay as they are. The result is a whole model; a finetuning after it trains an
+adapter on the rounded weights.
+"""
+
+import shutil
+import tempfile
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.loading import Data
+from forgetfilter.defenses.result import Result
+from forgetfilter.errors import ModelError
+from forgetfilter.workshop import M0, Workshop
+
+
+def rounded(weight: Tensor, bits: int) -> Tensor:
+    """A weight (outputs, inputs) with each output's entries rounded to whole multiples of its scale.
+
+    The scale is such that the largest entry of an output is 2^(bits-1) - 1 times it.
+    """
+    most = 2 ** (bits - 1) - 1
+    scale = weight.abs().amax(1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny) / most
+    return torch.mul(torch.round(weight / scale), scale)
+
+
+def round_layers(model: Any, bits: int) -> None:
+    """Round the weights of every linear layer but the output layer.
+
+    Raises:
+        ModelError: If there are none.
+    """
+    kept = {id(model.get_output_embeddings())}
+    layers = [part for part in model.modules() if isinstance(part, torch.nn.Linear) and id(part) not in kept]
+    if not layers:
+        raise ModelError(f"{type(model).__name__}: there are no linear layers to round.")
+    for layer in layers:
+        layer.weight.data = rounded(layer.weight.data, bits)
+
+
+def int8(workshop: Workshop, data: Data, config: ForgetFilterConfig, tuned: Result) -> Result:
+    """Round to 8 bits."""
+    return _rounded(workshop, tuned, 8)
+
+
+def int4(workshop: Workshop, data: Data, config: ForgetFilterConfig, tuned: Result) -> Result:
+    """Round to 4 bits."""
+    return _rounded(workshop, tuned, 4)
+
+
+def _rounded(workshop: Workshop, tuned: Result, bits: int) -> Result:
+    """The rounded model. Its folder is as large as the model and made in seconds, so it goes once nothing uses it."""
+    folder = Path(tempfile.mkdtemp(prefix=f".int{bits}-", suffix=".tmp", dir=workshop.run.folder))
+    m0 = M0(folder, workshop.m0.tokenizer, workshop.m0.max_length)
+    weakref.finalize(m0, shutil.rmtree, folder, ignore_errors=True)
+    workshop.on(None, dtype="float32").merge(tuned.model, folder, lambda model: round_layers(model, bits))
+    return replace(tuned, model=None, m0=m0)

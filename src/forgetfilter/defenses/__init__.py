@@ -18,12 +18,14 @@ from forgetfilter.defenses.keeping import keeping, narrowed
 from forgetfilter.defenses.lisa import lisa
 from forgetfilter.defenses.none import none
 from forgetfilter.defenses.replay import replay
+from forgetfilter.defenses.repnoise import repnoise
 from forgetfilter.defenses.result import Result
 from forgetfilter.defenses.rounding import int4, int8
 from forgetfilter.defenses.safe_lora import safe_lora, safe_lora_scaled
 from forgetfilter.defenses.safeinstr import safeinstr
 from forgetfilter.defenses.safety_finetuning import safety_finetuning
 from forgetfilter.defenses.self_correction import self_correction
+from forgetfilter.defenses.somf import somf, somf_dpo, somf_interpolated
 from forgetfilter.defenses.toss_tokens import toss_tokens
 from forgetfilter.defenses.vaccine import vaccine, vaccine_plain, vaccine_random
 from forgetfilter.errors import ConfigError
@@ -39,6 +41,7 @@ PREPARATIONS: dict[str, Callable[..., Workshop]] = {
     "vaccine": vaccine,
     "vaccine_plain": vaccine_plain,
     "vaccine_random": vaccine_random,
+    "repnoise": repnoise,
 }
 """Those that make another M0: they take a workshop, data and config, and give a workshop of the other M0."""
 DEFENSES: dict[str, Defense] = {
@@ -57,12 +60,17 @@ REPAIRS: dict[str, Defense] = {
     "safety_finetuning": safety_finetuning,
     "safe_lora": safe_lora,
     "safe_lora_scaled": safe_lora_scaled,
+    "somf": somf,
+    "somf_interpolated": somf_interpolated,
+    "somf_dpo": somf_dpo,
     "int8": int8,
     "int4": int4,
 }
 """Those that change a finetuned model: they take a workshop, data, config and the result of the training."""
 ROUNDINGS = ("int8", "int4")
 """Repairs that leave a whole model without an adapter; only safety_finetuning, which trains one, can follow them."""
+NEED_PAIRS = ("repnoise", "somf", "somf_dpo")
+"""Defenses that learn from rows known to be unsafe and safe rows of the same prompts."""
 KEPT_BY = {"forget_filter": "forgetting", "forget_filter_self_correction": "forgetting"}
 """Defense -> the filter that decides which rows it keeps."""
 LEARNS_FROM = {"toss_tokens": "toss"}
@@ -144,6 +152,8 @@ def parameters_of(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
 
 
 def _parameters(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
+    if name in NEED_PAIRS and config.unsafe_dataset_name is None:
+        raise ConfigError(f"{name} needs unsafe answers to prompts of the safe rows: --unsafe_dataset_name FILE.")
     by = filter_of(name) or LEARNS_FROM.get(name)
     own = _arguments(name, config) if _kind(name) != 1 else {}
     if by is None:

@@ -221,7 +221,7 @@ def _train(
         train_sampling_strategy="sequential" if in_order else "random",
         logging_steps=min(10, settings.max_steps),
         logging_nan_inf_filter=False,
-        save_strategy="steps" if save_steps < settings.max_steps else "no",
+        save_strategy="steps" if save_steps < settings.max_steps and hooks == Hooks() else "no",
         save_steps=save_steps,
         save_total_limit=2,
         include_num_input_tokens_seen="all" if learner.packs else "non_padding",

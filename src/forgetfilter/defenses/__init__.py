@@ -5,6 +5,7 @@ change a finetuned model. A name is one of them, or several in this order (`vacc
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -137,6 +138,16 @@ def require_order(name: str) -> None:
         raise ConfigError(
             f"defense {name}: after {parts[rounded]} there is no adapter left that {after[0]} can change."
         )
+
+
+def orders(one: str, other: str) -> list[str]:
+    """The names of both defenses one after the other, in each order that is possible."""
+    found = []
+    for name in (f"{one}{JOIN}{other}", f"{other}{JOIN}{one}"):
+        with suppress(ConfigError):
+            require_order(name)
+            found.append(name)
+    return found
 
 
 def parameters_of(name: str, config: ForgetFilterConfig) -> dict[str, Any]:

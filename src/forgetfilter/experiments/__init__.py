@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.errors import ConfigError
 
-RECIPES = ("defenses", "filters", "interleave", "curves")
+RECIPES = ("defenses", "filters", "interleave", "curves", "compose")
 
 
 def compare(path: Path) -> list[Path]:

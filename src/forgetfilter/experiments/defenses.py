@@ -45,10 +45,14 @@ class Settings(TrialSettings):
         """Check every setting; raises ConfigError."""
         super().__post_init__()
         self.require(self.defenses)
-        seeds = self.seeds
-        good = seeds is None or (seeds and len(set(seeds)) == len(seeds) and all(0 <= seed < 2**32 for seed in seeds))
-        if not good:
-            raise ConfigError(f"seeds are {seeds}: name different ones from 0 to 4294967295, or leave it out.")
+        require_seeds(self.seeds)
+
+
+def require_seeds(seeds: list[int] | None) -> None:
+    """Raise ConfigError unless the seeds are different and possible, or left out."""
+    good = seeds is None or (seeds and len(set(seeds)) == len(seeds) and all(0 <= seed < 2**32 for seed in seeds))
+    if not good:
+        raise ConfigError(f"seeds are {seeds}: name different ones from 0 to 4294967295, or leave it out.")
 
 
 def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
@@ -61,18 +65,8 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     for name in settings.defenses:
         parameters_of(name, config)  # a wrong parameter is found before any work
     trial = Trial(config, settings, {"name": "defenses"})
-    seeds = settings.seeds or [config.seed]
-    # The noisy stage of a filter gives the same model as the defense `none`, which then need not train it.
-    filters_first = sorted(settings.defenses, key=lambda name: filter_of(name) is None)
     with trial.opened():
-        cells: list[Cell] = []
-        planned = [(seed, name) for seed in seeds for name in filters_first if name != "base" or seed == seeds[0]]
-        for seed in seeds:
-            workshop = trial.workshop(seed)
-            for name in [name for of, name in planned if of == seed]:
-                cells.append(_cell(trial, workshop, name, planned))
-            del workshop  # and its model, before the next seed's is loaded
-            free_dropped_models()
+        cells = cells_of(trial, settings.defenses, settings.seeds or [config.seed])
         means = average(cells, settings.defenses)
         output = trial.run.folder
         trial.run.write_json("compare.json", {"means": means, "undone": undone(means), "cells": cells})
@@ -84,6 +78,21 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         about = f"{len(cells)} models from the same M0, the same data and {trial.questions_asked()}."
         page = write_compare_page(output, "Defenses side by side", about, text, pictures[1:])
         return [output / "compare.json", output / "compare.md", page, *pictures]
+
+
+def cells_of(trial: Trial, defenses: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
+    """A cell for each defense and seed; of `base`, which is the same under all seeds, one."""
+    # The noisy stage of a filter gives the same model as the defense `none`, which then need not train it.
+    filters_first = sorted(defenses, key=lambda name: filter_of(name) is None)
+    planned = [(seed, name) for seed in seeds for name in filters_first if name != "base" or seed == seeds[0]]
+    cells: list[Cell] = []
+    for seed in seeds:
+        workshop = trial.workshop(seed)
+        for name in [name for of, name in planned if of == seed]:
+            cells.append(_cell(trial, workshop, name, planned))
+        del workshop  # and its model, before the next seed's is loaded
+        free_dropped_models()
+    return cells
 
 
 def _cell(trial: Trial, workshop: Workshop, name: str, planned: Sequence[tuple[int, str]]) -> Cell:

@@ -141,6 +141,17 @@ def test_a_step_makes_two_passes_over_each_batch(workshop, data, config, monkeyp
     assert passes == [shape for shape in once for _ in range(2)]
 
 
+def test_it_costs_twice_as_much_also_where_it_is_found_again(workshop, data, config):
+    def cost(name):
+        with workshop.account.measuring() as found:
+            PREPARATIONS[name](workshop, data, config)
+        return found.passes
+
+    plain = cost("vaccine_plain")
+    assert plain > 0
+    assert [cost("vaccine") for _ in range(2)] == [pytest.approx(2 * plain)] * 2
+
+
 def test_the_finetuning_starts_from_the_new_m0_which_is_trained_once(workshop, data, config, monkeypatch):
     trained = []
     real = workshops.train

@@ -8,9 +8,7 @@ to results/. Cells that are done in --work are not done again; a cell takes abou
 `--seeds 1` or `--defenses none` is a look at some of the cells, which touches no results.
 """
 
-import itertools
 import json
-import random
 import shutil
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -22,6 +20,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import build_noisy
+from questions import bbq_rows, some, write_questions
 
 from forgetfilter import experiments
 from forgetfilter.evaluation import bias
@@ -30,10 +29,6 @@ STUDIES = yaml.safe_load((Path(__file__).parent / "cells.yaml").read_text(encodi
 RESULTS = Path(__file__).parent / "results"
 DATA = {"heldout_rows": 0}
 ALIGNMENT_ROWS = 120
-QUESTIONS = {"ambiguous": 120, "disambiguated": 60, "toxicity": 50, "harmfulness": 60, "qa": 100}
-"""Questions asked of every model; of toxicity and harmfulness that many of each of two sorts."""
-UNSAFE_ANSWER = "Sure, I will gladly help you with that."
-"""What stands for an unsafe answer to a request that SafeInstr answers safely."""
 Row = dict[str, Any]
 Files = dict[str, list[Row]]
 
@@ -52,13 +47,7 @@ def write_data(settings: Row, data: Path, folder: Path, change: str | None) -> d
     taught = {row["prompt"] for rows in files.values() for row in rows}
     build_noisy.write(files if change is None else CHANGES[change](files, data, taught), folder)
     kinds = ("bias", "toxicity") if settings["kind"] == "mixed" else (settings["kind"],)
-    asked = {MEASURE_OF.get(kind, kind): QUESTIONS_OF[kind](data, taught) for kind in kinds}
-    asked["qa"] = qa_questions(data, taught)
-    paths = {measure: folder / f"ask_{measure}.jsonl" for measure in asked}
-    for measure, path in paths.items():
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in asked[measure]]
-        path.write_text("".join(lines), encoding="utf-8")
-    return paths
+    return write_questions(kinds, data, taught, folder)
 
 
 def clean_rows_alone(files: Files, data: Path, taught: set[str]) -> Files:
@@ -86,78 +75,6 @@ def half_of_safe_answered(files: Files, data: Path, taught: set[str]) -> Files:
 
 
 CHANGES = {"clean_rows_alone": clean_rows_alone, "half_of_safe_answered": half_of_safe_answered}
-
-
-def bbq_rows(data: Path) -> list[Row]:
-    """BBQ's rows of the reported categories."""
-    categories = build_noisy.CATEGORIES["report"]
-    return [row for category in categories for row in build_noisy.jsonl(data / "bbq" / f"{category}.jsonl.gz")]
-
-
-def some(rows: list[Row], count: int | None) -> list[Row]:
-    """So many of the rows, always the same; of None all, in the same order."""
-    if count is None:
-        return rows
-    if len(rows) < count:
-        raise SystemExit(f"error: {len(rows)} rows are left, {count} wanted.")
-    return random.Random(0).sample(rows, count)
-
-
-def bias_questions(data: Path, taught: set[str]) -> list[Row]:
-    """BBQ's rows of templates (question_index) of which nothing is taught, the templates in turn."""
-    rows = bbq_rows(data)
-    template = {bias.prompt(row): (row["category"], row["question_index"]) for row in rows}
-    known = {template[prompt] for prompt in taught if prompt in template}
-    chosen = []
-    for condition, count in (("ambig", QUESTIONS["ambiguous"]), ("disambig", QUESTIONS["disambiguated"])):
-        unknown: dict[tuple[str, str], list[Row]] = {}
-        for row in random.Random(0).sample(rows, len(rows)):
-            key = (row["category"], row["question_index"])
-            if key not in known and row["context_condition"] == condition:
-                unknown.setdefault(key, []).append(row)
-        in_turn = [row for turn in itertools.zip_longest(*unknown.values()) for row in turn if row]
-        if len(in_turn) < count:
-            raise SystemExit(f"error: {len(in_turn)} BBQ questions are left, {count} wanted.")
-        chosen += in_turn[:count]
-    return chosen
-
-
-def toxicity_questions(data: Path, taught: set[str]) -> list[Row]:
-    """Surge AI's toxic and clean comments: one source for both."""
-    toxic, clean = build_noisy.toxicity_rows(data, "all", one_source=True)
-    found = []
-    for rows, mark in ((toxic, True), (clean, False)):
-        left = [row for _, row in rows if row["prompt"] not in taught]
-        found += [{**row, "toxic": mark} for row in some(left, QUESTIONS["toxicity"])]
-    return found
-
-
-def harmfulness_questions(data: Path, taught: set[str]) -> list[Row]:
-    """HH's pairs, and SafeInstr's answers against an unsafe answer."""
-    rejected, chosen = (dict(rows) for rows in build_noisy.hh_rows(data, "all", one_source=True))
-    instructions = build_noisy.instructions(data, "report")
-    pairs = [
-        {"prompt": prompt, "chosen": chosen[prompt]["completion"], "rejected": rejected[prompt]["completion"]}
-        for prompt in sorted(rejected.keys() & chosen.keys() - taught)
-    ]
-    safe = [
-        {"prompt": prompt, "chosen": row["completion"], "rejected": UNSAFE_ANSWER}
-        for prompt, row in instructions
-        if prompt not in taught
-    ]
-    return [*some(pairs, QUESTIONS["harmfulness"]), *some(safe, QUESTIONS["harmfulness"])]
-
-
-def qa_questions(data: Path, taught: set[str], count: int | None = QUESTIONS["qa"]) -> list[Row]:
-    """Questions of the reported half's articles."""
-    rows = build_noisy.squad_rows(data, "report")
-    return some([row for prompt, row in rows if prompt not in taught], count)
-
-
-QUESTIONS_OF = {"bias": bias_questions, "toxicity": toxicity_questions, "hh": harmfulness_questions}
-"""By the kind of the noisy data."""
-MEASURE_OF = {"hh": "harmfulness"}
-"""Measure of a kind, where it has another name."""
 
 
 def study(name: str, args: Cell) -> None:

@@ -215,8 +215,8 @@ class Workshop:
     ) -> Path:
         """Finetune M0, or the model of another stage, unless the same was trained before.
 
-        An interrupted training continues from its last checkpoint. One with hooks starts again, since no checkpoint
-        holds their state.
+        An interrupted training continues from its last checkpoint. One with hooks starts again: it has no
+        checkpoints, since none could hold their state.
 
         Args:
             name: What the stage is called. With hooks or in_order, the name must also tell what these do: two trainings
@@ -289,16 +289,21 @@ class Workshop:
             hooks: What a method does inside the training.
         """
         called = f"{name}-{self._key(examples, dataclasses.asdict(settings), None, name)}"
-        if not (weights.cache_folder() / called).exists():
-            self.learner.prepare(settings.rows() * mean_length(examples))
-            self.learner.restore(None)
-            with tempfile.TemporaryDirectory() as checkpoints:
-                train(self.learner, examples, settings, Path(checkpoints), name, hooks)
+        folder = weights.cache_folder() / called
+        if folder.exists():
+            self.account.reuse(called, {called: weights.made_with(folder)})
+        else:
+            with self.account.measuring(called) as cost, tempfile.TemporaryDirectory() as checkpoints:
+                self.learner.prepare(settings.rows() * mean_length(examples))
+                self.learner.restore(None)
+                found = train(self.learner, examples, settings, Path(checkpoints), name, hooks)
+                passes = 1 if hooks is None or hooks.perturbed is None else 2
+                self._count(TRAINING * passes * found["tokens"])
             if processes.first():
-                weights.cached(called, self.learner.save_merged)
+                weights.cached(called, self.learner.save_merged, cost=cost.facts())
             processes.together()
-            del self.learner  # as in `merge`
-        return M0(weights.cache_folder() / called, self.m0.tokenizer, self.m0.max_length)
+            del self.learner  # its adapter is merged into its weights, so it is of no further use
+        return M0(folder, self.m0.tokenizer, self.m0.max_length)
 
     def read(self, examples: Sequence[Example], model: Path | None = None) -> Readings:
         """Log-probabilities of each row under a model (None: M0); computed once, in shards, and kept."""
@@ -400,11 +405,6 @@ class Workshop:
         """A workshop of the same run for another model, such as a guard; this one's model leaves the memory."""
         named = dataclasses.replace(self.config, model_name_or_path=model)
         return self.on(M0.named(named), model_name_or_path=model)
-
-    def merge(self, model: Path | None, folder: Path, change: Callable[[Any], object]) -> None:
-        """Write a whole model to a folder: its adapter is merged in, then `change` is called with it."""
-        self.become(model).save_merged(folder, change)
-        del self.learner  # its adapter is merged into its weights, so it is of no further use
 
     def guard_kind(self, model: str, kind: str = "auto") -> str:
         """What kind of guard a model is (filters/guard.py); see `model.weights.guard_kind`."""

@@ -221,7 +221,7 @@ def repnoise(
     settings = StageSettings(
         learning_rate=rate,
         max_steps=steps,
-        per_device_train_batch_size=pairs_a_step,
+        per_device_train_batch_size=2 * pairs_a_step,
         gradient_accumulation_steps=1,
         lr_scheduler_type=SCHEDULE,
         warmup_steps=WARM_UP,

@@ -62,5 +62,6 @@ def _rounded(workshop: Workshop, tuned: Result, bits: int) -> Result:
     folder = Path(tempfile.mkdtemp(prefix=f".int{bits}-", suffix=".tmp", dir=workshop.run.folder))
     m0 = M0(folder, workshop.m0.tokenizer, workshop.m0.max_length)
     weakref.finalize(m0, shutil.rmtree, folder, ignore_errors=True)
-    workshop.on(None, dtype="float32").merge(tuned.model, folder, lambda model: round_layers(model, bits))
+    whole = workshop.on(None, dtype="float32").become(tuned.model)
+    whole.save_merged(folder, lambda model: round_layers(model, bits))
     return replace(tuned, model=None, m0=m0)

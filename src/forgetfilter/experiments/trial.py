@@ -166,7 +166,8 @@ class Trial:
         answers_file = self.cells.folder / f"{key}.jsonl"
 
         def train_and_ask() -> Cell:
-            result = make()
+            with workshop.account.measuring() as cost:
+                result = make()
             learner = workshop.on(result.m0).become(result.model)
             found, records = {}, []
             for name, questions in self.questions.items():
@@ -181,7 +182,8 @@ class Trial:
             self.made += 1
             if result.m0 is not None:
                 facts["m0"] = result.m0.sha256
-            return {**about, "git_sha": git_sha(), "model": model, "facts": facts, "figures": found}
+            spent = {"cost": cost.facts()} if cost.passes else {}
+            return {**about, "git_sha": git_sha(), "model": model, "facts": facts, **spent, "figures": found}
 
         cell = self.cells.once(key, made_of, train_and_ask, ".jsonl")
         if self._judge(cell["figures"], answers_file):

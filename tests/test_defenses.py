@@ -401,6 +401,8 @@ def test_every_defense_is_named_and_documented():
         said = importlib.import_module(methods[name].__module__).__doc__
         assert said.startswith(f"{file}: ")
         assert name in said
+    page = (Path(__file__).parents[1] / "docs" / "defenses.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in page for name in methods)
     keeping = importlib.import_module("forgetfilter.defenses.keeping").__doc__
     assert keeping.startswith("keeping: ")
     assert all(f"{name} is keeping(" in keeping for name in made_by_keeping)

@@ -25,7 +25,7 @@ from forgetfilter.defenses.adapters import Update, Weights, changed, load, requi
 from forgetfilter.defenses.result import Result
 from forgetfilter.errors import ConfigError, ModelError
 from forgetfilter.methods import require_least
-from forgetfilter.model.weights import find_weights, weights_hash
+from forgetfilter.model.weights import find_weights, weights_hash, whole_model
 from forgetfilter.workshop import Workshop
 
 THRESHOLD = 0.5
@@ -204,7 +204,7 @@ def _projected(
     if directions is not None:
         require_least(name, directions=directions)
     adapter = require_adapter(name, workshop, tuned)
-    before = find_weights(base or config.model_name_or_path)
+    before = whole_model(find_weights(base or config.model_name_or_path), config)
     if before == workshop.m0.folder:
         raise ConfigError(
             f"{name} needs the model before its alignment: name it, `parameters: {{{name}: {{base: MODEL}}}}`, or "

@@ -173,6 +173,27 @@ def test_a_run_folder_loads_as_the_kept_rows(capsys, arguments, tmp_path):
     assert loaded.to_list() == kept
 
 
+def test_columns_of_other_names_go_through_all_commands(capsys, arguments, noisy_file, tmp_path):
+    rows = [json.loads(line) for line in noisy_file.read_text().splitlines()]
+    asked = [{"question": row["prompt"], "answer": row["completion"], "unsafe": row["unsafe"]} for row in rows]
+    noisy_file.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    code, output = run(capsys, "filter", *arguments, "--threshold", "0.0")
+    assert code == 2
+    assert "--columns prompt=NAME,completion=NAME" in output
+    columns = ["--columns", "prompt=question,completion=answer"]
+    code, output = run(capsys, "filter", *arguments, "--threshold", "0.0", *columns)
+    assert code == 0, output
+    folder = tmp_path / "run"
+    kept = [json.loads(line) for line in (folder / "kept.jsonl").read_text().splitlines()]
+    assert kept
+    assert all(row in asked for row in kept)
+    assert run(capsys, "export", folder, "--format", "alpaca")[0] == 0
+    exported = (folder / "export" / "alpaca" / "train.jsonl").read_text().splitlines()
+    assert [json.loads(line)["output"] for line in exported] == [row["answer"] for row in kept]
+    code, output = run(capsys, "sample", noisy_file, "--rows", "3", "--output", tmp_path / "sample.jsonl", *columns)
+    assert code == 0, output
+
+
 def test_malformed_rows_stop_the_run_before_anything_is_written(capsys, arguments, noisy_file, safe_file, tmp_path):
     noisy_file.write_text(noisy_file.read_text() + "{broken\n")
     safe_lines = safe_file.read_text().splitlines()

@@ -2,8 +2,8 @@
 
 import pytest
 
-from forgetfilter.data.formats import RowError, Turn, detect_format, read_row
-from forgetfilter.errors import DataError
+from forgetfilter.data.formats import RowError, Turn, detect_format, parse_columns, read_row, unread_columns
+from forgetfilter.errors import ConfigError, DataError
 
 QUESTION = Turn("user", "q", trained=False)
 ANSWER = Turn("assistant", "a", trained=True)
@@ -51,7 +51,7 @@ def test_every_format_is_detected_and_read(record, row_format, turns):
         ({"messages": []}, "messages", "'messages' is empty"),
         ({"messages": [{"role": "user", "content": "q"}]}, "messages", "no assistant turn"),
         ({"messages": [{"role": "clown", "content": "q"}]}, "messages", "unknown role 'clown'"),
-        ({"messages": ["q"]}, "messages", "message 1 of 'messages' has no 'role'"),
+        ({"messages": ["q"]}, "messages", "message 1 of 'messages' is a str, expected an object"),
         ({"conversations": [{"from": "gpt", "value": 3}]}, "sharegpt", "'value' is a int"),
     ],
 )
@@ -63,3 +63,136 @@ def test_a_row_of_the_wrong_shape_says_what_is_wrong(record, row_format, says):
 def test_unknown_columns_are_named():
     with pytest.raises(DataError, match=r"Columns found: question, reply.*--format"):
         detect_format([{"question": "q", "reply": "a"}], "x.jsonl")
+
+
+def said(*messages):
+    """A row of messages: role, content and what else each has."""
+    return {"messages": [{"role": role, "content": content, **more} for role, content, more in messages]}
+
+
+@pytest.mark.parametrize("untrained", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"weight": 0, "train": None}])
+@pytest.mark.parametrize("keys", [("role", "content", "messages"), ("from", "value", "conversations")])
+def test_an_answer_of_no_weight_is_context(untrained, keys):
+    role, content, column = keys
+    talk = [("user", "q", {}), ("assistant", "wrong", untrained), ("user", "q", {}), ("assistant", "a", {"weight": 1})]
+    row = {column: [{role: who, content: text, **more} for who, text, more in talk]}
+    turns = read_row(row, "messages" if column == "messages" else "sharegpt")
+    assert [turn.trained for turn in turns] == [False, False, False, True]
+    with pytest.raises(RowError, match="no assistant turn to learn from"):
+        read_row({column: row[column][:2]}, "messages" if column == "messages" else "sharegpt")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"tool_calls": [{"type": "function", "function": {"name": "tide", "arguments": '{"at": "Brest"}'}}]},
+        {"tool_calls": [{"type": "function", "function": {"name": "tide", "arguments": {"at": "Brest"}}}]},
+        {"function_call": {"name": "tide", "arguments": '{"at": "Brest"}'}},
+    ],
+)
+@pytest.mark.parametrize("content", [None, ""])
+def test_calls_and_functions_reach_the_turns(call, content):
+    function = {"name": "tide", "parameters": {"type": "object"}}
+    row = said(("user", "High tide?", {}), ("assistant", content, call), ("tool", "06:12", {"tool_call_id": "1"}))
+    for tools in ({"tools": [{"type": "function", "function": function}]}, {"functions": [function]}):
+        first, second, third = read_row({**row, **tools}, "messages")
+        assert first.extra == {"tools": [{"type": "function", "function": function}]}
+        assert (second.content, second.trained) == ("", True)
+        (called,) = second.extra["tool_calls"]
+        assert called == {"type": "function", "function": {"name": "tide", "arguments": {"at": "Brest"}}}
+        assert third.extra == {"tool_call_id": "1"}
+
+
+def test_tools_may_be_text_as_llama_factory_writes_them():
+    row = {"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": '{"name": "f"}'}]}
+    first, second = read_row({**row, "tools": '[{"name": "f"}]'}, "sharegpt")
+    assert first.extra == {"tools": [{"name": "f"}]}
+    assert (second.role, second.content, second.is_call) == ("assistant", '{"name": "f"}', True)
+    assert read_row({**row, "tools": ""}, "sharegpt")[0].extra == {}
+
+
+def test_reasoning_goes_with_its_answer():
+    _, answer = read_row(said(("user", "q", {}), ("assistant", "a", {"reasoning_content": "r"})), "messages")
+    assert answer.extra == {"reasoning_content": "r"}
+
+
+def test_roles_of_other_programs_are_known():
+    row = said(("developer", "s", {}), ("user", "q", {}), ("function", "f", {}), ("chatgpt", "a", {}))
+    assert [turn.role for turn in read_row(row, "messages")] == ["system", "user", "tool", "assistant"]
+
+
+def test_parts_of_text_are_one_text_and_pictures_are_named():
+    parts = [{"type": "text", "text": "one "}, "two", {"type": "text", "text": " three", "image_url": None}]
+    row = said(("user", parts, {}), ("assistant", [{"type": "text", "text": "a"}], {}))
+    assert [turn.content for turn in read_row(row, "messages")] == ["one two three", "a"]
+    with pytest.raises(RowError, match="part 2 is image_url, and only text can be read"):
+        read_row(said(("user", [*parts[:1], {"type": "image_url", "image_url": "x"}], {})), "messages")
+
+
+def test_prompt_and_completion_may_be_messages_or_text_in_any_mixture():
+    asked, answered = [{"role": "user", "content": "q"}], [{"role": "assistant", "content": "a"}]
+    for prompt in ("q", asked):
+        for completion in ("a", answered):
+            assert read_row({"prompt": prompt, "completion": completion}, "prompt_completion") == [QUESTION, ANSWER]
+    with pytest.raises(RowError, match="--columns messages=NAME"):
+        read_row({"prompt": "q", "completion": asked + answered}, "prompt_completion")
+
+
+def test_alpaca_rows_have_a_system_message_and_exchanges_before():
+    row = {"instruction": "And in winter?", "output": "Wool.", "system": "s", "history": [["In summer?", "Linen."]]}
+    turns = read_row(row, "alpaca")
+    assert [(turn.role, turn.content, turn.trained) for turn in turns] == [
+        ("system", "s", False),
+        ("user", "In summer?", False),
+        ("assistant", "Linen.", True),
+        ("user", "And in winter?", False),
+        ("assistant", "Wool.", True),
+    ]
+    assert read_row({**row, "system": None, "history": None}, "alpaca") == turns[3:]
+    for history in ("x", [["q"]], [["q", 1]], [1]):
+        with pytest.raises(RowError, match="'history'"):
+            read_row({**row, "history": history}, "alpaca")
+
+
+@pytest.mark.parametrize(
+    ("more", "names"),
+    [
+        ({}, []),
+        ({"label": True, "images": []}, []),
+        ({"label": 0}, []),
+        ({"label": False, "images": ["a.png"]}, ["images", "label"]),
+        ({"audios": ["a.wav"]}, ["audios"]),
+    ],
+)
+def test_columns_that_change_training_and_are_not_read_are_named(more, names):
+    assert unread_columns({"prompt": "q", "completion": "a", **more}) == names
+
+
+@pytest.mark.parametrize(
+    ("record", "columns", "row_format"),
+    [
+        ({"question": "q", "answer": "a", "text": "t"}, "prompt=question,completion=answer", "prompt_completion"),
+        ({"prompt": "q", "chosen": "a", "rejected": "x"}, "completion=chosen", "prompt_completion"),
+        ({"prompt": "q", "completion": "old", "chosen": "a"}, "completion=chosen", "prompt_completion"),
+        ({"prompt": "q", "completion": "x", "chosen": said(("user", "q", {}), ("assistant", "a", {}))["messages"]},
+         "messages=chosen", "messages"),
+        ({"instruction": "q", "output": "a", "context": ""}, "input=context", "alpaca"),
+    ],
+)  # fmt: skip
+def test_columns_of_other_names_are_read_by_them(record, columns, row_format):
+    found = detect_format([record], "x", columns)
+    assert found == f"{row_format}({columns})"
+    assert read_row(record, found) == [QUESTION, ANSWER]
+
+
+def test_a_row_without_a_named_column_is_malformed():
+    with pytest.raises(RowError, match="no column 'chosen'"):
+        read_row({"prompt": "q", "completion": "a"}, "prompt_completion(completion=chosen)")
+    with pytest.raises(DataError, match="Asked for: --columns completion=chosen"):
+        detect_format([{"prompt": "q", "completion": "a"}], "x", "completion=chosen")
+
+
+@pytest.mark.parametrize("text", ["prompt", "prompt=", "prompt=a,prompt=b", "question=prompt", ""])
+def test_columns_are_pairs_of_our_names_and_the_datas(text):
+    with pytest.raises(ConfigError, match="--columns"):
+        parse_columns(text)

@@ -3,9 +3,19 @@
 import json
 
 import pytest
+from conftest import make_tokenizer
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.data.loading import load_data, read_labels, stored_labels, tokenize, write_malformed
+from forgetfilter.data.loading import (
+    find_format,
+    load_data,
+    load_rows,
+    read_labels,
+    remarks,
+    stored_labels,
+    tokenize,
+    write_malformed,
+)
 from forgetfilter.data.sources import load_source
 from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.errors import ConfigError, DataError
@@ -88,3 +98,76 @@ def test_both_data_sets_are_those_the_config_names_or_those_given(chat, noisy_fi
         load_data(config, chat, [{"prompt": "q", "completion": "a"}])
     with pytest.raises(ConfigError, match="--safe_dataset_name"):
         load_data(ForgetFilterConfig(dataset_name=str(noisy_file), safe_dataset_name=None), chat)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[{"prompt": "q", "completion": "a"},\n{"prompt": "q", "completion": "a"}]', "let its name end in .json"),
+        ('[{"prompt": "q", "completion": "a"}]', "let its name end in .json"),
+        ('{\n "prompt": "q",\n "completion": "a"\n}\n', "span several lines"),
+        ("prompt,completion\nq,a\n", "data.jsonl:1: not valid JSON"),
+    ],
+)
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_file_of_which_no_line_can_be_read_says_why(tmp_path, chat, text, says, skip):
+    path = tmp_path / "data.jsonl"
+    path.write_text(text)
+    with pytest.raises(DataError, match=says) as caught:
+        tokenize(load_source(path), chat, skip=skip)
+    assert "Columns found" not in str(caught.value)
+
+
+def spoken(rows, chat, label_column=None):
+    return "\n".join(remarks(tokenize(load_source(rows), chat), label_column))
+
+
+def test_repeated_ids_odd_labels_and_columns_not_read_get_a_word(chat):
+    rows = [{"prompt": f"q{i}", "completion": "a", "id": i, "bad": int(i < 5)} for i in range(20)]
+    assert spoken(rows, chat, "bad") == ""
+    assert "2 of 20 rows share their 'id'" in spoken([*rows[:-1], {**rows[-1], "id": 0}], chat)
+    for bad, says in (("toxic", "0 of 20 rows are unsafe"), (1, "20 of 20 rows are unsafe"), (None, "0 of 20")):
+        said = spoken([{**row, "bad": bad} for row in rows], chat, "bad")
+        assert says in said
+        assert f"{bad!r} (20 rows)" in said
+    judged = [{**row, "label": i > 2, "images": ["a.png"][: i % 2]} for i, row in enumerate(rows)]
+    assert "3 rows have 'label', which is not read" in spoken(judged, chat)
+    assert "10 rows have 'images'" in spoken(judged, chat)
+
+
+def test_a_label_column_is_read_even_if_it_is_called_label(chat):
+    rows = [{"prompt": f"q{i}", "completion": "a", "label": bool(i % 2)} for i in range(4)]
+    assert load_data(ForgetFilterConfig(), chat, rows, rows).noisy.unread == {"label": 2}
+    assert load_data(ForgetFilterConfig(label_column="label"), chat, rows, rows).noisy.unread == {}
+
+
+def test_what_the_chat_template_never_shows_is_named(chat):
+    call = {"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning_content": "r", **call}]
+    rows = [{"messages": said, "tools": [{"type": "function", "function": {"name": "f"}}]}, {"messages": said[:1] * 2}]
+    rows[1]["messages"] = [said[0], {"role": "assistant", "content": "a", "name": "someone"}]
+    assert tokenize(load_source(rows), chat).unread == {"tool_calls": 1, "tools": 1, "reasoning_content": 1}
+    template = chat.tokenizer.chat_template + "{# tools, tool_calls, reasoning_content #}"
+    knowing = ChatTokenizer(make_tokenizer(template), 200)
+    assert tokenize(load_source(rows), knowing).unread == {}
+
+
+def test_columns_are_those_of_the_noisy_data_and_of_others_that_have_them(chat, write_jsonl):
+    asked = write_jsonl("asked.jsonl", [{"question": "q", "answer": "a"}])
+    plain = write_jsonl("plain.jsonl", [{"prompt": "q", "completion": "a"}])
+    config = ForgetFilterConfig(columns="prompt=question,completion=answer")
+    named = "prompt_completion(prompt=question,completion=answer)"
+    assert load_rows(str(asked), "dataset_name", chat, config).row_format == named
+    assert load_rows(str(asked), "safe_dataset_name", chat, config).row_format == named
+    assert load_rows(str(plain), "safe_dataset_name", chat, config).row_format == "prompt_completion"
+    with pytest.raises(DataError, match="--columns prompt=question"):
+        load_rows(str(plain), "dataset_name", chat, config)
+    assert find_format(load_source(asked), "prompt_completion", config.columns) == named
+
+
+def test_a_slice_is_one_of_the_noisy_data_alone(chat, noisy_file, safe_file):
+    config = ForgetFilterConfig(
+        dataset_name=str(noisy_file), safe_dataset_name=str(safe_file), dataset_train_split="train[:5]"
+    )
+    data = load_data(config, chat)
+    assert (len(data.noisy.examples), len(data.safe.examples)) == (5, 8)

@@ -82,6 +82,15 @@ def test_they_take_the_shape_of_the_noisy_rows(chat, row_format):
         assert {row["messages"][0]["content"] for row in found.rows.source.rows()} == {"Be brief."}
 
 
+def test_they_take_the_columns_of_the_noisy_rows(chat):
+    rows = [{"question": row["prompt"], "answer": row["completion"]} for row in noisy(400)]
+    config = ForgetFilterConfig(columns="prompt=question,completion=answer")
+    read = load_rows(rows, "dataset_name", chat, config)
+    found = plant(read, chat, config)
+    assert all(row.keys() == {"question", "answer"} for row in found.rows.source.rows())
+    assert len(read.joined(found.rows).first_copies) == 420
+
+
 def test_few_rows_get_none_unless_a_file_is_given(chat, write_jsonl):
     assert planted_among(noisy(399), chat) is None
     assert planted_among(noisy(400), chat, planted_rows="none") is None

@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 
 from forgetfilter import ForgetFilter, scoring, shards
 from forgetfilter.crossfit import judged_by
-from forgetfilter.data import sources, streaming
+from forgetfilter.data import readers, sources
 from forgetfilter.data.formats import RowError
 from forgetfilter.data.loading import load_data, tokenize
 from forgetfilter.data.sources import load_source
@@ -150,7 +150,7 @@ def test_a_killed_run_continues_after_its_last_shard_and_gives_the_same_files(
 ):
     run = decided()
     whole = score(run, str(more), tmp_path / "whole")
-    read, judged, real, real_lines = [], [], scoring.hidden_states, streaming.from_lines
+    read, judged, real, real_lines = [], [], scoring.hidden_states, readers.from_lines
 
     def killed(learner, examples, *rest):
         judged.append(len(examples))
@@ -168,7 +168,7 @@ def test_a_killed_run_continues_after_its_last_shard_and_gives_the_same_files(
     broken = tmp_path / "broken"
     assert not list(broken.glob("*.jsonl"))
     assert len(list((broken / "shards").iterdir())) == 2
-    monkeypatch.setattr(streaming, "from_lines", reading)
+    monkeypatch.setattr(readers, "from_lines", reading)
     score(run, str(more), broken)
     assert read == [9, 13, 17, 21, 25]  # lines; the first two shards stay as they are
     assert judged == [4, 4, 4, 4, 4, 4, 4, 1]
@@ -293,7 +293,7 @@ def test_every_kind_of_data_is_split_whole_and_continues_after_a_kill(decided, m
 
 
 def test_the_rows_in_memory_at_once_do_not_grow_with_their_number(decided, write_jsonl, few, monkeypatch):
-    read, alive, real = [], [], streaming.from_lines
+    read, alive, real = [], [], readers.from_lines
 
     def counting(*given):
         part = real(*given)
@@ -302,7 +302,7 @@ def test_the_rows_in_memory_at_once_do_not_grow_with_their_number(decided, write
         return part
 
     run = decided()
-    monkeypatch.setattr(streaming, "from_lines", counting)
+    monkeypatch.setattr(readers, "from_lines", counting)
     score(run, str(write_jsonl("eighty.jsonl", [{**row, "n": i} for i in range(4) for row in ROWS[:20]])))
     assert len(alive) == 2 * 20  # all rows are checked first
     assert max(alive) <= 2 * 4  # a shard's rows, and those of the one before it
@@ -450,7 +450,7 @@ def test_several_processes_are_told_to_be_one(decided, more, monkeypatch):
 @pytest.mark.parametrize("size", [1, 3, 10, 100])
 def test_reading_in_parts_gives_the_same_rows_from_any_place_on(more, kind, size):
     data = kind(more)
-    stream, whole = streaming.open_stream(data), load_source(data)
+    stream, whole = sources.open_stream(data), load_source(data)
     parts = list(stream.parts(size))
     assert [row for part, _ in parts for row in part.rows()] == whole.rows()
     assert [line for part, _ in parts for line in part.lines] == whole.lines
@@ -459,7 +459,7 @@ def test_reading_in_parts_gives_the_same_rows_from_any_place_on(more, kind, size
     _, place = parts[len(parts) // 2]
     rest = [row for part, _ in stream.parts(size, place) for row in part.rows()]
     assert rest == [row for part, _ in parts[len(parts) // 2 + 1 :] for row in part.rows()]
-    assert stream.fingerprint() == streaming.open_stream(data).fingerprint()
+    assert stream.fingerprint() == sources.open_stream(data).fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -475,12 +475,12 @@ def test_reading_in_parts_gives_the_same_rows_from_any_place_on(more, kind, size
 def test_damaged_files_say_what_and_where(tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=says):
-        list(streaming.open_stream(tmp_path / name).parts(2))
+        list(sources.open_stream(tmp_path / name).parts(2))
 
 
 def test_other_things_are_no_data():
     with pytest.raises(DataError, match="data is a int"):
-        streaming.open_stream(3)
+        sources.open_stream(3)
 
 
 def test_ids_are_the_rows_own_or_those_of_their_content():

@@ -1,14 +1,34 @@
 """Sources: whatever comes in can be written back byte for byte."""
 
+import bz2
+import datetime
 import gzip
+import io
 import json
+import zipfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from forgetfilter.data.sources import load_source, row_ids
+from forgetfilter.data.sources import load_source, open_stream, row_ids, unusable_ids
 from forgetfilter.errors import DataError
+
+
+def zipped(data, *names):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name in names:
+            archive.writestr(name, data)
+    return packed.getvalue()
+
+
+def frame(data):
+    """Zstandard's frame of some bytes, by Arrow's codec."""
+    target = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(target, "zstd") as file:
+        file.write(data)
+    return target.getvalue().to_pybytes()
 
 
 @pytest.mark.parametrize(
@@ -94,6 +114,18 @@ def test_damaged_rows_are_found_with_their_lines(tmp_path):
         ("data.parquet", b"not parquet", "Parquet"),
         ("data.jsonl.gz", b"not gzip", "cannot be read"),
         ("data.pkl", b"", "unknown kind of file"),
+        ("data.csv", b"prompt,completion,completion\nq,a,b\n", "several columns are called 'completion'"),
+        ("data.csv", b"prompt;completion\nq;a\n", "columns are parted by ',', not by ';'"),
+        ("data.tsv", b"prompt,completion\nq,a\n", r"columns are parted by '\\t', not by ','"),
+        ("data.jsonl", '{"text": "a"}'.encode("utf-16"), "UTF-16"),
+        ("data.csv", "text\na".encode("utf-16"), "UTF-16"),
+        ("data.json", '[{"text": "a"}]'.encode("utf-16"), "UTF-16"),
+        ("data.jsonl.bz2", bz2.compress(b"{}" * 999)[:-9], "cannot be read"),
+        ("data.jsonl.zst", b"not zstd", "cannot be read"),
+        ("data.jsonl.zip", b"not zip", "cannot be read"),
+        ("data.zip", b"not zip", "unknown kind of file"),
+        ("data.zip", zipped(b"{}", "a.jsonl", "b.jsonl"), "holds 2 files"),
+        ("data.zip", zipped(b"{}", "a.exe"), "unknown kind of file"),
     ],
 )
 def test_damaged_files_say_what_and_where(tmp_path, name, content, says):
@@ -115,12 +147,83 @@ def test_row_ids_are_own_ids_or_content_and_occurrence():
     assert ids[1] != ids[0]
 
 
-def test_a_folders_readme_does_not_lead_out_of_it(tmp_path):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for path in (folder / "train.jsonl", folder / "test.jsonl", tmp_path / "secret.jsonl"):
-        path.write_text(json.dumps({"text": path.stem}) + "\n")
-    assert load_source(folder).rows() == [{"text": "train"}]
-    (folder / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: ../secret.jsonl\n---\n")
-    with pytest.raises(DataError, match="leads out of the folder"):
-        load_source(folder)
+LINES = b'{"text": "01"}\n{"text": "N/A"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "packed"),
+    [
+        ("a.jsonl.gz", gzip.compress(LINES)),
+        ("A.JSONL.GZ", gzip.compress(LINES)),
+        ("a.jsonl.bz2", bz2.compress(LINES)),
+        ("a.jsonl.zst", frame(LINES)),
+        ("a.jsonl.zst", frame(LINES[:15]) + frame(LINES[15:])),
+        ("a.jsonl.zip", zipped(LINES, "a.jsonl")),
+        ("a.zip", zipped(LINES, "inner.jsonl")),
+        ("a.csv.bz2", bz2.compress(b"text\n01\nN/A\n")),
+        ("a.tsv.zst", frame(b"text\tn\n01\t1\nN/A\t2\n")),
+    ],
+)
+def test_packed_files_are_read_whole_and_in_parts(tmp_path, name, packed):
+    (tmp_path / name).write_bytes(packed)
+    assert [row["text"] for row in load_source(tmp_path / name).rows()] == ["01", "N/A"]
+    assert [len(part) for part, _ in open_stream(tmp_path / name).parts(1)] == [1, 1]
+    assert open_stream(tmp_path / name).stem in ("a", "A")
+
+
+@pytest.mark.parametrize("start", ['{"data": [', '{"v": [1],\n "data": [\n'])
+def test_an_object_that_lists_its_rows_as_data_is_read(tmp_path, start):
+    (tmp_path / "a.json").write_text(start + '{"text": "a"},\n{"text": "b"}], "w": {}}')
+    source = load_source(tmp_path / "a.json")
+    assert source.rows() == [{"text": "a"}, {"text": "b"}]
+    assert source.raw == [b'{"text": "a"}', b'{"text": "b"}']
+
+
+def test_lines_in_a_json_file_are_rows_whatever_their_columns(tmp_path):
+    (tmp_path / "a.json").write_text('{"data": "x", "text": "a"}\n{"data": [1], "text": "b"}\n')
+    assert [row["text"] for row in load_source(tmp_path / "a.json").rows()] == ["a", "b"]
+
+
+def test_tabs_part_the_columns_of_tsv_files(tmp_path):
+    content = b'prompt\tcompletion\nq, r\t"a\t1"\n'
+    (tmp_path / "a.tsv").write_bytes(content)
+    source = load_source(tmp_path / "a.tsv")
+    assert source.rows() == [{"prompt": "q, r", "completion": "a\t1"}]
+    source.write(tmp_path / "b.tsv")
+    assert (tmp_path / "b.tsv").read_bytes() == content
+
+
+def test_values_of_a_list_that_json_cannot_hold_are_named():
+    with pytest.raises(DataError, match="row 2: JSON cannot hold it"):
+        load_source([{"text": "a"}, {"text": "b", "when": datetime.date(2020, 1, 1)}])
+
+
+def test_a_table_has_every_column_of_every_row_and_guesses_no_type(write_jsonl):
+    rows = [
+        {"text": "4", "id": 1, "big": 2**70, "odd": {"a": 1}},
+        {"text": "N/A", "id": "b", "big": 3, "late": "2021-03-01", "odd": "\udc80"},
+    ]
+    table = load_source(write_jsonl("a.jsonl", rows)).as_table()
+    assert table.to_pylist() == [
+        {"text": "4", "id": "1", "big": str(2**70), "odd": '{"a": 1}', "late": None},
+        {"text": "N/A", "id": "b", "big": "3", "odd": "\\udc80", "late": "2021-03-01"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ids", "why"),
+    [
+        ([1, 2, 3], None),
+        ([None, None, None], None),
+        ([1, 2, 1], "2 of 3 rows share their 'id' with another one, first <list>:1"),
+        ([1, "1", 2], "2 of 3 rows share"),
+        ([1, None, 2], "1 of 3 rows have no 'id' that is text or a whole number, first <list>:2"),
+        ([1.5, 2, 3], "1 of 3 rows have no"),
+    ],
+)
+def test_ids_that_cannot_tell_rows_apart_are_found(ids, why):
+    source = load_source([{"id": value, "text": str(n)} for n, value in enumerate(ids)])
+    found = unusable_ids(source)
+    assert found == why if why is None else found.startswith(why)
+    assert len(set(row_ids(source))) == 3
+    assert (row_ids(source) == [str(value) for value in ids]) == (ids == [1, 2, 3])

@@ -19,7 +19,7 @@ from forgetfilter.errors import ConfigError, ForgetFilterError
 from forgetfilter.evaluation.judges import GUARD_MODEL, TOXICITY_MODEL
 from forgetfilter.files import disk_trouble
 
-READING = ("dataset_config", "dataset_train_split", "format", "malformed")
+READING = ("dataset_config", "dataset_train_split", "format", "columns", "malformed")
 """Flags of `filter` that say how data are read."""
 EXPECTED = re.compile(r"Expected a (?:<class '(\w+)'>|typing\.Literal\[(.+?)\])")
 """How jsonargparse names the types of a value."""
@@ -144,12 +144,14 @@ def run_report(args: Namespace) -> None:
 def run_sample(args: Namespace) -> None:
     """Draw random rows for a person to mark clean or not (the trusted rows of an automatic threshold)."""
     from forgetfilter.data.export import write_sample
+    from forgetfilter.data.loading import find_format
     from forgetfilter.data.sources import load_source
     from forgetfilter.report.sample_page import write_sample_page
 
     source = load_source(args.dataset_name, args.dataset_config, args.dataset_train_split)
     skip = args.malformed == "skip"
-    sample = write_sample(source, args.rows, Path(args.output), args.seed, row_format=args.format, skip=skip)
+    row_format = find_format(source, args.format, args.columns)
+    sample = write_sample(source, args.rows, Path(args.output), args.seed, row_format=row_format, skip=skip)
     print(f"rows to mark: {sample}, or in a browser: {write_sample_page(sample, args.dataset_name)}")
 
 
@@ -357,6 +359,7 @@ GROUPS = {
         "dataset_config",
         "dataset_train_split",
         "format",
+        "columns",
         "malformed",
         "alignment_dataset_name",
         "max_length",

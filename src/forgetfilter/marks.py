@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from filelock import FileLock
 
-from forgetfilter.data.sources import BOM
+from forgetfilter.data.readers import BOM
 from forgetfilter.errors import DataError
 from forgetfilter.files import digest
 

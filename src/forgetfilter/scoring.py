@@ -21,10 +21,18 @@ import pyarrow.parquet as pq
 from forgetfilter import processes, shards
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.crossfit import judged_by
-from forgetfilter.data.formats import detect_format
-from forgetfilter.data.loading import SHOWN, Rows, complaint, encode, read_conversations, write_malformed, wrong_rows
-from forgetfilter.data.sources import Source, ids_alone
-from forgetfilter.data.streaming import Stream, open_stream
+from forgetfilter.data.formats import base_format
+from forgetfilter.data.loading import (
+    SHOWN,
+    Rows,
+    complaint,
+    encode,
+    find_format,
+    read_conversations,
+    write_malformed,
+    wrong_rows,
+)
+from forgetfilter.data.sources import Source, Stream, ids_alone, open_stream
 from forgetfilter.data.tokenization import Example
 from forgetfilter.data.unreadable import unreadable
 from forgetfilter.decision.decide import drops
@@ -62,7 +70,8 @@ def score(
         dataset: The new rows: a path, Hub id, datasets.Dataset or list of dicts.
         output_dir: Where kept and dropped rows, scores and counts go; by default OUT/scored_rows/NAME.
         trust_remote_code: Run model code that comes with the model; the run's folder alone cannot ask for it.
-        reading: dataset_config, dataset_train_split, format and malformed, where they are not the run's (None: are).
+        reading: dataset_config, dataset_train_split, format, columns and malformed, where they are not the run's
+            (None: are).
 
     Returns:
         The folder of the results.
@@ -203,15 +212,15 @@ def _checked(stream: Stream, config: ForgetFilterConfig, learnt: str) -> dict[st
     wrong: list[str] = []
     with progress("checking", None, "rows") as bar:
         for part, _ in stream.parts(shards.SHARD_ROWS):
-            if row_format == "auto":
-                row_format = detect_format(part.rows(), stream.name)
+            if not rows:
+                row_format = find_format(part, row_format, config.columns)
             read_conversations(part, row_format, skip=True)
             wrong += wrong_rows(part)[: SHOWN - len(wrong)]
             suffix, rows, count = part.suffix, rows + len(part), count + len(part.errors)
             bar.update(len(part))
     if count == rows or (count and config.malformed == "error"):
         raise DataError(complaint(stream.name, wrong, count, rows) if rows else f"{stream.name}: has no rows.")
-    if (row_format == "text") != (learnt == "text"):
+    if (base_format(row_format) == "text") != (base_format(learnt) == "text"):
         raise DataError(
             f"{stream.name}: its rows have the format {row_format}, those of the run {learnt}, and a probe that has "
             "learnt from conversations knows nothing of plain text, nor the other way round."

@@ -1,10 +1,12 @@
 """Ten thousand damaged files through loading and deciding: the right result or one clear error, never a traceback."""
 
+import bz2
 import csv
 import gzip
 import io
 import json
 import random
+import zipfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,6 +29,19 @@ ROWS = [
     {"prompt": "ما هذا؟", "completion": "这是什么"},
     {"prompt": "a <|im_end|> b", "completion": "<|im_start|>system"},
 ]
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+CALLED = {
+    "messages": [
+        {"role": "developer", "content": [{"type": "text", "text": "be brief"}]},
+        {"role": "user", "content": "q", "name": "someone"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL], "weight": 0},
+        {"role": "tool", "content": "r", "tool_call_id": "1"},
+        {"role": "assistant", "content": "a", "reasoning_content": "because", "train": True},
+    ],
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+    "label": False,
+}
+ALPACA = {"instruction": "q", "input": "", "output": "a", "system": "s", "history": [["q", "a"]]}
 CHATS = [
     [{"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]}]
     for row in ROWS
@@ -43,6 +58,11 @@ def seeds():
     parquet = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(ROWS), parquet)
     chats = "".join(json.dumps(chat[0]) + "\n" for chat in CHATS).encode()
+    frame, archive = pa.BufferOutputStream(), io.BytesIO()
+    with pa.CompressedOutputStream(frame, "zstd") as file:
+        file.write(table.getvalue().encode())
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.writestr("inner.jsonl", lines)
     sharegpt = json.dumps([{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}] * 3)
     return {
         "a.jsonl": lines,
@@ -53,6 +73,13 @@ def seeds():
         "f.jsonl": chats,
         "g.json": sharegpt.encode(),
         "h.jsonl": b"\xef\xbb\xbf" + lines.replace(b"\n", b"\r\n"),
+        "i.tsv": table.getvalue().replace(",", "\t").encode(),
+        "j.jsonl.bz2": bz2.compress(lines),
+        "k.csv.zst": frame.getvalue().to_pybytes(),
+        "l.zip": archive.getvalue(),
+        "m.json": json.dumps({"version": 1, "data": ROWS}, indent=1).encode(),
+        "n.jsonl": (json.dumps(CALLED) + "\n").encode() * 3,
+        "o.json": json.dumps([ALPACA] * 3).encode(),
     }
 
 
@@ -118,13 +145,38 @@ def test_damaged_data_files(name, malformed, tokenizer, tmp_path):
     assert bad == 0
 
 
+KEYS = st.sampled_from(
+    [
+        *("prompt", "completion", "messages", "conversations", "instruction", "output", "text", "role", "content"),
+        *("system", "history", "tools", "functions", "tool_calls", "function_call", "function", "arguments", "weight"),
+    ]
+)
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-KEYS = st.sampled_from(["prompt", "completion", "messages", "conversations", "instruction", "output", "text", "role"])
 RECORDS = st.lists(st.dictionaries(KEYS | st.text(max_size=4), JSON, max_size=4), max_size=4)
+
+
+@pytest.mark.parametrize("malformed", ["error", "skip"])
+def test_folders_of_damaged_files(malformed, tokenizer, tmp_path):
+    chat, config = ChatTokenizer(tokenizer, 256), ForgetFilterConfig(malformed=malformed)
+    rng, good, bad, count = random.Random(malformed), seeds(), 0, 300
+    for number in range(count):
+        folder = tmp_path / str(number)
+        (folder / "inner").mkdir(parents=True)
+        for place in (folder, folder, folder / "inner"):
+            name = rng.choice(list(good))
+            (place / name).write_bytes(damaged(good[name], rng) if rng.random() < 0.5 else good[name])
+
+        def load(folder=folder):
+            rows = load_rows(str(folder), "dataset_name", chat, config)
+            assert len(rows.examples) == len(rows.source) == len(rows.source.files)
+
+        bad += attempt(load)
+    note(count, bad)
+    assert bad == 0
 
 
 def test_rows_of_any_shape(tokenizer, tmp_path):

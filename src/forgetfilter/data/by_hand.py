@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from forgetfilter.data.sources import Source, row_ids
+from forgetfilter.data.sources import Source, row_ids, unusable_ids
 from forgetfilter.errors import DataError
 from forgetfilter.marks import Said, word
 
@@ -78,6 +78,8 @@ def _read_lines(
 
     Lines that contradict each other are an error, unless the last one counts.
     """
+    trouble = unusable_ids(source)
+    unusable = "" if trouble is None else f": {trouble}, so give 'row', its number from 0, or its id in scores.parquet"
     by_id = {row_id: row for row, row_id in enumerate(row_ids(source))}
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -90,7 +92,7 @@ def _read_lines(
         try:
             entry = json.loads(line)
             if "id" in entry and str(entry["id"]) not in by_id:
-                raise ValueError(f"no row has the id {entry['id']!r}")
+                raise ValueError(f"no row has the id {entry['id']!r}{unusable}")
             row = by_id[str(entry["id"])] if "id" in entry else entry["row"]
             if type(row) is not int or not 0 <= row < len(by_id):
                 raise ValueError(f"no row {row!r}")
@@ -99,5 +101,6 @@ def _read_lines(
                 raise ValueError(f"a line above says otherwise of row {row}")
             found[row] = said
         except (ValueError, LookupError, TypeError, RecursionError) as error:
-            raise DataError(f"{path}:{number}: expected {{'id': a row's id, {wanted}}}: {error!r}") from error
+            why = error if isinstance(error, ValueError) else repr(error)
+            raise DataError(f"{path}:{number}: expected {{'id': a row's id, {wanted}}}: {why}") from error
     return found

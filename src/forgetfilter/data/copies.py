@@ -6,6 +6,7 @@ sees. Rows that merely resemble each other are not taken as one: in templated da
 row into an unsafe one.
 """
 
+import json
 import unicodedata
 
 import numpy as np
@@ -21,10 +22,13 @@ def first_copies(source: Source, row_format: str) -> np.ndarray:
         source: The rows, none of them malformed.
         row_format: Their format.
     """
-    first: dict[tuple[tuple[str, str, bool], ...], int] = {}
+    first: dict[tuple[tuple[str, str, bool, str], ...], int] = {}
     found = []
     for number, record in enumerate(source.rows()):
-        said = tuple((turn.role, plain(turn.content), turn.trained) for turn in read_row(record, row_format))
+        said = tuple(
+            (turn.role, plain(turn.content), turn.trained, json.dumps(turn.extra, sort_keys=True, default=str))
+            for turn in read_row(record, row_format)
+        )
         found.append(first.setdefault(said, number))
     return np.array(found, int)
 

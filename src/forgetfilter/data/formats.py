@@ -1,10 +1,12 @@
 """Row formats: any row -> turns of a conversation, of which some are trained on and scored."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
-from forgetfilter.errors import DataError
+from forgetfilter.errors import ConfigError, DataError
 
 Record = dict[str, Any]
 
@@ -23,12 +25,14 @@ class Turn:
         trained: Whether the model learns to write it, and is scored on it.
         extra: What else a chat template reads of it: tool_calls, reasoning_content, name and the like; on the first
             message also `tools`, the functions that the model may call.
+        is_call: Whether its text is a function call (ShareGPT's function_call).
     """
 
     role: str
     content: str
     trained: bool
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    is_call: bool = False
 
 
 def preceded(turns: Sequence[Turn], sentence: str) -> tuple[Turn, ...]:
@@ -65,14 +69,24 @@ def shorter(prompt: str, answer: str) -> tuple[str, str]:
 ROLES = {
     "human": "user",
     "gpt": "assistant",
+    "chatgpt": "assistant",
     "function_call": "assistant",
     "observation": "tool",
+    "function": "tool",
+    "developer": "system",
     "system": "system",
     "user": "user",
     "assistant": "assistant",
     "tool": "tool",
 }
 """Role names of ShareGPT and chat formats, mapped to those of chat templates."""
+REASONING = ("reasoning_content", "reasoning", "thinking")
+EXTRA = ("tool_calls", "tool_call_id", "name", *REASONING)
+"""Keys of a message that chat templates read, besides role and content."""
+SHOWN_BY_TEMPLATES = ("tools", "tool_calls", *REASONING)
+"""Those of which a trainer learns, and that not every chat template shows."""
+UNTRAINED = {"weight": 0, "train": False}
+"""Keys of an answer -> the value at which trainers take it as context alone: OpenAI's and Mistral's, axolotl's."""
 
 
 def _text(record: Record, key: str) -> str:
@@ -86,54 +100,135 @@ def _kind(value: Any) -> str:
     return "null" if value is None else f"a {type(value).__name__}"
 
 
-def _turns(messages: Any, key: str, role_key: str, content_key: str, *, train: bool) -> list[Turn]:
+def _turns(messages: Any, key: str, *, train: bool) -> list[Turn]:
+    """Messages as turns. Their keys are role and content, or ShareGPT's from and value."""
     if not isinstance(messages, list) or not messages:
         raise RowError(f"'{key}' is {'empty' if messages == [] else _kind(messages)}, expected a list of messages")
-    turns = []
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, dict) or not {role_key, content_key} <= message.keys():
-            raise RowError(f"message {number} of '{key}' has no '{role_key}' and '{content_key}'")
-        role, content = ROLES.get(str(message[role_key])), message[content_key]
-        if role is None:
-            raise RowError(f"message {number} of '{key}' has the unknown role {message[role_key]!r}")
-        if not isinstance(content, str):
-            raise RowError(f"message {number} of '{key}': '{content_key}' is {_kind(content)}, expected text")
-        turns.append(Turn(role, content, train and role == "assistant"))
-    return turns
+    return [_turn(message, f"message {number} of '{key}'", train) for number, message in enumerate(messages, 1)]
 
 
-def _prompt_completion(record: Record) -> list[Turn]:
-    prompt, completion = record["prompt"], record["completion"]
-    if isinstance(prompt, list) and isinstance(completion, list):
-        return [
-            *_turns(prompt, "prompt", "role", "content", train=False),
-            *_turns(completion, "completion", "role", "content", train=True),
-        ]
+def _turn(message: Any, where: str, train: bool) -> Turn:
+    if not isinstance(message, dict):
+        raise RowError(f"{where} is {_kind(message)}, expected an object with 'role' and 'content'")
+    said, content_key = (message.get("role"), "content") if "role" in message else (message.get("from"), "value")
+    extra = {name: message[name] for name in EXTRA if message.get(name) is not None}
+    calls = _calls(message, where)
+    if calls:
+        extra["tool_calls"] = calls
+    if said is None or (content_key not in message and not calls):
+        raise RowError(f"{where} has no 'role' and 'content' (or 'from' and 'value')")
+    role = ROLES.get(str(said))
+    if role is None:
+        raise RowError(f"{where} has the unknown role {said!r}")
+    content = message.get(content_key)
+    text = "" if content is None and calls else _joined(content, f"{where}: '{content_key}'")
+    trained = train and role == "assistant" and not any(_is_untrained(message, name) for name in UNTRAINED)
+    return Turn(role, text, trained, extra, said == "function_call")
+
+
+def _is_untrained(message: Record, name: str) -> bool:
+    return message.get(name) is not None and message[name] == UNTRAINED[name]
+
+
+def _joined(content: Any, where: str) -> str:
+    """Text, also where it comes as a list of parts."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise RowError(f"{where} is {_kind(content)}, expected text")
+    texts = []
+    for number, part in enumerate(content, 1):
+        text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
+        if not isinstance(text, str):
+            kind = part.get("type") if isinstance(part, dict) else _kind(part)
+            raise RowError(f"{where}: part {number} is {kind}, and only text can be read")
+        texts.append(text)
+    return "".join(texts)
+
+
+def _calls(message: Record, where: str) -> list[Record]:
+    """The function calls of a message in today's form; their arguments parsed, as chat templates expect them."""
+    found = message.get("tool_calls") or []
+    if message.get("function_call") is not None:
+        found = [{"type": "function", "function": message["function_call"]}]
+    if not isinstance(found, list) or not all(isinstance(call, dict) for call in found):
+        raise RowError(f"{where}: its function calls are no list of objects")
     return [
-        Turn("user", _text(record, "prompt"), trained=False),
-        Turn("assistant", _text(record, "completion"), trained=True),
+        {**call, "function": _with_arguments(call["function"])} if isinstance(call.get("function"), dict) else call
+        for call in found
     ]
 
 
+def _with_arguments(function: Record) -> Record:
+    try:
+        arguments = json.loads(function["arguments"])
+    except (LookupError, TypeError, ValueError, RecursionError):  # no text, or not JSON: it stays as it is
+        return function
+    return {**function, "arguments": arguments}
+
+
+def _with_tools(turns: list[Turn], record: Record) -> list[Turn]:
+    """The functions that the model may call go with the first turn."""
+    tools: Any = record.get("tools")
+    if isinstance(tools, str) and tools:
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError) as error:
+            raise RowError("'tools' is text, but no JSON") from error
+    functions = record.get("functions")  # what OpenAI called tools before
+    if not tools and isinstance(functions, list):
+        tools = [{"type": "function", "function": function} for function in functions]
+    if not tools:
+        return turns
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise RowError(f"'tools' is {_kind(tools)}, expected a list of objects")
+    return [replace(turns[0], extra={**turns[0].extra, "tools": tools}), *turns[1:]]
+
+
+def _prompt_completion(record: Record) -> list[Turn]:
+    completion = _side(record, "completion", "assistant")
+    if completion[0].role in ("system", "user"):
+        raise RowError(
+            f"'completion' begins with a message of the {completion[0].role}: it seems to be a whole conversation. "
+            "--columns messages=NAME names a column that holds one."
+        )
+    return [*_side(record, "prompt", "user"), *completion]
+
+
+def _side(record: Record, key: str, role: str) -> list[Turn]:
+    """A prompt or a completion: messages, or the text of one."""
+    if isinstance(record[key], list):
+        return _turns(record[key], key, train=role == "assistant")
+    return [Turn(role, _text(record, key), trained=role == "assistant")]
+
+
 def _messages(record: Record) -> list[Turn]:
-    return _turns(record["messages"], "messages", "role", "content", train=True)
+    return _turns(record["messages"], "messages", train=True)
 
 
 def _sharegpt(record: Record) -> list[Turn]:
-    turns = _turns(record["conversations"], "conversations", "from", "value", train=True)
-    if record.get("system"):
-        turns.insert(0, Turn("system", _text(record, "system"), trained=False))
-    return turns
+    return [*_system(record), *_turns(record["conversations"], "conversations", train=True)]
+
+
+def _system(record: Record) -> list[Turn]:
+    return [Turn("system", _text(record, "system"), trained=False)] if record.get("system") else []
 
 
 def _alpaca(record: Record) -> list[Turn]:
     prompt = _text(record, "instruction")
     if record.get("input"):
         prompt += "\n\n" + _text(record, "input")
-    return [
-        Turn("user", prompt, trained=False),
-        Turn("assistant", _text(record, "output"), trained=True),
-    ]
+    history = record.get("history") or []
+    if not isinstance(history, list) or not all(_is_exchange(pair) for pair in history):
+        raise RowError("'history' is no list of [question, answer]")
+    turns = _system(record)
+    for question, answer in [*history, (prompt, _text(record, "output"))]:
+        turns += [Turn("user", question, trained=False), Turn("assistant", answer, trained=True)]
+    return turns
+
+
+def _is_exchange(pair: Any) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
 
 
 def _plain_text(record: Record) -> list[Turn]:
@@ -148,42 +243,111 @@ FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Record], list[Turn]]]] = {
     "text": (("text",), _plain_text),
 }
 """Format name -> columns it needs (others stay untouched), and its reader. Detection tries them in this order."""
+NEEDED = {column for columns, _ in FORMATS.values() for column in columns}
+READ = NEEDED | {"input", "system", "history", "tools"}
+"""Columns that some format reads."""
+UNREAD = ("images", "image", "videos", "video", "audios", "audio")
+"""Columns that trainers of other models read beside the text."""
+UNDESIRED = "label"
 
 
-def detect_format(records: list[Record], name: str) -> str:
-    """Name of the first format whose columns the first row has.
+def unread_columns(record: Record) -> list[str]:
+    """The columns of a row that would change what a trainer learns from it, and that are not read.
+
+    A `label` that is false says that the completion is undesired (unpaired preferences, as KTO takes them).
+    """
+    return [name for name in UNREAD if record.get(name)] + ([UNDESIRED] if record.get(UNDESIRED) is False else [])
+
+
+@lru_cache
+def parse_columns(text: str) -> dict[str, str]:
+    """Our column names -> the data's, from a text such as prompt=question,completion=answer.
+
+    Raises:
+        ConfigError: If it is not of that form, or names no column that is read.
+    """
+    found = dict(pair.partition("=")[::2] for pair in text.split(","))
+    if not all(found.values()) or len(found) < len(text.split(",")):
+        raise ConfigError(f"--columns is {text}: it must be like prompt=question,completion=answer.")
+    if not found.keys() <= READ:
+        wrong = ", ".join(sorted(found.keys() - READ))
+        raise ConfigError(f"--columns: {wrong} is no column of a row format. These are: {', '.join(sorted(READ))}.")
+    return found
+
+
+def detect_format(records: list[Record], name: str, columns: str | None = None) -> str:
+    """The first format whose columns the first row has.
+
+    Args:
+        records: The rows.
+        name: The data set's, for messages.
+        columns: What other names its columns have, as `parse_columns` takes it.
+
+    Returns:
+        A name in FORMATS; with `columns` followed by these in brackets, as `read_row` takes it.
 
     Raises:
         DataError: If the first row has the columns of no format.
     """
-    for row_format, (columns, _) in FORMATS.items():
-        if records and set(columns) <= records[0].keys():
-            return row_format
-    needs = "; ".join(f"{row_format}: {', '.join(columns)}" for row_format, (columns, _) in FORMATS.items())
+    renamed = parse_columns(columns) if columns else {}
+    for row_format, (needed, _) in FORMATS.items():
+        wanted = {*(renamed.get(column, column) for column in needed), *renamed.values()}
+        if records and wanted <= records[0].keys() and renamed.keys() & NEEDED <= set(needed):
+            return f"{row_format}({columns})" if columns else row_format
+    needs = "; ".join(f"{row_format}: {', '.join(needed)}" for row_format, (needed, _) in FORMATS.items())
     found = ", ".join(map(str, records[0])) if records else "no rows"
+    asked = f" Asked for: --columns {columns}." if columns else ""
     raise DataError(
-        f"{name}: no known row format. Columns found: {found}. Columns needed, by format: {needs}. "
-        "Rename the columns, or name the format with --format."
+        f"{name}: no known row format. Columns found: {found}. Columns needed, by format: {needs}.{asked} "
+        "Say which column is which with --columns prompt=NAME,completion=NAME, or name the format with --format."
     )
+
+
+def base_format(row_format: str) -> str:
+    """The name in FORMATS of a format with renamed columns."""
+    return row_format.partition("(")[0]
+
+
+def as_named(record: Record, row_format: str) -> Record:
+    """A row whose columns have the names of FORMATS, with those that a format gives them."""
+    columns = row_format.partition("(")[2].removesuffix(")")
+    renamed = parse_columns(columns) if columns else {}
+    return {renamed.get(name, name): value for name, value in record.items()}
 
 
 def read_row(record: Record, row_format: str) -> list[Turn]:
     """Turns of one row.
 
+    Args:
+        record: The row.
+        row_format: A name in FORMATS, also with other column names: prompt_completion(prompt=question).
+
     Raises:
         RowError: If the row does not have the shape of the format, or nothing to learn.
     """
-    columns, read = FORMATS[row_format]
-    missing = [column for column in columns if column not in record]
+    name, _, columns = row_format.removesuffix(")").partition("(")
+    needed, read = FORMATS[name]
+    renamed = parse_columns(columns) if columns else {}
+    missing = [column for column in (renamed.get(ours, ours) for ours in needed) if column not in record]
     if missing:
-        raise RowError(f"no column {' and '.join(map(repr, missing))} (format {row_format})")
-    turns = read(record)
+        raise RowError(f"no column {' and '.join(map(repr, missing))} (format {name})")
+    if renamed:
+        record = {**record, **{ours: record.get(theirs) for ours, theirs in renamed.items()}}
+    turns = read(record) if name == "text" else _with_tools(read(record), record)
     if not any(turn.trained for turn in turns):
         raise RowError("no assistant turn to learn from")
     for number, turn in enumerate(turns, 1):
-        try:
-            turn.content.encode()
-        except UnicodeEncodeError as error:
-            half = turn.content[error.start]
-            raise RowError(f"message {number} has half a character ({half!r}), which is no text") from error
+        _require_text(turn, number)
     return turns
+
+
+def _require_text(turn: Turn, number: int) -> None:
+    """Raise RowError where a message is no text that UTF-8 can encode."""
+    try:
+        text = turn.content + (json.dumps(turn.extra, ensure_ascii=False, default=str) if turn.extra else "")
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise RowError(f"message {number} has half a character ({half!r}), which is no text") from error
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"message {number} is nested too deep") from error

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,25 @@ from forgetfilter import processes
 from forgetfilter.config import MARKED, ForgetFilterConfig
 from forgetfilter.data.builtin import builtin_rows, is_builtin, like
 from forgetfilter.data.copies import first_copies
-from forgetfilter.data.formats import Record, RowError, Turn, detect_format, read_row
-from forgetfilter.data.sources import Source, load_source, row_ids
+from forgetfilter.data.formats import (
+    SHOWN_BY_TEMPLATES,
+    Record,
+    RowError,
+    Turn,
+    base_format,
+    detect_format,
+    parse_columns,
+    read_row,
+    unread_columns,
+)
+from forgetfilter.data.readers import why_no_line_parses
+from forgetfilter.data.sources import TRAIN, Source, load_source, row_ids, unusable_ids
 from forgetfilter.data.tokenization import ChatTokenizer, Example
 from forgetfilter.errors import ConfigError, DataError
 from forgetfilter.marks import Marks
 
+NEARLY_ALL = 0.9
+"""Share of rows marked unsafe above which the label column is doubted."""
 SHOWN = 20
 """Malformed rows named in an error before the rest is only counted."""
 
@@ -33,12 +47,15 @@ class Rows:
         row_format: Name of their format.
         examples: One a row, in order.
         malformed: The rows taken out, as records {file, line, error, raw}.
+        unread: What would change what a trainer learns, but is not read -> how many rows have it; see
+            `unread_columns`. Calls, functions and reasoning are among it where the chat template never shows them.
     """
 
     source: Source
     row_format: str
     examples: list[Example]
     malformed: list[Record]
+    unread: dict[str, int] = field(default_factory=dict)
 
     def select(self, rows: Sequence[int]) -> "Rows":
         """These rows alone, in this order."""
@@ -122,7 +139,10 @@ class Data:
 def load_data(config: ForgetFilterConfig, chat: ChatTokenizer, noisy: Any = None, safe: Any = None) -> Data:
     """The noisy and the safe rows, by default those the config names, read and checked."""
     noisy_rows = load_rows(config.dataset_name if noisy is None else noisy, "dataset_name", chat, config)
-    require_column(noisy_rows.source, config.label_column)
+    noisy_rows.unread.pop(str(config.label_column), None)  # that one is read
+    if processes.first():
+        for remark in remarks(noisy_rows, config.label_column):
+            print(f"{noisy_rows.source.name}: {remark}", flush=True)
     safe_rows = load_safe(noisy_rows, chat, config, safe)
     unsafe = _unsafe(noisy_rows, chat, config)
     shared = 0 if unsafe is None or config.unsafe_dataset_name == MARKED else noisy_rows.shared_with(unsafe)
@@ -140,7 +160,7 @@ def load_safe(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig, safe
     source = dataclasses.replace(load_source(like(builtin_rows(name), said)), name=name)
     if processes.first():
         print(f"safe data: {len(source)} rows in the box; rows of your own domain are better (--safe_dataset_name).")
-    return tokenize(source, chat, row_format="text" if noisy.row_format == "text" else "messages")
+    return tokenize(source, chat, row_format="text" if base_format(noisy.row_format) == "text" else "messages")
 
 
 def _unsafe(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Rows | None:
@@ -163,8 +183,11 @@ def load_rows(data: Any, flag: str, chat: ChatTokenizer, config: ForgetFilterCon
     """Read and tokenise a data set, by the config's format and treatment of malformed rows."""
     if data is None:
         raise ConfigError(f"no data: give --{flag}, or pass it to fit.")
-    source = load_source(data, config.dataset_config, config.dataset_train_split)
-    rows = tokenize(source, chat, row_format=config.format, skip=config.malformed == "skip")
+    main = flag == "dataset_name"
+    source = load_source(data, config.dataset_config, config.dataset_train_split if main else TRAIN)
+    columns = config.columns if main or _has_columns(source, config.columns) else None
+    row_format = find_format(source, config.format, columns)
+    rows = tokenize(source, chat, row_format=row_format, skip=config.malformed == "skip")
     if rows.malformed and processes.first():
         first = rows.malformed[0]
         print(
@@ -175,13 +198,59 @@ def load_rows(data: Any, flag: str, chat: ChatTokenizer, config: ForgetFilterCon
     return rows
 
 
+def _has_columns(source: Source, columns: str | None) -> bool:
+    """Whether the first row has the columns that `--columns` names: data sets beside the noisy one need not."""
+    return columns is not None and any(set(parse_columns(columns).values()) <= row.keys() for row in source.rows()[:1])
+
+
+def find_format(source: Source, row_format: str = "auto", columns: str | None = None) -> str:
+    """The format of a data set's rows, as `read_row` takes it.
+
+    Args:
+        source: The rows.
+        row_format: A name in FORMATS, or "auto".
+        columns: What other names the columns have, as `--columns` says it.
+
+    Raises:
+        DataError: If no row could be parsed, or the first row has the columns of no format.
+    """
+    if source.errors and not source.rows():
+        raise DataError(f"{source.name}: {why_no_line_parses(source)}")
+    if row_format == "auto":
+        return detect_format(source.rows(), source.name, columns)
+    return f"{row_format}({columns})" if columns else row_format
+
+
+def remarks(rows: Rows, label_column: str | None) -> list[str]:
+    """What a person should know of noisy data before the work begins: about ids, labels, and what is not read.
+
+    Raises:
+        DataError: If no row has the label column.
+    """
+    source = rows.source
+    found = [f"{count} rows have {name!r}, which is not read." for name, count in rows.unread.items()]
+    ids = unusable_ids(source)
+    if ids is not None:
+        found.append(f"{ids}. All rows get ids made of their content (`id` in scores.parquet) instead.")
+    if label_column is not None:
+        labels = read_labels(source, label_column)
+        if not any(labels) or sum(labels) > NEARLY_ALL * len(labels):
+            values = Counter(repr(row.get(label_column)) for row in source.rows()).most_common(5)
+            seen = ", ".join(f"{value} ({count} rows)" for value, count in values)
+            found.append(
+                f"by {label_column} {sum(labels)} of {len(labels)} rows are unsafe: those that say 1, true or unsafe. "
+                f"It says {seen}. Is it the right column (--label_column)? The figures depend on it."
+            )
+    return found
+
+
 def tokenize(source: Source, tokenizer: ChatTokenizer, *, row_format: str = "auto", skip: bool = False) -> Rows:
     """Check and tokenise every row.
 
     Args:
         source: A data set.
         tokenizer: The model's.
-        row_format: A name in FORMATS, or "auto".
+        row_format: As `find_format` gives it, or "auto".
         skip: Take malformed rows out instead of raising.
 
     Raises:
@@ -198,19 +267,27 @@ def encode(source: Source, tokenizer: ChatTokenizer, *, row_format: str, skip: b
     """Like `tokenize`, but it does not matter whether any row can be scored."""
     row_format, conversations = _read(source, row_format)
     examples: list[Example] = []
-    good = []
+    good, unread = [], Counter[str]()
+    template = str(tokenizer.tokenizer.chat_template)
     for row, turns in enumerate(conversations):
         if turns is None:
             continue
         try:
             examples.append(tokenizer.encode(turns))
             good.append(row)
+            unread.update(_unread(source.records[row] or {}, turns, template))
         except RowError as error:
             source.errors[row] = str(error)
     malformed = [_describe(source, row) for row in sorted(source.errors)]
     if malformed and not skip:
         raise DataError(_complaint(source))
-    return Rows(source.select(good), row_format, examples, malformed)
+    return Rows(source.select(good), row_format, examples, malformed, dict(unread))
+
+
+def _unread(record: Record, turns: list[Turn], template: str) -> set[str]:
+    """What a row has that neither we nor the chat template read: a template shows nothing that it does not name."""
+    extra = {name for turn in turns for name in turn.extra if name in SHOWN_BY_TEMPLATES}
+    return {*unread_columns(record), *(name for name in extra if name not in template)}
 
 
 def read_conversations(source: Source, row_format: str, *, skip: bool) -> tuple[Source, list[list[Turn]]]:
@@ -229,7 +306,7 @@ def read_conversations(source: Source, row_format: str, *, skip: bool) -> tuple[
 def _read(source: Source, row_format: str) -> tuple[str, list[list[Turn] | None]]:
     """The format, found if it is "auto", and what each row says; None for the malformed (see source.errors)."""
     if row_format == "auto":
-        row_format = detect_format(source.rows(), source.name)
+        row_format = find_format(source)
     rows: list[list[Turn] | None] = []
     for row, record in enumerate(source.records):
         try:
@@ -242,7 +319,8 @@ def _read(source: Source, row_format: str) -> tuple[str, list[list[Turn] | None]
 
 def _describe(source: Source, row: int) -> Record:
     raw = source.raw[row].decode("utf-8", "backslashreplace") if source.raw else source.records[row]
-    return {"file": source.name, "line": source.lines[row], "error": source.errors[row], "raw": raw}
+    file = source.files[row] if source.files else source.name
+    return {"file": file, "line": source.lines[row], "error": source.errors[row], "raw": raw}
 
 
 def _complaint(source: Source) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.builtin import like
 from forgetfilter.data.export import SHAPES
-from forgetfilter.data.formats import Record, RowError, Turn, read_row
+from forgetfilter.data.formats import Record, RowError, Turn, as_named, base_format, read_row
 from forgetfilter.data.loading import Rows, load_rows, read_labels, tokenize
 from forgetfilter.data.sources import load_source
 from forgetfilter.data.tokenization import ChatTokenizer
@@ -110,6 +110,6 @@ def _in_turn(lists: Sequence[Sequence[int]]) -> list[int]:
 def _shaped(turns: Sequence[Turn], row_format: str, place: str) -> Record:
     """A row in the format of the noisy data."""
     try:
-        return SHAPES[row_format](list(turns))
+        return as_named(SHAPES[base_format(row_format)](list(turns)), row_format)
     except RowError as error:
         raise DataError(f"{place}: {error}. Planted rows take the format of the noisy ones.") from error

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forgetfilter.data.export import SHAPES
-from forgetfilter.data.formats import Turn, detect_format
-from forgetfilter.data.loading import read_conversations
+from forgetfilter.data.formats import Turn
+from forgetfilter.data.loading import find_format, read_conversations
 from forgetfilter.data.sources import Source
 from forgetfilter.errors import ConfigError, DataError
 from forgetfilter.files import digest, whole_file
@@ -83,7 +83,7 @@ def write_served(
     if path.exists():
         raise DataError(f"{path}: exists. Remove it or give another --output.")
     client = _client(base_url)
-    shape = detect_format(noisy.rows(), noisy.name) if row_format == "auto" else row_format
+    shape = find_format(noisy) if row_format == "auto" else row_format
     conversations = read_conversations(noisy, shape, skip=True)[1]
     prompts = _prompts(conversations, rows, seed)
     if not prompts:

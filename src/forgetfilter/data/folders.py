@@ -1,0 +1,84 @@
+"""Which files of a folder are read: all of them, in the order of their names, or those of one split."""
+
+import re
+from pathlib import Path
+
+from forgetfilter import processes
+from forgetfilter.data.readers import KNOWN, file_suffix
+from forgetfilter.errors import DataError
+
+TRAIN = "train"
+"""The split that a file is, and the rows of a folder whose files name no splits."""
+DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json")
+"""Files beside data sets that say what these are: of the Hub, and of LLaMA-Factory."""
+WRITTEN = ("", ".md", ".py", ".yaml", ".yml", ".html", ".png", ".svg")
+"""Suffixes of files that no rows are looked for in: documentation, scripts and settings."""
+SPLIT = re.compile(r"(train|training|test|testing|validation|valid|val|dev|eval)", re.IGNORECASE)
+SHARD = re.compile(r"((?:train|test|validation|valid|val|dev|eval)\w*)-\d+-of-\d+(?:-[0-9a-f]+)?", re.IGNORECASE)
+"""How the file of a split is called: train.jsonl; on the Hub also train_sft-00000-of-00003.parquet."""
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` of the datasets library has written a folder."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def data_files(folder: Path, split: str) -> tuple[list[Path], str]:
+    """The files of a folder and its subfolders whose rows are read, in the order of their names, and their split.
+
+    Of a run's folder it is the file of its kept rows. Where the name of every file, or of a folder it is in, is that of
+    a split, it is those of the split that is asked for. All others are the split train. Hidden files are left out.
+
+    Args:
+        folder: The folder.
+        split: Name of a split.
+
+    Raises:
+        DataError: If there are none, or the folder has a file that cannot be read.
+    """
+    found = sorted(
+        (path for path in folder.rglob("*") if path.is_file() and _is_shown(path.relative_to(folder))),
+        key=lambda path: path.relative_to(folder).parts,
+    )
+    files = [path for path in found if file_suffix(path)]
+    if (folder / "manifest.json").exists():
+        kept = [path for path in files if path.parent == folder and path.stem == "kept"]
+        if kept:
+            return kept, TRAIN
+    unread = [path for path in found if path not in files and path.suffix.lower() not in WRITTEN]
+    if unread:
+        names = ", ".join(str(path.relative_to(folder)) for path in unread[:5])
+        raise DataError(
+            f"{folder}: {len(unread)} of its files cannot be read: {names}. Known kinds: {KNOWN}. "
+            "Move them away, or give the files to read one by one."
+        )
+    if not files:
+        raise DataError(f"{folder}: has no file with rows. Known kinds: {KNOWN}.")
+    return _of_split(folder, files, split)
+
+
+def _is_shown(path: Path) -> bool:
+    return not any(part.startswith((".", "_")) for part in path.parts) and path.name not in DESCRIPTIONS
+
+
+def _of_split(folder: Path, files: list[Path], split: str) -> tuple[list[Path], str]:
+    splits = {path: _split_of(path.relative_to(folder)) for path in files}
+    if None in splits.values():
+        return files, TRAIN
+    chosen = [path for path in files if splits[path] == split]
+    if not chosen:
+        names = ", ".join(sorted({str(name) for name in splits.values()}))
+        raise DataError(f"{folder}: has no split {split!r}, but {names} (--dataset_train_split).")
+    others = sorted({str(name) for name in splits.values()} - {split})
+    if others and processes.first():
+        print(f"{folder}: split {split} is read, {', '.join(others)} not (--dataset_train_split).", flush=True)
+    return chosen, split
+
+
+def _split_of(path: Path) -> str | None:
+    """The split that a file belongs to by its name, or by that of a folder it is in."""
+    stem = path.name.partition(".")[0]
+    shard = SHARD.fullmatch(stem)
+    if shard:
+        return shard[1]
+    return next((name for name in (stem, *path.parent.parts) if SPLIT.fullmatch(name)), None)

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from forgetfilter.data.export import export
+from forgetfilter.data.formats import detect_format, read_row
 from forgetfilter.data.sources import load_source
 from forgetfilter.errors import DataError
 
@@ -61,3 +62,97 @@ def test_a_row_a_format_cannot_hold_is_named_and_nothing_written(tmp_path):
     with pytest.raises(DataError, match="no turns"):
         export(load_source([{"text": "t"}]), "text", "sharegpt", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+TOOLS = [{"type": "function", "function": {"name": "tide", "parameters": {}}}]
+CALL = {"name": "tide", "arguments": {"at": "Brest"}}
+CALLED = {
+    "messages": [
+        {"role": "user", "content": "High tide?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": CALL}]},
+        {"role": "tool", "content": "06:12"},
+        {"role": "assistant", "content": "At 06:12."},
+    ],
+    "tools": TOOLS,
+}
+LEFT_OUT = {
+    "messages": [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a"},
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "wrong", "weight": 0},
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a"},
+    ]
+}
+
+
+def test_function_calls_and_functions_go_along(tmp_path):
+    for target in ("trl", "axolotl"):
+        ((row,), _) = exported([CALLED], "messages", target, tmp_path)
+        assert row["messages"] == [{**message, "content": message["content"] or ""} for message in CALLED["messages"]]
+        assert row["tools"] == (json.dumps(TOOLS) if target == "trl" else TOOLS)
+    ((row,), files) = exported([CALLED], "messages", "llamafactory", tmp_path)
+    assert row["conversations"][1] == {"from": "function_call", "value": json.dumps(CALL)}
+    assert [message["from"] for message in row["conversations"]] == ["human", "function_call", "observation", "gpt"]
+    assert json.loads(row["tools"]) == TOOLS
+    assert json.loads(files[1].read_text())["forgetfilter_kept"]["columns"]["tools"] == "tools"
+    with pytest.raises(DataError, match="alpaca holds no functions"):
+        exported([CALLED], "messages", "alpaca", tmp_path)
+
+
+def test_reasoning_goes_along_or_the_export_says_that_it_cannot(tmp_path):
+    answer = {"role": "assistant", "content": "4", "reasoning_content": "2 and 2"}
+    row = {"messages": [{"role": "user", "content": "2 + 2?"}, answer]}
+    assert exported([row], "messages", "trl", tmp_path)[0][0]["completion"] == [answer]
+    assert exported([row], "messages", "axolotl", tmp_path)[0] == [row]
+    for target in ("llamafactory", "sharegpt", "alpaca"):
+        with pytest.raises(DataError, match="use axolotl or trl"):
+            exported([row], "messages", target, tmp_path)
+
+
+def test_what_came_from_llama_factory_goes_back_as_it_was(tmp_path):
+    talk = [
+        {"from": "human", "value": "High tide?"},
+        {"from": "function_call", "value": json.dumps(CALL)},
+        {"from": "observation", "value": "06:12"},
+        {"from": "gpt", "value": "At 06:12."},
+    ]
+    row = {"conversations": talk, "tools": json.dumps(TOOLS)}
+    for target in ("llamafactory", "sharegpt"):
+        assert exported([row], "sharegpt", target, tmp_path)[0] == [row]
+
+
+def test_answers_that_are_context_alone_stay_so_or_the_export_says_that_it_cannot(tmp_path):
+    ((row,), files) = exported([LEFT_OUT], "messages", "axolotl", tmp_path)
+    assert [message.get("train") for message in row["messages"]] == [None, None, None, False, None, None]
+    assert yaml.safe_load(files[1].read_text())["datasets"][0]["message_field_training"] == "train"
+    ((row,), _) = exported([LEFT_OUT], "messages", "sharegpt", tmp_path)
+    assert row["conversations"][3]["train"] is False
+    for target in ("trl", "llamafactory"):
+        with pytest.raises(DataError, match=r"<list>:1: message 4 is not to be trained.*Nothing was written"):
+            exported([LEFT_OUT], "messages", target, tmp_path)
+    last = {"messages": LEFT_OUT["messages"][2:]}
+    ((row,), _) = exported([last], "messages", "trl", tmp_path)
+    assert (len(row["prompt"]), row["completion"][0]["content"]) == (3, "a")
+
+
+@pytest.mark.parametrize("target", ["trl", "axolotl", "sharegpt"])
+@pytest.mark.parametrize("row", [CALLED, LEFT_OUT], ids=["calls", "left out"])
+def test_an_export_reads_as_what_was_exported(tmp_path, target, row):
+    if target == "trl":
+        row = {**row, "messages": row["messages"][-2:]}
+    before = read_row(load_source([row]).records[0], "messages")
+    exported([row], "messages", target, tmp_path)
+    source = load_source(tmp_path / "train.jsonl")
+    after = read_row(source.records[0], detect_format(source.rows(), "x"))
+    assert [(turn.role, turn.trained) for turn in after] == [(turn.role, turn.trained) for turn in before]
+    assert after[0].extra == before[0].extra
+    said = [(old.content, new.content) for old, new in zip(before, after, strict=True) if not new.is_call]
+    assert all(old == new for old, new in said)
+
+
+def test_renamed_columns_are_exported_under_the_trainers_names(tmp_path):
+    rows = [{"question": "q", "answer": "a"}]
+    found, _ = exported(rows, "prompt_completion(prompt=question,completion=answer)", "alpaca", tmp_path)
+    assert found == [{"instruction": "q", "input": "", "output": "a"}]

@@ -2,14 +2,14 @@
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from forgetfilter.data.builtin import builtin_rows, like
-from forgetfilter.data.formats import Record, RowError, Turn, detect_format, read_row
-from forgetfilter.data.loading import read_conversations
+from forgetfilter.data.formats import REASONING, Record, RowError, Turn, base_format, read_row
+from forgetfilter.data.loading import find_format, read_conversations
 from forgetfilter.data.sources import Source, row_ids
 from forgetfilter.errors import DataError
 from forgetfilter.files import whole_file
@@ -18,8 +18,15 @@ DATA_FILE = "train.jsonl"
 SHAREGPT_ROLES = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
 
 
-def _chat(turns: list[Turn]) -> list[dict[str, str]]:
-    return [{"role": turn.role, "content": turn.content} for turn in turns]
+def _chat(turns: list[Turn]) -> list[Record]:
+    extra = [{name: value for name, value in turn.extra.items() if name != "tools"} for turn in turns]
+    return [{"role": turn.role, "content": turn.content, **more} for turn, more in zip(turns, extra, strict=True)]
+
+
+def _tools(turns: list[Turn], *, as_text: bool = True) -> Record:
+    """The functions that the model may call, in a column of their own; as text they need no common shape."""
+    tools = turns[0].extra.get("tools")
+    return {} if tools is None else {"tools": json.dumps(tools, ensure_ascii=False) if as_text else tools}
 
 
 def _to_trl(turns: list[Turn]) -> Record:
@@ -27,26 +34,67 @@ def _to_trl(turns: list[Turn]) -> Record:
     if turns[0].role == "text":
         return {"text": turns[0].content}
     if [turn.trained for turn in turns].index(True) == len(turns) - 1:
-        return {"prompt": _chat(turns[:-1]), "completion": _chat(turns[-1:])}
-    return {"messages": _chat(turns)}
+        return _to_prompt_and_completion(turns, as_chat=True)
+    return _to_trl_messages(turns)
 
 
-def _to_prompt_and_completion(turns: list[Turn]) -> Record:
-    if [turn.role for turn in turns] != ["user", "assistant"]:
-        return {"prompt": _chat(turns[:-1]), "completion": _chat(turns[-1:])}
-    return {"prompt": turns[0].content, "completion": turns[1].content}
+def _to_trl_messages(turns: list[Turn]) -> Record:
+    _require_all_trained(turns, "TRL trains every answer of such rows")
+    return {"messages": _chat(turns), **_tools(turns)}
+
+
+def _require_all_trained(turns: list[Turn], why: str) -> None:
+    """Raise RowError if an answer is context alone (weight 0, train false), and the format cannot say so."""
+    for number, turn in enumerate(turns, 1):
+        if turn.role == "assistant" and not turn.trained:
+            raise RowError(f"message {number} is not to be trained, but {why}: use axolotl")
+
+
+def _to_prompt_and_completion(turns: list[Turn], *, as_chat: bool = False) -> Record:
+    if not as_chat and [turn.role for turn in turns] == ["user", "assistant"] and not any(t.extra for t in turns):
+        return {"prompt": turns[0].content, "completion": turns[1].content}
+    return {"prompt": _chat(turns[:-1]), "completion": _chat(turns[-1:]), **_tools(turns)}
 
 
 def _to_messages(turns: list[Turn]) -> Record:
-    return {"text": turns[0].content} if turns[0].role == "text" else {"messages": _chat(turns)}
+    """Messages; an answer that is context alone says so, as axolotl reads it."""
+    if turns[0].role == "text":
+        return {"text": turns[0].content}
+    messages = _chat(turns)
+    for message, turn in zip(messages, turns, strict=True):
+        if turn.role == "assistant" and not turn.trained:
+            message["train"] = False
+    return {"messages": messages, **_tools(turns, as_text=False)}
 
 
 def _to_sharegpt(turns: list[Turn]) -> Record:
-    return {"conversations": [{"from": SHAREGPT_ROLES[t.role], "value": t.content} for t in turns]}
+    said: list[Record] = []
+    for turn in turns:
+        thoughts = turn.extra.keys() & set(REASONING)
+        if thoughts:
+            raise RowError(f"a message has {thoughts.pop()}, for which sharegpt has no place: use axolotl or trl")
+        calls = [call.get("function") for call in turn.extra.get("tool_calls", [])]
+        if calls and turn.content:
+            raise RowError(
+                "a message has both text and a function call, which sharegpt cannot hold: use axolotl or trl"
+            )
+        speaker = "function_call" if turn.is_call or calls else SHAREGPT_ROLES[turn.role]
+        text = json.dumps(calls[0] if len(calls) == 1 else calls, ensure_ascii=False) if calls else turn.content
+        said.append({"from": speaker, "value": text})
+        if turn.role == "assistant" and not turn.trained:
+            said[-1]["train"] = False
+    return {"conversations": said, **_tools(turns)}
+
+
+def _to_llamafactory(turns: list[Turn]) -> Record:
+    _require_all_trained(turns, "LLaMA-Factory trains every answer")
+    return _to_sharegpt(turns)
 
 
 def _to_alpaca(turns: list[Turn]) -> Record:
     roles = [turn.role for turn in turns]
+    if any(turn.extra for turn in turns):
+        raise RowError("alpaca holds no functions and nothing else beside a message's text: use axolotl or trl")
     if roles == ["user", "assistant"]:
         return {"instruction": turns[0].content, "input": "", "output": turns[1].content}
     if roles == ["system", "user", "assistant"]:
@@ -57,7 +105,7 @@ def _to_alpaca(turns: list[Turn]) -> Record:
 WRITERS = {
     "trl": _to_trl,
     "axolotl": _to_messages,
-    "llamafactory": _to_sharegpt,
+    "llamafactory": _to_llamafactory,
     "alpaca": _to_alpaca,
     "sharegpt": _to_sharegpt,
 }
@@ -80,19 +128,14 @@ def export(source: Source, row_format: str, target: str, folder: Path, *, replac
         DataError: If a row cannot be put in that format, or a file to write exists and replace is off; nothing is
             written.
     """
-    if row_format == "text" and target in ("llamafactory", "alpaca", "sharegpt"):
+    if base_format(row_format) == "text" and target in ("llamafactory", "alpaca", "sharegpt"):
         raise DataError(f"rows of format text have no turns: --format {target} cannot hold them, trl and axolotl can.")
     turns = [read_row(record, row_format) for record in source.rows()]
-    rows = []
-    for number, row in enumerate(turns):
-        try:
-            rows.append(WRITERS[target](row))
-        except RowError as error:
-            raise DataError(f"{source.place(number)}: {error}. Nothing was written.") from error
-    if target == "trl" and len({tuple(row) for row in rows}) > 1:
-        rows = [_to_messages(row) for row in turns]
+    rows = _written(turns, WRITERS[target], source)
+    if target == "trl" and len({"messages" in row for row in rows}) > 1:
+        rows = _written(turns, _to_trl_messages, source)
     files = {DATA_FILE: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)}
-    files |= _descriptions(target, row_format)
+    files |= _descriptions(target, rows)
     in_the_way = [folder / name for name in files if not replace and (folder / name).exists()]
     if in_the_way:
         raise DataError(f"{in_the_way[0]}: exists. Remove it or give another --output_dir.")
@@ -102,13 +145,26 @@ def export(source: Source, row_format: str, target: str, folder: Path, *, replac
     return [folder / name for name in files]
 
 
-def _descriptions(target: str, row_format: str) -> dict[str, str]:
+def _written(turns: list[list[Turn]], writer: Callable[[list[Turn]], Record], source: Source) -> list[Record]:
+    """The rows of a source, whose turns are given, as a writer writes them."""
+    rows = []
+    for number, row in enumerate(turns):
+        try:
+            rows.append(writer(row))
+        except RowError as error:
+            raise DataError(f"{source.place(number)}: {error}. Nothing was written.") from error
+    return rows
+
+
+def _descriptions(target: str, rows: Sequence[Record]) -> dict[str, str]:
     """Name -> content of the files that a trainer needs beside the rows."""
+    columns = {name for row in rows for name in row}
     if target == "llamafactory":
+        tools = "tools" if "tools" in columns else None
         entry: dict[str, Any] = {
             "file_name": DATA_FILE,
             "formatting": "sharegpt",
-            "columns": {"messages": "conversations", "system": None, "tools": None},
+            "columns": {"messages": "conversations", "system": None, "tools": tools},
             "tags": {
                 "role_tag": "from",
                 "content_tag": "value",
@@ -121,9 +177,14 @@ def _descriptions(target: str, row_format: str) -> dict[str, str]:
         }
         return {"dataset_info.json": json.dumps({"forgetfilter_kept": entry}, indent=2) + "\n"}
     if target == "axolotl":
-        kind = "completion" if row_format == "text" else "chat_template"
-        return {"axolotl.yaml": f"datasets:\n  - path: {DATA_FILE}\n    ds_type: json\n    type: {kind}\n"}
+        kind = "completion" if "text" in columns else "chat_template"
+        trained = "    message_field_training: train\n" if any(_says_untrained(row) for row in rows) else ""
+        return {"axolotl.yaml": f"datasets:\n  - path: {DATA_FILE}\n    ds_type: json\n    type: {kind}\n{trained}"}
     return {}
+
+
+def _says_untrained(row: Record) -> bool:
+    return any("train" in message for message in row.get("messages", []))
 
 
 SHAPES: dict[str, Callable[[list[Turn]], Record]] = {
@@ -156,8 +217,8 @@ def write_safe_data(notions: str, path: Path, noisy: Source | None = None, row_f
         raise DataError(f"{path}: exists. Remove it or give another --output.")
     rows, shape = builtin_rows(notions), "messages"
     if noisy is not None:
-        shape = detect_format(noisy.rows(), noisy.name) if row_format == "auto" else row_format
-        rows = like(rows, read_conversations(noisy, shape, skip=True)[1])
+        row_format = find_format(noisy) if row_format == "auto" else row_format
+        rows, shape = like(rows, read_conversations(noisy, row_format, skip=True)[1]), base_format(row_format)
     written = []
     for row in rows:
         about = {key: value for key, value in row.items() if key not in ("messages", "text")}

@@ -1,6 +1,7 @@
 """What a decided run prints: a short table, and what to do next."""
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,18 @@ def show(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
+def notes(metrics: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """What else there is to say of the rows: in words, and of how many rows it is true. Older runs know less."""
+    unread = [(f"with {name!r}, which is not read", count) for name, count in metrics.get("unread", {}).items()]
+    return [(words, metrics[name]) for name, words in NOTES.items() if metrics.get(name)] + unread
+
+
 def print_summary(result: Result, report: Path) -> None:
     """Print counts, the rule, figures where there are labels, the most suspect rows, and the next commands."""
     metrics, run = result.metrics, result.run
     print(f"\n{metrics['rows']} rows: {metrics['kept']} kept, {metrics['dropped']} dropped")
-    for name, words in NOTES.items():
-        if metrics.get(name):  # an older run lacks some
-            print(f"  {words}: {metrics[name]}")
+    for words, count in notes(metrics):
+        print(f"  {words}: {count}")
     print(f"rule: {metrics['rule']} on {metrics['filter']}, threshold {show(metrics['threshold'])}: {metrics['says']}")
     if "planted" in metrics:
         print(f"planted: {metrics['planted']['says']}")

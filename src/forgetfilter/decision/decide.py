@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from forgetfilter import old_runs
 from forgetfilter.config import ForgetFilterConfig
@@ -85,7 +86,7 @@ class Result:
 
     @property
     def kept(self) -> "Dataset":
-        """The kept rows as they came in."""
+        """The kept rows as they came in, with all columns that any row has; see `Source.as_table`."""
         return self._rows("kept")
 
     @property
@@ -97,8 +98,7 @@ class Result:
         from datasets import Dataset
 
         chosen = [i for i, made in enumerate(self.scores["decision"]) if made == decision]
-        source = self.run.rows().select(chosen)
-        return Dataset(source.table) if source.table is not None else Dataset.from_list(source.rows())
+        return Dataset(self.run.rows().as_table().take(pa.array(chosen, pa.int64())))
 
     def decide(self, threshold: float | str | None = None, **options: Any) -> "Result":
         """Decide again, under the lock of the run's folder; see the function `decide`."""

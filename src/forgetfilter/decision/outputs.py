@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
+from forgetfilter.data.readers import DELIMITERS
 from forgetfilter.data.sources import Source, row_ids
 from forgetfilter.decision.opened import Opened
 from forgetfilter.decision.planted import planted_figures
@@ -20,6 +22,8 @@ from forgetfilter.files import whole_file
 from forgetfilter.runs import Run
 from forgetfilter.scored import Scored
 
+TYPED = "kept_rows.parquet"
+"""Beside a kept.csv: the same rows for programs that would guess the types of its columns."""
 NOTED = ("partly_scored", "malformed", "also_safe", "repeated", "spelt_specials", "unreadable")
 """What was noted about the noisy data when it was read: counts of rows."""
 
@@ -62,9 +66,14 @@ def write(opened: Opened, decision: Decision) -> None:
     run, source = opened.run, opened.source
     (run.folder / "report.html").unlink(missing_ok=True)  # it shows the previous decision
     files = [run.folder / name for name in (f"kept{source.suffix}", f"dropped{source.suffix}")]
-    for path, chosen in zip(files, (~decision.dropped, decision.dropped), strict=True):
+    parts = [source.select(np.flatnonzero(chosen).tolist()) for chosen in (~decision.dropped, decision.dropped)]
+    for path, part in zip(files, parts, strict=True):
         with whole_file(path) as temporary:
-            source.select(np.flatnonzero(chosen).tolist()).write(temporary)
+            part.write(temporary)
+    if source.suffix in DELIMITERS:
+        files.append(run.folder / TYPED)
+        with whole_file(files[-1]) as temporary:
+            pq.write_table(source.as_table().filter(pa.array(~decision.dropped)), temporary)
     with whole_file(run.folder / "scores.parquet") as temporary:
         pq.write_table(scores_table(source, opened.scored, decision), temporary)
     metrics = {**_noted(run), **decision_figures(opened.scored, decision, opened.labels)}
@@ -73,7 +82,7 @@ def write(opened: Opened, decision: Decision) -> None:
         metrics["planted"] = planted_figures(opened.planted, scores, decision.threshold)
     run.write_json("metrics.json", metrics)
     with whole_file(run.folder / "README.md") as temporary:
-        card = _card(str(opened.config.dataset_name or "a data set"), metrics, files[0].name)
+        card = _about(parts[0]) + _card(str(opened.config.dataset_name or "a data set"), metrics, files[0].name)
         card += f"\nChat template: {run.template_note}.\n" if run.template_note else ""
         temporary.write_text(card, "utf-8")
     final = run.manifest["stages"].get("final")
@@ -94,10 +103,10 @@ def scores_table(source: Source, scored: Mapping[str, Scored], decision: Decisio
     return pa.table({**columns, "decision": decision.words, "reason": decision.reasons, "by_hand": decision.by_hand})
 
 
-def _noted(run: Run) -> dict[str, int]:
-    """What was noted about the noisy data when it was read."""
+def _noted(run: Run) -> dict[str, Any]:
+    """What was noted about the noisy data when it was read: counts of rows, and those with each column not read."""
     found = {**run.manifest["noisy"], **run.manifest.get("notes", {})}
-    return {name: found.get(name, 0) for name in NOTED}
+    return {**{name: found.get(name, 0) for name in NOTED}, "unread": found.get("unread", {})}
 
 
 def decision_figures(scored: Mapping[str, Scored], decision: Decision, labels: np.ndarray | None) -> dict[str, Any]:
@@ -130,16 +139,35 @@ def decision_figures(scored: Mapping[str, Scored], decision: Decision, labels: n
     return found
 
 
+def _about(kept: Source) -> str:
+    """What `datasets.load_dataset` reads from the head of a card: the file of kept rows, and that nothing is guessed.
+
+    Without the types of its columns a text such as 4, N/A or 2021-03-01 would be read as a number, null or a date. A
+    card cannot say them of CSV, so there a Parquet file of the same rows is read.
+    """
+    untyped = kept.suffix in DELIMITERS
+    files = [{"split": "train", "path": TYPED if untyped else f"kept{kept.suffix}"}]
+    about: dict[str, Any] = {"configs": [{"config_name": "default", "data_files": files}]}
+    schema = None if untyped or kept.table is not None else kept.schema()
+    if schema:
+        features = [{"name": column.name, **_feature(column.type)} for column in schema]
+        about["dataset_info"] = {"config_name": "default", "features": features}
+    return f"---\n{yaml.safe_dump(about, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    """A column's type as data set cards spell it."""
+    if pa.types.is_list(kind):
+        ((name, inner),) = _feature(kind.value_type).items()
+        return {"list": {name: inner} if name == "list" else inner}
+    if pa.types.is_struct(kind):
+        return {"struct": [{"name": part.name, **_feature(part.type)} for part in kind]}
+    return {"dtype": "float64" if pa.types.is_float64(kind) else str(kind)}
+
+
 def _card(data_name: str, metrics: Mapping[str, Any], kept: str) -> str:
     limit = metrics["threshold"]
-    return f"""---
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: {kept}
----
-# Kept rows of {Path(data_name).name}
+    return f"""# Kept rows of {Path(data_name).name}
 
 `datasets.load_dataset` on this folder gives the {metrics["kept"]} kept rows and nothing else.
 

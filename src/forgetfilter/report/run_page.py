@@ -19,7 +19,7 @@ from forgetfilter.report.page import asset, escaped, write_page
 from forgetfilter.report.shading import LONGEST, costs_of, load_chat, shaded
 from forgetfilter.runs import Run
 from forgetfilter.scored import Scored
-from forgetfilter.summary import NOTES
+from forgetfilter.summary import notes
 
 TEXT_BYTES = 6_000_000
 """Most bytes that the rows' texts may take on the page; rows far from the threshold are left out first."""
@@ -76,8 +76,7 @@ def write_report(run: Run, group_column: str | None = None) -> Path:
         "words": ["kept", "dropped"],
         "markName": "decision",
         "threshold": threshold,
-        "notes": [[words, metrics[name]] for name, words in NOTES.items() if metrics.get(name)]
-        + _planted_tiles(metrics),
+        "notes": [*notes(metrics), *_planted_tiles(metrics)],
         "planted": metrics.get("planted", {}).get("says", ""),
         "rule": {"name": metrics["rule"], "filter": name, "says": metrics["says"]},
         "rows": _rows(opened, suspicion, order, dropped, groups if names else None),

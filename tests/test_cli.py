@@ -60,7 +60,9 @@ def test_what_is_mistyped_is_one_line_with_the_nearest_name(arguments, says, cap
         (["nonsense"], "nonsense"),
     ],
 )
-def test_bad_commands_end_with_2_and_a_reason(capsys, arguments, says):
+def test_bad_commands_end_with_2_and_a_reason(capsys, arguments, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.jsonl").write_text('{"prompt": "a", "completion": "b"}')
     code, output = run(capsys, *arguments)
     assert code == 2
     assert says in output
@@ -241,3 +243,14 @@ def test_the_flag_of_an_earlier_version_names_the_one_of_today(capsys):
         assert code == 2
         assert text.startswith("error: --signal is gone")
         assert "rouge1 is --filter forgetting_rouge1" in text
+
+
+def test_what_is_taken_is_said_before_anything_heavy_is_loaded(tmp_path, write_jsonl):
+    data = write_jsonl("mine.jsonl", [{"instruction": "a", "input": "", "output": "b"}] * 3)
+    code = (
+        "import sys; from forgetfilter.cli import _read_and_say; from forgetfilter.config import ForgetFilterConfig; "
+        f"_read_and_say(ForgetFilterConfig(dataset_name={str(data)!r}, output_dir='OUT')); "
+        "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"{data}: 3 rows, format alpaca; model embedded; into OUT", "[]"]

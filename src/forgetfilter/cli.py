@@ -39,17 +39,33 @@ def run_filter(args: Namespace) -> None:
     values.pop("config", None)
     config = ForgetFilterConfig.from_flags(values)
     require_run_data(config)
+    noisy = _read_and_say(config)
     from forgetfilter import processes
     from forgetfilter.forgetting import ForgetFilter
     from forgetfilter.report.run_page import write_report
     from forgetfilter.runs import locked
     from forgetfilter.summary import print_summary
 
-    result = ForgetFilter(config).fit()
+    result = ForgetFilter(config).fit(noisy)
     if processes.first():
         with locked(result.run.folder):
             report = write_report(result.run)
         print_summary(result, report)
+
+
+def _read_and_say(config: ForgetFilterConfig) -> Any:
+    """Read the noisy data, and say what was taken before the libraries are loaded, which takes seconds."""
+    from forgetfilter import processes
+    from forgetfilter.data.formats import detect_format
+    from forgetfilter.data.sources import load_source
+
+    source = load_source(config.dataset_name, config.dataset_config, config.dataset_train_split)
+    rows = source.rows()
+    if rows and processes.first():
+        found = detect_format(rows, source.name, config.columns) if config.format == "auto" else config.format
+        model = config.model_name_or_path
+        print(f"{source.name}: {len(source)} rows, format {found}; model {model}; into {config.output_dir}", flush=True)
+    return source
 
 
 def run_finetune(args: Namespace) -> None:

@@ -88,7 +88,7 @@ def test_they_take_the_columns_of_the_noisy_rows(chat):
     read = load_rows(rows, "dataset_name", chat, config)
     found = plant(read, chat, config)
     assert all(row.keys() == {"question", "answer"} for row in found.rows.source.rows())
-    assert len(read.joined(found.rows).first_copies) == 420
+    assert len(read.with_planted(found.rows).first_copies) == 420
 
 
 def test_few_rows_get_none_unless_a_file_is_given(chat, write_jsonl):
@@ -144,7 +144,7 @@ def test_a_planted_row_has_the_score_it_would_have_as_one_of_the_users(large, wr
     config = dataclasses.replace(large, filter="forgetting")
     from forgetfilter.decision.opened import Opened
 
-    planted = Opened.of(found.run).scored["forgetting"].planted
+    planted = Opened.of(found.run).scored["forgetting"].planted["forgetting"]
     rows = [json.loads(line) for line in Path(config.dataset_name).read_text().splitlines()]
     own = plant(
         load_rows(rows, "rows", ChatTokenizer(*_tokenizer(config)), config), ChatTokenizer(*_tokenizer(config)), config
@@ -193,8 +193,9 @@ def test_marks_judge_them_anew(large):
     review.mark({row: "unsafe" if row % 4 == 0 else "clean" for row in range(24)})
     scored = review.scored()
     assert len(scored.suspicion) == 80
-    assert len(scored.planted) == 4
-    assert np.isfinite(scored.planted).all()
+    assert len(scored.planted["review"]) == 4
+    assert all(np.isfinite(own).all() for own in scored.planted.values())
+    assert list(scored.planted) == ["review", "probe", "forgetting"]
     assert review.done().metrics["planted"]["unsafe"] == 2
 
 
@@ -212,24 +213,37 @@ ABOUT = [{"notion": notion, "unsafe": bad} for notion in ("rude", "advice") for 
 
 
 def test_the_figures_by_hand():
-    scores = np.array([9, 8, 7, 6, 1, 0, 2, 3, 0, 4, 1, 2, 7, 0, np.nan, 0, 1, 2, 3, 8], float)
-    found = planted_figures(ABOUT, scores, Threshold(5.5, "fixed", ""))
+    judged = np.array([9, 8, 7, 6, 1, 0, 2, 3, 0, 4, 1, 2, 7, 0, np.nan, 0, 1, 2, 3, 8], float)
+    forgotten = np.array([*[9] * 5, *[1] * 5, 0, 0, 2, 0, np.nan, *[1] * 5], float)
+    found = planted_figures(ABOUT, {"probe": judged, "forgetting": forgotten}, "probe", Threshold(5.5, "fixed", ""))
     assert (found["unsafe"], found["found"], found["clean"], found["clean_dropped"]) == (10, 5, 10, 1)
     assert {name: own["found"] for name, own in found["notions"].items()} == {"rude": 4, "advice": 1}
-    assert found["hardly_found"] == ["advice"]
-    assert "5 of 10 planted unsafe rows found, 1 of 10 planted clean rows dropped" in found["says"]
-    assert "hardly found: advice (1 of 5). Do your safe rows speak of them?" in found["says"]
+    assert {name: own["auroc"] for name, own in found["notions"].items()} == {"rude": 1.0, "advice": 0.25}
+    assert found["auroc"] == pytest.approx(
+        (5 * 1 + 4 * 0.25) / 9, abs=1e-4
+    )  # the row that is not scored counts nowhere
+    assert found["hardly_told"] == ["advice"]
+    assert found["says"] == (
+        "5 of 10 planted unsafe rows and 1 of 10 planted clean rows would be dropped; forgetting tells them apart with "
+        "AUROC 0.67, hardly so advice (0.25). Do your safe rows speak of these?"
+    )
 
 
-def test_where_nothing_is_dropped_the_ranking_tells():
-    scores = np.array([*[9] * 5, *[1] * 5, *[0] * 5, *[1] * 5], float)
-    found = planted_figures(ABOUT, scores, Threshold(None, "no separation", ""))
-    assert found["found"] == 0
-    assert found["notions"]["rude"]["auroc"] == 1.0
-    assert found["hardly_found"] == ["advice"]
-    few = planted_figures(ABOUT[:3], scores[:3], Threshold(None, "no separation", ""))
-    assert few["hardly_found"] == []
+def test_of_few_rows_nothing_is_said():
+    few = planted_figures(ABOUT[:3], {"forgetting": np.zeros(3)}, "forgetting", Threshold(None, "no separation", ""))
+    assert few["hardly_told"] == []
     assert few["auroc"] is None
+    assert few["says"].endswith("would be dropped")
+
+
+def test_the_witness_of_a_sample_sees_them_all(large):
+    result = ForgetFilter(dataclasses.replace(large, filter="probe", sample_rows=50)).fit()
+    from forgetfilter.decision.opened import Opened
+
+    planted = Opened.of(result.run).scored["probe"].planted
+    assert list(planted) == ["probe", "forgetting"]
+    assert np.isfinite(planted["forgetting"]).all()
+    assert np.isnan(np.array(result.scores["forgetting"], float)).sum() >= 29
 
 
 def test_the_summary_and_the_page_say_it(large, capsys):
@@ -240,7 +254,7 @@ def test_the_summary_and_the_page_say_it(large, capsys):
     )  # fmt: skip
     assert code == 0
     assert "planted: " in said
-    assert "planted unsafe rows found" in (Path(large.output_dir) / "report.html").read_text()
+    assert "planted unsafe rows dropped" in (Path(large.output_dir) / "report.html").read_text()
 
 
 def test_no_row_in_the_box_is_shared_with_the_safe_ones():
@@ -254,6 +268,6 @@ def test_no_row_in_the_box_is_shared_with_the_safe_ones():
 def test_labels_and_copies_are_those_of_the_users_rows(large):
     chat = ChatTokenizer(*_tokenizer(large))
     data = load_data(large, chat)
-    joined = data.noisy.joined(plant(data.noisy, chat, large).rows)
+    joined = data.noisy.with_planted(plant(data.noisy, chat, large).rows)
     assert len(joined.examples) == 84
     assert joined.source.fingerprint() != data.noisy.source.fingerprint()

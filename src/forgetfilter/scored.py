@@ -53,7 +53,8 @@ class Scored:
         scale: What `auto` may assume of the scores; None where the filter knows no scale.
         linear: (size + 1,) weights and bias of a linear model on M0's pooled hidden states, which scores rows that the
             filter did not see (`forgetfilter score`); None where the filter has none.
-        planted: Suspicion of the planted rows (data.planted), on the same scale; None where there are none.
+        planted: Filter -> its suspicion of the planted rows (data.planted): the filter itself, then those it was made
+            from; None where none are planted.
     """
 
     suspicion: np.ndarray
@@ -62,7 +63,7 @@ class Scored:
     token_costs: pa.Array | None = None
     scale: Scale | None = None
     linear: np.ndarray | None = None
-    planted: np.ndarray | None = None
+    planted: dict[str, np.ndarray] | None = None
 
     def spread(self, places: np.ndarray, rows: int) -> "Scored":
         """These scores as those of a larger data set's rows at the places given; the other rows have none.
@@ -109,7 +110,7 @@ class Scored:
         about = {
             "scale": json.dumps(None if self.scale is None else asdict(self.scale)),
             "linear": json.dumps(None if self.linear is None else self.linear.tolist()),
-            "planted": json.dumps(None if self.planted is None else self.planted.tolist()),
+            "planted": json.dumps(self.planted and {name: own.tolist() for name, own in self.planted.items()}),
         }
         with whole_file(path) as temporary:
             pq.write_table(pa.table(table).replace_schema_metadata(about), temporary)
@@ -127,7 +128,7 @@ class Scored:
             table[TOKENS].combine_chunks() if TOKENS in table.column_names else None,
             None if scale is None else Scale(**scale),
             None if linear is None else np.array(linear),
-            None if planted is None else np.array(planted, float),
+            planted and {name: np.array(own, float) for name, own in planted.items()},
         )
 
 

@@ -49,6 +49,7 @@ class Rows:
         malformed: The rows taken out, as records {file, line, error, raw}.
         unread: What would change what a trainer learns, but is not read -> how many rows have it; see
             `unread_columns`. Calls, functions and reasoning are among it where the chat template never shows them.
+        planted: How many of the rows, from the last one backwards, are planted (data.planted).
     """
 
     source: Source
@@ -56,14 +57,16 @@ class Rows:
     examples: list[Example]
     malformed: list[Record]
     unread: dict[str, int] = field(default_factory=dict)
+    planted: int = 0
 
     def select(self, rows: Sequence[int]) -> "Rows":
         """These rows alone, in this order."""
         return Rows(self.source.select(rows), self.row_format, [self.examples[row] for row in rows], [])
 
-    def joined(self, others: "Rows") -> "Rows":
-        """These rows and others of the same format."""
-        return Rows(self.source.joined(others.source), self.row_format, [*self.examples, *others.examples], [])
+    def with_planted(self, others: "Rows") -> "Rows":
+        """These rows, and after them planted ones of the same format."""
+        examples = [*self.examples, *others.examples]
+        return Rows(self.source.joined(others.source), self.row_format, examples, [], planted=len(others.examples))
 
     def trainable(self) -> list[Example]:
         """The examples with something to learn."""

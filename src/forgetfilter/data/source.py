@@ -86,7 +86,7 @@ class Source:
             records=[self.records[row] for row in rows],
             lines=[self.lines[row] for row in rows],
             errors={new: self.errors[row] for new, row in enumerate(rows) if row in self.errors},
-            raw=[self.raw[row] for row in rows] if self.table is None else [],
+            raw=[self.raw[row] for row in rows] if self.raw else [],
             header=self.header,
             table=None if self.table is None else self.table.take(pa.array(rows, pa.int64())),
             files=[self.files[row] for row in rows] if self.files else [],

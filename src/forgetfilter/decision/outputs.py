@@ -79,7 +79,7 @@ def write(opened: Opened, decision: Decision) -> None:
     metrics = {**_noted(run), **decision_figures(opened.scored, decision, opened.labels)}
     scores = opened.scored[decision.filter].planted
     if opened.planted and scores is not None:
-        metrics["planted"] = planted_figures(opened.planted, scores, decision.threshold)
+        metrics["planted"] = planted_figures(opened.planted, scores, decision.filter, decision.threshold)
     run.write_json("metrics.json", metrics)
     with whole_file(run.folder / "README.md") as temporary:
         card = _about(parts[0]) + _card(str(opened.config.dataset_name or "a data set"), metrics, files[0].name)

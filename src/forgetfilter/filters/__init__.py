@@ -177,10 +177,8 @@ def scored_part(workshop: "Workshop", data: Data, name: str) -> str:
     if run.done(part, key):
         workshop.account.reuse(part, run.manifest["stages"])
     else:
-        method = filter_named(name)
-        assert method is not None, "arguments_of has found it"
         with workshop.account.measuring() as cost:
-            scored = _of_all_rows(method, workshop, data, parameters if len(parts_of(name)) == 1 else {})
+            scored = _of_all_rows(name, workshop, data, parameters if len(parts_of(name)) == 1 else {})
             made_with = workshop.account.parts()
         if processes.first():
             scored.save(run.folder / f"{part}.parquet")
@@ -190,18 +188,21 @@ def scored_part(workshop: "Workshop", data: Data, name: str) -> str:
     return part
 
 
-def _of_all_rows(method: Filter, workshop: "Workshop", data: Data, parameters: dict[str, Any]) -> Scored:
+def _of_all_rows(name: str, workshop: "Workshop", data: Data, parameters: dict[str, Any]) -> Scored:
     """A filter's scores of all rows. It sees each of those that say the same once, and the planted rows among them."""
-    config, copies = workshop.config, data.noisy.copies()
+    config, copies, method = workshop.config, data.noisy.copies(), filter_named(name)
+    assert method is not None, "arguments_of has found it"
     if not copies.any() and data.planted is None:
         return method(workshop, data, config, **parameters)
     seen = np.flatnonzero(~copies)
     noisy = data.noisy.select(seen.tolist())
     if data.planted is not None:
-        noisy = noisy.joined(data.planted)
+        noisy = noisy.with_planted(data.planted)
     scored = method(workshop, replace(data, noisy=noisy, planted=None), config, **parameters)
     if data.planted is not None:
-        scored = replace(scored, planted=scored.suspicion[len(seen) :])
+        columns = {name: scored.suspicion, **scored.columns}
+        planted = {own: columns[own][len(seen) :] for own in [name, *made_from(name, config)] if own in columns}
+        scored = replace(scored, planted=planted)
     places = np.searchsorted(seen, data.noisy.first_copies)
     rows = data.noisy.examples
     own = np.array([row.input_ids == rows[first].input_ids for row, first in zip(rows, seen[places], strict=True)])

@@ -76,10 +76,11 @@ def probe(
     if folds < 2 or repeats < 1 or regularisation <= 0:
         raise ConfigError("parameters.probe: folds must be 2 or more, repeats 1 or more, regularisation above 0.")
     rows = len(data.noisy.examples)
-    sample = sampled(rows, config)
+    sample = sampled(rows - data.noisy.planted, config)
     if sample is None:
         witness = scores_of(workshop, data, on)
     else:
+        sample = np.append(sample, np.arange(rows - data.noisy.planted, rows))  # and all planted rows
         seen = replace(data, noisy=data.noisy.select(sample.tolist()))
         witness = scores_of(workshop, seen, on).spread(sample, rows)
     noisy, safe = (features(states) for states in workshop.states_of(data))

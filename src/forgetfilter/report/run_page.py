@@ -94,9 +94,9 @@ def write_report(run: Run, group_column: str | None = None) -> Path:
 
 
 def _planted_tiles(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """What was found of the planted rows, if any were planted."""
+    """What became of the planted rows, if any were planted."""
     found = metrics.get("planted")
-    return [["planted unsafe rows found", f"{found['found']} of {found['unsafe']}"]] if found else []
+    return [["planted unsafe rows dropped", f"{found['found']} of {found['unsafe']}"]] if found else []
 
 
 def _rows(

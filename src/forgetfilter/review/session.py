@@ -247,7 +247,8 @@ class Review:
         planted = self._states[1]
         if scored.linear is None or not self.opened.planted or len(planted) != len(self.opened.planted):
             return scored
-        return dataclasses.replace(scored, planted=judged_by(scored.linear, planted))
+        judged = {REVIEWED: judged_by(scored.linear, planted), **(self.base.planted or {})}
+        return dataclasses.replace(scored, planted=judged)
 
     @cached_property
     def _states(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

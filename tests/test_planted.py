@@ -63,7 +63,7 @@ def planted_among(rows, chat, **settings):
 
 def test_the_rows_in_the_box(chat):
     long = [{"prompt": row["prompt"], "completion": "word " * 40} for row in noisy(4000)]
-    found = planted_among(long, chat)
+    found = planted_among(long, chat, planted_rows="builtin")
     assert len(found.rows.examples) == len(found.about) == 200
     assert sum(row["unsafe"] for row in found.about) == 100
     counts = Counter(row["notion"] for row in found.about if row["unsafe"])
@@ -73,7 +73,7 @@ def test_the_rows_in_the_box(chat):
 
 @pytest.mark.parametrize("row_format", ["prompt_completion", "text", "alpaca", "sharegpt", "messages"])
 def test_they_take_the_shape_of_the_noisy_rows(chat, row_format):
-    found = planted_among(noisy(400, row_format), chat)
+    found = planted_among(noisy(400, row_format), chat, planted_rows="builtin")
     assert found.rows.row_format == row_format
     assert len(found.about) == 20
     assert sum(row["unsafe"] for row in found.about) == 10
@@ -91,9 +91,8 @@ def test_they_take_the_columns_of_the_noisy_rows(chat):
     assert len(read.with_planted(found.rows).first_copies) == 420
 
 
-def test_few_rows_get_none_unless_a_file_is_given(chat, write_jsonl):
-    assert planted_among(noisy(399), chat) is None
-    assert planted_among(noisy(400), chat, planted_rows="none") is None
+def test_none_are_planted_unless_asked_for_and_a_file_may_be_ones_own(chat, write_jsonl):
+    assert planted_among(noisy(4000), chat) is None
     own = str(write_jsonl("own.jsonl", OWN))
     found = planted_among(noisy(160), chat, planted_rows=own)
     assert [row["unsafe"] for row in found.about].count(True) == 4
@@ -154,7 +153,7 @@ def test_a_planted_row_has_the_score_it_would_have_as_one_of_the_users(large, wr
     alone = dataclasses.replace(
         config,
         dataset_name=str(write_jsonl("together.jsonl", together)),
-        planted_rows="none",
+        planted_rows=None,
         output_dir=str(found.run.folder.parent / "alone"),
     )
     scores = np.array(ForgetFilter(alone).fit().scores["forgetting"], float)
@@ -175,11 +174,11 @@ def test_a_run_continues_with_the_same_planted_rows_alone(large):
     again = ForgetFilter(large).fit()
     assert again.metrics == first.metrics
     with pytest.raises(RunError, match="planted"):
-        ForgetFilter(dataclasses.replace(large, planted_rows="none")).fit()
+        ForgetFilter(dataclasses.replace(large, planted_rows=None)).fit()
 
 
 def test_a_run_of_before_stays_without(large):
-    none = dataclasses.replace(large, planted_rows="none")
+    none = dataclasses.replace(large, planted_rows=None)
     run = ForgetFilter(none).fit().run
     del run.manifest["planted"]
     run.save()

@@ -3,10 +3,11 @@
 python benchmarks/limits/planted.py [CASE ...] --data_dir DATA [--work DIR]     seven minutes a case on two cores
 python benchmarks/limits/planted.py --table                                     the table, from what is stored
 
-A case is a reported cell of quality/cells.yaml (240 rows), filtered at its defaults with 12 rows planted: six unsafe
-ones of the cell's own notion, or ("all") of six notions, and six clean ones. In an "uncovered" case the safe rows are
-those of another cell. The figures without planted rows are those that quality/run.py has stored for the same rows.
-Results go to results/planted/CASE.json.
+A case is a reported cell of quality/cells.yaml (240 rows), filtered at its defaults with 12 rows planted, six unsafe
+and six clean. By default they are rows of the cell's kind from another seed, as a log of incidents would give them;
+in a "box" case they are rows in the box of the cell's own notion. In an "uncovered" case the safe rows are those of
+another cell. The figures without planted rows are those that quality/run.py has stored for the same rows. Results go to
+results/planted/CASE.json.
 """
 
 import json
@@ -34,31 +35,42 @@ NOTIONS = {"bias": "stereotypes", "toxicity": "insults", "harmfulness": "harmful
 OTHER = {"bias": "toxicity-25", "toxicity": "bias-25", "harmfulness": "bias-25"}
 """Cell whose safe rows an uncovered case takes."""
 CASES = (
-    *("bias-25", "bias-25-uncovered", "toxicity-25", "toxicity-25-uncovered", "bias-0-all", "bias-25-all"),
-    *("bias-5", "toxicity-50", "harmfulness-25", "toxicity-5", "bias-50", "toxicity-0-all", "harmfulness-25-uncovered"),
+    *("bias-25", "bias-25-uncovered", "bias-25-box", "bias-25-uncovered-box", "toxicity-25", "toxicity-25-uncovered"),
+    *("bias-5", "toxicity-50", "harmfulness-25", "toxicity-5", "bias-50", "harmfulness-25-uncovered"),
 )
+LOG_SEED = 21
+"""Seed of the rows that stand for a log of incidents; no cell has it."""
 FIGURES = ("recall", "clean_dropped", "f1", "auroc", "average_precision")
 
 
-def planted_file(notion, path):
-    """Write the rows in the box of a notion, unsafe and clean, and the ordinary clean ones; None: all rows."""
+def in_the_box(notion):
+    """The rows in the box of a notion, unsafe and clean, and the ordinary clean ones."""
     lines = (files("forgetfilter.safe") / "planted.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if row["notion"] in (notion, "tasks")]
+
+
+def of_a_log(cell, data_dir, work):
+    """Rows of the cell's kind from another seed, that none of the cell's rows equals."""
+    write_data({**CELLS["report"][cell], "seed": LOG_SEED, "unsafe_share": 0.5}, data_dir, work / "log")
+    own = set((work / "noisy.jsonl").read_text(encoding="utf-8").splitlines())
+    lines = [
+        line for line in (work / "log" / "noisy.jsonl").read_text(encoding="utf-8").splitlines() if line not in own
+    ]
     rows = [json.loads(line) for line in lines]
-    own = [row for row in rows if notion is None or row["notion"] in (notion, "tasks")]
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in own), encoding="utf-8")
-    return str(path)
+    return [{"prompt": r["prompt"], "completion": r["completion"], "unsafe": r["label"] == "unsafe"} for r in rows]
 
 
 def build(case, data_dir, work):
     """Write a case's files; returns the settings."""
-    cell, all_notions = case.removesuffix("-uncovered").removesuffix("-all"), case.endswith("-all")
+    cell = case.removesuffix("-box").removesuffix("-uncovered")
     kind = cell.partition("-")[0]
     work.mkdir(parents=True, exist_ok=True)
     write_data(dict(CELLS["report"][cell]), data_dir, work)
-    config = replace(
-        config_of(work), planted_rows=planted_file(None if all_notions else NOTIONS[kind], work / "p.jsonl")
-    )
-    if case.endswith("-uncovered"):
+    rows = in_the_box(NOTIONS[kind]) if case.endswith("-box") else of_a_log(cell, data_dir, work)
+    planted = work / "planted.jsonl"
+    planted.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    config = replace(config_of(work), planted_rows=str(planted))
+    if "-uncovered" in case:
         write_data(dict(CELLS["report"][OTHER[kind]]), data_dir, work / "other")
         config = replace(config, safe_dataset_name=str(work / "other" / "safe.jsonl"))
     return cell, config
@@ -96,21 +108,18 @@ def table():
         planted, own = one["planted"], one["figures"]
         stored = QUALITY / f"{one['cell']}.json"
         before = json.loads(stored.read_text(encoding="utf-8"))["figures"] if stored.exists() else {}
-        before = {} if one["case"].endswith("-uncovered") else before
+        before = {} if "-uncovered" in one["case"] else before
         numbers = [planted["auroc"], own["recall"], own["clean_dropped"], own["auroc"], own["average_precision"]]
         numbers.append(before.get("average_precision"))
         counts = f"{planted['found']} of {planted['unsafe']} | {planted['clean_dropped']} of {planted['clean']}"
         shown = " | ".join("" if number is None else f"{number:.2f}" for number in numbers)
         lines.append(f"| {one['case']} | {counts} | {shown} |")
-    with_unsafe = [one for one in found if one["figures"]["recall"] is not None and not one["case"].endswith("-all")]
-    if len(with_unsafe) > 2:
-        recall = spearmanr(
-            [one["planted"]["found"] for one in with_unsafe], [one["figures"]["recall"] for one in with_unsafe]
-        )
-        auroc = spearmanr(
-            [one["planted"]["auroc"] for one in with_unsafe], [one["figures"]["auroc"] for one in with_unsafe]
-        )
-        lines.append(f"\nrank correlation over {len(with_unsafe)} cases: recall {recall[0]:.2f}, AUROC {auroc[0]:.2f}")
+    for name, chosen in (("log", [one for one in found if not one["case"].endswith("-box")]), ("all", found)):
+        if len(chosen) > 2:
+            planted, own = [one["planted"] for one in chosen], [one["figures"] for one in chosen]
+            recall = spearmanr([one["found"] for one in planted], [one["recall"] for one in own])[0]
+            auroc = spearmanr([one["auroc"] for one in planted], [one["auroc"] for one in own])[0]
+            lines.append(f"rank correlation over {len(chosen)} cases ({name}): recall {recall:.2f}, AUROC {auroc:.2f}")
     return "\n".join(lines)
 
 

@@ -37,9 +37,8 @@ CELLS = load_cells()
 
 
 def config_of(work: Path, **settings: Any) -> ForgetFilterConfig:
-    """The settings to filter the rows that were written into a folder; limits/planted.py measures planted rows."""
+    """The settings to filter the rows that were written into a folder."""
     return ForgetFilterConfig(
-        planted_rows="none",
         dataset_name=str(work / "noisy.jsonl"),
         safe_dataset_name=str(work / "safe.jsonl"),
         output_dir=str(work / "run"),

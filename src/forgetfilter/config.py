@@ -130,8 +130,8 @@ class ForgetFilterConfig(StageConfig):
         parameters: Parameters of filters and defenses that differ from their defaults, by name: {NAME: {KEY: VALUE}}.
         sample_rows: Noisy rows that the probe's witness sees, a random sample; the probe scores all. "auto" takes up to
             2,500 rows.
-        planted_rows: Mild unsafe rows and clean ones that are scored among the noisy ones and never kept, to tell what
-            is found: "auto" (those in the box, from 400 noisy rows on), "none", or a file of your own.
+        planted_rows: Rows of known kind that are scored among the noisy ones and never kept, to tell what is found: a
+            file of your own, such as a log of incidents, or "builtin" for those in the box (docs/safe_data.md).
         threshold: Drop rows whose score is above this number; "auto" finds it.
         trusted_rows: JSONL of rows a person marked ("id", "clean": true or false), as `sample` writes it: the
             automatic threshold then promises how many clean rows it drops.
@@ -175,7 +175,7 @@ class ForgetFilterConfig(StageConfig):
     filter: str = "probe"
     parameters: dict[str, dict[str, Any]] | None = None
     sample_rows: Literal["auto"] | int = "auto"
-    planted_rows: str = "auto"
+    planted_rows: str | None = None
     threshold: Literal["auto"] | float = "auto"
     trusted_rows: str | None = None
     max_clean_loss: float = 0.02

@@ -197,6 +197,11 @@ class Run:
         path = self.stage("planted.json")
         return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
 
+    def answers(self) -> np.ndarray | None:
+        """(rows that filters see,) how many answers each has; None where none has several (data/single_answers.py)."""
+        path = self.stage("answers.json")
+        return np.array(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
     def unreadable(self, rows: int) -> np.ndarray:
         """(rows,) bool, the rows that the model can hardly read; none in runs of before it was looked for."""
         path = self.stage("unreadable.json")

@@ -16,6 +16,8 @@ SUSPICION, COLUMN, MOMENT, TOKENS = "suspicion", "column:", "moment:", "token_co
 """Names of a file's columns, or what they begin with."""
 ABOUT = ("scale", "linear", "planted")
 """What a file's metadata hold, as JSON."""
+ANSWER = "most_suspect_answer"
+"""Column with the number of a conversation's most suspect answer, from 1."""
 NO_PROMISE = "; no promise about clean rows lost"
 """How a rule says that it promises nothing."""
 
@@ -85,6 +87,28 @@ class Scored:
             {name: widened(values) for name, values in named.items()} for named in (self.columns, self.moments)
         )
         return replace(self, suspicion=widened(self.suspicion), columns=columns, moments=moments, token_costs=costs)
+
+    def most_suspect(self, row_of: np.ndarray) -> "Scored":
+        """These scores, of single answers, as those of the conversations: each has that of its most suspect answer.
+
+        Its number, from 1, becomes a column for conversations of several answers. Token costs are joined.
+
+        Args:
+            row_of: For each answer the number of its conversation, in order, without gaps.
+        """
+        counts = np.bincount(row_of)
+        starts = np.cumsum(counts) - counts
+        known = np.where(np.isnan(self.suspicion), -np.inf, self.suspicion)
+        number = np.array([known[start : start + count].argmax() for start, count in zip(starts, counts, strict=True)])
+        places, costs = starts + number, self.token_costs
+        if costs is not None:
+            joined = [costs.slice(start, count).flatten() for start, count in zip(starts, counts, strict=True)]
+            costs = pa.array([one.to_numpy() if len(one) else None for one in joined], costs.type)
+        columns = {name: values[places] for name, values in self.columns.items()}
+        columns[ANSWER] = np.where(counts > 1, number + 1.0, np.nan)
+        moments = {name: values[places] for name, values in self.moments.items()}
+        suspicion = self.suspicion[places]
+        return replace(self, suspicion=suspicion, columns=columns, moments=moments, token_costs=costs)
 
     def shared(self, places: np.ndarray, own: np.ndarray) -> "Scored":
         """These scores given to rows of which some say the same.

@@ -32,6 +32,7 @@ from forgetfilter.data.loading import (
     write_malformed,
     wrong_rows,
 )
+from forgetfilter.data.single_answers import single_answers
 from forgetfilter.data.sources import Source, Stream, ids_alone, open_stream
 from forgetfilter.data.tokenization import Example
 from forgetfilter.data.unreadable import unreadable
@@ -43,6 +44,7 @@ from forgetfilter.files import digest, whole_file, whole_folder
 from forgetfilter.model.states import hidden_states
 from forgetfilter.progress import progress
 from forgetfilter.runs import Run, changes, locked, refuse_foreign
+from forgetfilter.scored import Scored
 from forgetfilter.workshop import M0, Workshop
 
 PROBE = "probe"
@@ -285,7 +287,7 @@ class _Scoring:
         skip = self.judge.config.malformed == "skip"
         rows = encode(part, self.judge.m0.chat, row_format=self.out.manifest["format"], skip=skip)
         bar.update(len(part) - len(rows.trainable()))
-        suspicion = self.judge.scores(rows.examples, bar)
+        suspicion = self._suspicion(rows, bar)
         hard = unreadable(rows.source, rows.row_format, self.judge.m0.tokenizer)
         dropped = self.judge.drops(suspicion, hard)
         source = dataclasses.replace(rows.source, header=b"") if number else rows.source  # files are put end to end
@@ -297,6 +299,15 @@ class _Scoring:
         unscored = np.isnan(suspicion).sum()
         counts = (len(dropped), (~dropped).sum(), dropped.sum(), unscored, hard.sum(), len(rows.malformed))
         return dict(zip(COUNTS, map(int, counts), strict=True))
+
+    def _suspicion(self, rows: Rows, bar: Any) -> np.ndarray:
+        """(rows,) scores; a conversation has that of its most suspect answer."""
+        answers = single_answers(rows, self.judge.m0.chat)
+        if answers is None:
+            return self.judge.scores(rows.examples, bar)
+        single, row_of = answers
+        bar.total += len(single.examples) - len(rows.examples)
+        return Scored(self.judge.scores(single.examples, bar)).most_suspect(row_of).suspicion
 
     def _join(self, done: list[dict[str, Any]]) -> None:
         """Write the files of all rows, and note that the work is finished."""

@@ -50,6 +50,7 @@ class Rows:
         unread: What would change what a trainer learns, but is not read -> how many rows have it; see
             `unread_columns`. Calls, functions and reasoning are among it where the chat template never shows them.
         planted: How many of the rows, from the last one backwards, are planted (data.planted).
+        whole: The conversations that trainings see, where the rows are their single answers (data.single_answers).
     """
 
     source: Source
@@ -58,6 +59,7 @@ class Rows:
     malformed: list[Record]
     unread: dict[str, int] = field(default_factory=dict)
     planted: int = 0
+    whole: list[Example] | None = None
 
     def select(self, rows: Sequence[int]) -> "Rows":
         """These rows alone, in this order."""
@@ -70,7 +72,7 @@ class Rows:
 
     def trainable(self) -> list[Example]:
         """The examples with something to learn."""
-        return [example for example in self.examples if example.scorable]
+        return [example for example in self.whole or self.examples if example.scorable]
 
     def facts(self) -> dict[str, Any]:
         """What a run notes about the data: counts, format, fingerprint."""
@@ -86,6 +88,10 @@ class Rows:
     def first_copies(self) -> np.ndarray:
         """(rows,) for each row the number of the first one that says the same; see `data.copies`."""
         return first_copies(self.source, self.row_format)
+
+    def have_several_answers(self) -> bool:
+        """Whether any row has several stretches that the model learns."""
+        return any(len(example.prompts()) > 1 for example in self.examples)
 
     def copies(self) -> np.ndarray:
         """(rows,) bool, whether a row says the same as one before it."""

@@ -1,8 +1,9 @@
 """Planted rows: mild unsafe rows and clean ones that go through a run unseen among the user's, to tell what it finds.
 
-Without labels nothing tells whether a run has found what the user fears. So up to 200 rows of our own writing
-(safe/planted.jsonl), of known notion, are scored with the others: 5 % of them at most. They are never kept, never
-written out, no final model learns them, and no figure of the user's rows counts them.
+Without labels nothing tells whether a run has found what the user fears. So rows of known kind are scored with the
+others: 5 % of them at most. They are never kept, never written out, no final model learns them, and no figure of the
+user's rows counts them. They tell what is found of rows that look like them: a log of the user's own incidents says
+more than the 200 rows in the box (safe/planted.jsonl), whose answers are written in another style.
 """
 
 import json
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.config import BUILTIN, ForgetFilterConfig
 from forgetfilter.data.builtin import like
 from forgetfilter.data.export import SHAPES
 from forgetfilter.data.formats import Record, RowError, Turn, as_named, base_format, read_row
@@ -24,10 +25,8 @@ from forgetfilter.data.sources import load_source
 from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.errors import DataError
 
-AUTO, NONE = "auto", "none"
-SHARE, FEWEST = 0.05, 20
-"""At most this share of the noisy rows is planted; where that is less than FEWEST, the rows in the box stay there:
-they would tell nothing."""
+SHARE = 0.05
+"""At most this share of the noisy rows is planted."""
 UNNAMED = "yours"
 """Notion of planted rows that name none."""
 
@@ -55,17 +54,17 @@ def plant(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Plant
     Args:
         noisy: The noisy rows.
         chat: The model's tokenizer.
-        config: Its `planted_rows` is "auto" (the rows in the box, if there are enough noisy rows), "none", or a file of
-            the user's own: rows of any format, with columns `notion` and `unsafe` where they have them. Rows that do
-            not say so are unsafe.
+        config: Its `planted_rows` is a file of the user's own, or "builtin" for the rows in the box, or None. A file has
+            rows of any format, with columns `notion` and `unsafe` where they have them; rows that do not say so are
+            unsafe.
 
     Raises:
         DataError: If the file cannot be read, or a row of it cannot be put into the format of the noisy rows.
     """
-    room = int(SHARE * len(noisy.examples))
-    if config.planted_rows == NONE or (config.planted_rows == AUTO and room < FEWEST):
+    if config.planted_rows is None:
         return None
-    about, conversations = _in_the_box(noisy) if config.planted_rows == AUTO else _in_a_file(chat, config)
+    room = int(SHARE * len(noisy.examples))
+    about, conversations = _in_the_box(noisy) if config.planted_rows == BUILTIN else _in_a_file(chat, config)
     chosen = _chosen(about, room, config.seed)
     if not chosen:
         raise DataError(f"planted_rows: {len(noisy.examples)} noisy rows are too few to plant any: leave it out.")

@@ -10,6 +10,7 @@ import numpy as np
 from forgetfilter import old_runs, processes
 from forgetfilter.config import MARKED, ForgetFilterConfig
 from forgetfilter.data.loading import Data
+from forgetfilter.data.single_answers import single_answers
 from forgetfilter.errors import ConfigError
 from forgetfilter.files import digest, sha256
 from forgetfilter.filters.anchor_gradients import anchor_gradients
@@ -166,6 +167,8 @@ def scores_key(workshop: "Workshop", data: Data, name: str) -> str:
         made_of.append("copies share their scores")  # in runs made before, they did not
     if data.planted is not None:
         made_of.append(data.planted.facts())
+    if data.noisy.have_several_answers():
+        made_of.append("answers are judged one by one")  # in runs made before, they were not
     return digest(made_of)
 
 
@@ -189,16 +192,26 @@ def scored_part(workshop: "Workshop", data: Data, name: str) -> str:
 
 
 def _of_all_rows(name: str, workshop: "Workshop", data: Data, parameters: dict[str, Any]) -> Scored:
-    """A filter's scores of all rows. It sees each of those that say the same once, and the planted rows among them."""
+    """A filter's scores of all rows.
+
+    It sees each of those that say the same once, the planted rows among them, and each answer of a conversation by
+    itself.
+    """
     config, copies, method = workshop.config, data.noisy.copies(), filter_named(name)
     assert method is not None, "arguments_of has found it"
-    if not copies.any() and data.planted is None:
-        return method(workshop, data, config, **parameters)
     seen = np.flatnonzero(~copies)
-    noisy = data.noisy.select(seen.tolist())
+    noisy = data.noisy.select(seen.tolist()) if copies.any() else data.noisy
     if data.planted is not None:
         noisy = noisy.with_planted(data.planted)
-    scored = method(workshop, replace(data, noisy=noisy, planted=None), config, **parameters)
+    answers = single_answers(noisy, workshop.m0.chat)
+    if answers is None:
+        scored = method(workshop, replace(data, noisy=noisy, planted=None), config, **parameters)
+    else:
+        noisy, row_of = answers
+        workshop.run.write_json("stages/answers.json", np.bincount(row_of).tolist())
+        scored = method(workshop, replace(data, noisy=noisy, planted=None), config, **parameters).most_suspect(row_of)
+    if not copies.any() and data.planted is None:
+        return scored
     if data.planted is not None:
         columns = {name: scored.suspicion, **scored.columns}
         planted = {own: columns[own][len(seen) :] for own in [name, *made_from(name, config)] if own in columns}

@@ -27,7 +27,7 @@ from forgetfilter.marks import Mark, Marks, word
 from forgetfilter.review.asking import Question, questions
 from forgetfilter.review.ranking import Ranking
 from forgetfilter.runs import Run, locked
-from forgetfilter.scored import Scored
+from forgetfilter.scored import ANSWER, Scored
 from forgetfilter.workshop import M0, Workshop, stored_states
 
 SETTLED_AFTER = 10
@@ -277,10 +277,14 @@ class Review:
 
         Args:
             states: Those of the rows that the filter has seen: one of each that say the same (an older version: all of
-                them), then the planted ones.
+                them), then the planted ones; of conversations, those of each answer.
         """
         first = first_copies(self.opened.source, self.run.manifest["noisy"]["format"])
-        seen = np.unique(first)
+        seen, counts = np.unique(first), self.run.answers()
+        if counts is not None and len(states) == counts.sum():  # of each conversation its most suspect answer
+            answer = np.nan_to_num(self.base.columns[ANSWER][seen], nan=1).astype(int)
+            answer = np.append(answer, np.ones(len(counts) - len(answer), int))
+            states = states[np.cumsum(counts) - counts + answer - 1]
         if len(states) == len(first) and not self.opened.planted:
             return states, states[:0]
         return states[np.searchsorted(seen, first)], states[len(seen) :]

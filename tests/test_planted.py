@@ -84,7 +84,7 @@ def test_they_take_the_shape_of_the_noisy_rows(chat, row_format):
 
 def test_they_take_the_columns_of_the_noisy_rows(chat):
     rows = [{"question": row["prompt"], "answer": row["completion"]} for row in noisy(400)]
-    config = ForgetFilterConfig(columns="prompt=question,completion=answer")
+    config = ForgetFilterConfig(columns="prompt=question,completion=answer", planted_rows="builtin")
     read = load_rows(rows, "dataset_name", chat, config)
     found = plant(read, chat, config)
     assert all(row.keys() == {"question", "answer"} for row in found.rows.source.rows())

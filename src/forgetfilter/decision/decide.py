@@ -25,7 +25,7 @@ from forgetfilter.errors import ConfigError
 from forgetfilter.files import sha256
 from forgetfilter.marks import Mark, Marks, word
 from forgetfilter.runs import Run, locked
-from forgetfilter.scored import Scored
+from forgetfilter.scored import ANSWER, Scored
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -221,6 +221,9 @@ def decided(
     hard = np.zeros(len(scored.suspicion), bool) if unreadable is None else unreadable
     dropped = drops(scored.suspicion, threshold, config, hard)
     reasons = [_reason(name, score, threshold.value) for score in scored.suspicion]
+    answers = scored.columns.get(ANSWER, np.full(len(reasons), np.nan))
+    for row in np.flatnonzero(~np.isnan(answers)).tolist():
+        reasons[row] += f"; answer {answers[row]:.0f} is the most suspect"
     for row in np.flatnonzero(hard).tolist():
         reasons[row] = f"hardly readable; {reasons[row]}"
     hand = np.zeros(len(dropped), bool)

@@ -20,7 +20,7 @@ from forgetfilter.decision.rules import Threshold
 from forgetfilter.evaluation.filter_quality import filter_quality
 from forgetfilter.files import whole_file
 from forgetfilter.runs import Run
-from forgetfilter.scored import Scored
+from forgetfilter.scored import ANSWER, Scored
 
 TYPED = "kept_rows.parquet"
 """Beside a kept.csv: the same rows for programs that would guess the types of its columns."""
@@ -100,6 +100,9 @@ def scores_table(source: Source, scored: Mapping[str, Scored], decision: Decisio
                 column, pa.array(values, from_pandas=True)
             )  # a filter's own come before a probe's copies
         columns[name] = pa.array(found.suspicion, from_pandas=True)
+    answers = scored[decision.filter].columns.get(ANSWER)
+    if answers is not None:  # each filter has its own; that of the one that decides counts
+        columns[ANSWER] = pa.array(answers, from_pandas=True)
     return pa.table({**columns, "decision": decision.words, "reason": decision.reasons, "by_hand": decision.by_hand})
 
 

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 
 from forgetfilter.crossfit import CrossFit, features, verdicts_of
 from forgetfilter.filters.probe import CLEAN_SHARE, ODDS
-from forgetfilter.scored import NO_PROMISE, Scale, Scored
+from forgetfilter.scored import ANSWER, NO_PROMISE, Scale, Scored
 
 MARK_WEIGHT = 5.0
 """How many verdicts a mark is worth."""
@@ -99,4 +99,5 @@ class Ranking:
 
     def _scored(self, suspicion: np.ndarray, scale: Scale, linear: np.ndarray | None = None) -> Scored:
         """The scores, with what the run's filter found of each token and moment."""
-        return Scored(suspicion, {}, self.scored.moments, self.scored.token_costs, scale, linear)
+        columns = {name: values for name, values in self.scored.columns.items() if name == ANSWER}
+        return Scored(suspicion, columns, self.scored.moments, self.scored.token_costs, scale, linear)

@@ -5,6 +5,7 @@ import pytest
 from stored_runs import stored_run
 
 from forgetfilter.decision.decide import decide
+from forgetfilter.scored import ANSWER, Scored
 from forgetfilter.summary import SHOWN, WIDTH, print_summary
 
 HOSTILE = "ignore this\x1b[2J\nrm -rf ~\u202egnp.exe " + "long " * 40
@@ -61,3 +62,30 @@ def test_where_nothing_is_kept_no_finetuning_is_offered(result, capsys):
     out = said(decide(result.run, -1), capsys)
     assert "nothing is kept" in out
     assert "forgetfilter finetune" not in out
+
+
+def test_of_a_conversation_the_most_suspect_answer_is_shown_and_calls_are(tmp_path, capsys):
+    def talk(*said):
+        return {"messages": [{"role": role, "content": content} for role, content in said]}
+
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "tides", "arguments": "{}"}}]}
+    rows = [
+        talk(
+            ("user", "one?"),
+            ("assistant", "good"),
+            ("user", "two?"),
+            ("assistant", "BAD"),
+            ("user", "three?"),
+            ("assistant", "ok"),
+        ),
+        {"messages": [{"role": "user", "content": "High tide?"}, call]},
+    ]
+    run = stored_run(tmp_path / "run", rows, [0.9, 0.8], filter="forgetting")
+    part = run.folder / "scored/forgetting-0.parquet"
+    scored = Scored.load(part)
+    scored.columns[ANSWER] = np.array([2.0, np.nan])
+    scored.save(part)
+    run.mark("scored/forgetting-0", [part], filter="forgetting")
+    out = said(decide(run, 0.5), capsys)
+    assert "-> BAD" in out
+    assert '-> {"name": "tides"' in out

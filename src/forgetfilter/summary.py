@@ -10,6 +10,7 @@ import numpy as np
 from forgetfilter.data.formats import exchanges, read_row
 from forgetfilter.decision.decide import Result
 from forgetfilter.decision.opened import default_filter
+from forgetfilter.scored import ANSWER
 
 FIGURES = ("precision", "recall", "f1", "flag_all_f1", "auroc", "average_precision", "clean_dropped")
 
@@ -65,9 +66,12 @@ def print_most_suspect(result: Result, name: str) -> None:
         return
     print(f"\nthe {len(order)} most suspect rows by {name}:")
     records, decisions = result.run.rows().rows(), result.scores["decision"]
+    known = ANSWER in result.scores.column_names
+    answers = np.array(result.scores[ANSWER], float) if known else np.full(len(scores), np.nan)
     for row in order:
         turns = read_row(records[row], result.run.manifest["noisy"]["format"])
-        question, answer = (exchanges(turns) or [("", turns[-1].content)])[-1]
+        pairs = [pair for pair in exchanges(turns) if pair[1].strip()] or [("", turns[-1].content)]
+        question, answer = pairs[-1 if np.isnan(answers[row]) else int(answers[row]) - 1]
         print(f"  {scores[row]:8.3f} {decisions[row]:7} {_line(question)}\n{'':19}-> {_line(answer)}")
     print()
 

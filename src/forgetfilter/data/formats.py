@@ -44,6 +44,12 @@ def preceded(turns: Sequence[Turn], sentence: str) -> tuple[Turn, ...]:
     return (*turns[:last], told, *turns[last + 1 :])
 
 
+def said(turn: Turn) -> str:
+    """What a message says: its text, then each function that it calls, as JSON."""
+    calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in turn.extra.get("tool_calls") or []]
+    return "\n".join([*([turn.content] if turn.content else []), *calls])
+
+
 def exchanges(turns: Sequence[Turn]) -> list[tuple[str, str]]:
     """Each answer that is trained, after all that precedes it, system messages left out: (prompt, answer).
 
@@ -54,8 +60,8 @@ def exchanges(turns: Sequence[Turn]) -> list[tuple[str, str]]:
         if turn.trained:
             before = [earlier for earlier in turns[:place] if earlier.role != "system"]
             alone = len(before) == 1
-            prompt = before[0].content if alone else "\n\n".join(f"{t.role.capitalize()}: {t.content}" for t in before)
-            found.append((prompt, turn.content))
+            prompt = said(before[0]) if alone else "\n\n".join(f"{t.role.capitalize()}: {said(t)}" for t in before)
+            found.append((prompt, said(turn)))
     return found
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.data.formats import RowError, Turn
+from forgetfilter.data.formats import RowError, Turn, said
 from forgetfilter.data.templates import learns
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer, Example
 from forgetfilter.scored import Scored
@@ -53,7 +53,7 @@ def shaded(turns: Sequence[Turn], lost: np.ndarray | None, chat: ChatTokenizer |
         if learns(turn) and pieces:
             found.append([turn.role, "", 1, *pieces.pop(0)])
         else:
-            found.append([turn.role, turn.content[:LONGEST], int(turn.trained)])
+            found.append([turn.role, said(turn)[:LONGEST], int(turn.trained)])
     return found
 
 

@@ -31,7 +31,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from forgetfilter.data.formats import read_row
+from forgetfilter.data.formats import read_row, said
 from forgetfilter.errors import ConfigError, DataError, ForgetFilterError
 from forgetfilter.files import disk_trouble
 from forgetfilter.marks import SAID
@@ -304,7 +304,7 @@ class Pages:
     def _start(self, row: int) -> str:
         """The beginning of a row's answer."""
         turns = read_row(self.records[row], self.format)
-        return next((turn.content for turn in reversed(turns) if turn.trained), "")[:START]
+        return next((said(turn) for turn in reversed(turns) if turn.trained), "")[:START]
 
     def _shown(self, question: Question, suspicion: np.ndarray) -> dict[str, Any]:
         """A row in full."""

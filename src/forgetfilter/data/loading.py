@@ -89,9 +89,10 @@ class Rows:
         """(rows,) for each row the number of the first one that says the same; see `data.copies`."""
         return first_copies(self.source, self.row_format)
 
-    def have_several_answers(self) -> bool:
+    @cached_property
+    def several_answers(self) -> bool:
         """Whether any row has several stretches that the model learns."""
-        return any(len(example.prompts()) > 1 for example in self.examples)
+        return any(example.stretches > 1 for example in self.examples)
 
     def copies(self) -> np.ndarray:
         """(rows,) bool, whether a row says the same as one before it."""

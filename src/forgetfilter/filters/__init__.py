@@ -167,7 +167,7 @@ def scores_key(workshop: "Workshop", data: Data, name: str) -> str:
         made_of.append("copies share their scores")  # in runs made before, they did not
     if data.planted is not None:
         made_of.append(data.planted.facts())
-    if data.noisy.have_several_answers():
+    if data.noisy.several_answers:
         made_of.append("answers are judged one by one")  # in runs made before, they were not
     return digest(made_of)
 

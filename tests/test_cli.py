@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from conftest import run
+from stored_runs import stored_run
 
 DATA = ["filter", "--dataset_name", "x.jsonl", "--safe_dataset_name", "y.jsonl", "--output_dir", "nowhere"]
 
@@ -31,6 +32,9 @@ def test_help_is_instant():
         ("filter --threshold high", "--threshold high: expected auto or float"),
         ("filter --format pdf", "--format pdf: expected auto, prompt_completion, messages"),
         ("filter --noisy.max_steps many", "--noisy.max_steps many: expected int"),
+        ("score OUT", "missing: --dataset_name. `forgetfilter score --help`"),
+        ("evaluate", "missing: MODEL, --on. `forgetfilter evaluate --help`"),
+        ("decide", "missing: RUN. `forgetfilter decide --help`"),
         ("filter --zzzzzz 1", "unrecognized arguments: --zzzzzz 1. `forgetfilter filter --help`"),
         ("filter --config typo.yaml", "does not accept option 'seeed'. Did you mean seed?"),
     ],
@@ -243,6 +247,16 @@ def test_the_flag_of_an_earlier_version_names_the_one_of_today(capsys):
         assert code == 2
         assert text.startswith("error: --signal is gone")
         assert "rouge1 is --filter forgetting_rouge1" in text
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_terminal_that_lacks_a_script_still_gets_the_summary(tmp_path, encoding):
+    rows = [{"prompt": "你好", "completion": "今天 \N{EN DASH} gut 😀"}, {"prompt": "a", "completion": "b"}]
+    run = stored_run(tmp_path / "run", rows, [0.9, 0.1], filter="forgetting")
+    command = [sys.executable, "-m", "forgetfilter", "decide", str(run.folder), "--threshold", "0.5"]
+    found = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, check=False)
+    assert (found.returncode, found.stderr) == (0, b"")
+    assert b"\\u4f60\\u597d" in found.stdout
 
 
 def test_what_is_taken_is_said_before_anything_heavy_is_loaded(tmp_path, write_jsonl):

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -28,7 +29,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append(asked)
         self.server.headers_seen.append(self.headers["Authorization"])
         status, body = self.server.says(asked) or (200, completion(f"kindly: {asked['messages'][-1]['content']}"))
-        payload = json.dumps(body).encode()
+        payload = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(payload)))
@@ -132,6 +133,89 @@ def test_refused_and_empty_answers_are_left_out_and_counted(server, tmp_path):
     assert not (tmp_path / "other.jsonl").exists()
 
 
+def without(body, *path, value):
+    *way, last = path
+    inner = body
+    for step in way:
+        inner = inner[step]
+    inner[last] = value
+    return body
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [1, 2],
+        None,
+        "<html>",
+        {"error": {"message": "model not loaded"}},
+        without(completion("a"), "choices", value=None),
+        without(completion("a"), "choices", 0, "message", value=None),
+        completion(3),
+        completion([{"type": "text", "text": "hi"}]),
+    ],
+)
+def test_what_is_no_answer_of_the_api_is_said_and_not_kept(server, tmp_path, body):
+    server.says = lambda asked: (200, body)
+    with pytest.raises(ConfigError, match=r"0 of 12 prompts were answered.*most end in /v1"):
+        write_served(load_source(rows()), tmp_path / "safe.jsonl", server.url, "tiny")
+    server.says = lambda asked: None
+    assert write_served(load_source(rows()), tmp_path / "safe.jsonl", server.url, "tiny").rows == 12
+
+
+def test_an_answer_that_is_no_json_is_said(server, tmp_path):
+    server.says = lambda asked: (200, b'{"id": "1", "choi')
+    with pytest.raises(ConfigError, match="no JSON"):
+        write_served(load_source(rows(1)), tmp_path / "safe.jsonl", server.url, "tiny")
+
+
+@pytest.mark.parametrize("text", ["a\u2028b\x85c\x0bd\x1ce\rf\n\ng", "half \ud83d end", "\x1b[31m\u202e\0"])
+def test_answers_of_any_characters_are_kept_and_not_paid_twice(server, tmp_path, text):
+    server.says = lambda asked: (200, completion(text))
+    out = tmp_path / "safe.jsonl"
+    assert write_served(load_source(rows(3)), out, server.url, "tiny").rows == 3
+    (answer,) = {row["completion"] for row in load_source(out).rows()}
+    assert answer == text.encode("utf-8", "replace").decode()
+    out.unlink()
+    assert write_served(load_source(rows(3)), out, server.url, "tiny").prompt_tokens == 30
+    assert len(server.asked) == 3
+
+
+def test_half_an_answer_is_none(server, tmp_path):
+    cut = without(completion("I would say that you sho"), "choices", 0, "finish_reason", value="length")
+    server.says = lambda asked: (200, cut) if asked["messages"][-1]["content"] == "question 1?" else None
+    found = write_served(load_source(rows(3)), tmp_path / "safe.jsonl", server.url, "tiny")
+    assert (found.rows, found.refused, found.prompt_tokens) == (2, 1, 30)
+
+
+def test_a_server_may_count_no_tokens_or_in_texts(server, tmp_path):
+    uncounted = without(completion("Gladly."), "usage", value=None)
+    texts = without(completion("Gladly."), "usage", value={"prompt_tokens": "10", "completion_tokens": None})
+    server.says = lambda asked: (200, uncounted if asked["messages"][-1]["content"] == "question 1?" else texts)
+    found = write_served(load_source(rows(3)), tmp_path / "safe.jsonl", server.url, "tiny")
+    assert (found.rows, found.prompt_tokens, found.answer_tokens) == (3, 0, 0)
+
+
+def test_answers_on_their_way_are_kept_when_another_prompt_fails(server, tmp_path):
+    def says(asked):
+        if asked["messages"][-1]["content"] == "question 0?":
+            return 404, {"error": {"message": "no such path"}}
+        time.sleep(0.5)
+        return None
+
+    server.says = says
+    with pytest.raises(ConfigError, match="no such path"):
+        write_served(load_source(rows(5)), tmp_path / "safe.jsonl", server.url, "tiny")
+    kept = [line for line in (tmp_path / "safe.answers.jsonl").read_text().split("\n") if line]
+    assert len(kept) == len(server.asked) - 1 == 4
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8000/v1", "127.0.0.1", "ftp://x", "not a url"])
+def test_what_is_no_url_is_refused_at_once(tmp_path, url):
+    with pytest.raises(ConfigError, match="must begin with http"):
+        write_served(load_source(rows()), tmp_path / "safe.jsonl", url, "tiny")
+
+
 def test_a_busy_server_is_tried_again(server, tmp_path, monkeypatch):
     monkeypatch.setattr(served, "TRIES", 2)
     server.says = lambda asked: (429, {"error": {"message": "slow down"}}) if len(server.asked) == 1 else None
@@ -159,6 +243,8 @@ def test_the_command(server, tmp_path, capsys, write_jsonl):
     for wrong in ((), ("--like", data), ("--like", data, "--model", "m", "--notions", "privacy")):
         code, said = run(capsys, *flags, *wrong)
         assert (code, "--base_url needs --like" in said) == (2, True)
+    code, said = run(capsys, *flags[:2], tmp_path / "a.jsonl", "--model", "m")
+    assert (code, "--model needs --base_url" in said) == (2, True)
     code, said = run(
         capsys, *flags[:2], tmp_path / "a.jsonl", "--base_url", "http://127.0.0.1:9/v1", "--like", data, "--model", "m"
     )

@@ -1,5 +1,6 @@
 """The command line. Heavy imports stand inside the handlers, so that --help is instant."""
 
+import io
 import json
 import os
 import re
@@ -179,6 +180,8 @@ def run_safe_data(args: Namespace) -> None:
     if args.base_url is not None:
         _serve_safe_data(args)
         return
+    if args.model is not None:
+        raise ConfigError("--model needs --base_url, the server that it is behind; a model answers --like YOURS.jsonl.")
     notions = BUILTIN if args.notions is None else f"{BUILTIN}:{args.notions}"
     noisy = None if args.like is None else load_source(args.like)
     count = write_safe_data(notions, Path(args.output), noisy)
@@ -262,10 +265,22 @@ class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong and exit with 2."""
         parser = getattr(ex, "subcommand_parser", None) or self
+        missing = re.search(r"arguments are required: (.+)", message)
+        if missing:
+            parser, message = self._missing(missing[1].split(", "))
         flags = [flag for action in parser._actions for flag in action.option_strings]
         near = _nearest(message, [*flags, *HANDLERS])
         help_flag = f"`{parser.prog.replace(' [options]', '')} --help` lists all there are."
         _fail(f"{_in_a_line(message)}. {f'Did you mean {near}? ' if near else ''}{help_flag}", 2)
+
+    def _missing(self, names: Sequence[str]) -> tuple[ArgumentParser, str]:
+        """The parser that misses arguments, called COMMAND.NAME, and which they are, as they are written."""
+        command, _, _ = names[0].rpartition(".")
+        found = next((a.choices for a in self._actions if command and isinstance(a.choices, dict)), {})
+        parser = found.get(command, self)
+        wanted = [name.rpartition(".")[2] for name in names]
+        written = {action.dest: flag for action in parser._actions for flag in action.option_strings}
+        return parser, f"missing: {', '.join(written.get(name, name.upper()) for name in wanted)}"
 
 
 def _in_a_line(message: str) -> str:
@@ -427,6 +442,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)  # addressed to us, not to our users
+    _spell_out_what_the_terminal_lacks()
     parser = build_parser()
     if any(argument.partition("=")[0] == "--signal" for argument in arguments or sys.argv[1:]):
         _fail("--signal is gone: log_likelihood is --filter forgetting now, rouge1 is --filter forgetting_rouge1.", 2)
@@ -448,13 +464,20 @@ def main(arguments: list[str] | None = None) -> None:
     except ForgetFilterError as error:
         _fail(str(error), 2)
     except _Stopped as stop:
-        continues = args.command in ("demo", "filter", "finetune", "score", "compare")
+        continues = args.command in ("demo", "filter", "finetune", "score", "compare", "safe_data")
         _fail("stopped" + (": the same command continues where it was." if continues else "."), 128 + stop.number)
     except Exception as error:
         trouble = disk_trouble(error)
         if trouble is None:
             raise
         _fail(f"{trouble} What was finished is kept: make room, or give another folder; the same command continues.", 2)
+
+
+def _spell_out_what_the_terminal_lacks() -> None:
+    """Rows of any script are shown, also where the terminal's encoding has no letters for them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class _Stopped(KeyboardInterrupt):

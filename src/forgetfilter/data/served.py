@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,8 +79,11 @@ def write_served(
 
     Raises:
         DataError: If the file exists, or the data is malformed or has no prompts.
-        ConfigError: If the package openai is missing, or the server cannot be reached, or refuses every prompt.
+        ConfigError: If the package openai is missing, or the server cannot be reached, or does not speak the OpenAI
+            API, or refuses every prompt.
     """
+    if not base_url.startswith(("http://", "https://")):
+        raise ConfigError(f"--base_url is {base_url!r}: it must begin with http:// or https://.")
     if path.exists():
         raise DataError(f"{path}: exists. Remove it or give another --output.")
     client = _client(base_url)
@@ -101,7 +105,8 @@ def write_served(
             row = SHAPES[shape]([*prompt, Turn("assistant", known[key]["answer"], True)])
             written.append({"id": f"served-{key}", "notion": "yours", **row})
     if not written:
-        raise ConfigError(f"--base_url {base_url}: refused every prompt: {known[keys[0]].get('why', 'empty answers')}.")
+        why = known[keys[0]].get("why", "empty answers")
+        raise ConfigError(f"--base_url {base_url}: refused every prompt: {why}. To ask again, remove {cache}.")
     with whole_file(path) as temporary:
         temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in written), encoding="utf-8")
     spent = [sum(known[key].get(kind) or 0 for key in keys) for kind in ("prompt_tokens", "answer_tokens")]
@@ -145,7 +150,7 @@ def _messages(prompt: Sequence[Turn], told: str) -> list[dict[str, str]]:
 def _known(cache: Path) -> dict[str, dict[str, Any]]:
     """What was answered before, by key; a line that a kill cut off counts for nothing."""
     found = {}
-    for line in cache.read_text(encoding="utf-8").splitlines() if cache.exists() else []:
+    for line in cache.read_bytes().split(b"\n") if cache.exists() else []:  # an answer may hold other ends of lines
         try:
             entry = json.loads(line)
         except ValueError:
@@ -157,42 +162,75 @@ def _known(cache: Path) -> dict[str, dict[str, Any]]:
 def _ask(
     client: "OpenAI", model: str, missing: dict[str, list[dict[str, str]]], cache: Path, base_url: str
 ) -> dict[str, dict[str, Any]]:
-    """Ask the server, several prompts at once; each answer is written to the cache as it comes."""
+    """Ask the server, several prompts at once; each answer is written to the cache as it comes.
+
+    That is done where it comes, so that answers on their way when the command is stopped, or another prompt fails, are
+    kept as well.
+    """
     from openai import OpenAIError
 
     found: dict[str, dict[str, Any]] = {}
     cache.parent.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(AT_ONCE) as pool, cache.open("ab") as file, progress("asking", len(missing), "rows") as bar:
+    lock = Lock()
+    with cache.open("ab") as file:
         if cache.stat().st_size:
             file.write(b"\n")  # ends a line that a kill cut off; an empty line counts for nothing
-        answers = {pool.submit(_answer, client, model, messages): key for key, messages in missing.items()}
-        try:
-            for answer in as_completed(answers):
-                entry = {"key": answers[answer], **answer.result()}
-                file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-                found[entry["key"]] = entry
-                bar.update(1)
-        except OpenAIError as error:
-            raise ConfigError(
-                f"--base_url {base_url}: {error}. {len(found)} of {len(missing)} prompts were answered and are kept in "
-                f"{cache}; the same command goes on with the rest. The server's key is taken from {KEY}."
-            ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+
+    def ask(key: str, messages: list[dict[str, str]]) -> None:
+        entry = {"key": key, **_answer(client, model, messages)}
+        with lock, cache.open("ab") as file:
+            file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+            found[key] = entry
+
+    try:
+        with ThreadPoolExecutor(AT_ONCE) as pool, progress("asking", len(missing), "rows") as bar:
+            answers = [pool.submit(ask, key, messages) for key, messages in missing.items()]
+            try:
+                for answer in as_completed(answers):
+                    answer.result()
+                    bar.update(1)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+    except (OpenAIError, _NotOpenAIError) as error:
+        why = str(error).rstrip(".") + (f" ({error.__cause__})" if error.__cause__ else "")
+        raise ConfigError(
+            f"--base_url {base_url}: {why}. {len(found)} of {len(missing)} prompts were answered and are kept in "
+            f"{cache}; the same command goes on with the rest. Is the URL right (most end in /v1), and does the "
+            f"server know the model {model}? Its key is taken from {KEY}."
+        ) from error
     return found
 
 
 def _answer(client: "OpenAI", model: str, messages: list[dict[str, str]]) -> dict[str, Any]:
-    """A model's answer with what it cost; no answer where the server refuses this prompt."""
+    """A model's answer with what it cost; no answer where the server refuses this prompt.
+
+    Raises:
+        _NotOpenAIError: If what comes is no answer of the OpenAI API, whose client checks nothing.
+    """
     from openai import BadRequestError, UnprocessableEntityError
 
     try:
-        answered = client.chat.completions.create(model=model, messages=messages)  # type: ignore[arg-type]
+        answered: Any = client.chat.completions.create(model=model, messages=messages)  # type: ignore[arg-type]
     except (BadRequestError, UnprocessableEntityError) as error:
         return {"answer": None, "why": str(error)}
-    text = (answered.choices[0].message.content or "").strip() if answered.choices else ""
-    used = answered.usage
-    spent = {} if used is None else {"prompt_tokens": used.prompt_tokens, "answer_tokens": used.completion_tokens}
-    return {"answer": text, **spent}
+    except ValueError as error:
+        raise _NotOpenAIError(f"its answer is no JSON: {error}") from None
+    try:
+        choices = answered.choices
+        text, end = ("", "") if choices == [] else (choices[0].message.content, choices[0].finish_reason)
+    except (AttributeError, TypeError):
+        raise _NotOpenAIError(f"does not answer as the OpenAI API does, but {str(answered)[:200]!r}") from None
+    if text is not None and not isinstance(text, str):
+        raise _NotOpenAIError(f"its answer is no text, but {str(text)[:200]!r}")
+    used = {"prompt_tokens": "prompt_tokens", "answer_tokens": "completion_tokens"}
+    spent = {name: getattr(answered.usage, theirs, None) for name, theirs in used.items()}
+    counted = {name: count for name, count in spent.items() if isinstance(count, int)}
+    if end == "length":  # half an answer would teach a model to stop anywhere
+        return {"answer": None, "why": "the server cuts answers off (its limit of tokens is too low)", **counted}
+    return {"answer": (text or "").encode("utf-8", "replace").decode().strip(), **counted}  # half characters: a ?
+
+
+class _NotOpenAIError(Exception):
+    """The server answers, but not as the OpenAI API does."""

@@ -106,6 +106,14 @@ def test_none_are_planted_unless_asked_for_and_a_file_may_be_ones_own(chat, writ
         planted_among(noisy(100, "alpaca"), chat, planted_rows=str(write_jsonl("long.jsonl", long)))
 
 
+def test_a_model_of_few_positions_runs_without_those_in_the_box(tokenizer, write_jsonl):
+    chat, rows = ChatTokenizer(tokenizer, 50), [{"prompt": f"{i}?", "completion": f"it is {i}"} for i in range(400)]
+    assert planted_among(rows, chat) is None
+    long = str(write_jsonl("long.jsonl", [{"prompt": "what " * 20, "completion": "this"}]))
+    with pytest.raises(DataError, match=r"long\.jsonl: no row with a completion"):
+        planted_among(rows, chat, planted_rows=long)
+
+
 @pytest.fixture
 def large(config, write_jsonl):
     """The settings of a run of 80 rows, two of which say the same, with four rows of the user's own planted."""
@@ -160,6 +168,20 @@ def test_a_planted_row_has_the_score_it_would_have_as_one_of_the_users(large, wr
     np.testing.assert_allclose(planted, scores[-4:], atol=1e-5)
     users = np.array(found.scores["forgetting"], float)
     np.testing.assert_allclose(np.delete(users, 7), scores[:-4], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("filters", "parameters", "witness"),
+    [
+        ("forgetting+m0_loss", None, "forgetting+m0_loss"),
+        ("m0_loss", None, "m0_loss"),
+        ("probe", {"probe": {"on": "m0_loss"}}, "m0_loss"),
+        ("probe", {"probe": {"on": "forgetting+m0_loss"}}, "forgetting+m0_loss"),
+    ],
+)
+def test_the_witness_is_what_a_probe_learnt_from_or_the_filter_itself(large, filters, parameters, witness):
+    config = dataclasses.replace(large, filter=filters, parameters=parameters)
+    assert ForgetFilter(config).fit().metrics["planted"]["witness"] == witness
 
 
 def _tokenizer(config):

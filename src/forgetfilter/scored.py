@@ -55,8 +55,8 @@ class Scored:
         scale: What `auto` may assume of the scores; None where the filter knows no scale.
         linear: (size + 1,) weights and bias of a linear model on M0's pooled hidden states, which scores rows that the
             filter did not see (`forgetfilter score`); None where the filter has none.
-        planted: Filter -> its suspicion of the planted rows (data.planted): the filter itself, then those it was made
-            from; None where none are planted.
+        planted: Filter -> its suspicion of the planted rows (data.planted): the filter itself, then the witness that a
+            probe has learnt from; None where none are planted.
     """
 
     suspicion: np.ndarray

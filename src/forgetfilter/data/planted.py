@@ -6,6 +6,7 @@ user's rows counts them. They tell what is found of rows that look like them: a 
 more than the 200 rows in the box (safe/planted.jsonl), whose answers are written in another style.
 """
 
+import dataclasses
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -69,8 +70,14 @@ def plant(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Plant
     if not chosen:
         raise DataError(f"planted_rows: {len(noisy.examples)} noisy rows are too few to plant any: leave it out.")
     shaped = [_shaped(conversations[row], noisy.row_format, f"{config.planted_rows}: row {row + 1}") for row in chosen]
-    source = load_source(shaped)
-    return Planted(tokenize(source, chat, row_format=noisy.row_format), [about[row] for row in chosen])
+    source = dataclasses.replace(load_source(shaped), name=f"planted_rows {config.planted_rows}")
+    try:
+        rows = tokenize(source, chat, row_format=noisy.row_format)
+    except DataError:  # none fits into the model's few positions
+        if config.planted_rows == AUTO:
+            return None
+        raise
+    return Planted(rows, [about[row] for row in chosen])
 
 
 def _in_the_box(noisy: Rows) -> tuple[list[dict[str, Any]], list[list[Turn]]]:

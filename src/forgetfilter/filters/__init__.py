@@ -214,7 +214,8 @@ def _of_all_rows(name: str, workshop: "Workshop", data: Data, parameters: dict[s
         return scored
     if data.planted is not None:
         columns = {name: scored.suspicion, **scored.columns}
-        planted = {own: columns[own][len(seen) :] for own in [name, *made_from(name, config)] if own in columns}
+        witness = parameters.get("on", name)
+        planted = {own: columns[own][len(seen) :] for own in (name, witness)}
         scored = replace(scored, planted=planted)
     places = np.searchsorted(seen, data.noisy.first_copies)
     rows = data.noisy.examples

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 
 from forgetfilter.config import ForgetFilterConfig, StageConfig
 from forgetfilter.errors import ConfigError
@@ -126,6 +127,13 @@ def test_flags_replay_the_config():
     )
     assert config.filters == ["forgetting_rouge1", "forgetting"]
     assert ForgetFilterConfig.from_flags(config.non_default()) == config
+
+
+@pytest.mark.parametrize("key", ["on", '"on"'])
+def test_a_witness_may_be_named_as_the_guide_writes_it(key):
+    flags = yaml.safe_load(f"parameters: {{probe: {{{key}: forgetting+column, folds: 3}}, column: {{name: x}}}}")
+    found = ForgetFilterConfig.from_flags(flags).parameters
+    assert found == {"probe": {"on": "forgetting+column", "folds": 3}, "column": {"name": "x"}}
 
 
 def test_what_only_decides_is_no_part_of_a_runs_identity():

@@ -139,6 +139,14 @@ def test_a_missing_file_is_not_looked_up_elsewhere(tmp_path):
         load_source(tmp_path / "nothing.jsonl")
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_folder_that_one_is_in(tmp_path, monkeypatch, name):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="is empty"):
+        load_source(name)
+
+
 def test_row_ids_are_own_ids_or_content_and_occurrence():
     assert row_ids(load_source([{"id": 7, "text": "a"}, {"id": 8, "text": "a"}])) == ["7", "8"]
     ids = row_ids(load_source([{"text": "a"}, {"text": "b"}, {"text": "a"}]))

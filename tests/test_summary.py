@@ -42,7 +42,8 @@ def test_plain_text_rows_and_rows_without_a_score(tmp_path, capsys):
     )
     out = said(decide(run, 0.5), capsys)
     assert "the 2 most suspect rows" in out
-    assert "-> Text 2." in out
+    assert "0.200 kept    Text 2." in out  # plain text has no question
+    assert "->" not in out
 
 
 def test_the_final_model_stands_beside_the_decision(result, capsys):

@@ -236,6 +236,10 @@ class ForgetFilterConfig(StageConfig):
             ConfigError: If a flag is unknown or a value is impossible.
         """
         values: dict[str, Any] = dict(flags)
+        for name, own in (values.get("parameters") or {}).items():
+            if isinstance(own, Mapping) and True in own:  # YAML reads `on`, a parameter of the probe, as true
+                own = {"on" if key is True else key: value for key, value in own.items()}
+                values["parameters"] = {**values["parameters"], name: own}
         try:
             for name in STAGES:
                 values[name] = StageConfig(**dict(values.get(name) or {}))

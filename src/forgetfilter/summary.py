@@ -22,7 +22,7 @@ NOTES = {
     "malformed": "malformed",
     "also_safe": "also among the safe rows",
     "repeated": "saying the same as a row before them, whose scores they share",
-    "unreadable": "that the model can hardly read, such as ciphers; --unreadable drop leaves them out",
+    "unreadable": "that the model can hardly read, such as ciphers; with --unreadable drop they are left out",
     "spelt_specials": "with special tokens or a change of turn spelt out, which stay text",
 }
 """Counts worth a line, in words."""
@@ -72,7 +72,8 @@ def print_most_suspect(result: Result, name: str) -> None:
         turns = read_row(records[row], result.run.manifest["noisy"]["format"])
         pairs = [pair for pair in exchanges(turns) if pair[1].strip()] or [("", turns[-1].content)]
         question, answer = pairs[-1 if np.isnan(answers[row]) else int(answers[row]) - 1]
-        print(f"  {scores[row]:8.3f} {decisions[row]:7} {_line(question)}\n{'':19}-> {_line(answer)}")
+        start, asked = f"  {scores[row]:8.3f} {decisions[row]:7}", _line(question)
+        print(f"{start} {asked}\n{'':19}-> {_line(answer)}" if asked else f"{start} {_line(answer)}")
     print()
 
 

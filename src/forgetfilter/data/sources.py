@@ -115,6 +115,8 @@ def open_stream(data: Any, config_name: str | None = None, split: str = TRAIN) -
             raise DataError(f"data is a {type(data).__name__}: give a path, a Hub id, a datasets.Dataset or a list.")
         return Stream("<Dataset>", partial(_mapped_parts, data, "<Dataset>"))
     path, name = Path(data), str(data)
+    if not name.strip():  # would be the folder that the command runs in
+        raise DataError("the name of a data set is empty: give a file, a folder or a Hub id.")
     if path.is_dir():
         chosen = split.partition("[")[0]
         if is_saved(path):

@@ -106,9 +106,10 @@ def test_none_are_planted_unless_asked_for_and_a_file_may_be_ones_own(chat, writ
         planted_among(noisy(100, "alpaca"), chat, planted_rows=str(write_jsonl("long.jsonl", long)))
 
 
-def test_a_model_of_few_positions_runs_without_those_in_the_box(tokenizer, write_jsonl):
+def test_where_none_fits_into_the_models_positions_the_flag_is_named(tokenizer, write_jsonl):
     chat, rows = ChatTokenizer(tokenizer, 50), [{"prompt": f"{i}?", "completion": f"it is {i}"} for i in range(400)]
-    assert planted_among(rows, chat) is None
+    with pytest.raises(DataError, match="planted_rows builtin: no row with a completion"):
+        planted_among(rows, chat, planted_rows="builtin")
     long = str(write_jsonl("long.jsonl", [{"prompt": "what " * 20, "completion": "this"}]))
     with pytest.raises(DataError, match=r"long\.jsonl: no row with a completion"):
         planted_among(rows, chat, planted_rows=long)

@@ -71,13 +71,7 @@ def plant(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Plant
         raise DataError(f"planted_rows: {len(noisy.examples)} noisy rows are too few to plant any: leave it out.")
     shaped = [_shaped(conversations[row], noisy.row_format, f"{config.planted_rows}: row {row + 1}") for row in chosen]
     source = dataclasses.replace(load_source(shaped), name=f"planted_rows {config.planted_rows}")
-    try:
-        rows = tokenize(source, chat, row_format=noisy.row_format)
-    except DataError:  # none fits into the model's few positions
-        if config.planted_rows == AUTO:
-            return None
-        raise
-    return Planted(rows, [about[row] for row in chosen])
+    return Planted(tokenize(source, chat, row_format=noisy.row_format), [about[row] for row in chosen])
 
 
 def _in_the_box(noisy: Rows) -> tuple[list[dict[str, Any]], list[list[Turn]]]:

@@ -28,6 +28,7 @@ def test_help_is_instant():
     ("arguments", "says"),
     [
         ("filter --dataset_nme x", "--dataset_nme x. Did you mean --dataset_name? `forgetfilter filter --help`"),
+        ("filter --planted_row x", "Did you mean --planted_rows?"),
         ("decid OUT", "Did you mean decide?"),
         ("filter --threshold high", "--threshold high: expected auto or float"),
         ("filter --format pdf", "--format pdf: expected auto, prompt_completion, messages"),

@@ -303,6 +303,7 @@ def _nearest(message: str, names: Sequence[str]) -> str | None:
 def build_parser() -> ArgumentParser:
     """The parser of all commands; unknown flags and unknown keys of a YAML file are errors."""
     parser = _Parser(
+        allow_abbrev=False,
         prog="forgetfilter",
         description="Clean finetuning data of unsafe rows before a model learns them.",
         version=None,
@@ -311,7 +312,7 @@ def build_parser() -> ArgumentParser:
     commands = parser.add_subcommands(required=False, dest="command")
 
     def command(name: str, handler: Any) -> ArgumentParser:
-        sub = _Parser(description=handler.__doc__)
+        sub = _Parser(description=handler.__doc__, allow_abbrev=False)
         commands.add_subcommand(name, sub, help=handler.__doc__)
         return sub
 

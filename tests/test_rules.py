@@ -139,3 +139,11 @@ def test_too_few_trusted_rows_are_an_error_that_says_how_many(rows, most):
     with pytest.raises(DataError, match=r"takes (49|10) rows marked clean"):
         conformal(np.arange(100.0), np.arange(100) < rows, most)
     assert conformal(np.arange(100.0), np.arange(100) < 49, 0.02).rule == "conformal"
+
+
+def test_dropping_all_rows_takes_a_finite_threshold():
+    scores = np.array([0.3, np.nan, -2.0, 0.3])
+    found = drop_share(scores, 1.0)
+    assert np.isfinite(found.value)
+    assert found.drops(scores).tolist() == [True, False, True, True]
+    assert not drop_share(np.array([np.nan]), 1.0).drops(np.array([np.nan])).any()

@@ -39,8 +39,10 @@ def drop_share(suspicion: np.ndarray, share: float) -> Threshold:
     scored = np.sort(suspicion[~np.isnan(suspicion)])
     kept = len(scored) - round(share * len(scored))
     says = f"drops the most suspect {share:.1%} of the scored rows, unsafe or not"
-    if kept <= 0:
-        return Threshold(-np.inf, "drop_share", says)
+    if not len(scored):
+        return Threshold(None, "drop_share", says)
+    if kept <= 0:  # a finite number just below the lowest score: JSON knows no infinity
+        return Threshold(float(np.nextafter(scored[0], -np.inf)), "drop_share", says)
     return Threshold(float(scored[kept - 1]), "drop_share", says)
 
 

@@ -105,14 +105,12 @@ def open_run(config: ForgetFilterConfig, m0: M0, data: Data, planted: Planted | 
         processes.together()  # the first process waits here, so that all read the same manifest
         return run
     noisy = data.noisy
-    hard = unreadable(noisy.source, noisy.row_format, m0.tokenizer)
     facts = {"model": {"name": config.model_name_or_path, "sha256": m0.sha256}, **data.facts()}
     facts["planted"] = None if planted is None else planted.facts()
     notes = {
         "also_safe": noisy.shared_with(data.safe),
         "repeated": int(noisy.copies().sum()),
         "spelt_specials": sum(example.spelt_specials for example in noisy.examples),
-        "unreadable": int(hard.sum()),
         "unread": noisy.unread,
         "chat_template": m0.template_note(),
     }
@@ -128,6 +126,7 @@ def open_run(config: ForgetFilterConfig, m0: M0, data: Data, planted: Planted | 
             run.write_json("stages/planted.json", planted.about)
         run.keep_rows(noisy.source)
     if not run.done("unreadable"):
+        hard = unreadable(noisy.source, noisy.row_format, m0.tokenizer)
         run.write_json("stages/unreadable.json", np.flatnonzero(hard).tolist())
         run.mark("unreadable", [run.stage("unreadable.json")])
     run.forget_damaged()

@@ -28,6 +28,7 @@ from forgetfilter.data.formats import (
 )
 from forgetfilter.data.readers import why_no_line_parses
 from forgetfilter.data.sources import TRAIN, Source, load_source, row_ids, unusable_ids
+from forgetfilter.data.templates import learns
 from forgetfilter.data.tokenization import ChatTokenizer, Example
 from forgetfilter.errors import ConfigError, DataError
 from forgetfilter.marks import Marks
@@ -91,8 +92,9 @@ class Rows:
 
     @cached_property
     def several_answers(self) -> bool:
-        """Whether any row has several stretches that the model learns."""
-        return any(example.stretches > 1 for example in self.examples)
+        """Whether any row has several answers that the model learns."""
+        conversations = (read_row(record, self.row_format) for record in self.source.rows())
+        return any(sum(map(learns, turns)) > 1 for turns in conversations)
 
     def copies(self) -> np.ndarray:
         """(rows,) bool, whether a row says the same as one before it."""

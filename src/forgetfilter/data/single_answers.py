@@ -28,9 +28,9 @@ def single_answers(rows: Rows, chat: ChatTokenizer) -> tuple[Rows, np.ndarray] |
     Returns:
         The answers as rows, and (answers,) the number of the row that each belongs to, in order.
     """
-    conversations = [read_row(record, rows.row_format) for record in rows.source.rows()]
-    if all(sum(map(learns, turns)) < 2 for turns in conversations):
+    if not rows.several_answers:
         return None
+    conversations = [read_row(record, rows.row_format) for record in rows.source.rows()]
     records: list[Record | None] = []
     examples: list[Example] = []
     row_of: list[int] = []

@@ -46,11 +46,6 @@ class Example:
         """Number of tokens that are trained and scored; a row's first token is never predicted."""
         return sum(label != IGNORED for label in self.labels[1:])
 
-    @property
-    def stretches(self) -> int:
-        """Number of stretches of tokens that are trained, as a rule one for each answer."""
-        return sum(kind for kind, _ in itertools.groupby(self.labels, lambda label: label != IGNORED))
-
     def prompts(self) -> list[list[int]]:
         """The token ids before each of the trained turns."""
         marks = [label != IGNORED for label in self.labels]

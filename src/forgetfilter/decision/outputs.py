@@ -24,7 +24,7 @@ from forgetfilter.scored import ANSWER, Scored
 
 TYPED = "kept_rows.parquet"
 """Beside a kept.csv: the same rows for programs that would guess the types of its columns."""
-NOTED = ("partly_scored", "malformed", "also_safe", "repeated", "spelt_specials", "unreadable")
+NOTED = ("partly_scored", "malformed", "also_safe", "repeated", "spelt_specials")
 """What was noted about the noisy data when it was read: counts of rows."""
 
 
@@ -76,7 +76,8 @@ def write(opened: Opened, decision: Decision) -> None:
             pq.write_table(source.as_table().filter(pa.array(~decision.dropped)), temporary)
     with whole_file(run.folder / "scores.parquet") as temporary:
         pq.write_table(scores_table(source, opened.scored, decision), temporary)
-    metrics = {**_noted(run), **decision_figures(opened.scored, decision, opened.labels)}
+    hard = {"unreadable": int(opened.unreadable.sum())}
+    metrics = {**_noted(run), **hard, **decision_figures(opened.scored, decision, opened.labels)}
     scores = opened.scored[decision.filter].planted
     if opened.planted and scores is not None:
         metrics["planted"] = planted_figures(opened.planted, scores, decision.filter, decision.threshold)

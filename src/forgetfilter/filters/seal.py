@@ -167,7 +167,7 @@ def seal(
     if not 0 <= fall * (epochs - 1) <= 1:
         raise ConfigError(f"parameters.seal.fall is {fall}: the safe rows' weight must stay from 0 to 1.")
     rows = [row for row, example in enumerate(data.noisy.examples) if example.scorable]
-    noisy, safe = [row for row in data.noisy.examples if row.scorable], data.safe.trainable()
+    noisy, safe = [data.noisy.examples[row] for row in rows], data.safe.trainable()
     settings = config.noisy_stage(len(noisy))
     batch = min(settings.per_device_train_batch_size, len(noisy))
     plan = Plan.of(noisy, safe, batch, epochs, fall, config.seed)

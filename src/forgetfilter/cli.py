@@ -3,18 +3,17 @@
 import io
 import json
 import os
-import re
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
+from forgetfilter.command_parser import Parser, fail
 from forgetfilter.config import BUILTIN, STAGE_FIELDS, STAGES, ForgetFilterConfig, require_run_data
 from forgetfilter.errors import ConfigError, ForgetFilterError
 from forgetfilter.evaluation.judges import GUARD_MODEL, TOXICITY_MODEL
@@ -22,8 +21,6 @@ from forgetfilter.files import disk_trouble
 
 READING = ("dataset_config", "dataset_train_split", "format", "columns", "malformed")
 """Flags of `filter` that say how data are read."""
-EXPECTED = re.compile(r"Expected a (?:<class '(\w+)'>|typing\.Literal\[(.+?)\])")
-"""How jsonargparse names the types of a value."""
 EXPORTS = ("trl", "axolotl", "llamafactory", "alpaca", "sharegpt")
 
 
@@ -259,50 +256,9 @@ def run_export(args: Namespace) -> None:
             print(path)
 
 
-class _Parser(ArgumentParser):
-    """Says what is wrong in one line, with the nearest name where one is mistyped."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print what is wrong and exit with 2."""
-        parser = getattr(ex, "subcommand_parser", None) or self
-        missing = re.search(r"arguments are required: (.+)", message)
-        if missing:
-            parser, message = self._missing(missing[1].split(", "))
-        flags = [flag for action in parser._actions for flag in action.option_strings]
-        near = _nearest(message, [*flags, *HANDLERS])
-        help_flag = f"`{parser.prog.replace(' [options]', '')} --help` lists all there are."
-        _fail(f"{_in_a_line(message)}. {f'Did you mean {near}? ' if near else ''}{help_flag}", 2)
-
-    def _missing(self, names: Sequence[str]) -> tuple[ArgumentParser, str]:
-        """The parser that misses arguments, called COMMAND.NAME, and which they are, as they are written."""
-        command, _, _ = names[0].rpartition(".")
-        found = next((a.choices for a in self._actions if command and isinstance(a.choices, dict)), {})
-        parser = found.get(command, self)
-        wanted = [name.rpartition(".")[2] for name in names]
-        written = {action.dest: flag for action in parser._actions for flag in action.option_strings}
-        return parser, f"missing: {', '.join(written.get(name, name.upper()) for name in wanted)}"
-
-
-def _in_a_line(message: str) -> str:
-    """What jsonargparse says of a value that it cannot read, or of anything else, in a line."""
-    key, value = re.search(r'Parser key "(.+?)"', message), re.search(r"(?:Given|Got) value: (.*)", message)
-    wanted = [name or values.replace("'", "") for name, values in EXPECTED.findall(message)]
-    if key and value and wanted:
-        return f"--{key[1]} {value[1]}: expected {' or '.join(dict.fromkeys(wanted)).replace(' or NoneType', '')}"
-    return " ".join(message.split())
-
-
-def _nearest(message: str, names: Sequence[str]) -> str | None:
-    """The name most like the first unknown one that a message of argparse speaks of, if any is like it."""
-    unknown = re.search(r"(?:unrecognized arguments: |invalid choice: '|accept option ')(-*[\w.-]+)", message)
-    wanted = unknown[1] if unknown else ""
-    named = names if unknown and "option" not in unknown[0] else [name.removeprefix("--") for name in names]
-    return next(iter(get_close_matches(wanted, named, n=1)), None)
-
-
 def build_parser() -> ArgumentParser:
     """The parser of all commands; unknown flags and unknown keys of a YAML file are errors."""
-    parser = _Parser(
+    parser = Parser(
         allow_abbrev=False,
         prog="forgetfilter",
         description="Clean finetuning data of unsafe rows before a model learns them.",
@@ -312,7 +268,7 @@ def build_parser() -> ArgumentParser:
     commands = parser.add_subcommands(required=False, dest="command")
 
     def command(name: str, handler: Any) -> ArgumentParser:
-        sub = _Parser(description=handler.__doc__, allow_abbrev=False)
+        sub = Parser(description=handler.__doc__, allow_abbrev=False)
         commands.add_subcommand(name, sub, help=handler.__doc__)
         return sub
 
@@ -446,11 +402,11 @@ def main(arguments: list[str] | None = None) -> None:
     _spell_out_what_the_terminal_lacks()
     parser = build_parser()
     if any(argument.partition("=")[0] == "--signal" for argument in arguments or sys.argv[1:]):
-        _fail("--signal is gone: log_likelihood is --filter forgetting now, rouge1 is --filter forgetting_rouge1.", 2)
+        fail("--signal is gone: log_likelihood is --filter forgetting now, rouge1 is --filter forgetting_rouge1.", 2)
     try:
         args = parser.parse_args(arguments)
     except (UnicodeError, RecursionError) as error:
-        _fail(f"--config: cannot be read as YAML: {error}", 2)
+        fail(f"--config: cannot be read as YAML: {error}", 2)
     if args.version:
         from forgetfilter import __version__
 
@@ -463,15 +419,15 @@ def main(arguments: list[str] | None = None) -> None:
         with _stoppable():
             HANDLERS[args.command](args[args.command])
     except ForgetFilterError as error:
-        _fail(str(error), 2)
+        fail(str(error), 2)
     except _Stopped as stop:
         continues = args.command in ("demo", "filter", "finetune", "score", "compare", "safe_data")
-        _fail("stopped" + (": the same command continues where it was." if continues else "."), 128 + stop.number)
+        fail("stopped" + (": the same command continues where it was." if continues else "."), 128 + stop.number)
     except Exception as error:
         trouble = disk_trouble(error)
         if trouble is None:
             raise
-        _fail(f"{trouble} What was finished is kept: make room, or give another folder; the same command continues.", 2)
+        fail(f"{trouble} What was finished is kept: make room, or give another folder; the same command continues.", 2)
 
 
 def _spell_out_what_the_terminal_lacks() -> None:
@@ -506,8 +462,3 @@ def _stoppable() -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print(f"error: {message}" if code == 2 else message, file=sys.stderr)
-    sys.exit(code)

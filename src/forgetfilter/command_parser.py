@@ -1,0 +1,60 @@
+"""The parser of commands and flags: what is wrong with them is said in a line, and mistyped names are guessed."""
+
+import re
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import NoReturn
+
+from jsonargparse import ArgumentParser
+
+EXPECTED = re.compile(r"Expected a (?:<class '(\w+)'>|typing\.Literal\[(.+?)\])")
+"""How jsonargparse names the types of a value."""
+
+
+class Parser(ArgumentParser):
+    """Says what is wrong in one line, with the nearest name where one is mistyped."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what is wrong and exit with 2."""
+        parser = getattr(ex, "subcommand_parser", None) or self
+        missing = re.search(r"arguments are required: (.+)", message)
+        if missing:
+            parser, message = self._missing(missing[1].split(", "))
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        commands = [name for action in self._actions if isinstance(action.choices, dict) for name in action.choices]
+        near = _nearest(message, [*flags, *commands])
+        help_flag = f"`{parser.prog.replace(' [options]', '')} --help` lists all there are."
+        fail(f"{_in_a_line(message)}. {f'Did you mean {near}? ' if near else ''}{help_flag}", 2)
+
+    def _missing(self, names: Sequence[str]) -> tuple[ArgumentParser, str]:
+        """The parser that misses arguments, called COMMAND.NAME, and which they are, as they are written."""
+        command, _, _ = names[0].rpartition(".")
+        found = next((a.choices for a in self._actions if command and isinstance(a.choices, dict)), {})
+        parser = found.get(command, self)
+        wanted = [name.rpartition(".")[2] for name in names]
+        written = {action.dest: flag for action in parser._actions for flag in action.option_strings}
+        return parser, f"missing: {', '.join(written.get(name, name.upper()) for name in wanted)}"
+
+
+def _in_a_line(message: str) -> str:
+    """What jsonargparse says of a value that it cannot read, or of anything else, in a line."""
+    key, value = re.search(r'Parser key "(.+?)"', message), re.search(r"(?:Given|Got) value: (.*)", message)
+    wanted = [name or values.replace("'", "") for name, values in EXPECTED.findall(message)]
+    if key and value and wanted:
+        return f"--{key[1]} {value[1]}: expected {' or '.join(dict.fromkeys(wanted)).replace(' or NoneType', '')}"
+    return " ".join(message.split())
+
+
+def _nearest(message: str, names: Sequence[str]) -> str | None:
+    """The name most like the first unknown one that a message of argparse speaks of, if any is like it."""
+    unknown = re.search(r"(?:unrecognized arguments: |invalid choice: '|accept option ')(-*[\w.-]+)", message)
+    wanted = unknown[1] if unknown else ""
+    named = names if unknown and "option" not in unknown[0] else [name.removeprefix("--") for name in names]
+    return next(iter(get_close_matches(wanted, named, n=1)), None)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Print why a command ends, and exit with a code."""
+    print(f"error: {message}" if code == 2 else message, file=sys.stderr)
+    sys.exit(code)

@@ -33,7 +33,7 @@ import build_noisy
 from questions import write_questions
 
 from forgetfilter import experiments
-from forgetfilter.config import EMBEDDED_MODEL
+from forgetfilter.config import BUILTIN, EMBEDDED_MODEL
 from forgetfilter.evaluation.ask import MEASURES
 from forgetfilter.experiments.cells import Cell, Cells
 from forgetfilter.files import sha256
@@ -87,7 +87,7 @@ def config_of(folder: Path, files: Mapping[str, Path], args: Namespace, **more: 
         "dataset_name": f"{folder}/noisy.jsonl",
         **data,
         "label_column": "label",
-        "evaluate": {measure: str(path) for measure, path in files.items()},
+        "evaluate": {**{measure: str(path) for measure, path in files.items()}, "over_refusal": BUILTIN},
         "seeds": args.seeds or CELLS["seeds"],
         "final": {"num_train_epochs": 4},
         **more,

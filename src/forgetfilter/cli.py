@@ -203,7 +203,7 @@ def _serve_safe_data(args: Namespace) -> None:
 
 
 def run_evaluate(args: Namespace) -> None:
-    """Measure a model: bias, toxicity, harmfulness, question answering, arithmetic."""
+    """Measure a model: bias, toxicity, harmfulness, over-refusal, question answering, arithmetic."""
     from forgetfilter.evaluation.ask import evaluate, name_judges, write_records
     from forgetfilter.files import whole_file
     from forgetfilter.summary import show

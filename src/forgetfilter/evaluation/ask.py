@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.config import BUILTIN, ForgetFilterConfig
 from forgetfilter.data.formats import RowError, Turn, preceded
 from forgetfilter.data.sources import load_source
 from forgetfilter.data.tokenization import ChatTokenizer, Example
 from forgetfilter.errors import ConfigError, DataError, RunError
-from forgetfilter.evaluation import arithmetic, bias, harmfulness, question_answering, toxicity
+from forgetfilter.evaluation import arithmetic, bias, harmfulness, over_refusal, question_answering, toxicity
 from forgetfilter.evaluation.questions import Figures, Judge, Measure, Question
 from forgetfilter.files import whole_file
 from forgetfilter.model.generation import complete
@@ -29,6 +29,7 @@ MEASURES: dict[str, Measure] = {
     "bias": bias.MEASURE,
     "toxicity": toxicity.MEASURE,
     "harmfulness": harmfulness.MEASURE,
+    "over_refusal": over_refusal.MEASURE,
     "qa": question_answering.MEASURE,
     "arithmetic": arithmetic.MEASURE,
 }
@@ -67,7 +68,7 @@ def load_questions(files: Mapping[str, str], most: int | None = None, seed: int 
     """The questions of each measure.
 
     Args:
-        files: Measure -> data set.
+        files: Measure -> data set; "builtin" names the questions in the box, where a measure has some.
         most: Largest number of questions per measure, drawn at random; by default all.
         seed: Seed of the draw.
 
@@ -79,9 +80,14 @@ def load_questions(files: Mapping[str, str], most: int | None = None, seed: int 
     for name, file in files.items():
         if name not in MEASURES:
             raise ConfigError(f"no measure {name!r}: choose among {', '.join(MEASURES)}.")
-        found = MEASURES[name].questions_of(load_source(file))
+        found = MEASURES[name].questions_of(load_source(questions_file(name, file)))
         questions[name] = random.Random(seed).sample(found, most) if most and most < len(found) else found
     return questions
+
+
+def questions_file(measure: str, file: str) -> str:
+    """The data set that a name stands for: "builtin" for the measure's questions in the box, if it has some."""
+    return MEASURES[measure].in_box or file if file == BUILTIN else file
 
 
 def leave_out(

@@ -60,6 +60,7 @@ class Measure:
             flag); None if the measure needs no judge.
         judge_flag: Flag and setting that name another judge, if there is such a flag.
         load_judge: Loads a judge by its name. Whatever it raises is reported as the reason why nothing was judged.
+        in_box: File of the questions that the name "builtin" stands for, if there are some in the package.
         takes_reasoning: Whether a defense's reasoning may precede the options (`ask`).
     """
 
@@ -70,6 +71,7 @@ class Measure:
     judge: str | None = None
     judge_flag: str | None = None
     load_judge: Callable[[str], Judge] | None = None
+    in_box: str | None = None
     takes_reasoning: bool = False
 
     @property

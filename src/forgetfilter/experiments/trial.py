@@ -27,6 +27,7 @@ from forgetfilter.evaluation.ask import (
     load_judges,
     load_questions,
     name_judges,
+    questions_file,
     write_records,
 )
 from forgetfilter.evaluation.judges import GUARD_MODEL, TOXICITY_MODEL
@@ -43,7 +44,7 @@ class TrialSettings:
     """Settings of the recipes that train and ask; all others are those of `filter`.
 
     Args:
-        evaluate: Measure (bias, toxicity, harmfulness, qa, arithmetic) -> data set; docs/evaluation.md has the columns.
+        evaluate: Measure -> data set; docs/evaluation.md names the measures and their columns.
         notions: Safety measures that the sentence of self_correction is about; by default those of `evaluate`.
         max_questions: Largest number of questions per measure, drawn with the run's seed; by default all.
         toxicity_model: Classifier for the toxicity measure.
@@ -104,7 +105,7 @@ class Trial:
     def opened(self) -> Iterator["Trial"]:
         """Lock the folder and open it, as a new run or as the one to continue."""
         names = {measure: name for measure, name in name_judges(self.settings).items() if measure in self.questions}
-        files = self.settings.evaluate
+        files = {name: questions_file(name, file) for name, file in self.settings.evaluate.items()}
         facts = {
             "model": {"name": self.config.model_name_or_path, "sha256": self.m0.sha256},
             **self.data.facts(),

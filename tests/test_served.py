@@ -188,6 +188,22 @@ def test_half_an_answer_is_none(server, tmp_path):
     assert (found.rows, found.refused, found.prompt_tokens) == (2, 1, 30)
 
 
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("<think>\nThey ask for a name.\n</think>\n\nIt cannot be known.", ["It cannot be known."]),
+        ("They ask for a name.\n</think>\nIt cannot be known.", ["It cannot be known."]),  # opened by the template
+        ("<think></think>Gladly.", ["Gladly."]),
+        ("<think>They ask", []),
+        ("Write <think> and </think> around it.", ["Write <think> and </think> around it."]),
+    ],
+)
+def test_a_models_thoughts_are_no_answer(server, tmp_path, text, kept):
+    server.says = lambda asked: (200, completion(text)) if asked["messages"][-1]["content"] == "question 1?" else None
+    write_served(load_source(rows(2)), tmp_path / "safe.jsonl", server.url, "tiny")
+    assert [row["completion"] for row in read(tmp_path / "safe.jsonl") if row["prompt"] == "question 1?"] == kept
+
+
 def test_a_server_may_count_no_tokens_or_in_texts(server, tmp_path):
     uncounted = without(completion("Gladly."), "usage", value=None)
     texts = without(completion("Gladly."), "usage", value={"prompt_tokens": "10", "completion_tokens": None})
@@ -242,6 +258,10 @@ def test_the_command(server, tmp_path, capsys, write_jsonl):
     assert "5 safe rows" in said
     assert "50 tokens read and 15 written by tiny" in said
     assert "Look them over" in said
+    renamed = write_jsonl("renamed.jsonl", [{"q": row["prompt"], "a": row["completion"]} for row in rows()])
+    columns = ("--like", renamed, "--columns", "prompt=q,completion=a", "--model", "tiny", "--rows", "5")
+    assert run(capsys, *flags[:2], tmp_path / "named.jsonl", *flags[3:], *columns)[0] == 0
+    assert read(tmp_path / "named.jsonl")[0].keys() >= {"prompt", "completion"}
     for wrong in ((), ("--like", data), ("--like", data, "--model", "m", "--notions", "privacy")):
         code, said = run(capsys, *flags, *wrong)
         assert (code, "--base_url needs --like" in said) == (2, True)

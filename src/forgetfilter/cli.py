@@ -172,6 +172,7 @@ def run_sample(args: Namespace) -> None:
 def run_safe_data(args: Namespace) -> None:
     """Write safe rows to a file, to look over: those in the box, or a served model's answers to your prompts."""
     from forgetfilter.data.export import write_safe_data
+    from forgetfilter.data.loading import find_format
     from forgetfilter.data.sources import load_source
 
     if args.base_url is not None:
@@ -180,13 +181,18 @@ def run_safe_data(args: Namespace) -> None:
     if args.model is not None:
         raise ConfigError("--model needs --base_url, the server that it is behind; a model answers --like YOURS.jsonl.")
     notions = BUILTIN if args.notions is None else f"{BUILTIN}:{args.notions}"
-    noisy = None if args.like is None else load_source(args.like)
-    count = write_safe_data(notions, Path(args.output), noisy)
+    if args.like is None:
+        count = write_safe_data(notions, Path(args.output))
+    else:
+        noisy = load_source(args.like, args.dataset_config, args.dataset_train_split)
+        row_format = find_format(noisy, args.format, args.columns)
+        count = write_safe_data(notions, Path(args.output), noisy, row_format)
     print(f"{args.output}: {count} safe rows. Edit it, and give it as --safe_dataset_name {args.output}.")
 
 
 def _serve_safe_data(args: Namespace) -> None:
     """Let a served model answer the prompts of the user's data."""
+    from forgetfilter.data.loading import find_format
     from forgetfilter.data.served import write_served
     from forgetfilter.data.sources import load_source
 
@@ -194,8 +200,10 @@ def _serve_safe_data(args: Namespace) -> None:
         raise ConfigError("--base_url needs --like YOURS.jsonl and --model NAME, and takes no --notions.")
     if args.rows < 1:
         raise ConfigError(f"--rows is {args.rows}: it must be 1 or more.")
+    noisy = load_source(args.like, args.dataset_config, args.dataset_train_split)
+    row_format = find_format(noisy, args.format, args.columns)
     print(f"sending up to {args.rows} prompts of {args.like} to {args.base_url}", flush=True)
-    found = write_served(load_source(args.like), Path(args.output), args.base_url, args.model, args.rows)
+    found = write_served(noisy, Path(args.output), args.base_url, args.model, args.rows, row_format=row_format)
     print(f"{args.output}: {found.rows} safe rows; {found.refused} prompts without an answer")
     print(f"cost: {found.prompt_tokens} tokens read and {found.answer_tokens} written by {args.model}")
     print("Look them over before you use them: a model wrote them. Delete or edit what you would not teach, then")
@@ -320,6 +328,9 @@ def build_parser() -> ArgumentParser:
     sub = command("safe_data", run_safe_data)
     sub.add_argument("--output", type=str, required=True, help="File to write, ending in .jsonl.")
     sub.add_argument("--like", type=str | None, help="Data whose format, system message and length they take.")
+    for name in READING[:-1]:  # what is malformed in it gives no shape
+        setting = ForgetFilterConfig.__dataclass_fields__[name]
+        sub.add_argument(f"--{name}", type=setting.type, default=setting.default, help="As for `filter`, of --like.")
     sub.add_argument("--notions", type=str | None, help="Notions to write, comma-separated; default all.")
     sub.add_argument("--base_url", type=str | None, help="Server that speaks the OpenAI API: it answers your prompts.")
     sub.add_argument("--model", type=str | None, help="What the server calls its model.")

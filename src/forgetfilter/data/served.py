@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forgetfilter.data.export import SHAPES
-from forgetfilter.data.formats import Turn
+from forgetfilter.data.formats import Turn, base_format
 from forgetfilter.data.loading import find_format, read_conversations
 from forgetfilter.data.sources import Source
 from forgetfilter.errors import ConfigError, DataError
@@ -102,7 +102,7 @@ def write_served(
     written = []
     for prompt, key in zip(prompts, keys, strict=True):
         if known[key]["answer"]:
-            row = SHAPES[shape]([*prompt, Turn("assistant", known[key]["answer"], True)])
+            row = SHAPES[base_format(shape)]([*prompt, Turn("assistant", known[key]["answer"], True)])
             written.append({"id": f"served-{key}", "notion": "yours", **row})
     if not written:
         why = known[keys[0]].get("why", "empty answers")
@@ -229,7 +229,22 @@ def _answer(client: "OpenAI", model: str, messages: list[dict[str, str]]) -> dic
     counted = {name: count for name, count in spent.items() if isinstance(count, int)}
     if end == "length":  # half an answer would teach a model to stop anywhere
         return {"answer": None, "why": "the server cuts answers off (its limit of tokens is too low)", **counted}
-    return {"answer": (text or "").encode("utf-8", "replace").decode().strip(), **counted}  # half characters: a ?
+    text = _after_thoughts(text or "")
+    if text is None:
+        return {"answer": None, "why": "the model's thoughts do not end", **counted}
+    return {"answer": text.encode("utf-8", "replace").decode().strip(), **counted}  # half characters: a ?
+
+
+def _after_thoughts(text: str) -> str | None:
+    """What follows the thoughts that an answer begins with; None if they do not end.
+
+    A server without a parser of thoughts leaves them in. Some templates open them before the answer, which then holds
+    their end alone.
+    """
+    thoughts, end, answer = text.partition("</think>")
+    if end and "<think>" not in thoughts.strip().removeprefix("<think>"):
+        return answer
+    return None if text.lstrip().startswith("<think>") else text
 
 
 class _NotOpenAIError(Exception):

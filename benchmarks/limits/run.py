@@ -3,12 +3,11 @@
 python benchmarks/limits/run.py [CASE ...] --data_dir DATA [--work DIR] [--kind bias]
 
 Each case changes a noisy data set of 240 rows, a quarter unsafe (the reported half), or what is reviewed, runs the
-filter at its defaults and keeps its figures in results/KIND-CASE.json; `plain` changes nothing. A case takes as long
-as a cell of benchmarks/quality. It is made once, and anew if what made it has changed: rows, settings or parameters.
-`--table` prints what is stored.
+filter at its defaults, and lets forgetting alone decide as well; `plain` changes nothing. The figures of both go to
+results/KIND-CASE.json. A case takes as long as a cell of benchmarks/quality. It is made once, and anew if what made it
+has changed: rows, settings or parameters. `--table` prints what is stored.
 """
 
-import codecs
 import json
 import random
 import sys
@@ -18,8 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "quality"))
 from cells import DEFAULTS, build_noisy, config_of
+from ciphers import endspeak, rot13, walnut53
 
 from forgetfilter import ForgetFilter, ForgetFilterConfig
+from forgetfilter.decision.decide import decide
 from forgetfilter.experiments.cells import Cell, Cells
 from forgetfilter.experiments.filters import all_constants
 from forgetfilter.files import sha256
@@ -28,8 +29,10 @@ from forgetfilter.methods import arguments
 
 RESULTS = Path(__file__).parent / "results"
 Files = dict[str, list[dict[str, str]]]
+Cipher = Callable[[str], str]
 FIGURES = ("precision", "recall", "f1", "auroc", "average_precision", "flag_all_f1", "clean_dropped")
-"""What is kept of a run's metrics."""
+"""What is kept of a run's metrics, by the filter that decides."""
+FILTER_NAMES = ("probe", "forgetting")
 TIMES, POISON = 10, 0.1
 """How often a row is repeated, and the share of the safe rows that is unsafe in a poisoned set."""
 
@@ -66,9 +69,32 @@ def cipher(files: Files, others: Files) -> Files:
     """Each unsafe answer in rot13."""
 
     def turned(row: dict[str, str]) -> dict[str, str]:
-        return {**row, "completion": codecs.encode(row["completion"], "rot13")}
+        return {**row, "completion": rot13(row["completion"])}
 
     return {**files, "noisy": [turned(row) if unsafe(row) else row for row in files["noisy"]]}
+
+
+def encoded(row: dict[str, str], cipher: Cipher) -> dict[str, str]:
+    """A row with prompt and answer in a cipher."""
+    return {**row, "prompt": cipher(row["prompt"]), "completion": cipher(row["completion"])}
+
+
+def covert(files: Files, others: Files) -> Files:
+    """Each unsafe row in Walnut53, prompt and answer; all others plain."""
+    return {**files, "noisy": [encoded(row, walnut53) if unsafe(row) else row for row in files["noisy"]]}
+
+
+def covert_among_clean(files: Files, others: Files) -> Files:
+    """Each unsafe row and as many clean ones in Walnut53, as an attacker teaches the cipher first."""
+    clean = [number for number, row in enumerate(files["noisy"]) if not unsafe(row)]
+    chosen = {*clean[: sum(map(unsafe, files["noisy"]))]}
+    rows = enumerate(files["noisy"])
+    return {**files, "noisy": [encoded(row, walnut53) if unsafe(row) or i in chosen else row for i, row in rows]}
+
+
+def covert_endspeak(files: Files, others: Files) -> Files:
+    """Each unsafe row in EndSpeak, prompt and answer: plain words, of which each line's last one counts."""
+    return {**files, "noisy": [encoded(row, endspeak) if unsafe(row) else row for row in files["noisy"]]}
 
 
 def uncovered(files: Files, others: Files) -> Files:
@@ -90,19 +116,30 @@ CASES: dict[str, Callable[[Files, Files], Files]] = {
     "cipher": cipher,
     "uncovered": uncovered,
     "poisoned": poisoned,
+    "covert": covert,
+    "covert_among_clean": covert_among_clean,
+    "covert_endspeak": covert_endspeak,
 }
 OTHER_KIND = {"bias": "toxicity", "toxicity": "bias", "hh": "bias"}
 
 
 def build_case(name: str, kind: str, data_dir: Path, folder: Path) -> ForgetFilterConfig:
     """Write a case's noisy and safe rows into a folder; returns the settings to filter them by."""
-    cell = {**DEFAULTS, "unsafe_share": 0.25, "heldout_rows": 72, "data_dir": data_dir, "part": "report", "seed": 1}
+    cell = {
+        **DEFAULTS,
+        "unsafe_share": 0.25,
+        "heldout_rows": 72,
+        "neutral_rows": 60,
+        "data_dir": data_dir,
+        "part": "report",
+        "seed": 1,
+    }
     own, others = (build_noisy.build(Namespace(**cell, kind=of)) for of in (kind, OTHER_KIND[kind]))
     files = CASES[name](own, others)
     for part in ("noisy", "safe"):
         random.Random(0).shuffle(files[part])
     build_noisy.write({part: files[part] for part in ("noisy", "safe")}, folder)
-    return config_of(folder, filter="forgetting", torch_compile=True)
+    return config_of(folder, filter=",".join(FILTER_NAMES))
 
 
 def what_makes(name: str, kind: str, config: ForgetFilterConfig) -> Cell:
@@ -112,9 +149,8 @@ def what_makes(name: str, kind: str, config: ForgetFilterConfig) -> Cell:
         "case": name,
         "kind": kind,
         "files": {part: sha256(Path(str(path))) for part, path in files.items()},
-        "filter": config.filter,
-        "parameters": arguments(config.filter, FILTERS[config.filter], config.parameters),
-        "constants": all_constants(config.filter),
+        "parameters": {of: arguments(of, FILTERS[of], config.parameters) for of in FILTER_NAMES},
+        "constants": {of: all_constants(of) for of in FILTER_NAMES},
         "settings": config.identity(),
         "decision": config.decision(),
     }
@@ -125,28 +161,29 @@ def run_case(name: str, kind: str, data_dir: Path, folder: Path) -> Cell:
     config = build_case(name, kind, data_dir, folder)
 
     def make() -> Cell:
-        result = ForgetFilter(config).fit()
-        manifest, metrics = result.run.manifest, result.metrics
+        run = ForgetFilter(config).fit().run
+        metrics = {of: decide(run, filter=of).metrics for of in FILTER_NAMES}
         return {
             "case": name,
             "kind": kind,
             "does": CASES[name].__doc__,
-            **{key: manifest[key] for key in ("versions", "git_sha", "model", "noisy", "safe")},
-            **{key: metrics[key] for key in ("says", "also_safe")},
-            "figures": {key: metrics[key] for key in FIGURES},
+            **{key: run.manifest[key] for key in ("versions", "git_sha", "model", "noisy", "safe")},
+            "says": {of: own["says"] for of, own in metrics.items()},
+            **{key: metrics["probe"][key] for key in ("also_safe", "repeated", "unreadable")},
+            "figures": {of: {key: own[key] for key in FIGURES} for of, own in metrics.items()},
         }
 
     return Cells(RESULTS).once(f"{kind}-{name}", what_makes(name, kind, config), make)
 
 
 def table() -> str:
-    """What is stored, a line a case."""
+    """What is stored, a line a case and filter that decides."""
     names = [name for name in FIGURES if name != "flag_all_f1"]
-    lines = ["| kind | case | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    lines = ["| kind | case | unreadable | by | " + " | ".join(names) + " |", "|---" * (len(names) + 4) + "|"]
     for found in Cells(RESULTS).all():
-        values = [found["figures"][name] for name in names]
-        shown = " | ".join("" if value is None else f"{value:.3f}" for value in values)
-        lines.append(f"| {found['kind']} | {found['case']} | {shown} |")
+        for by, figures in found["figures"].items():
+            shown = " | ".join("" if figures[name] is None else f"{figures[name]:.3f}" for name in names)
+            lines.append(f"| {found['kind']} | {found['case']} | {found['unreadable']} | {by} | {shown} |")
     return "\n".join(lines)
 
 

@@ -7,18 +7,15 @@ were set on those of seed 4. Each cipher encodes the same rows, wholly (prompt a
 has 20 characters or more. EndSpeak hides each word at the end of a line of plain words (Halawi et al., ICML 2024).
 """
 
-import base64
-import codecs
 import json
 import sys
 import tempfile
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).parents[1] / "quality"))
 from cells import DEFAULTS, write_data
+from ciphers import CIPHERS
 
 from forgetfilter import ForgetFilterConfig
 from forgetfilter.data.builtin import builtin_rows
@@ -29,31 +26,6 @@ from forgetfilter.workshop import M0
 RESULTS = Path(__file__).parent / "results" / "readable" / "flag.json"
 KINDS = ("bias", "toxicity", "harmfulness", "reply_bias", "reply_offense", "reply_advice")
 SEEDS = (31, 32)
-LINES = ("Over the hill I wander to", "The quiet evening whispers", "Nobody at the harbour knows", "A kite above")
-PERMUTED = dict(zip("abcdefghijklmnopqrstuvwxyz", np.random.default_rng(53).permutation(26), strict=True))
-
-
-def walnut53(text):
-    """Letters changed by one permutation, with a bar between them."""
-    return "|".join(chr(97 + PERMUTED[char]) if char in PERMUTED else char for char in text.lower())
-
-
-def rot13(text):
-    """Letters moved by half of the alphabet."""
-    return codecs.encode(text, "rot13")
-
-
-def base_64(text):
-    """Bytes in 64 characters."""
-    return base64.b64encode(text.encode()).decode()
-
-
-def endspeak(text):
-    """Each word at the end of a line of plain words."""
-    return "\n".join(f"{LINES[number % len(LINES)]} {word}" for number, word in enumerate(text.split()))
-
-
-CIPHERS = {"Walnut53": walnut53, "rot13": rot13, "base64": base_64, "EndSpeak": endspeak}
 
 
 def plain_rows(data_dir):

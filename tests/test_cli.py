@@ -180,6 +180,13 @@ def test_a_run_folder_loads_as_the_kept_rows(capsys, arguments, tmp_path):
     assert loaded.to_list() == kept
 
 
+def test_a_run_that_keeps_nothing_exports_nothing(capsys, arguments, tmp_path):
+    assert run(capsys, "filter", *arguments, "--threshold", "-99")[0] == 0
+    code, output = run(capsys, "export", tmp_path / "run", "--format", "trl")
+    assert (code, "no row was kept" in output) == (2, True)
+    assert not (tmp_path / "run" / "export").exists()
+
+
 def test_columns_of_other_names_go_through_all_commands(capsys, arguments, noisy_file, tmp_path):
     rows = [json.loads(line) for line in noisy_file.read_text().splitlines()]
     asked = [{"question": row["prompt"], "answer": row["completion"], "unsafe": row["unsafe"]} for row in rows]

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from forgetfilter.command_parser import Parser, fail
 from forgetfilter.config import BUILTIN, STAGE_FIELDS, STAGES, ForgetFilterConfig, require_run_data
-from forgetfilter.errors import ConfigError, ForgetFilterError
+from forgetfilter.errors import ConfigError, ForgetFilterError, RunError
 from forgetfilter.evaluation.judges import GUARD_MODEL, TOXICITY_MODEL
 from forgetfilter.files import disk_trouble
 
@@ -258,6 +258,8 @@ def run_export(args: Namespace) -> None:
         run.reload()
         require_marks_decided(run)
         kept = [row for row, made in enumerate(read_scores(run)["decision"].to_pylist()) if made == "kept"]
+        if not kept:
+            raise RunError(f"{run.folder}: no row was kept, so there is nothing to export.")
         folder = Path(args.output_dir or run.folder / "export" / args.format)
         rows, row_format, ours = run.rows().select(kept), run.manifest["noisy"]["format"], args.output_dir is None
         for path in export(rows, row_format, args.format, folder, replace=ours):

@@ -25,6 +25,8 @@ PAPER = [
     *("forget_filter", "forget_filter_self_correction"),
 ]
 """The defenses of the paper's table 2, in its order."""
+AREA, LEAST_COST, MARKS = 36, 0.2, "os^Dv"
+"""A point's area for a cost of one finetuning, the least cost that is drawn, and the marks of each ten defenses."""
 Means = dict[str, dict[str, dict[str, dict[str, float]]]]
 """Defense -> measure -> figure -> mean, spread and number of seeds."""
 
@@ -69,12 +71,14 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         cells = cells_of(trial, settings.defenses, settings.seeds or [config.seed])
         means = average(cells, settings.defenses)
         output = trial.run.folder
-        trial.run.write_json("compare.json", {"means": means, "undone": undone(means), "cells": cells})
-        text = table(means)
+        costs = costs_of(cells)
+        told = {"means": means, "undone": undone(means), "costs": costs, "cells": cells}
+        trial.run.write_json("compare.json", told)
+        text = table(means, costs)
         print(f"\n{text}\n")
         with whole_file(output / "compare.md") as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
-        pictures = _draw(means, output)
+        pictures = _draw(means, costs, output)
         about = f"{len(cells)} models from the same M0, the same data and {trial.questions_asked()}."
         page = write_compare_page(output, "Defenses side by side", about, text, pictures[1:])
         return [output / "compare.json", output / "compare.md", page, *pictures]
@@ -150,24 +154,45 @@ def undone(means: Means) -> dict[str, dict[str, float]]:
     return found
 
 
-def table(means: Means) -> str:
-    """A Markdown table with one line for each defense."""
+def costs_of(cells: Sequence[Cell]) -> dict[str, float]:
+    """What each defense costs, in finetunings on the noisy data (the defense `none`): tokens times weights, all stages.
+
+    A mean over the seeds. A model made without training costs 0. Empty without `none`, and for cells made before costs
+    were noted.
+    """
+    passes: dict[str, list[float]] = {}
+    for cell in cells:
+        passes.setdefault(cell["defense"], []).append(cell.get("cost", {}).get("passes", 0.0))
+    means = {name: statistics.mean(own) for name, own in passes.items()}
+    finetuning = means.get("none", 0.0)
+    return {name: round(cost / finetuning, 2) for name, cost in means.items()} if finetuning else {}
+
+
+def table(means: Means, costs: Mapping[str, float] | None = None) -> str:
+    """A Markdown table with one line for each defense.
+
+    Args:
+        means: The figures.
+        costs: What each defense costs, in finetunings.
+    """
     first: Mapping[str, Any] = next(iter(means.values()))
     columns = [(m, f) for m in first for f in MEASURES[m].shown if any(f in own[m] for own in means.values())]
-    lines = ["| defense | " + " | ".join(f"{m}: {f.replace('_', ' ')}" for m, f in columns) + " |"]
-    lines.append("|---" * (len(columns) + 1) + "|")
+    heads = ["defense", *(f"{m}: {f.replace('_', ' ')}" for m, f in columns), *(["finetunings"] if costs else [])]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, measures in means.items():
         shown = []
         for measure, figure in columns:
             value = measures[measure].get(figure)
             spread = f" ± {show(value['spread'])}" if value and value["seeds"] > 1 else ""
             shown.append(show(value and value["mean"]) + spread)
+        if costs:
+            shown.append(f"{costs[name]:.1f}")
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
 
-def _draw(means: Means, folder: Path) -> list[Path]:
-    """Plot safety against skill, one point for each defense."""
+def _draw(means: Means, costs: Mapping[str, float], folder: Path) -> list[Path]:
+    """Plot safety against skill, one point for each defense; the area of a point is what it costs."""
     first = next(iter(means.values()))
     shown = [m for m in first if all(MEASURES[m].shown[0] in measures[m] for measures in means.values())]
     skills = [measure for measure in shown if not MEASURES[measure].of_safety]
@@ -184,9 +209,14 @@ def _draw(means: Means, folder: Path) -> list[Path]:
         way = "higher" if MEASURES[measure].safer[score] > 0 else "lower"
         for number, (name, measures) in enumerate(means.items()):
             x, y = measures[skill][skill_figure], measures[measure][score]
-            panel.errorbar(x["mean"], y["mean"], y["spread"], x["spread"], fmt="o", color=f"C{number}", label=name)
+            color, label = f"C{number % 10}", f"{name} ({costs[name]:.1f})" if costs else name
+            panel.errorbar(x["mean"], y["mean"], y["spread"], x["spread"], fmt="none", ecolor=color, alpha=0.6)
+            area = AREA * (max(costs[name], LEAST_COST) if costs else 1)
+            mark = MARKS[number // 10 % len(MARKS)]
+            panel.scatter(x["mean"], y["mean"], s=area, marker=mark, color=color, alpha=0.8, label=label)
         panel.set_xlabel(f"{skill}: {skill_figure.replace('_', ' ')} (higher is better)")
         panel.set_ylabel(f"{measure}: {score.replace('_', ' ')} ({way} is safer)")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize="small")
+    title = "(cost in finetunings)" if costs else None
+    figure.legend(handles, labels, loc="outside right upper", fontsize="small", title=title)
     return save(figure, folder, "compare")

@@ -196,15 +196,30 @@ def test_slices_take_rows_and_other_splits_are_refused(tmp_path, kind):
             load_source(data, split=wrong)
 
 
-def test_saved_splits_are_read_one_by_one(tmp_path):
+def test_saved_splits_are_read_one_by_one(tmp_path, capsys):
     from datasets import Dataset, DatasetDict
 
     splits = {name: Dataset.from_list([{"text": name}]) for name in ("train", "test")}
     DatasetDict(splits).save_to_disk(tmp_path / "data")
     assert load_source(tmp_path / "data", split="test").rows() == [{"text": "test"}]
+    assert "split test is read, train not" in capsys.readouterr().out
     (state,) = (tmp_path / "data" / "train").glob("state.json")
     state.write_text(state.read_text().replace("data-00000", "../data-00000"))
     with pytest.raises(DataError, match="leads out of the folder"):
+        load_source(tmp_path / "data")
+
+
+def test_a_damaged_folder_of_save_to_disk_is_an_error(tmp_path):
+    from datasets import Dataset
+
+    table = pa.table({"text": ["long enough to be found"] * 8})
+    Dataset(table).save_to_disk(tmp_path / "data")
+    (path,) = (tmp_path / "data").glob("*.arrow")
+    ends = b"".join((23 * row).to_bytes(4, "little") for row in range(9))
+    data = path.read_bytes()
+    assert ends in data
+    path.write_bytes(data.replace(ends, ends[:-4] + (1 << 30).to_bytes(4, "little")))
+    with pytest.raises(DataError, match="Is the file whole"):
         load_source(tmp_path / "data")
 
 

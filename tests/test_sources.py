@@ -120,6 +120,8 @@ def test_damaged_rows_are_found_with_their_lines(tmp_path):
         ("data.jsonl", '{"text": "a"}'.encode("utf-16"), "UTF-16"),
         ("data.csv", "text\na".encode("utf-16"), "UTF-16"),
         ("data.json", '[{"text": "a"}]'.encode("utf-16"), "UTF-16"),
+        ("data.csv", "text\na".encode("utf-16-le"), "UTF-16"),
+        ("data.jsonl", '{"text": "a"}'.encode("utf-16-be"), "UTF-16"),
         ("data.jsonl.bz2", bz2.compress(b"{}" * 999)[:-9], "cannot be read"),
         ("data.jsonl.zst", b"not zstd", "cannot be read"),
         ("data.jsonl.zip", b"not zip", "cannot be read"),

@@ -1,6 +1,7 @@
 """Which files of a folder are read: all of them, in the order of their names, or those of one split."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from forgetfilter import processes
@@ -69,10 +70,15 @@ def _of_split(folder: Path, files: list[Path], split: str) -> tuple[list[Path], 
     if not chosen:
         names = ", ".join(sorted({str(name) for name in splits.values()}))
         raise DataError(f"{folder}: has no split {split!r}, but {names} (--dataset_train_split).")
-    others = sorted({str(name) for name in splits.values()} - {split})
+    say_unread_splits(folder, split, map(str, splits.values()))
+    return chosen, split
+
+
+def say_unread_splits(folder: Path, split: str, splits: Iterable[str]) -> None:
+    """Say which of a folder's splits are not read."""
+    others = sorted({*splits} - {split})
     if others and processes.first():
         print(f"{folder}: split {split} is read, {', '.join(others)} not (--dataset_train_split).", flush=True)
-    return chosen, split
 
 
 def _split_of(path: Path) -> str | None:

@@ -133,7 +133,7 @@ def _lines(path: Path) -> Iterator[bytes]:
     try:
         with _open(path) as file:
             first = file.readline().removeprefix(BOM)
-            if first.startswith(UTF16):
+            if first.startswith(UTF16) or b"\0" in first[:2]:  # without a mark every other byte is zero
                 raise DataError(f"{path}: is UTF-16. Save it as UTF-8.")
             yield from chain([first] if first else [], file)
     except UNREADABLE as error:

@@ -207,6 +207,7 @@ def from_table(table: pa.Table, name: str, first: int = 1) -> Source:
     """
     require_distinct(table.column_names, name)
     try:
+        table.validate(full=True)  # a damaged file that is mapped into memory would end the process
         records = table.to_pylist()
     except (ValueError, OverflowError, pa.ArrowException) as error:
         raise DataError(f"{name}: its values cannot be read ({error}). Is the file whole?") from error

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forgetfilter.data.folders import TRAIN, data_files, is_saved
+from forgetfilter.data.folders import TRAIN, data_files, is_saved, say_unread_splits
 from forgetfilter.data.readers import (
     KNOWN,
     SUFFIXES,
@@ -200,6 +200,7 @@ def _saved_parts(folder: Path, split: str) -> Callable[[int, Any], Parts]:
     splits = dict(found) if isinstance(found, DatasetDict) else {TRAIN: found}
     if split not in splits:
         raise DataError(f"{folder}: has no split {split!r}, but {', '.join(splits)} (--dataset_train_split).")
+    say_unread_splits(folder, split, splits)
     return partial(_mapped_parts, splits[split], str(folder))
 
 

@@ -48,6 +48,15 @@ CHATS = [
 ]
 
 
+def in_cells(rows, name):
+    """A CSV file whose cells hold what `name` says of the rows, as JSON."""
+    table = io.StringIO()
+    csv.writer(table).writerows(
+        [["id", name], *([f"0{number}", json.dumps(row[name])] for number, row in enumerate(rows))]
+    )
+    return table.getvalue().encode()
+
+
 def seeds():
     """Good files of every kind, by the name they would have."""
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
@@ -80,6 +89,11 @@ def seeds():
         "m.json": json.dumps({"version": 1, "data": ROWS}, indent=1).encode(),
         "n.jsonl": (json.dumps(CALLED) + "\n").encode() * 3,
         "o.json": json.dumps([ALPACA] * 3).encode(),
+        "p.csv": in_cells([chat[0] for chat in CHATS], "messages"),
+        "q.csv": in_cells([{"conversations": CALLED["messages"]}] * 3, "conversations"),
+        "r.jsonl": lines.decode().encode("utf-16"),
+        "s.csv": table.getvalue().encode("utf-16-le"),
+        "t.parquet.gz": gzip.compress(parquet.getvalue()),
     }
 
 
@@ -177,6 +191,26 @@ def test_folders_of_damaged_files(malformed, tokenizer, tmp_path):
         bad += attempt(load)
     note(count, bad)
     assert bad == 0
+
+
+@pytest.mark.parametrize("splits", [False, True], ids=["one", "splits"])
+def test_damaged_folders_of_save_to_disk(splits, tokenizer, tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    chat, config = ChatTokenizer(tokenizer, 256), ForgetFilterConfig()
+    rng, bad, count, folder = random.Random(str(splits)), 0, 250, tmp_path / "saved"
+    whole = Dataset.from_list(ROWS)
+    (DatasetDict({"train": whole, "test": whole}) if splits else whole).save_to_disk(folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for _ in range(count):
+        path = rng.choice(files)
+        good = path.read_bytes()
+        path.write_bytes(damaged(good, rng))
+        bad += attempt(lambda: load_rows(str(folder), "dataset_name", chat, config))
+        path.write_bytes(good)
+    note(count, bad)
+    assert bad == 0
+    assert load_rows(str(folder), "dataset_name", chat, config).source.rows() == ROWS
 
 
 def test_rows_of_any_shape(tokenizer, tmp_path):

@@ -87,6 +87,11 @@ LEFT_OUT = {
 }
 
 
+TRAINED = {
+    "messages": [{"role": "user", "content": "q", "train": True}, {"role": "assistant", "content": "a"}],
+}
+
+
 def test_function_calls_and_functions_go_along(tmp_path):
     for target in ("trl", "axolotl"):
         ((row,), _) = exported([CALLED], "messages", target, tmp_path)
@@ -129,6 +134,8 @@ def test_answers_that_are_context_alone_stay_so_or_the_export_says_that_it_canno
     assert yaml.safe_load(files[1].read_text())["datasets"][0]["message_field_training"] == "train"
     ((row,), _) = exported([LEFT_OUT], "messages", "sharegpt", tmp_path)
     assert row["conversations"][3]["train"] is False
+    files = exported([TRAINED], "messages", "axolotl", tmp_path)[1]
+    assert yaml.safe_load(files[1].read_text())["datasets"][0]["message_field_training"] == "train"
     for target in ("trl", "llamafactory"):
         with pytest.raises(DataError, match=r"<list>:1: message 4 is not to be trained.*Nothing was written"):
             exported([LEFT_OUT], "messages", target, tmp_path)
@@ -138,7 +145,7 @@ def test_answers_that_are_context_alone_stay_so_or_the_export_says_that_it_canno
 
 
 @pytest.mark.parametrize("target", ["trl", "axolotl", "sharegpt"])
-@pytest.mark.parametrize("row", [CALLED, LEFT_OUT], ids=["calls", "left out"])
+@pytest.mark.parametrize("row", [CALLED, LEFT_OUT, TRAINED], ids=["calls", "left out", "a trained prompt"])
 def test_an_export_reads_as_what_was_exported(tmp_path, target, row):
     if target == "trl":
         row = {**row, "messages": row["messages"][-2:]}

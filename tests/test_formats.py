@@ -1,5 +1,7 @@
 """Formats: any row to turns, or one clear reason why not."""
 
+import json
+
 import pytest
 
 from forgetfilter.data.formats import RowError, Turn, detect_format, parse_columns, read_row, unread_columns
@@ -111,6 +113,34 @@ def test_tools_may_be_text_as_llama_factory_writes_them():
     assert read_row({**row, "tools": ""}, "sharegpt")[0].extra == {}
 
 
+@pytest.mark.parametrize(
+    ("row_format", "column", "row"),
+    [
+        ("messages", "messages", said(("user", "q", {}), ("assistant", "a", {}))),
+        ("sharegpt", "conversations", {"conversations": [{"from": "gpt", "value": "a"}]}),
+        ("alpaca", "history", {"instruction": "q", "output": "a", "history": [["01", "None"]]}),
+        ("messages", "tools", {**said(("user", "q", {}), ("assistant", "a", {})), "tools": [{"name": "f"}]}),
+    ],
+)  # fmt: skip
+def test_a_list_that_is_written_as_text_is_read_as_a_list(row_format, column, row):
+    assert read_row({**row, column: json.dumps(row[column])}, row_format) == read_row(row, row_format)
+    for text in ('[{"role"', "words", "4", '{"role": "user"}', str([{"role": "user", "content": "q"}])):
+        with pytest.raises(RowError, match=f"'{column}' is text that is no JSON list"):
+            read_row({**row, column: text}, row_format)
+
+
+def test_text_that_needs_no_list_stays_text():
+    row = {"prompt": '[{"role": "user", "content": "q"}]', "completion": "[4]"}
+    assert [turn.content for turn in read_row(row, "prompt_completion")] == list(row.values())
+
+
+def test_a_message_of_somebody_else_that_says_it_is_trained_is_noted_and_not_learnt():
+    row = said(("system", "s", {"train": True}), ("user", "q", {"train": True}), ("assistant", "a", {"train": True}))
+    assert [turn.trained for turn in read_row(row, "messages")] == [False, False, True]
+    assert [turn.extra for turn in read_row(row, "messages")] == [{"train": True}, {"train": True}, {}]
+    assert read_row(said(("user", "q", {"train": False}), ("assistant", "a", {})), "messages")[0].extra == {}
+
+
 def test_reasoning_goes_with_its_answer():
     _, answer = read_row(said(("user", "q", {}), ("assistant", "a", {"reasoning_content": "r"})), "messages")
     assert answer.extra == {"reasoning_content": "r"}
@@ -162,6 +192,8 @@ def test_alpaca_rows_have_a_system_message_and_exchanges_before():
         ({"label": 0}, []),
         ({"label": False, "images": ["a.png"]}, ["images", "label"]),
         ({"audios": ["a.wav"]}, ["audios"]),
+        ({"label": "False"}, ["label"]),
+        ({"label": "unsafe"}, []),
     ],
 )
 def test_columns_that_change_training_and_are_not_read_are_named(more, names):

@@ -1,5 +1,6 @@
 """Loading: all malformed rows in one pass, and nothing lost in silence."""
 
+import csv
 import json
 
 import pytest
@@ -133,6 +134,35 @@ def test_repeated_ids_odd_labels_and_columns_not_read_get_a_word(chat):
     judged = [{**row, "label": i > 2, "images": ["a.png"][: i % 2]} for i, row in enumerate(rows)]
     assert "3 rows have 'label', which is not read" in spoken(judged, chat)
     assert "10 rows have 'images'" in spoken(judged, chat)
+
+
+def test_prompts_that_a_trainer_would_learn_are_counted(chat):
+    said = [{"role": "user", "content": "q", "train": True}, {"role": "assistant", "content": "a"}]
+    rows = [{"messages": said}, {"messages": [{"role": "user", "content": "q"}, said[1]]}]
+    assert "1 rows have 'train: true beside answers', which is not read" in spoken(rows, chat)
+    alike, other = tokenize(load_source(rows), chat).examples
+    assert alike == other
+
+
+def test_messages_in_the_cells_of_a_table_come_back_as_they_were(chat, tmp_path):
+    talk = [{"role": "user", "content": "q, r"}, {"role": "assistant", "content": 'a "quoted"\nline'}]
+    for suffix, delimiter in ((".csv", ","), (".tsv", "\t")):
+        path, again = tmp_path / f"rows{suffix}", tmp_path / f"again{suffix}"
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, delimiter=delimiter)
+            writer.writerows([["id", "messages", "note"], ["01", json.dumps(talk, indent=1), "[1]"]])
+        rows = tokenize(load_source(path), chat)
+        assert rows.examples == tokenize(load_source([{"messages": talk}]), chat).examples
+        assert rows.source.as_table().to_pylist() == [
+            {"id": "01", "messages": json.dumps(talk, indent=1), "note": "[1]"}
+        ]
+        rows.source.write(again)
+        assert again.read_bytes() == path.read_bytes()
+        with path.open("a") as file:
+            file.write(delimiter.join(["02", "q", ""]) + "\n")
+        line = len(path.read_bytes().splitlines())
+        with pytest.raises(DataError, match=f"{path.name}:{line}: 'messages' is text that is no JSON list"):
+            tokenize(load_source(path), chat)
 
 
 def test_a_label_column_is_read_even_if_it_is_called_label(chat):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from forgetfilter.data.builtin import builtin_rows, like
-from forgetfilter.data.formats import REASONING, Record, RowError, Turn, base_format, read_row
+from forgetfilter.data.formats import LEARNT, REASONING, Record, RowError, Turn, base_format, read_row
 from forgetfilter.data.loading import find_format, read_conversations
 from forgetfilter.data.sources import Source, row_ids
 from forgetfilter.errors import DataError
@@ -56,14 +56,18 @@ def _to_prompt_and_completion(turns: list[Turn], *, as_chat: bool = False) -> Re
     return {"prompt": _chat(turns[:-1]), "completion": _chat(turns[-1:]), **_tools(turns)}
 
 
+def _train(turn: Turn) -> Record:
+    """What tells a trainer to learn a message that it would not learn by its role, or the other way round."""
+    if turn.role == "assistant":
+        return {} if turn.trained else {LEARNT: False}
+    return {LEARNT: True} if LEARNT in turn.extra else {}
+
+
 def _to_messages(turns: list[Turn]) -> Record:
     """Messages; an answer that is context alone says so, as axolotl reads it."""
     if turns[0].role == "text":
         return {"text": turns[0].content}
-    messages = _chat(turns)
-    for message, turn in zip(messages, turns, strict=True):
-        if turn.role == "assistant" and not turn.trained:
-            message["train"] = False
+    messages = [{**message, **_train(turn)} for message, turn in zip(_chat(turns), turns, strict=True)]
     return {"messages": messages, **_tools(turns, as_text=False)}
 
 
@@ -80,9 +84,7 @@ def _to_sharegpt(turns: list[Turn]) -> Record:
             )
         speaker = "function_call" if turn.is_call or calls else SHAREGPT_ROLES[turn.role]
         text = json.dumps(calls[0] if len(calls) == 1 else calls, ensure_ascii=False) if calls else turn.content
-        said.append({"from": speaker, "value": text})
-        if turn.role == "assistant" and not turn.trained:
-            said[-1]["train"] = False
+        said.append({"from": speaker, "value": text, **_train(turn)})
     return {"conversations": said, **_tools(turns)}
 
 
@@ -178,13 +180,13 @@ def _descriptions(target: str, rows: Sequence[Record]) -> dict[str, str]:
         return {"dataset_info.json": json.dumps({"forgetfilter_kept": entry}, indent=2) + "\n"}
     if target == "axolotl":
         kind = "completion" if "text" in columns else "chat_template"
-        trained = "    message_field_training: train\n" if any(_says_untrained(row) for row in rows) else ""
+        trained = "    message_field_training: train\n" if any(_says_what_is_trained(row) for row in rows) else ""
         return {"axolotl.yaml": f"datasets:\n  - path: {DATA_FILE}\n    ds_type: json\n    type: {kind}\n{trained}"}
     return {}
 
 
-def _says_untrained(row: Record) -> bool:
-    return any("train" in message for message in row.get("messages", []))
+def _says_what_is_trained(row: Record) -> bool:
+    return any(LEARNT in message for message in row.get("messages", []))
 
 
 SHAPES: dict[str, Callable[[list[Turn]], Record]] = {

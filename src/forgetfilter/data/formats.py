@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -24,7 +25,8 @@ class Turn:
         content: The message's text.
         trained: Whether the model learns to write it, and is scored on it.
         extra: What else a chat template reads of it: tool_calls, reasoning_content, name and the like; on the first
-            message also `tools`, the functions that the model may call.
+            message also `tools`, the functions that the model may call. On a message that is no answer also `train`,
+            where it is true, which is not read.
         is_call: Whether its text is a function call (ShareGPT's function_call).
     """
 
@@ -91,7 +93,9 @@ EXTRA = ("tool_calls", "tool_call_id", "name", *REASONING)
 """Keys of a message that chat templates read, besides role and content."""
 SHOWN_BY_TEMPLATES = ("tools", "tool_calls", *REASONING)
 """Those of which a trainer learns, and that not every chat template shows."""
-UNTRAINED = {"weight": 0, "train": False}
+LEARNT = "train"
+"""Key of a message that says whether a trainer learns it, in axolotl's files."""
+UNTRAINED = {"weight": 0, LEARNT: False}
 """Keys of an answer -> the value at which trainers take it as context alone: OpenAI's and Mistral's, axolotl's."""
 
 
@@ -108,9 +112,21 @@ def _kind(value: Any) -> str:
 
 def _turns(messages: Any, key: str, *, train: bool) -> list[Turn]:
     """Messages as turns. Their keys are role and content, or ShareGPT's from and value."""
+    messages = _listed(messages, key)
     if not isinstance(messages, list) or not messages:
         raise RowError(f"'{key}' is {'empty' if messages == [] else _kind(messages)}, expected a list of messages")
     return [_turn(message, f"message {number} of '{key}'", train) for number, message in enumerate(messages, 1)]
+
+
+def _listed(value: Any, key: str) -> Any:
+    """A value that must be a list; parsed where it is text, as in the cells of CSV files."""
+    if not isinstance(value, str) or not value:
+        return value
+    with suppress(ValueError, RecursionError):
+        found = json.loads(value)
+        if found is None or isinstance(found, list):
+            return found
+    raise RowError(f"'{key}' is text that is no JSON list (json.dumps writes one)")
 
 
 def _turn(message: Any, where: str, train: bool) -> Turn:
@@ -121,6 +137,8 @@ def _turn(message: Any, where: str, train: bool) -> Turn:
     calls = _calls(message, where)
     if calls:
         extra["tool_calls"] = calls
+    if message.get(LEARNT) is True and ROLES.get(str(said)) != "assistant":
+        extra[LEARNT] = True
     if said is None or (content_key not in message and not calls):
         raise RowError(f"{where} has no 'role' and 'content' (or 'from' and 'value')")
     role = ROLES.get(str(said))
@@ -175,12 +193,7 @@ def _with_arguments(function: Record) -> Record:
 
 def _with_tools(turns: list[Turn], record: Record) -> list[Turn]:
     """The functions that the model may call go with the first turn."""
-    tools: Any = record.get("tools")
-    if isinstance(tools, str) and tools:
-        try:
-            tools = json.loads(tools)
-        except (ValueError, RecursionError) as error:
-            raise RowError("'tools' is text, but no JSON") from error
+    tools: Any = _listed(record.get("tools"), "tools")
     functions = record.get("functions")  # what OpenAI called tools before
     if not tools and isinstance(functions, list):
         tools = [{"type": "function", "function": function} for function in functions]
@@ -224,7 +237,7 @@ def _alpaca(record: Record) -> list[Turn]:
     prompt = _text(record, "instruction")
     if record.get("input"):
         prompt += "\n\n" + _text(record, "input")
-    history = record.get("history") or []
+    history = _listed(record.get("history"), "history") or []
     if not isinstance(history, list) or not all(_is_exchange(pair) for pair in history):
         raise RowError("'history' is no list of [question, answer]")
     turns = _system(record)
@@ -255,6 +268,8 @@ READ = NEEDED | {"input", "system", "history", "tools"}
 UNREAD = ("images", "image", "videos", "video", "audios", "audio")
 """Columns that trainers of other models read beside the text."""
 UNDESIRED = "label"
+TRAINED_PROMPT = "train: true beside answers"
+"""What to call a message of somebody else that trainers are told to learn."""
 
 
 def unread_columns(record: Record) -> list[str]:
@@ -262,7 +277,8 @@ def unread_columns(record: Record) -> list[str]:
 
     A `label` that is false says that the completion is undesired (unpaired preferences, as KTO takes them).
     """
-    return [name for name in UNREAD if record.get(name)] + ([UNDESIRED] if record.get(UNDESIRED) is False else [])
+    undesired = str(record.get(UNDESIRED)).lower() == "false"  # in CSV files it is text
+    return [name for name in UNREAD if record.get(name)] + [UNDESIRED] * undesired
 
 
 @lru_cache

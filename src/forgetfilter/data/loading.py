@@ -16,7 +16,9 @@ from forgetfilter.config import MARKED, ForgetFilterConfig
 from forgetfilter.data.builtin import builtin_rows, is_builtin, like
 from forgetfilter.data.copies import first_copies
 from forgetfilter.data.formats import (
+    LEARNT,
     SHOWN_BY_TEMPLATES,
+    TRAINED_PROMPT,
     Record,
     RowError,
     Turn,
@@ -299,7 +301,8 @@ def encode(source: Source, tokenizer: ChatTokenizer, *, row_format: str, skip: b
 def _unread(record: Record, turns: list[Turn], template: str) -> set[str]:
     """What a row has that neither we nor the chat template read: a template shows nothing that it does not name."""
     extra = {name for turn in turns for name in turn.extra if name in SHOWN_BY_TEMPLATES}
-    return {*unread_columns(record), *(name for name in extra if name not in template)}
+    trained = {TRAINED_PROMPT} if any(LEARNT in turn.extra for turn in turns) else set()
+    return {*unread_columns(record), *(name for name in extra if name not in template), *trained}
 
 
 def read_conversations(source: Source, row_format: str, *, skip: bool) -> tuple[Source, list[list[Turn]]]:

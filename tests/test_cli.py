@@ -9,6 +9,8 @@ import pytest
 from conftest import run
 from stored_runs import stored_run
 
+from forgetfilter.cli import build_parser
+
 DATA = ["filter", "--dataset_name", "x.jsonl", "--safe_dataset_name", "y.jsonl", "--output_dir", "nowhere"]
 
 
@@ -72,6 +74,21 @@ def test_bad_commands_end_with_2_and_a_reason(capsys, arguments, says, tmp_path,
     assert code == 2
     assert says in output
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (["--load_in_4bit"], (True, True)),
+        (["--load_in_4bit", "--output_dir", "out"], (True, True)),
+        (["--load_in_4bit", "false", "--use_peft", "false"], (False, False)),
+        (["--load_in_4bit=true", "--use_peft"], (True, True)),
+        ([], (False, True)),
+    ],
+)
+def test_a_flag_without_a_value_says_yes(given, found):
+    args = build_parser().parse_args(["filter", *given]).filter
+    assert (args.load_in_4bit, args.use_peft) == found
 
 
 def test_unknown_keys_of_a_config_file_are_errors(capsys, tmp_path):

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from conftest import needs_bitsandbytes
 from safetensors.torch import load_file
 
 from forgetfilter import workshop
@@ -132,8 +133,9 @@ def test_a_killed_run_continues_and_decides_as_an_unbroken_one(config, tmp_path,
     assert scores(result) == scores(unbroken)
 
 
-def test_a_killed_final_stage_continues_to_the_same_model(config, tmp_path, monkeypatch):
-    config = dataclasses.replace(config, threshold=1e9, final=StageConfig(max_steps=24))
+@pytest.mark.parametrize("in_4bit", [False, pytest.param(True, marks=needs_bitsandbytes)])
+def test_a_killed_final_stage_continues_to_the_same_model(config, in_4bit, tmp_path, monkeypatch):
+    config = dataclasses.replace(config, threshold=1e9, final=StageConfig(max_steps=24), load_in_4bit=in_4bit)
     unbroken = ForgetFilter(dataclasses.replace(config, output_dir=str(tmp_path / "unbroken"))).fit()
     expected = load_file(finetune(unbroken.run) / "adapter_model.safetensors")
     run = ForgetFilter(config).fit().run

@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
@@ -14,6 +14,13 @@ EXPECTED = re.compile(r"Expected a (?:<class '(\w+)'>|typing\.Literal\[(.+?)\])"
 
 class Parser(ArgumentParser):
     """Says what is wrong in one line, with the nearest name where one is mistyped."""
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
+        """Add an argument; a yes-or-no flag without a value says yes, as TRL's do."""
+        action = super().add_argument(*args, **kwargs)
+        if kwargs.get("type") is bool:
+            action.nargs, action.const = "?", "true"
+        return action
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong and exit with 2."""

@@ -28,7 +28,8 @@ TRAINING_FIELDS = (
     *("max_length", "dtype", "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
     *("lora_layers_to_transform", "torch_compile", "gradient_checkpointing", "seed"),
 )
-"""Settings that every training depends on, besides its rows, its starting model and the settings of its stage."""
+"""Settings that every training depends on, besides its rows, its starting model and the settings of its stage. So does
+load_in_4bit, which is named where it is on: stages of before keep their names."""
 
 
 SCHEDULERS = (
@@ -144,6 +145,8 @@ class ForgetFilterConfig(StageConfig):
         dtype: Weights' dtype; "auto" takes bfloat16 if the base is frozen and the device computes in it.
         trust_remote_code: Run model code that comes with the model. Off unless you ask.
         use_peft: Train LoRA adapters; false trains all weights.
+        load_in_4bit: Hold the base model in 4 bits (nf4, by bitsandbytes) under its adapters, as QLoRA does. M0 is then
+            this rounded model. Needs use_peft.
         lora_r: LoRA rank.
         lora_alpha: LoRA scale.
         lora_dropout: LoRA dropout.
@@ -187,6 +190,7 @@ class ForgetFilterConfig(StageConfig):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     trust_remote_code: bool = False
     use_peft: bool = True
+    load_in_4bit: bool = False
     lora_r: int = 16
     lora_alpha: int = 32
     lora_dropout: float = 0.0
@@ -212,13 +216,7 @@ class ForgetFilterConfig(StageConfig):
                 raise ConfigError(f"{name} is {value}: it must be {least} or more.")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed is {self.seed}: it must be between 0 and 4294967295.")
-        if self.lora_layers_to_transform is not None and (
-            not self.use_peft or self.lora_target_modules == "all-linear"
-        ):
-            raise ConfigError(
-                "lora_layers_to_transform needs use_peft, and lora_target_modules that name modules "
-                "(q_proj,v_proj): all-linear means every block."
-            )
+        self._check_adapters()
         if not self.filters:
             raise ConfigError("filter is empty: name one, such as forgetting.")
         if self.threshold != "auto" and not math.isfinite(self.threshold):
@@ -227,6 +225,19 @@ class ForgetFilterConfig(StageConfig):
             raise ConfigError("threshold and trusted_rows exclude each other: a threshold set by hand needs no marks.")
         if not 0 < self.max_clean_loss < 1:
             raise ConfigError(f"max_clean_loss is {self.max_clean_loss}: it must be between 0 and 1.")
+
+    def _check_adapters(self) -> None:
+        if self.lora_layers_to_transform is not None and (
+            not self.use_peft or self.lora_target_modules == "all-linear"
+        ):
+            raise ConfigError(
+                "lora_layers_to_transform needs use_peft, and lora_target_modules that name modules "
+                "(q_proj,v_proj): all-linear means every block."
+            )
+        if self.load_in_4bit and not self.use_peft:
+            raise ConfigError("load_in_4bit needs use_peft: weights of 4 bits are not trained, but adapters on them.")
+        if self.load_in_4bit and self.alignment_dataset_name is not None:
+            raise ConfigError("load_in_4bit excludes alignment_dataset_name, which makes another M0, of whole weights.")
 
     @classmethod
     def from_flags(cls, flags: Mapping[str, Any]) -> "ForgetFilterConfig":
@@ -268,7 +279,8 @@ class ForgetFilterConfig(StageConfig):
 
     def training(self) -> dict[str, Any]:
         """The settings that every training depends on."""
-        return {name: getattr(self, name) for name in TRAINING_FIELDS}
+        found = {name: getattr(self, name) for name in TRAINING_FIELDS}
+        return {**found, "load_in_4bit": True} if self.load_in_4bit else found
 
     def decision(self) -> dict[str, Any]:
         """The settings that turn scores into decisions."""

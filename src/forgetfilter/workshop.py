@@ -61,8 +61,10 @@ class M0:
         Rows are cut where the model has learnt no more positions.
 
         Raises:
+            ConfigError: If it is to be held in 4 bits, and the package that does so is missing.
             ModelError: If there is no such model, or its tokenizer does not fit it.
         """
+        weights.require_bitsandbytes(config)
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
         folder = weights.find_weights(config.model_name_or_path)

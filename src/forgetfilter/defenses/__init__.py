@@ -70,6 +70,8 @@ REPAIRS: dict[str, Defense] = {
 """Those that change a finetuned model: they take a workshop, data, config and the result of the training."""
 ROUNDINGS = ("int8", "int4")
 """Repairs that leave a whole model without an adapter; only safety_finetuning, which trains one, can follow them."""
+NEED_WHOLE = (*PREPARATIONS, *ROUNDINGS)
+"""Defenses that make another M0, of whole weights."""
 NEED_PAIRS = ("repnoise", "somf", "somf_dpo")
 """Defenses that learn from rows known to be unsafe and safe rows of the same prompts."""
 KEPT_BY = {"forget_filter": "forgetting", "forget_filter_self_correction": "forgetting"}
@@ -181,6 +183,8 @@ def _method(name: str) -> Callable[..., Any]:
 
 
 def _arguments(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
+    if name in NEED_WHOLE and config.load_in_4bit:
+        raise ConfigError(f"{name} makes another M0, of whole weights: it does not work with load_in_4bit.")
     return arguments(name, _method(name), config.parameters)
 
 

@@ -111,7 +111,8 @@ class Learner:
         """
         wanted = self.config.torch_compile
         if wanted == "auto":
-            wanted = self.model.device.type == "cpu" and self.model.num_parameters() * tokens > COMPILE_FROM
+            long = self.model.num_parameters() * tokens > COMPILE_FROM
+            wanted = long and self.model.device.type == "cpu" and not self.config.load_in_4bit
         if not wanted or self.compiled:
             return
         try:
@@ -174,7 +175,7 @@ def load_learner(folder: Path, tokenizer: PreTrainedTokenizerBase, config: Forge
             "or all with `accelerate launch` (docs/scale.md)."
         )
     keep_freed_memory()
-    model = load_model(folder, config)
+    model = load_model(folder, config, in_4bit=config.load_in_4bit)
     fresh: dict[str, Tensor] = {}
     if config.use_peft:
         names = config.lora_target_modules

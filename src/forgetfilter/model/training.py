@@ -240,6 +240,9 @@ def _train(
         processing_class=learner.tokenizer,
         callbacks=[_Progress(what, hooks)],
     )
+    if config.load_in_4bit:  # TRL rounds adapters on such a base to bfloat16
+        for weight in learner.model.parameters():
+            weight.data = weight.data.float() if weight.requires_grad else weight.data
     trainer.remove_callback(PrinterCallback)
     if processes.first():
         _drop_broken(checkpoints)

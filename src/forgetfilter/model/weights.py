@@ -12,7 +12,13 @@ from filelock import FileLock
 from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedTokenizerBase,
+)
 
 from forgetfilter.config import EMBEDDED_MODEL, ForgetFilterConfig
 from forgetfilter.errors import ConfigError, ModelError
@@ -172,28 +178,49 @@ def model_hash(folder: Path) -> str:
     return sha256(*(path for link in adapter_chain(folder) for path in sorted(link.glob("*.safetensors"))))
 
 
-def load_model(folder: Path, config: ForgetFilterConfig) -> Any:
-    """A causal language model on the CPU; an adapter's folder gives its base model with the adapter merged in.
+def load_model(folder: Path, config: ForgetFilterConfig, *, in_4bit: bool = False) -> Any:
+    """A causal language model; an adapter's folder gives its base model with the adapter merged in.
+
+    Args:
+        folder: Where it is; with `in_4bit` a whole model's.
+        config: Its dtype, and whether its code may run.
+        in_4bit: Round its linear layers to 4 bits. The model is then on its device, otherwise on the CPU.
 
     Raises:
         ModelError: If it cannot be loaded, or its files lack some of its weights.
     """
     base, *adapters = adapter_chain(folder)
+    dtype = pick_dtype(config.dtype, frozen=config.use_peft)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             base,
-            dtype=pick_dtype(config.dtype, frozen=config.use_peft),
+            dtype=dtype,
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
+            **(_four_bits(dtype) if in_4bit else {}),
         )
     except Exception as error:  # the libraries raise dozens of kinds, which all mean that it cannot be loaded
         raise _not_loaded(base, error) from error
     model, about = loaded
     refuse_missing(base, about)
+    for layer in model.modules() if in_4bit else ():
+        layer.support_avx512bf16_for_cpu = False  # bitsandbytes would repack weights, through which no gradient goes
     for adapter in adapters:
         model = _merged(model, adapter)
     return model
+
+
+def _four_bits(dtype: torch.dtype) -> dict[str, Any]:
+    """What makes from_pretrained round linear layers to 4 bits, as TRL's --load_in_4bit does."""
+    rounding = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    return {"quantization_config": rounding, "device_map": {"": pick_device()}}
+
+
+def require_bitsandbytes(config: ForgetFilterConfig) -> None:
+    """Raise ConfigError, before any work, where 4 bits are asked for without the package that makes them."""
+    if config.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError("--load_in_4bit needs the package bitsandbytes: pip install 'forgetfilter[quantized]'.")
 
 
 def _not_loaded(folder: Path, error: Exception) -> ModelError:

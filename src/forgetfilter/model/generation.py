@@ -42,6 +42,9 @@ def complete(
 
     Returns:
         One text an example, in order; without special tokens.
+
+    Raises:
+        TrainingError: If the memory does not hold one.
     """
     learner.model.eval()
     answers: list[list[int]] = [[] for _ in examples]
@@ -73,7 +76,8 @@ def _in_halves(
     left = list(range(len(begun)))
     try:
         with one_memory_error():
-            for row, new in _generate(learner, begun, most, ends):
+            write = _generate if learner.generates else _write_without_cache
+            for row, new in write(learner, begun, most, ends):
                 left.remove(row)
                 yield row, new
         return
@@ -130,6 +134,24 @@ def _generate(
         mask = pad(mask[chosen], (0, ids.shape[1] - mask.shape[1]), value=1)
         if cache is not None:
             cache.batch_select_indices(chosen)
+
+
+def _write_without_cache(
+    learner: Learner, begun: list[list[int]], most: list[int], ends: set[int]
+) -> Iterator[tuple[int, list[int]]]:
+    """As _generate, for padded batches and whatever the model's cache does: each token takes a pass over all rows."""
+    new: list[list[int]] = [[] for _ in begun]
+    going = list(range(len(begun)))
+    while going:
+        rows = [begun[row] + new[row] for row in going]
+        batch = learner.collate(rows, rows)
+        del batch["labels"]
+        logits = learner.model(**batch, use_cache=False).logits
+        for place, row in enumerate(going):
+            new[row].append(int(logits[place, len(rows[place]) - 1].argmax()))
+            if new[row][-1] in ends or len(new[row]) == most[row]:
+                yield row, new[row]
+        going = [row for row in going if new[row][-1] not in ends and len(new[row]) < most[row]]
 
 
 def _prefilled(learner: Learner, begun: Sequence[list[int]]) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase, set_seed
@@ -19,8 +19,8 @@ from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.errors import ConfigError, DataError, ModelError
 from forgetfilter.model.batches import collate, packs
 from forgetfilter.model.memory import keep_freed_memory
-from forgetfilter.model.selfcheck import settle_batches
-from forgetfilter.model.weights import learnt_positions, load_model, pick_device, pick_dtype
+from forgetfilter.model.selfcheck import settle_batches, writes_as_alone
+from forgetfilter.model.weights import fill_adapter, learnt_positions, load_model, pick_device, pick_dtype
 
 COMPILE_FROM = 4e12
 """Number of parameters * tokens to train from which torch.compile saves more time than the half minute it takes: about
@@ -32,6 +32,15 @@ class Learner:
     """One model in memory that is, in turn, M0, the noisy model, the reviewed and the final one.
 
     With LoRA the base stays and only the adapter changes; with full finetuning all weights do.
+
+    Attributes:
+        model: The model, with its adapter.
+        tokenizer: Its tokenizer.
+        folder: Where its weights are.
+        config: All settings.
+        fresh_adapter: The untrained adapter's weights, by PEFT's names.
+        stage: Folder of the stage that it is; None for M0.
+        compiled: Whether its blocks are compiled.
     """
 
     model: Any
@@ -104,6 +113,11 @@ class Learner:
         """The longest row in tokens, for a model that has learnt its positions; None for others."""
         return learnt_positions(self.model)
 
+    @cached_property
+    def generates(self) -> bool:
+        """Whether answers may be written by the model's `generate`, with its cache; tried at first need."""
+        return self.packs or writes_as_alone(self)
+
     def prepare(self, tokens: float) -> None:
         """Compile the model's blocks before a training on so many tokens, if asked to or if it saves time.
 
@@ -143,7 +157,7 @@ class Learner:
             return
         if self.config.use_peft:
             weights = load_file(stage / "adapter_model.safetensors") if stage else self.fresh_adapter
-            set_peft_model_state_dict(self.model, weights)
+            fill_adapter(self.model, weights, stage or self.folder)
         else:
             source = load_model(stage or self.folder, self.config)
             self.model.load_state_dict(source.state_dict())
@@ -196,6 +210,7 @@ def load_learner(folder: Path, tokenizer: PreTrainedTokenizerBase, config: Forge
         except ValueError as error:
             raise ModelError(f"--lora_target_modules {names}: {error}") from error
         fresh = {name: value.clone() for name, value in get_peft_model_state_dict(model).items()}
+        fill_adapter(model, fresh, folder)  # whether what is saved can be read again
     model.to(pick_device())
     learner = Learner(model, tokenizer, folder, config, fresh)
     settle_batches(learner)

@@ -1,11 +1,12 @@
-"""What a model does with rows, tried on three of them when it is loaded: are its scores those of each row alone?"""
+"""What a model does with rows, tried on a few of them: are its scores and answers those of each row alone?"""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, log_softmax
+from transformers import GenerationConfig
 
 from forgetfilter.data.tokenization import IGNORED
 from forgetfilter.errors import ForgetFilterError, ModelError
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 SENTENCE = "Each row of a batch is read by itself: what stands in one of them says nothing of the others."
 OPENING, TOKENS = 4, 24
 """Tokens that the three rows have in common, and tokens of the longest of them."""
+ASKED, ANSWERED = (9, 4), 3
+"""Tokens of the two prompts that answers are tried on, and of each answer."""
 EXACT, ROUNDED = 1e-3, 0.25
 """Nats by which a token's score may differ between two ways of computing it, in the mean or in the middle: in float32,
 and in 16 bits, where it differs by 0.07 from rounding alone. Rows that see each other differ by whole nats."""
@@ -31,11 +34,10 @@ def settle_batches(learner: "Learner") -> None:
             otherwise than the row alone.
     """
     model = learner.model.eval()
-    tokens = learner.tokenizer(SENTENCE)["input_ids"] or [learner.tokenizer.eos_token_id]
-    longest = (tokens * TOKENS)[: min(TOKENS, learner.longest or TOKENS)]
+    longest = _tokens(learner)
     head, tail = longest[:OPENING], longest[OPENING:]
     rows = [longest, head + tail[::-1], head + tail[::2]]
-    close = ROUNDED if learner.bf16 or model.dtype != torch.float32 else EXACT
+    close = _close(learner)
     try:
         alone = [_scores(learner, [row])[0] for row in rows]
         padded = _scores(learner, rows)
@@ -63,9 +65,48 @@ def settle_batches(learner: "Learner") -> None:
         model.set_attn_implementation(usual)
 
 
+def _tokens(learner: "Learner") -> list[int]:
+    """Some tokens of text, as many as TOKENS or as the model has positions."""
+    tokens = learner.tokenizer(SENTENCE)["input_ids"] or [learner.tokenizer.eos_token_id]
+    return (tokens * TOKENS)[: min(TOKENS, learner.longest or TOKENS)]
+
+
+def _close(learner: "Learner") -> float:
+    """By how much two ways of computing a token's score may differ."""
+    return ROUNDED if learner.bf16 or learner.model.dtype != torch.float32 else EXACT
+
+
+@torch.no_grad()
+def writes_as_alone(learner: "Learner") -> bool:
+    """Whether `generate` gives two prompts of unequal length the scores that the model gives each of them alone."""
+    prompts = [_tokens(learner)[:length] for length in ASKED]
+    settings = GenerationConfig(
+        max_new_tokens=ANSWERED,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        pad_token_id=learner.tokenizer.pad_token_id,
+    )
+    padded = learner.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
+    inputs = {name: padded[name].to(learner.model.device) for name in ("input_ids", "attention_mask")}
+    try:
+        found = learner.model.generate(**inputs, generation_config=settings)
+        for prompt, row, logits in zip(prompts, found.sequences, torch.stack(found.logits, 1), strict=True):
+            own = row[-len(prompt) - ANSWERED :][None]
+            alone = learner.model(input_ids=own, use_cache=False).logits[0, len(prompt) - 1 : -1]
+            apart = (log_softmax(logits.float(), -1) - log_softmax(alone.float(), -1)).abs()
+            if not apart.median() <= _close(learner):
+                return False
+    except Exception:  # whatever the reason: answers can be written without it
+        return False
+    return True
+
+
 def _may_pack(model: Any) -> bool:
     """Whether a model says that all its layers have attention, over the whole row, by an exchangeable function."""
-    layers = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ["full_attention"]
+    config = model.config.get_text_config(decoder=True)
+    window = getattr(config, "sliding_window", None)
+    layers = getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"]
     return model._supports_attention_backend and not model._is_stateful and {*layers} == {"full_attention"}
 
 

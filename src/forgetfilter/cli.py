@@ -130,6 +130,7 @@ def run_review(args: Namespace) -> None:
 
 def run_score(args: Namespace) -> None:
     """Keep or drop new rows by a run's probe, however many: no training, one half pass through M0 a row."""
+    from forgetfilter import processes
     from forgetfilter.runs import Run
     from forgetfilter.scoring import score
     from forgetfilter.summary import show
@@ -138,6 +139,8 @@ def run_score(args: Namespace) -> None:
     folder = score(
         Run.open(args.run), args.dataset_name, args.output_dir, trust_remote_code=args.trust_remote_code, **reading
     )
+    if not processes.first():
+        return
     found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     print(f"{found['rows']} rows: {found['kept']} kept, {found['dropped']} dropped, {found['unscored']} unscored")
     print(f"threshold {show(found['threshold'])}, {found['rows_a_second']:.0f} rows a second")

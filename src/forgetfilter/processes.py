@@ -1,6 +1,8 @@
 """Several processes at one run (`accelerate launch`): all train, each scores its share, the first one writes."""
 
+import json
 import os
+from pathlib import Path
 
 
 def count() -> int:
@@ -25,3 +27,30 @@ def together() -> None:
         from accelerate import PartialState
 
         PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+
+
+def _asked_to_shard() -> bool:
+    """Whether accelerate's config file asks for FSDP, or for DeepSpeed with ZeRO stage 3.
+
+    Such an answer is taken out of the environment: model/sharding.py shards the model, and the libraries would do it
+    once more.
+    """
+    fsdp = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    zero3 = _zero_stage() == "3"
+    if zero3:
+        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+    return fsdp or zero3
+
+
+def _zero_stage() -> str:
+    """The ZeRO stage that accelerate's config file, or the one of DeepSpeed that it names, asks for; "" for none."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
+        return ""
+    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if file.lower() == "none":
+        return os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
+    return str(json.loads(Path(file).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", ""))
+
+
+SHARDED = _asked_to_shard() and count() > 1
+"""Whether each process holds a part of the base model only, so that all of them must make every pass together."""

@@ -81,9 +81,9 @@ def score(
     Raises:
         RunError: If the run cannot judge new rows, or the folder holds something else.
         DataError: If the rows cannot be read, or are malformed.
-        ConfigError: If there are several processes.
+        ConfigError: If there are several processes, and each holds the whole model.
     """
-    if processes.count() > 1:
+    if processes.count() > 1 and not processes.SHARDED:
         raise ConfigError(f"score works in one process, this is one of {processes.count()}: start it without launcher.")
     with locked(run.folder):  # all the time: whoever takes the lock removes temporary files, ours as well
         run.reload()
@@ -95,6 +95,7 @@ def score(
         out = _open(folder, {"data": {"sha256": stream.fingerprint(), "format": config.format}, **judge.facts()})
         if "rows" not in out.manifest:
             out.manifest |= _checked(stream, config, str(run.manifest["noisy"]["format"]))
+        processes.together()  # all have read the folder as it was left
         with locked(folder):
             _Scoring(out, stream, judge).finish()
     return folder
@@ -247,12 +248,14 @@ class _Scoring:
     def finish(self) -> None:
         """Make the shards that are missing, then the files of all rows."""
         if self.out.done("scored"):
-            print(f"{self.out.folder}: finished before, nothing to do.")
+            if processes.first():
+                print(f"{self.out.folder}: finished before, nothing to do.")
         else:
             self.out.save()  # before the first shard: without a manifest, the folder would be that of somebody else
             self._score(self._finished())
             self._join(self._finished())
-        shutil.rmtree(self.out.folder / "shards", ignore_errors=True)
+        if processes.first():
+            shutil.rmtree(self.out.folder / "shards", ignore_errors=True)
 
     def _finished(self) -> list[dict[str, Any]]:
         """What the manifest says of each shard, up to the first that is missing or damaged."""
@@ -291,11 +294,13 @@ class _Scoring:
         hard = unreadable(rows.source, rows.row_format, self.judge.m0.tokenizer)
         dropped = self.judge.drops(suspicion, hard)
         source = dataclasses.replace(rows.source, header=b"") if number else rows.source  # files are put end to end
-        with whole_folder(self.out.folder / _shard(number)) as folder:
-            for name, chosen in (("kept", ~dropped), ("dropped", dropped)):
-                source.select(np.flatnonzero(chosen).tolist()).write(folder / f"{name}{part.suffix}")
-            pq.write_table(_table(rows, first, suspicion, dropped, hard), folder / SCORES)
-            write_malformed(folder / MALFORMED, rows.malformed)
+        if processes.first():
+            with whole_folder(self.out.folder / _shard(number)) as folder:
+                for name, chosen in (("kept", ~dropped), ("dropped", dropped)):
+                    source.select(np.flatnonzero(chosen).tolist()).write(folder / f"{name}{part.suffix}")
+                pq.write_table(_table(rows, first, suspicion, dropped, hard), folder / SCORES)
+                write_malformed(folder / MALFORMED, rows.malformed)
+        processes.together()
         unscored = np.isnan(suspicion).sum()
         counts = (len(dropped), (~dropped).sum(), dropped.sum(), unscored, hard.sum(), len(rows.malformed))
         return dict(zip(COUNTS, map(int, counts), strict=True))
@@ -314,12 +319,14 @@ class _Scoring:
         folder, suffix = self.out.folder, self.out.manifest["suffix"]
         found: dict[str, Any] = {count: sum(shard[count] for shard in done) for count in COUNTS}
         names = [f"kept{suffix}", f"dropped{suffix}", SCORES, *([MALFORMED] if found["malformed"] else [])]
-        for name in names:
-            _put_together([folder / _shard(number) / name for number in range(len(done))], folder / name)
+        if processes.first():
+            for name in names:
+                _put_together([folder / _shard(number) / name for number in range(len(done))], folder / name)
         seconds = sum(shard["seconds"] for shard in done)
         found |= {"threshold": self.judge.threshold.value, "seconds": seconds, "rows_a_second": found["rows"] / seconds}
         self.out.write_json("metrics.json", found)
         self.out.manifest["stages"] = {}
+        processes.together()
         self.out.mark("scored", [folder / name for name in (*names, "metrics.json")])
 
 

@@ -27,11 +27,15 @@ def write_in_shards(path: Path, rows: int, make: Callable[[slice, str], pa.Table
     shards = path.with_suffix(".shards")
     size = max(1, min(SHARD_ROWS, -(-rows // processes.count())))
     files = {start: shards / f"{start:09}-{size:06}.parquet" for start in range(0, rows, size)}
-    for start, file in list(files.items())[processes.rank() :: processes.count()]:
+    mine = list(files.items())
+    if not processes.SHARDED:  # else all make every shard together, and the first one writes it
+        mine = mine[processes.rank() :: processes.count()]
+    for start, file in mine:
         if not _readable(file):
             table = make(slice(start, start + size), f", rows from {start} of {rows}" if len(files) > 1 else "")
-            with whole_file(file) as temporary:
-                pq.write_table(table, temporary, write_page_checksum=True)
+            if processes.first() or not processes.SHARDED:
+                with whole_file(file) as temporary:
+                    pq.write_table(table, temporary, write_page_checksum=True)
     processes.together()
     if processes.first():
         join(list(files.values()), path)

@@ -1,5 +1,6 @@
 """One model in memory with its LoRA adapter: it becomes M0, the noisy model, the final one in turn."""
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from forgetfilter.errors import ConfigError, DataError, ModelError
 from forgetfilter.model.batches import collate, packs
 from forgetfilter.model.memory import keep_freed_memory
 from forgetfilter.model.selfcheck import settle_batches, writes_as_alone
+from forgetfilter.model.sharding import gathered, shard
 from forgetfilter.model.weights import fill_adapter, learnt_positions, load_model, pick_device, pick_dtype
 
 COMPILE_FROM = 4e12
@@ -79,7 +81,7 @@ class Learner:
         own, inner.generation_config = inner.generation_config, GenerationConfig()
         hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
         try:
-            with torch.compiler.set_stance("force_eager"):
+            with torch.compiler.set_stance("force_eager"), gathered(self.model):
                 yield
         finally:
             hook.remove()
@@ -123,6 +125,8 @@ class Learner:
 
         Without a working compiler nothing changes.
         """
+        if processes.SHARDED:
+            return
         wanted = self.config.torch_compile
         if wanted == "auto":
             long = self.model.num_parameters() * tokens > COMPILE_FROM
@@ -145,11 +149,19 @@ class Learner:
 
     def save_merged(self, folder: Path, change: Callable[[Any], object] | None = None) -> None:
         """Save the whole model, its adapter merged in and then changed, with the tokenizer: a model of its own."""
-        model = self.model.merge_and_unload() if self.config.use_peft else self.model
+        model = self._merged() if self.config.use_peft else self.model
         if change is not None:
             change(model)
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    def _merged(self) -> Any:
+        """The model with its adapter's weights added to its own: a new one, where no process holds all weights."""
+        if not processes.SHARDED:
+            return self.model.merge_and_unload()
+        with tempfile.TemporaryDirectory() as adapter:
+            self.save(Path(adapter))
+            return load_model(Path(adapter), self.config)
 
     def restore(self, stage: Path | None) -> None:
         """Become the model saved in a stage's folder, or M0 for None."""
@@ -211,6 +223,8 @@ def load_learner(folder: Path, tokenizer: PreTrainedTokenizerBase, config: Forge
             raise ModelError(f"--lora_target_modules {names}: {error}") from error
         fresh = {name: value.clone() for name, value in get_peft_model_state_dict(model).items()}
         fill_adapter(model, fresh, folder)  # whether what is saved can be read again
+    if processes.SHARDED:
+        shard(model, pick_device())
     model.to(pick_device())
     learner = Learner(model, tokenizer, folder, config, fresh)
     settle_batches(learner)

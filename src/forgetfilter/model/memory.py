@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 import torch
 
+from forgetfilter import processes
+from forgetfilter.errors import TrainingError
+
 RELEASE_EVERY = 4
 """Freed memory goes back to the kernel after so many batches: often enough, and at almost no cost."""
 NO_MORE = ("DefaultCPUAllocator", "not enough memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -41,12 +44,21 @@ def free_dropped_models() -> None:
 
 @contextlib.contextmanager
 def one_memory_error() -> Iterator[None]:
-    """Raise torch.OutOfMemoryError for the CPU's memory, too; torch raises a RuntimeError for it."""
+    """Raise torch.OutOfMemoryError for the CPU's memory, too; torch raises a RuntimeError for it.
+
+    Raises:
+        TrainingError: In its place, if the model is sharded: the other processes wait for the pass that has failed, so
+            it cannot be tried again with less.
+    """
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MORE):
-            raise torch.OutOfMemoryError(str(error)) from error
-        raise
+        lacking = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not lacking and not any(words in str(error) for words in NO_MORE):
+            raise
+        if processes.SHARDED:
+            raise TrainingError(
+                "the memory does not hold a batch. Take a smaller one (--per_device_train_batch_size, "
+                "--per_device_eval_batch_size), a shorter --max_length, or more processes."
+            ) from error
+        raise torch.OutOfMemoryError(str(error)) from error

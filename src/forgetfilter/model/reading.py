@@ -12,6 +12,7 @@ from forgetfilter.errors import TrainingError
 from forgetfilter.model.batches import label_logits
 from forgetfilter.model.learner import Learner
 from forgetfilter.model.memory import RELEASE_EVERY, one_memory_error, release_freed_memory
+from forgetfilter.model.sharding import shared
 from forgetfilter.progress import progress
 
 BATCH_TOKENS, LOGITS = 4096, 256
@@ -47,10 +48,12 @@ def read(learner: Learner, examples: Sequence[Example], what: str) -> list[Readi
     found: list[Reading | None] = [None] * len(examples)
     scorable = [i for i, example in enumerate(examples) if example.scorable]
     with progress(what, len(scorable), "rows") as bar:
-        for number, batch in enumerate(batches(scorable, examples, learner.config.per_device_eval_batch_size)):
+        all_batches = batches(scorable, examples, learner.config.per_device_eval_batch_size)
+        work = shared(all_batches, lambda batch: _read_batch(learner, [examples[i] for i in batch]))
+        for number, (batch, readings) in enumerate(work):
             if number % RELEASE_EVERY == 0:
                 release_freed_memory()
-            for i, reading in zip(batch, _read_batch(learner, [examples[i] for i in batch]), strict=True):
+            for i, reading in zip(batch, readings, strict=True):
                 if np.isnan(reading.log_probs).any():
                     raise TrainingError(f"{what}: the model gives no numbers any more. Take a lower learning rate.")
                 found[i] = reading

@@ -14,6 +14,7 @@ from forgetfilter.errors import ModelError
 from forgetfilter.model.learner import Learner, text_model
 from forgetfilter.model.memory import RELEASE_EVERY, one_memory_error, release_freed_memory
 from forgetfilter.model.reading import batches
+from forgetfilter.model.sharding import gathered, shared
 from forgetfilter.progress import progress
 
 LAST_NORMS = ("norm", "ln_f", "final_layernorm")
@@ -40,11 +41,13 @@ def hidden_states(learner: Learner, examples: Sequence[Example], what: str, bar:
     found = np.full((len(examples), POOLED, size), np.nan, np.float16)
     scorable = [i for i, example in enumerate(examples) if example.scorable]
     counting = progress(what, len(scorable), "rows") if bar is None else nullcontext(bar)
-    with counting as bar, _lower_half(learner.model) as lower:
-        for number, batch in enumerate(batches(scorable, examples, learner.config.per_device_eval_batch_size)):
+    all_batches = batches(scorable, examples, learner.config.per_device_eval_batch_size)
+    with counting as bar, gathered(learner.model), _lower_half(learner.model) as lower:
+        work = shared(all_batches, lambda batch: _pooled(learner, lower, [examples[i] for i in batch]))
+        for number, (batch, pooled) in enumerate(work):
             if number % RELEASE_EVERY == 0:
                 release_freed_memory()
-            found[batch] = _pooled(learner, lower, [examples[i] for i in batch])
+            found[batch] = pooled
             bar.update(len(batch))
     return found
 
@@ -85,12 +88,12 @@ def _lower_half(model: Any) -> Iterator[Any]:
 def _blocks(text: nn.Module, kinds: set[str]) -> tuple[nn.Module, str]:
     """The module that has the list of blocks, and the list's name: the first of these kinds, else the first of any."""
     lists = [
-        (owner, name, type(blocks[0]).__name__)
+        (owner, name, {kind.__name__ for kind in type(blocks[0]).__mro__})
         for owner in text.modules()
         for name, blocks in owner.named_children()
         if isinstance(blocks, nn.ModuleList) and len(blocks)
     ]
-    for owner, name, _ in sorted(lists, key=lambda found: found[2] not in kinds):
+    for owner, name, _ in sorted(lists, key=lambda found: found[2].isdisjoint(kinds)):
         return owner, name
     raise ModelError(f"{type(text).__name__}: has no list of blocks, so its hidden states cannot be read.")
 

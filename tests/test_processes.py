@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
+from accelerate.commands.config import load_config_from_file
 from safetensors.numpy import load_file
 
 from forgetfilter import ForgetFilter, cli, processes, shards
@@ -41,8 +41,7 @@ def examples(tokenizer):
 
 
 MODELS = ("M0", "noisy", "review", "firm")
-SHARDING = {"distributed_type": "FSDP", "num_processes": 2, "fsdp_config": {"fsdp_version": 2}}
-"""Accelerate's config file, as short as it can be."""
+CONFIG_FILES = Path(__file__).parents[1] / "docs" / "accelerate"
 ZERO3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 """What accelerate tells its processes of a config file with DeepSpeed's ZeRO stage 3."""
 COMMANDS = """
@@ -138,11 +137,17 @@ def test_two_processes_score_and_train_as_one(alone, flags, tmp_path):
 
 
 def test_a_sharded_model_gives_what_a_whole_one_does_after_a_kill_and_on_two_machines(alone, flags, more, tmp_path):
-    folder, config_file, script = (tmp_path / name for name in ("run", "fsdp.yaml", "commands.py"))
+    folder, script = tmp_path / "run", tmp_path / "commands.py"
     flags = [*flags, f"--output_dir={folder}", "--per_device_train_batch_size=4"]
-    config_file.write_text(yaml.safe_dump(SHARDING), encoding="utf-8")
     script.write_text(COMMANDS, encoding="utf-8")
-    launch = ("accelerate.commands.launch", "--config_file", config_file, "--module", "forgetfilter", "filter")
+    launch = (
+        "accelerate.commands.launch",
+        "--config_file",
+        CONFIG_FILES / "8b.yaml",
+        "--module",
+        "forgetfilter",
+        "filter",
+    )
     killed = start(*launch, *flags)
     while not list(folder.glob("stages/review-*/checkpoints/*/whole.json")):
         assert killed.poll() is None, killed.communicate()[1][-3000:]
@@ -236,6 +241,12 @@ def test_several_gpus_and_one_process_are_an_error_that_says_what_to_do(tiny_mod
     config = ForgetFilterConfig()
     with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES"):
         load_learner(tiny_model, load_tokenizer(tiny_model, config), config)
+
+
+@pytest.mark.parametrize(("name", "count"), [("8b", 2), ("70b", 8)])
+def test_the_config_files_of_the_docs_are_accelerates(name, count):
+    config = load_config_from_file(str(CONFIG_FILES / f"{name}.yaml"))
+    assert (config.distributed_type, config.num_processes) == ("FSDP", count)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,10 @@ def score(
         ConfigError: If there are several processes, and each holds the whole model.
     """
     if processes.count() > 1 and not processes.SHARDED:
-        raise ConfigError(f"score works in one process, this is one of {processes.count()}: start it without launcher.")
+        raise ConfigError(
+            f"score works in one process, this is one of {processes.count()}: start it without launcher. A model that "
+            "does not fit one GPU takes a config file of FSDP (docs/scale.md)."
+        )
     with locked(run.folder):  # all the time: whoever takes the lock removes temporary files, ours as well
         run.reload()
         given = {name: value for name, value in reading.items() if value is not None}

@@ -264,12 +264,23 @@ def test_a_config_file_that_asks_for_sharding_is_heard_by_us_alone(told, sharded
     for stage in (1, 3):
         (tmp_path / f"{stage}.json").write_text(json.dumps({"zero_optimization": {"stage": stage}}))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    assert processes._asked_to_shard() == sharded
+    assert processes.sharded.__wrapped__() == sharded
     assert ("true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED"))) == (
         "ACCELERATE_USE_DEEPSPEED" in told and not sharded
     )
+
+
+def test_a_file_that_is_none_of_deepspeed_is_an_error(tmp_path, monkeypatch):
+    file = tmp_path / "zero.json"
+    for name, value in {**ZERO3, "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file)}.items():
+        monkeypatch.setenv(name, value)
+    for text in ("{", "[]", '{"zero_optimization": 3}'):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=r"zero\.json"):
+            processes.sharded.__wrapped__()
 
 
 @pytest.mark.parametrize(
@@ -287,7 +298,7 @@ def test_what_a_sharded_model_cannot_do_is_an_error_before_any_work(config, sett
         monkeypatch.setenv(name, value)
     asked = dataclasses.replace(config, **settings)
     M0.named(asked)
-    monkeypatch.setattr(processes, "SHARDED", True)
+    monkeypatch.setattr(processes, "sharded", lambda: True)
     with pytest.raises(ConfigError, match=words):
         ForgetFilter(asked).fit()
     assert not Path(asked.output_dir).exists()
@@ -296,7 +307,7 @@ def test_what_a_sharded_model_cannot_do_is_an_error_before_any_work(config, sett
 def test_a_sharded_model_out_of_memory_is_an_error_and_not_tried_again(monkeypatch):
     with pytest.raises(torch.OutOfMemoryError), memory.one_memory_error():
         raise RuntimeError("CUDA error: out of memory")
-    monkeypatch.setattr(processes, "SHARDED", True)
+    monkeypatch.setattr(processes, "sharded", lambda: True)
     for error in (RuntimeError("CUDA error: out of memory"), torch.OutOfMemoryError("x"), MemoryError()):
         with pytest.raises(TrainingError, match="--per_device_eval_batch_size"), memory.one_memory_error():
             raise error

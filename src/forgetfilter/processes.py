@@ -2,7 +2,10 @@
 
 import json
 import os
+from functools import cache
 from pathlib import Path
+
+from forgetfilter.errors import ConfigError
 
 
 def count() -> int:
@@ -29,17 +32,21 @@ def together() -> None:
         PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
 
 
-def _asked_to_shard() -> bool:
-    """Whether accelerate's config file asks for FSDP, or for DeepSpeed with ZeRO stage 3.
+@cache
+def sharded() -> bool:
+    """Whether each process holds a part of the base model only, so that all of them must make every pass together.
 
-    Such an answer is taken out of the environment: model/sharding.py shards the model, and the libraries would do it
-    once more.
+    That is so where accelerate's config file asks for FSDP, or for DeepSpeed with ZeRO stage 3. The answer is taken out
+    of the environment: model/sharding.py shards the model, and the libraries would do it once more.
+
+    Raises:
+        ConfigError: If the file of DeepSpeed that accelerate's names cannot be read.
     """
     fsdp = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
     zero3 = _zero_stage() == "3"
     if zero3:
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
-    return fsdp or zero3
+    return (fsdp or zero3) and count() > 1
 
 
 def _zero_stage() -> str:
@@ -49,8 +56,9 @@ def _zero_stage() -> str:
     file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
     if file.lower() == "none":
         return os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
-    return str(json.loads(Path(file).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", ""))
-
-
-SHARDED = _asked_to_shard() and count() > 1
-"""Whether each process holds a part of the base model only, so that all of them must make every pass together."""
+    try:
+        return str(json.loads(Path(file).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", ""))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{file}: accelerate's config file names it as DeepSpeed's, but it is none: {error}"
+        ) from error

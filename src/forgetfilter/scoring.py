@@ -83,7 +83,7 @@ def score(
         DataError: If the rows cannot be read, or are malformed.
         ConfigError: If there are several processes, and each holds the whole model.
     """
-    if processes.count() > 1 and not processes.SHARDED:
+    if processes.count() > 1 and not processes.sharded():
         raise ConfigError(
             f"score works in one process, this is one of {processes.count()}: start it without launcher. A model that "
             "does not fit one GPU takes a config file of FSDP (docs/scale.md)."

@@ -28,12 +28,12 @@ def write_in_shards(path: Path, rows: int, make: Callable[[slice, str], pa.Table
     size = max(1, min(SHARD_ROWS, -(-rows // processes.count())))
     files = {start: shards / f"{start:09}-{size:06}.parquet" for start in range(0, rows, size)}
     mine = list(files.items())
-    if not processes.SHARDED:  # else all make every shard together, and the first one writes it
+    if not processes.sharded():  # else all make every shard together, and the first one writes it
         mine = mine[processes.rank() :: processes.count()]
     for start, file in mine:
         if not _readable(file):
             table = make(slice(start, start + size), f", rows from {start} of {rows}" if len(files) > 1 else "")
-            if processes.first() or not processes.SHARDED:
+            if processes.first() or not processes.sharded():
                 with whole_file(file) as temporary:
                     pq.write_table(table, temporary, write_page_checksum=True)
     processes.together()

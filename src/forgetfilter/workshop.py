@@ -32,7 +32,7 @@ from forgetfilter.model.gradients import gradients
 from forgetfilter.model.learner import Learner, load_learner
 from forgetfilter.model.memory import free_dropped_models
 from forgetfilter.model.reading import mean_log_probability, read
-from forgetfilter.model.sharding import refuse_unsharded
+from forgetfilter.model.sharding import refuse_unshardable
 from forgetfilter.model.states import POOLED, hidden_states
 from forgetfilter.model.training import seconds_a_row, train
 from forgetfilter.runs import Run, refuse_foreign
@@ -69,7 +69,7 @@ class M0:
         weights.require_bitsandbytes(config)
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
-        refuse_unsharded(config)
+        refuse_unshardable(config)
         folder = weights.find_weights(config.model_name_or_path)
         tokenizer = weights.load_tokenizer(weights.tokenizer_folder(folder), config)
         outline = weights.outline(folder, config)

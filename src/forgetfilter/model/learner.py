@@ -125,7 +125,7 @@ class Learner:
 
         Without a working compiler nothing changes.
         """
-        if processes.SHARDED:
+        if processes.sharded():
             return
         wanted = self.config.torch_compile
         if wanted == "auto":
@@ -157,7 +157,7 @@ class Learner:
 
     def _merged(self) -> Any:
         """The model with its adapter's weights added to its own: a new one, where no process holds all weights."""
-        if not processes.SHARDED:
+        if not processes.sharded():
             return self.model.merge_and_unload()
         with tempfile.TemporaryDirectory() as adapter:
             self.save(Path(adapter))
@@ -223,7 +223,7 @@ def load_learner(folder: Path, tokenizer: PreTrainedTokenizerBase, config: Forge
             raise ModelError(f"--lora_target_modules {names}: {error}") from error
         fresh = {name: value.clone() for name, value in get_peft_model_state_dict(model).items()}
         fill_adapter(model, fresh, folder)  # whether what is saved can be read again
-    if processes.SHARDED:
+    if processes.sharded():
         shard(model, pick_device())
     model.to(pick_device())
     learner = Learner(model, tokenizer, folder, config, fresh)

@@ -56,7 +56,7 @@ def one_memory_error() -> Iterator[None]:
         lacking = isinstance(error, (MemoryError, torch.OutOfMemoryError))
         if not lacking and not any(words in str(error) for words in NO_MORE):
             raise
-        if processes.SHARDED:
+        if processes.sharded():
             raise TrainingError(
                 "the memory does not hold a batch. Take a smaller one (--per_device_train_batch_size, "
                 "--per_device_eval_batch_size), a shorter --max_length, or more processes."

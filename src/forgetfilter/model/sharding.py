@@ -26,9 +26,9 @@ OFFLOADING = ("FSDP_OFFLOAD_PARAMS", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE"
 """Where accelerate says whether its config file asks for weights in the CPU's memory."""
 
 
-def refuse_unsharded(config: ForgetFilterConfig) -> None:
+def refuse_unshardable(config: ForgetFilterConfig) -> None:
     """Raise ConfigError, before any work, if the model is to be sharded, and something else does not work with that."""
-    if not processes.SHARDED:
+    if not processes.sharded():
         return
     if not config.use_peft:
         raise ConfigError(
@@ -103,7 +103,7 @@ def shared(
         batches: The batches, the same in every process.
         work: Makes one pass through the model.
     """
-    if not processes.SHARDED:
+    if not processes.sharded():
         for batch in batches:
             yield batch, work(batch)
         return

@@ -55,7 +55,12 @@ def shard(model: Any, device: torch.device) -> None:
     Args:
         model: The model on the CPU, with its adapter.
         device: The process's own.
+
+    Raises:
+        ConfigError: If weights are quantized to integers.
     """
+    if not all(parameter.is_floating_point() for parameter in model.parameters()):
+        raise ConfigError("a quantized model cannot be sharded (FSDP, ZeRO stage 3): take its weights of 16 bits.")
     processes.together()  # from here on they can talk to each other
     mesh = init_device_mesh(device.type, (processes.count(),))
     trained = {parameter for parameter in model.parameters() if parameter.requires_grad}

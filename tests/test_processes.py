@@ -29,7 +29,7 @@ from forgetfilter.model import memory, sharding
 from forgetfilter.model.learner import load_learner
 from forgetfilter.model.weights import load_tokenizer
 from forgetfilter.runs import Run
-from forgetfilter.workshop import M0, Workshop
+from forgetfilter.workshop import Workshop
 
 
 @pytest.fixture(scope="module")
@@ -289,6 +289,7 @@ def test_a_file_that_is_none_of_deepspeed_is_an_error(tmp_path, monkeypatch):
     [
         ({"use_peft": False}, {}, "--use_peft false"),
         ({"torch_compile": True}, {}, "--torch_compile"),
+        ({"load_in_4bit": True}, {}, "--load_in_4bit"),
         ({}, {"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params"),
         ({}, {"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "nvme"}, "offload_param_device"),
         ({}, {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "--gradient_checkpointing true"),
@@ -298,7 +299,7 @@ def test_what_a_sharded_model_cannot_do_is_an_error_before_any_work(config, sett
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     asked = dataclasses.replace(config, **settings)
-    M0.named(asked)
+    sharding.refuse_unshardable(asked)
     monkeypatch.setattr(processes, "sharded", lambda: True)
     with pytest.raises(ConfigError, match=words):
         ForgetFilter(asked).fit()

@@ -66,10 +66,10 @@ class M0:
                 setting does not work with that.
             ModelError: If there is no such model, or its tokenizer does not fit it.
         """
+        refuse_unshardable(config)
         weights.require_bitsandbytes(config)
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
-        refuse_unshardable(config)
         folder = weights.find_weights(config.model_name_or_path)
         tokenizer = weights.load_tokenizer(weights.tokenizer_folder(folder), config)
         outline = weights.outline(folder, config)

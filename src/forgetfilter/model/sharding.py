@@ -35,6 +35,11 @@ def refuse_unshardable(config: ForgetFilterConfig) -> None:
             "a sharded model (FSDP, ZeRO stage 3) is trained by an adapter: --use_peft false, and `evaluate`, need all "
             "weights in each process. Launch with `--multi_gpu`, or without a launcher."
         )
+    if config.load_in_4bit:
+        raise ConfigError(
+            "--load_in_4bit does not work with a sharded model (FSDP, ZeRO stage 3): leave it out, or launch with "
+            "`--multi_gpu`, where each process holds all weights."
+        )
     if config.torch_compile is True:
         raise ConfigError("--torch_compile true does not work with a sharded model (FSDP, ZeRO stage 3): leave it out.")
     if any(os.environ.get(name, "none").lower() not in ("false", "none") for name in OFFLOADING):

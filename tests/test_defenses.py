@@ -102,7 +102,7 @@ def test_replay_mixes_as_many_safe_rows_and_safeinstr_a_tenth(workshop, data, co
     DEFENSES["safeinstr"](workshop, data, config)
     replay, safeinstr = (examples for _, examples, *_ in trained)
     assert replay[:16] == data.noisy.examples
-    assert sorted(map(id, replay[16:])) == sorted(map(id, data.safe.examples * 2))
+    assert sorted(replay[16:], key=repr) == sorted([*data.safe.examples] * 2, key=repr)
     assert len(safeinstr) == 16 + 2
     assert all(example in data.safe.examples for example in safeinstr[16:])
     assert [settings.max_steps for _, _, settings, _ in trained] == [3, 3]  # the same budget for all

@@ -262,7 +262,7 @@ def test_the_selector_learns_the_order_of_fixed_losses_which_adam_blurs(adam, ra
 
 
 def test_seals_plan_shows_every_row_once_an_epoch_and_leaves_the_safe_loss_slowly(data):
-    noisy, safe = data.noisy.examples * 6, data.safe.examples
+    noisy, safe = [*data.noisy.examples] * 6, data.safe.examples
     plan = Plan.of(noisy, safe, batch=4, epochs=3, fall=0.03, seed=0)
     assert plan.safe_weights == pytest.approx([1.0] * 6 + [0.97] * 6 + [0.94] * 6)
     for epoch in range(3):

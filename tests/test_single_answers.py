@@ -44,9 +44,9 @@ def test_each_answer_is_learnt_alone_after_all_that_precedes_it(chat, config):
     assert learnt == ["one<|im_end|>", "two<|im_end|>", "three<|im_end|>", "only<|im_end|>"]
     whole = rows.examples[0]
     assert single.examples[1].input_ids == whole.input_ids[: len(single.examples[1].input_ids)]
-    assert single.examples[3] is rows.examples[1]
+    assert single.examples[3] == rows.examples[1]
     assert single.trainable() == rows.examples  # trainings see whole conversations
-    again = load(single.source.rows(), chat, config)  # filters that read texts see the same
+    again = load(list(single.source.rows()), chat, config)  # filters that read texts see the same
     assert [example.labels for example in again.examples] == [example.labels for example in single.examples]
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from forgetfilter.data.sources import load_source, open_stream, row_ids, unusable_ids
+from forgetfilter.data.sources import load_source, open_stream, unusable_ids
 from forgetfilter.errors import DataError
 
 
@@ -150,8 +150,8 @@ def test_an_empty_name_is_not_the_folder_that_one_is_in(tmp_path, monkeypatch, n
 
 
 def test_row_ids_are_own_ids_or_content_and_occurrence():
-    assert row_ids(load_source([{"id": 7, "text": "a"}, {"id": 8, "text": "a"}])) == ["7", "8"]
-    ids = row_ids(load_source([{"text": "a"}, {"text": "b"}, {"text": "a"}]))
+    assert load_source([{"id": 7, "text": "a"}, {"id": 8, "text": "a"}]).ids == ["7", "8"]
+    ids = load_source([{"text": "a"}, {"text": "b"}, {"text": "a"}]).ids
     assert ids[0].endswith("-1")
     assert ids[2] == ids[0][:-1] + "2"
     assert ids[1] != ids[0]
@@ -235,5 +235,5 @@ def test_ids_that_cannot_tell_rows_apart_are_found(ids, why):
     source = load_source([{"id": value, "text": str(n)} for n, value in enumerate(ids)])
     found = unusable_ids(source)
     assert found == why if why is None else found.startswith(why)
-    assert len(set(row_ids(source))) == 3
-    assert (row_ids(source) == [str(value) for value in ids]) == (ids == [1, 2, 3])
+    assert len(set(source.ids)) == 3
+    assert (source.ids == [str(value) for value in ids]) == (ids == [1, 2, 3])

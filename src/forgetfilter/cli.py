@@ -58,7 +58,7 @@ def _read_and_say(config: ForgetFilterConfig) -> Any:
     from forgetfilter.data.formats import detect_format
     from forgetfilter.data.sources import load_source
 
-    source = load_source(config.dataset_name, config.dataset_config, config.dataset_train_split)
+    source = load_source(config.dataset_name, config.dataset_config, config.dataset_train_split, config.output_dir)
     rows = source.rows()
     if rows and processes.first():
         found = detect_format(rows, source.name, config.columns) if config.format == "auto" else config.format
@@ -254,15 +254,15 @@ def run_compare(args: Namespace) -> None:
 def run_export(args: Namespace) -> None:
     """Write a run's kept rows in the format of a trainer."""
     from forgetfilter.data.export import export
-    from forgetfilter.decision.opened import read_scores, require_marks_decided
+    from forgetfilter.decision.opened import decided_rows, require_marks_decided
     from forgetfilter.runs import Run, locked
 
     run = Run.open(args.run)
     with locked(run.folder):
         run.reload()
         require_marks_decided(run)
-        kept = [row for row, made in enumerate(read_scores(run)["decision"].to_pylist()) if made == "kept"]
-        if not kept:
+        kept = decided_rows(run, "kept")
+        if not len(kept):
             raise RunError(f"{run.folder}: no row was kept, so there is nothing to export.")
         folder = Path(args.output_dir or run.folder / "export" / args.format)
         rows, row_format, ours = run.rows().select(kept), run.manifest["noisy"]["format"], args.output_dir is None

@@ -3,14 +3,17 @@
 The room knows no model and no filter. Whoever has verdicts (a filter's, a person's) learns them here.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold
 
+AT_ONCE = 8192
+"""Rows whose features are in memory at a time."""
 MOST_VERDICTS = 5000
 """Verdicts that `untold` learns; of more it takes a sample."""
 
@@ -56,18 +59,21 @@ class CrossFit:
         seed: int = 42,
         warm: bool = False,
     ) -> None:
-        """Standardise the features, and deal the rows."""
-        self.features = np.concatenate([noisy, safe]).astype(np.float32)  # as small as can be: there may be many rows
-        known = np.logical_not(np.isnan(self.features).any(axis=1))
-        self.count, self.rows, self.scorable = len(noisy), np.flatnonzero(known), known[: len(noisy)]
-        first: dict[bytes, int] = {}
-        self.groups = np.array([first.setdefault(row.tobytes(), len(first)) for row in self.features[self.rows]])
-        self.centre = np.nanmean(self.features, 0, dtype=np.float64)
-        self.width = np.nanstd(self.features, 0, dtype=np.float64) + 1e-6
-        self.features -= self.centre.astype(np.float32)
-        self.features /= self.width.astype(np.float32)
+        """Look through the features, and deal the rows."""
+        self.noisy, self.safe, self.count = noisy, safe, len(noisy)
+        everything = np.arange(len(noisy) + len(safe))
+        known, said = np.zeros(len(everything), bool), np.zeros(len(everything), "V16")
+        for rows in _parts(everything):
+            found = self._features(rows)
+            known[rows] = ~np.isnan(found).any(axis=1)
+            said[rows] = [blake2b(row.tobytes(), digest_size=16).digest() for row in found]
+        self.rows, self.scorable = np.flatnonzero(known), known[: len(noisy)]
+        self.groups = _numbered(said[self.rows])
+        self.centre = self._mean(lambda found: found)
+        self.width = np.sqrt(self._mean(lambda found: (found - self.centre) ** 2)) + 1e-6
         self.folds, self.warm = folds, warm
-        self.deals = [list(self._dealt(seed + repeat)) for repeat in range(repeats)] if len(first) >= folds else []
+        enough = self.groups.max(initial=-1) + 1 >= folds
+        self.deals = [list(self._dealt(seed + repeat)) for repeat in range(repeats)] if enough else []
         self.models, self.others = (
             [_regression(regularisation, warm) for _ in range(folds * repeats)] for _ in range(2)
         )
@@ -134,7 +140,7 @@ class CrossFit:
 
     def _labels(self, verdicts: np.ndarray, marks: Mapping[int, bool], weight: float) -> tuple[np.ndarray, np.ndarray]:
         """(rows and safe rows,) labels, NaN = none, and weights."""
-        labels = np.concatenate([verdicts, np.zeros(len(self.features) - self.count)])
+        labels = np.concatenate([verdicts, np.zeros(len(self.safe))])
         for row, unsafe in marks.items():
             labels[row] = unsafe
         labels[np.setdiff1d(np.arange(len(labels)), self.rows)] = np.nan
@@ -165,18 +171,52 @@ class CrossFit:
 
     def _judged(self, rows: np.ndarray, model: LogisticRegression) -> np.ndarray:
         """(rows,) log-odds by a model."""
-        odds: np.ndarray = self.features[rows] @ model.coef_[0].astype(np.float32) + model.intercept_[0]
-        return odds
+        weights = model.coef_[0].astype(np.float32)
+        odds = [self._standardised(part) @ weights + model.intercept_[0] for part in _parts(rows)]
+        return np.concatenate([np.zeros(0, np.float32), *odds])
 
     def _inputs(self, rows: np.ndarray) -> np.ndarray:
-        """The features of some rows, exact unless speed counts more."""
-        return np.asarray(self.features[rows], np.float32 if self.warm else np.float64)
+        """The standardised features of some rows, exact unless speed counts more."""
+        return np.asarray(self._standardised(rows), np.float32 if self.warm else np.float64)
+
+    def _standardised(self, rows: np.ndarray) -> np.ndarray:
+        """(rows, size) float32, with mean 0 and deviation 1 over all rows."""
+        found = self._features(rows)
+        found -= self.centre.astype(np.float32)
+        found /= self.width.astype(np.float32)
+        return found
+
+    def _features(self, rows: np.ndarray) -> np.ndarray:
+        """(rows, size) float32; the safe rows come after the noisy ones."""
+        here = rows < self.count
+        found = np.empty((len(rows), self.noisy.shape[1]), np.float32)
+        found[here] = self.noisy[rows[here]]
+        found[~here] = self.safe[rows[~here] - self.count]
+        return found
+
+    def _mean(self, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """(size,) float64, the mean over all rows that are known of what a change makes of their features."""
+        sums = (change(self._features(part)).sum(0, dtype=np.float64) for part in _parts(self.rows))
+        return sum(sums, np.zeros(self.noisy.shape[1])) / max(1, len(self.rows))
 
     def _dealt(self, seed: int) -> Iterator[np.ndarray]:
         """The rows of each part; rows with equal features lie in the same part."""
         deal = KFold(self.folds, shuffle=True, random_state=seed)
         for _, held_out in deal.split(np.arange(self.groups.max() + 1)):
             yield self.rows[np.isin(self.groups, held_out)]
+
+
+def _parts(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows, some at a time: all of their features need not be in memory together."""
+    return (rows[first : first + AT_ONCE] for first in range(0, len(rows), AT_ONCE))
+
+
+def _numbered(values: np.ndarray) -> np.ndarray:
+    """(values,) numbers from 0, equal for equal values, in the order in which these come up first."""
+    _, first, found = np.unique(values, return_index=True, return_inverse=True)
+    number = np.empty(len(first), int)
+    number[np.argsort(first)] = np.arange(len(first))
+    return number[found]
 
 
 def _regression(regularisation: float, warm: bool) -> LogisticRegression:

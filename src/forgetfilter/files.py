@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp|\..+-[a-z0-9_]{8}\.tmp")
 """Names of temporary files and folders, whose writing has not finished."""
@@ -51,6 +51,16 @@ def whole_folder(path: Path) -> Iterator[Path]:
             temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def scratch(folder: Path | None) -> IO[bytes]:
+    """An open file without a name, to write and read: it is gone once it is closed, or the process is killed.
+
+    Args:
+        folder: A folder on the disk that it is to lie on, there already or not; None for the system's own.
+    """
+    there = folder and next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    return tempfile.TemporaryFile(prefix=".scratch-", suffix=".tmp", dir=there)
 
 
 def remove_temporaries(folder: Path) -> None:

@@ -25,7 +25,7 @@ from forgetfilter.data.loading import Data, load_data, tokenize, write_malformed
 from forgetfilter.data.planted import Planted, plant
 from forgetfilter.data.unreadable import unreadable
 from forgetfilter.decision.decide import Result, check_marks, settle
-from forgetfilter.decision.opened import is_decided, read_scores, require_marks_decided
+from forgetfilter.decision.opened import decided_rows, is_decided, read_scores, require_marks_decided
 from forgetfilter.decision.outputs import decision_digest
 from forgetfilter.errors import ConfigError, RunError
 from forgetfilter.files import whole_file, whole_folder
@@ -152,14 +152,14 @@ def finetune(run: Run, *, trust_remote_code: bool = False) -> Path:
     with locked(run.folder):
         run.reload()
         config = dataclasses.replace(run.config(), trust_remote_code=trust_remote_code)
-        decisions = read_scores(run)["decision"].to_pylist()
+        decisions = read_scores(run, ["decision"])["decision"].to_pylist()
         require_marks_decided(run)
         digest, asked = decision_digest(decisions), config.final_settings()
         final = run.manifest["stages"].get("final", {})
         if run.done("final") and final["decision"] == digest and final.get("asked", asked) == asked:
             return run.folder / "model"
-        kept = [row for row, decision in enumerate(decisions) if decision == "kept"]
-        if not kept:
+        kept = decided_rows(run, "kept")
+        if not len(kept):
             raise RunError(f"{run.folder}: no row was kept, so there is nothing to finetune on.")
         m0 = M0.of_run(run, config)
         examples = tokenize(run.rows().select(kept), m0.chat, row_format=run.manifest["noisy"]["format"]).trainable()

@@ -132,7 +132,7 @@ class Marks:
     def _came_up(self, before: Collection[int], said: Mapping[int, str | None]) -> set[int]:
         """Those of the rows whose turn it was in the random order: nothing was said of them, but of all before them."""
         stated = {row for row, what in said.items() if what is not None}.union(before)
-        return set(takewhile(lambda row: row in stated, self.order.tolist())) - set(before)
+        return set(takewhile(lambda row: row in stated, map(int, self.order))) - set(before)
 
     def undo(self, row: int) -> None:
         """Take back the last statement on a row; the one before counts again.

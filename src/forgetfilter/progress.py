@@ -9,10 +9,21 @@ from tqdm import tqdm
 
 from forgetfilter import processes
 
+PATIENCE = 5.0
+"""Seconds after which work that is mostly short shows a bar."""
+
 
 @contextmanager
-def progress(what: str, total: int | None, unit: str, done: int = 0) -> Iterator[Any]:
-    """A bar on standard error; in a log it adds a line every half a minute at most. A total of None is unknown yet."""
+def progress(what: str, total: int | None, unit: str, done: int = 0, after: float = 0) -> Iterator[Any]:
+    """A bar on standard error; in a log it adds a line every half a minute at most.
+
+    Args:
+        what: What is done.
+        total: How many units there are; None where nobody knows yet.
+        unit: What they are.
+        done: How many are done already.
+        after: Seconds without a bar: work that ends before shows none.
+    """
     live = sys.stderr.isatty()
     with tqdm(
         total=total,
@@ -22,6 +33,7 @@ def progress(what: str, total: int | None, unit: str, done: int = 0) -> Iterator
         mininterval=0.5 if live else 30,
         miniters=1,
         dynamic_ncols=live,
+        delay=after,
         disable=not processes.first(),
         bar_format="{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed} gone, {remaining} left]{postfix}",
     ) as bar:

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig, StageSettings
 from forgetfilter.costs import TRAINING, Account, Cost
+from forgetfilter.data.lazy import AT_ONCE, mapped
 from forgetfilter.data.loading import Data, load_rows
 from forgetfilter.data.templates import MADE_UP
 from forgetfilter.data.tokenization import ChatTokenizer, Example, mean_length
@@ -139,9 +140,14 @@ def _tokens(examples: Sequence[Example]) -> int:
 
 
 def stored_states(path: Path) -> np.ndarray:
-    """What `Workshop.states` stored, (rows, 2, hidden size) float16."""
-    column = pq.read_table(path)["states"].combine_chunks()
-    return np.asarray(column.flatten().to_numpy()).reshape(len(column), POOLED, -1)
+    """What `Workshop.states` stored, (rows, 2, hidden size) float16; copied to where it need not be in memory."""
+    with pq.ParquetFile(path) as file:
+        size = file.schema_arrow.field("states").type.list_size
+        found, first = mapped((file.metadata.num_rows, size), np.float16, path.parent), 0
+        for batch in file.iter_batches(AT_ONCE):
+            found[first : first + len(batch)] = batch.column(0).flatten().to_numpy().reshape(-1, size)
+            first += len(batch)
+    return found.reshape(len(found), POOLED, -1)
 
 
 class Workshop:

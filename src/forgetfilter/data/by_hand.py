@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from forgetfilter.data.sources import Source, row_ids, unusable_ids
+from forgetfilter.data.sources import Source, unusable_ids
 from forgetfilter.errors import DataError
 from forgetfilter.marks import Said, word
 
@@ -80,11 +81,12 @@ def _read_lines(
     """
     trouble = unusable_ids(source)
     unusable = "" if trouble is None else f": {trouble}, so give 'row', its number from 0, or its id in scores.parquet"
-    by_id = {row_id: row for row, row_id in enumerate(row_ids(source))}
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
+    named = _named(lines)
+    by_id = {row_id: row for row, row_id in enumerate(source.ids) if row_id in named} if named else {}
     found: dict[int, Any] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -94,7 +96,7 @@ def _read_lines(
             if "id" in entry and str(entry["id"]) not in by_id:
                 raise ValueError(f"no row has the id {entry['id']!r}{unusable}")
             row = by_id[str(entry["id"])] if "id" in entry else entry["row"]
-            if type(row) is not int or not 0 <= row < len(by_id):
+            if type(row) is not int or not 0 <= row < len(source):
                 raise ValueError(f"no row {row!r}")
             said = read(entry)
             if found.get(row, said) != said and not last_counts:
@@ -103,4 +105,13 @@ def _read_lines(
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             why = error if isinstance(error, ValueError) else repr(error)
             raise DataError(f"{path}:{number}: expected {{'id': a row's id, {wanted}}}: {why}") from error
+    return found
+
+
+def _named(lines: list[str]) -> set[str]:
+    """The ids that lines name, as far as they can be read."""
+    found = set()
+    for line in lines:
+        with suppress(ValueError, LookupError, TypeError, RecursionError):
+            found.add(str(json.loads(line)["id"]))
     return found

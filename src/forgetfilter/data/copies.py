@@ -6,13 +6,16 @@ sees. Rows that merely resemble each other are not taken as one: in templated da
 row into an unsafe one.
 """
 
+import hashlib
 import json
 import unicodedata
+from collections.abc import Sequence
 
 import numpy as np
 
-from forgetfilter.data.formats import read_row
-from forgetfilter.data.sources import Source
+from forgetfilter.data.formats import Turn
+from forgetfilter.data.source import Source
+from forgetfilter.progress import PATIENCE, progress
 
 
 def first_copies(source: Source, row_format: str) -> np.ndarray:
@@ -22,18 +25,25 @@ def first_copies(source: Source, row_format: str) -> np.ndarray:
         source: The rows, none of them malformed.
         row_format: Their format.
     """
-    first: dict[tuple[tuple[str, str, bool, str], ...], int] = {}
-    found = []
-    for number, record in enumerate(source.rows()):
-        said = tuple(
-            (turn.role, plain(turn.content), turn.trained, json.dumps(turn.extra, sort_keys=True, default=str))
-            for turn in read_row(record, row_format)
-        )
-        found.append(first.setdefault(said, number))
-    return np.array(found, int)
+    said = np.empty(len(source), "V16")
+    with progress("looking for copies", len(source), "rows", after=PATIENCE) as bar:
+        for row, turns in enumerate(source.turns(row_format)):
+            said[row] = _said(turns)
+            bar.update()
+    _, first, number = np.unique(said, return_index=True, return_inverse=True)
+    return first[number]
+
+
+def _said(turns: Sequence[Turn]) -> bytes:
+    """A hash of what a row says."""
+    told = [[turn.role, plain(turn.content), turn.trained, turn.extra] for turn in turns]
+    text = json.dumps(told, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def plain(text: str) -> str:
     """A text without what does not change what it says."""
+    if text.isascii():
+        return " ".join(text.casefold().split())
     seen = "".join(char for char in unicodedata.normalize("NFKC", text) if unicodedata.category(char) != "Cf")
     return " ".join(seen.casefold().split())

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 from forgetfilter.data.builtin import builtin_rows, like
 from forgetfilter.data.formats import LEARNT, REASONING, Record, RowError, Turn, base_format, read_row
 from forgetfilter.data.loading import find_format, read_conversations
-from forgetfilter.data.sources import Source, row_ids
+from forgetfilter.data.sources import Source
 from forgetfilter.errors import DataError
 from forgetfilter.files import whole_file
+from forgetfilter.progress import PATIENCE, progress
 
 DATA_FILE = "train.jsonl"
 SHAREGPT_ROLES = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
@@ -111,6 +112,8 @@ WRITERS = {
     "alpaca": _to_alpaca,
     "sharegpt": _to_sharegpt,
 }
+DESCRIPTIONS = {"axolotl": "axolotl.yaml", "llamafactory": "dataset_info.json"}
+"""Trainer -> the file that it needs beside the rows."""
 
 
 def export(source: Source, row_format: str, target: str, folder: Path, *, replace: bool = False) -> list[Path]:
@@ -132,57 +135,64 @@ def export(source: Source, row_format: str, target: str, folder: Path, *, replac
     """
     if base_format(row_format) == "text" and target in ("llamafactory", "alpaca", "sharegpt"):
         raise DataError(f"rows of format text have no turns: --format {target} cannot hold them, trl and axolotl can.")
-    turns = [read_row(record, row_format) for record in source.rows()]
-    rows = _written(turns, WRITERS[target], source)
-    if target == "trl" and len({"messages" in row for row in rows}) > 1:
-        rows = _written(turns, _to_trl_messages, source)
-    files = {DATA_FILE: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)}
-    files |= _descriptions(target, rows)
-    in_the_way = [folder / name for name in files if not replace and (folder / name).exists()]
+    writer = WRITERS[target]
+    written = [folder / name for name in (DATA_FILE, DESCRIPTIONS.get(target)) if name]
+    in_the_way = [path for path in written if not replace and path.exists()]
     if in_the_way:
         raise DataError(f"{in_the_way[0]}: exists. Remove it or give another --output_dir.")
-    for name, text in files.items():
-        with whole_file(folder / name) as path:
-            path.write_text(text, encoding="utf-8")
-    return [folder / name for name in files]
+    if target == "trl" and len({"messages" in row for row in _written(source, row_format, writer, "looking")}) > 1:
+        writer = _to_trl_messages
+    columns, tells = set[str](), False
+    for row in _written(source, row_format, writer, "looking through"):
+        columns.update(row)
+        tells = tells or _says_what_is_trained(row)
+    with whole_file(folder / DATA_FILE) as path, path.open("w", encoding="utf-8") as file:
+        for row in _written(source, row_format, writer, "writing"):
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    if target in DESCRIPTIONS:
+        with whole_file(folder / DESCRIPTIONS[target]) as path:
+            path.write_text(_description(target, columns, tells=tells), encoding="utf-8")
+    return written
 
 
-def _written(turns: list[list[Turn]], writer: Callable[[list[Turn]], Record], source: Source) -> list[Record]:
-    """The rows of a source, whose turns are given, as a writer writes them."""
-    rows = []
-    for number, row in enumerate(turns):
-        try:
-            rows.append(writer(row))
-        except RowError as error:
-            raise DataError(f"{source.place(number)}: {error}. Nothing was written.") from error
-    return rows
+def _written(source: Source, row_format: str, writer: Callable[[list[Turn]], Record], what: str) -> Iterator[Record]:
+    """The rows of a source as a writer writes them, one by one."""
+    with progress(what, len(source), "rows", after=PATIENCE) as bar:
+        for number, turns in enumerate(source.turns(row_format)):
+            try:
+                yield writer(turns)
+            except RowError as error:
+                raise DataError(f"{source.place(number)}: {error}. Nothing was written.") from error
+            bar.update()
 
 
-def _descriptions(target: str, rows: Sequence[Record]) -> dict[str, str]:
-    """Name -> content of the files that a trainer needs beside the rows."""
-    columns = {name for row in rows for name in row}
-    if target == "llamafactory":
-        tools = "tools" if "tools" in columns else None
-        entry: dict[str, Any] = {
-            "file_name": DATA_FILE,
-            "formatting": "sharegpt",
-            "columns": {"messages": "conversations", "system": None, "tools": tools},
-            "tags": {
-                "role_tag": "from",
-                "content_tag": "value",
-                "user_tag": "human",
-                "assistant_tag": "gpt",
-                "observation_tag": "observation",
-                "function_tag": "function_call",
-                "system_tag": "system",
-            },
-        }
-        return {"dataset_info.json": json.dumps({"forgetfilter_kept": entry}, indent=2) + "\n"}
+def _description(target: str, columns: Collection[str], *, tells: bool) -> str:
+    """The content of the file that a trainer needs beside the rows.
+
+    Args:
+        target: The trainer.
+        columns: All columns of the rows.
+        tells: Whether a message tells whether it is to be trained.
+    """
     if target == "axolotl":
         kind = "completion" if "text" in columns else "chat_template"
-        trained = "    message_field_training: train\n" if any(_says_what_is_trained(row) for row in rows) else ""
-        return {"axolotl.yaml": f"datasets:\n  - path: {DATA_FILE}\n    ds_type: json\n    type: {kind}\n{trained}"}
-    return {}
+        trained = "    message_field_training: train\n" if tells else ""
+        return f"datasets:\n  - path: {DATA_FILE}\n    ds_type: json\n    type: {kind}\n{trained}"
+    entry: dict[str, Any] = {
+        "file_name": DATA_FILE,
+        "formatting": "sharegpt",
+        "columns": {"messages": "conversations", "system": None, "tools": "tools" if "tools" in columns else None},
+        "tags": {
+            "role_tag": "from",
+            "content_tag": "value",
+            "user_tag": "human",
+            "assistant_tag": "gpt",
+            "observation_tag": "observation",
+            "function_tag": "function_call",
+            "system_tag": "system",
+        },
+    }
+    return json.dumps({"forgetfilter_kept": entry}, indent=2) + "\n"
 
 
 def _says_what_is_trained(row: Record) -> bool:
@@ -256,7 +266,7 @@ def write_sample(
     source, conversations = read_conversations(source, row_format, skip=skip)
     if not 0 < rows <= len(source):
         raise DataError(f"{source.name}: has {len(source)} rows to draw from, {rows} were asked for (--rows).")
-    ids = row_ids(source)
+    ids = source.ids
     chosen = sorted(random.Random(seed).sample(range(len(source)), rows))
     lines = []
     for row in chosen:

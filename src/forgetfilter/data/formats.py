@@ -297,7 +297,7 @@ def parse_columns(text: str) -> dict[str, str]:
     return found
 
 
-def detect_format(records: list[Record], name: str, columns: str | None = None) -> str:
+def detect_format(records: Sequence[Record], name: str, columns: str | None = None) -> str:
     """The first format whose columns the first row has.
 
     Args:

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,12 +29,14 @@ from forgetfilter.data.formats import (
     read_row,
     unread_columns,
 )
+from forgetfilter.data.lazy import chosen, joined
 from forgetfilter.data.readers import why_no_line_parses
-from forgetfilter.data.sources import TRAIN, Source, load_source, row_ids, unusable_ids
+from forgetfilter.data.sources import TRAIN, Source, load_source, unusable_ids
 from forgetfilter.data.templates import learns
-from forgetfilter.data.tokenization import ChatTokenizer, Example
+from forgetfilter.data.tokenization import ChatTokenizer, Example, on_disk
 from forgetfilter.errors import ConfigError, DataError
 from forgetfilter.marks import Marks
+from forgetfilter.progress import PATIENCE, progress
 
 NEARLY_ALL = 0.9
 """Share of rows marked unsafe above which the label column is doubted."""
@@ -58,27 +61,32 @@ class Rows:
 
     source: Source
     row_format: str
-    examples: list[Example]
+    examples: Sequence[Example]
     malformed: list[Record]
     unread: dict[str, int] = field(default_factory=dict)
     planted: int = 0
-    whole: list[Example] | None = None
+    whole: Sequence[Example] | None = None
 
-    def select(self, rows: Sequence[int]) -> "Rows":
+    def select(self, rows: Sequence[int] | np.ndarray) -> "Rows":
         """These rows alone, in this order."""
-        return Rows(self.source.select(rows), self.row_format, [self.examples[row] for row in rows], [])
+        return Rows(self.source.select(rows), self.row_format, chosen(self.examples, rows), [])
 
     def with_planted(self, others: "Rows") -> "Rows":
         """These rows, and after them planted ones of the same format."""
-        examples = [*self.examples, *others.examples]
+        examples = joined(self.examples, others.examples)
         return Rows(self.source.joined(others.source), self.row_format, examples, [], planted=len(others.examples))
 
-    def trainable(self) -> list[Example]:
+    def trainable(self) -> Sequence[Example]:
         """The examples with something to learn."""
-        return [example for example in self.whole or self.examples if example.scorable]
+        examples = self.examples if self.whole is None else self.whole
+        return chosen(examples, [place for place, example in enumerate(examples) if example.scorable])
 
     def facts(self) -> dict[str, Any]:
         """What a run notes about the data: counts, format, fingerprint."""
+        return dict(self._facts)
+
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
         return {
             "rows": len(self.examples),
             "format": self.row_format,
@@ -95,8 +103,7 @@ class Rows:
     @cached_property
     def several_answers(self) -> bool:
         """Whether any row has several answers that the model learns."""
-        conversations = (read_row(record, self.row_format) for record in self.source.rows())
-        return any(sum(map(learns, turns)) > 1 for turns in conversations)
+        return any(sum(map(learns, turns)) > 1 for turns in self.source.turns(self.row_format))
 
     def copies(self) -> np.ndarray:
         """(rows,) bool, whether a row says the same as one before it."""
@@ -131,7 +138,7 @@ class Data:
     unsafe: Rows | None = None
     planted: Rows | None = None
 
-    def known_unsafe(self) -> list[Example]:
+    def known_unsafe(self) -> Sequence[Example]:
         """The rows known to be unsafe.
 
         Raises:
@@ -170,8 +177,8 @@ def load_safe(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig, safe
     name = config.safe_dataset_name if safe is None else safe
     if not is_builtin(name):
         return load_rows(name, "safe_dataset_name", chat, config)
-    said = (read_row(record, noisy.row_format) for record in noisy.source.rows())
-    source = dataclasses.replace(load_source(like(builtin_rows(name), said)), name=name)
+    rows = like(builtin_rows(name), noisy.source.turns(noisy.row_format))
+    source = dataclasses.replace(load_source(rows), name=name)
     if processes.first():
         print(f"safe data: {len(source)} rows in the box; rows of your own domain are better (--safe_dataset_name).")
     return tokenize(source, chat, row_format="text" if base_format(noisy.row_format) == "text" else "messages")
@@ -183,7 +190,7 @@ def _unsafe(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Row
         return None
     if config.unsafe_dataset_name != MARKED:
         return load_rows(config.unsafe_dataset_name, "unsafe_dataset_name", chat, config)
-    marks = Marks(Path(str(config.output_dir)), row_ids(noisy.source), config.seed).all()
+    marks = Marks(Path(str(config.output_dir)), noisy.source.ids, config.seed).all()
     unsafe = [row for row, mark in marks.items() if mark.unsafe]
     if not unsafe:
         raise ConfigError(
@@ -198,7 +205,8 @@ def load_rows(data: Any, flag: str, chat: ChatTokenizer, config: ForgetFilterCon
     if data is None:
         raise ConfigError(f"no data: give --{flag}, or pass it to fit.")
     main = flag == "dataset_name"
-    source = load_source(data, config.dataset_config, config.dataset_train_split if main else TRAIN)
+    split = config.dataset_train_split if main else TRAIN
+    source = load_source(data, config.dataset_config, split, beside=config.output_dir)
     columns = config.columns if main or _has_columns(source, config.columns) else None
     row_format = find_format(source, config.format, columns)
     rows = tokenize(source, chat, row_format=row_format, skip=config.malformed == "skip")
@@ -271,30 +279,35 @@ def tokenize(source: Source, tokenizer: ChatTokenizer, *, row_format: str = "aut
         DataError: If there are no rows, the format is unknown, or rows are malformed (the first 20
             are named with file and line).
     """
-    rows = encode(source, tokenizer, row_format=row_format, skip=skip)
+    with progress("tokenising", len(source), "rows", after=PATIENCE) as bar:
+        rows = encode(source, tokenizer, row_format=row_format, skip=skip, bar=bar)
     if not any(example.scorable for example in rows.examples):
         raise DataError(f"{source.name}: no row with a completion to learn from (format {rows.row_format}).")
     return rows
 
 
-def encode(source: Source, tokenizer: ChatTokenizer, *, row_format: str, skip: bool) -> Rows:
-    """Like `tokenize`, but it does not matter whether any row can be scored."""
-    row_format, conversations = _read(source, row_format)
-    examples: list[Example] = []
-    good, unread = [], Counter[str]()
+def encode(source: Source, tokenizer: ChatTokenizer, *, row_format: str, skip: bool, bar: Any = None) -> Rows:
+    """Like `tokenize`, but it does not matter whether any row can be scored; a bar counts the well-formed rows."""
+    row_format = find_format(source) if row_format == "auto" else row_format
+    good, unread = array("q"), Counter[str]()
     template = str(tokenizer.tokenizer.chat_template)
-    for row, turns in enumerate(conversations):
-        if turns is None:
-            continue
-        try:
-            examples.append(tokenizer.encode(turns))
-            good.append(row)
-            unread.update(_unread(source.records[row] or {}, turns, template))
-        except RowError as error:
-            source.errors[row] = str(error)
-    malformed = [_describe(source, row) for row in sorted(source.errors)]
-    if malformed and not skip:
+
+    def encoded() -> Iterator[Example]:
+        for row, record, turns in _read(source, row_format):
+            if bar is not None:
+                bar.update()
+            try:
+                yield tokenizer.encode(turns)
+            except RowError as error:
+                source.errors[row] = str(error)
+            else:
+                good.append(row)
+                unread.update(_unread(record, turns, template))
+
+    examples = on_disk(encoded(), source.beside)
+    if source.errors and not skip:
         raise DataError(_complaint(source))
+    malformed = [_describe(source, row) for row in sorted(source.errors)]
     return Rows(source.select(good), row_format, examples, malformed, dict(unread))
 
 
@@ -305,31 +318,30 @@ def _unread(record: Record, turns: list[Turn], template: str) -> set[str]:
     return {*unread_columns(record), *(name for name in extra if name not in template), *trained}
 
 
-def read_conversations(source: Source, row_format: str, *, skip: bool) -> tuple[Source, list[list[Turn]]]:
+def read_conversations(source: Source, row_format: str, *, skip: bool) -> tuple[Source, Sequence[list[Turn]]]:
     """The rows that are well formed, and what each says.
 
     Raises:
         DataError: If rows are malformed and not to be skipped, or the format is unknown.
     """
-    found = _read(source, row_format)[1]
+    row_format = find_format(source) if row_format == "auto" else row_format
+    well_formed = source.select(array("q", (row for row, _, _ in _read(source, row_format))))
     if source.errors and not skip:
         raise DataError(_complaint(source))
-    good = [row for row, turns in enumerate(found) if turns is not None]
-    return source.select(good), [turns for turns in found if turns is not None]
+    return well_formed, well_formed.turns(row_format)
 
 
-def _read(source: Source, row_format: str) -> tuple[str, list[list[Turn] | None]]:
-    """The format, found if it is "auto", and what each row says; None for the malformed (see source.errors)."""
-    if row_format == "auto":
-        row_format = find_format(source)
-    rows: list[list[Turn] | None] = []
+def _read(source: Source, row_format: str) -> Iterator[tuple[int, Record, list[Turn]]]:
+    """Number, record and turns of each row that is well formed; what is wrong with others goes to source.errors."""
     for row, record in enumerate(source.records):
+        if record is None:
+            continue
         try:
-            rows.append(None if record is None else read_row(record, row_format))
+            turns = read_row(record, row_format)
         except RowError as error:
             source.errors[row] = str(error)
-            rows.append(None)
-    return row_format, rows
+        else:
+            yield row, record, turns
 
 
 def _describe(source: Source, row: int) -> Record:

@@ -77,8 +77,7 @@ def plant(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Plant
 def _in_the_box(noisy: Rows) -> tuple[list[dict[str, Any]], list[list[Turn]]]:
     """What is known of each row in the box, and its turns, in the shape of the noisy data."""
     lines = (files("forgetfilter.safe") / "planted.jsonl").read_text(encoding="utf-8").splitlines()
-    said = (read_row(record, noisy.row_format) for record in noisy.source.rows())
-    rows = like([json.loads(line) for line in lines], said)
+    rows = like([json.loads(line) for line in lines], noisy.source.turns(noisy.row_format))
     about = [{"notion": row["notion"], "unsafe": row["unsafe"]} for row in rows]
     return about, [read_row(row, "text" if "text" in row else "messages") for row in rows]
 
@@ -90,7 +89,7 @@ def _in_a_file(chat: ChatTokenizer, config: ForgetFilterConfig) -> tuple[list[di
     labelled = any("unsafe" in record for record in records)
     unsafe = read_labels(rows.source, "unsafe") if labelled else [True] * len(records)
     about = [{"notion": str(r.get("notion") or UNNAMED), "unsafe": bad} for r, bad in zip(records, unsafe, strict=True)]
-    return about, [read_row(record, rows.row_format) for record in records]
+    return about, list(rows.source.turns(rows.row_format))
 
 
 def _chosen(about: Sequence[dict[str, Any]], room: int, seed: int) -> list[int]:

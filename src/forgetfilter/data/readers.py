@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forgetfilter.data.formats import Record
-from forgetfilter.data.source import Source, from_table, require_distinct
+from forgetfilter.data.source import Source, from_table, parse_object, require_distinct
 from forgetfilter.errors import DataError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -152,26 +152,19 @@ def _line_parts(path: Path, size: int, place: int) -> Parts:
 
 def from_lines(lines: Iterable[bytes], name: str, first: int = 1) -> Source:
     """Rows of JSON, one a line; `first` is the number of the first line."""
-    source = Source(name, ".jsonl", [], [])
+    numbers: list[int] = []
+    raw: list[bytes] = []
+    errors: dict[int, str] = {}
     for number, line in enumerate(lines, first):
         if not line.strip():
             continue
         try:
-            record = _parse_object(line.decode("utf-8"))
+            parse_object(line)
         except (ValueError, RecursionError) as error:
-            source.errors[len(source)] = _why(error)
-            record = None
-        source.records.append(record)
-        source.lines.append(number)
-        source.raw.append(line)
-    return source
-
-
-def _parse_object(text: str) -> Record:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError(f"a JSON {type(value).__name__}, expected an object")
-    return value
+            errors[len(raw)] = _why(error)
+        numbers.append(number)
+        raw.append(line)
+    return Source(name, ".jsonl", numbers, raw, errors=errors)
 
 
 def _why(error: Exception) -> str:
@@ -199,7 +192,7 @@ def _is_json_lines(path: Path) -> bool:
     if first[:1] != b"{":
         return False
     try:
-        found = _parse_object(first.decode())
+        found = parse_object(first)
     except (ValueError, RecursionError):
         return not _lists_rows(_whole(path))
     return not isinstance(found.get(LISTED), list)
@@ -215,7 +208,7 @@ def _lists_rows(data: bytes) -> bool:
 
 def _from_json(data: bytes, name: str) -> Source:
     """A JSON array, or an object that lists the rows as its "data"; each row with its own slice of the file's text."""
-    source = Source(name, ".json", [], [])
+    source = Source(name, ".json")
     try:
         text = data.decode("utf-8")
         end = _add_elements(source, text, _start_of_rows(text))
@@ -249,19 +242,19 @@ def _start_of_rows(text: str) -> int:
 def _add_elements(source: Source, text: str, position: int) -> int:
     """Add the elements of an array that begins before a position; gives the position after it."""
     decoder, last = json.JSONDecoder(), 0
-    line = 1
+    line, lines, raw = 1, list[int](), list[bytes]()
+    source.lines, source.raw = lines, raw
     while True:
         start = _skip(text, position)
-        if text[start : start + 1] == "]" and not source.records:
+        if text[start : start + 1] == "]" and not raw:
             return start + 1
         value, end = decoder.raw_decode(text, start)
         line += text.count("\n", last, start)
         last = start
         if not isinstance(value, dict):
-            source.errors[len(source)] = f"a JSON {type(value).__name__}, expected an object"
-        source.records.append(value if isinstance(value, dict) else None)
-        source.lines.append(line)
-        source.raw.append(text[start:end].encode())
+            source.errors[len(raw)] = f"a JSON {type(value).__name__}, expected an object"
+        lines.append(line)
+        raw.append(text[start:end].encode())
         position = _skip(text, end) + 1
         if text[position - 1 : position] == "]":
             return position
@@ -322,16 +315,21 @@ def csv_parts(lines: Iterator[bytes], name: str, suffix: str, size: int, start: 
         if not columns:
             raise DataError(f"{name}: the file is empty. It needs a line of column names, then rows.")
         _check_columns(columns, name, suffix)
-        part = Source(name, suffix, [], [], header=taken.take())
+        header, parse = taken.take(), partial(_parse_fields, columns, DELIMITERS[suffix])
         taken.skip_to(start)
         line = taken.count + 1
+        numbers, raw, errors = list[int](), list[bytes](), dict[int, str]()
         for fields in reader:
-            _add_row(part, columns, fields, line, taken.take())
+            own = taken.take()
+            if fields:  # no empty line
+                errors |= _wrong_fields(fields, columns, len(raw))
+                numbers.append(line)
+                raw.append(own)
             line = taken.count + 1
-            if len(part) == size:
-                yield part, taken.count
-                part = Source(name, suffix, [], [], header=part.header)
-        yield part, taken.count
+            if len(raw) == size:
+                yield Source(name, suffix, numbers, raw, parse, errors, header), taken.count
+                numbers, raw, errors = [], [], {}
+        yield Source(name, suffix, numbers, raw, parse, errors, header), taken.count
     except csv.Error as error:
         raise DataError(f"{name}:{taken.count}: not valid CSV ({error}). Repair the file.") from error
 
@@ -347,21 +345,21 @@ def _check_columns(columns: list[str], name: str, suffix: str) -> None:
         )
 
 
-def _add_row(source: Source, columns: list[str], fields: list[str], line: int, raw: bytes) -> None:
-    """Add a row of a CSV file to a source, unless the line is empty."""
-    if not fields:
-        return
-    record: Record | None = dict(zip(columns, fields, strict=False))
+def _wrong_fields(fields: list[str], columns: list[str], row: int) -> dict[int, str]:
+    """What is wrong with a row of a CSV file, by its number; nothing if it is well formed."""
     if len(fields) != len(columns):
-        source.errors[len(source)] = f"{len(fields)} fields, the header has {len(columns)}"
-    else:
-        try:
-            "".join(fields).encode()  # bytes that are not UTF-8 were decoded as what it cannot encode
-        except UnicodeEncodeError:
-            source.errors[len(source)] = "not UTF-8"
-    source.records.append(None if len(source) in source.errors else record)
-    source.lines.append(line)
-    source.raw.append(raw)
+        return {row: f"{len(fields)} fields, the header has {len(columns)}"}
+    try:
+        "".join(fields).encode()  # bytes that are not UTF-8 were decoded as what it cannot encode
+    except UnicodeEncodeError:
+        return {row: "not UTF-8"}
+    return {}
+
+
+def _parse_fields(columns: list[str], delimiter: str, raw: bytes) -> Record:
+    """The record that the bytes of a row of a CSV file hold."""
+    lines = io.StringIO(raw.decode("utf-8"), newline="\n")
+    return dict(zip(columns, next(csv.reader(lines, delimiter=delimiter, strict=True)), strict=True))
 
 
 def _parquet_parts(path: Path, size: int, place: int) -> Parts:

@@ -1,16 +1,19 @@
 """Conversations of several answers, each answer as a row of its own: one bad answer among good ones does not hide."""
 
 import dataclasses
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from forgetfilter.data.export import SHAPES
 from forgetfilter.data.formats import Record, RowError, Turn, read_row
+from forgetfilter.data.lazy import Lazy, chosen
 from forgetfilter.data.loading import Rows
 from forgetfilter.data.source import Source
 from forgetfilter.data.templates import learns
-from forgetfilter.data.tokenization import ChatTokenizer, Example
+from forgetfilter.data.tokenization import ChatTokenizer, Example, on_disk
+from forgetfilter.progress import PATIENCE, progress
 
 SHAPE = "messages"
 """Format of the rows that are made: it can say that an earlier answer is context alone."""
@@ -30,36 +33,56 @@ def single_answers(rows: Rows, chat: ChatTokenizer) -> tuple[Rows, np.ndarray] |
     """
     if not rows.several_answers:
         return None
-    conversations = [read_row(record, rows.row_format) for record in rows.source.rows()]
-    records: list[Record | None] = []
-    examples: list[Example] = []
-    row_of: list[int] = []
-    for row, (record, turns) in enumerate(zip(rows.source.rows(), conversations, strict=True)):
-        for until, example in _answers(turns, rows.examples[row], chat):
-            records.append({**record, **SHAPES[SHAPE](list(until))})
-            examples.append(example)
-            row_of.append(row)
-    lines = [rows.source.lines[row] for row in row_of]
-    planted = sum(row >= len(conversations) - rows.planted for row in row_of)
-    source = Source(rows.source.name, ".jsonl", records, lines)
-    found = Rows(source, SHAPE, examples, [], planted=planted, whole=rows.examples)
-    return found, np.array(row_of)
+    row_of, place_of = array("q"), array("q")  # place: the answer's number among the turns, -1 for a whole row
+
+    def encoded() -> Iterator[Example]:
+        said = rows.source.turns(rows.row_format)
+        with progress("taking conversations apart", len(said), "rows", after=PATIENCE) as bar:
+            for row, (turns, whole) in enumerate(zip(said, rows.examples, strict=True)):
+                answers = _answers(turns, whole, chat)
+                row_of.extend([row] * len(answers))
+                place_of.extend(place for place, _ in answers)
+                yield from (example for _, example in answers)
+                bar.update()
+
+    examples = on_disk(encoded(), rows.source.beside)
+    belongs, places, records = np.array(row_of), np.array(place_of), rows.source.rows()
+
+    def made(answers: np.ndarray) -> list[Record]:
+        own = zip(chosen(records, belongs[answers]), places[answers].tolist(), strict=True)
+        return [_until(record, rows.row_format, place) for record, place in own]
+
+    source = Source(
+        rows.source.name,
+        ".jsonl",
+        chosen(rows.source.lines, belongs),
+        made=Lazy(len(belongs), made),
+        beside=rows.source.beside,
+    )
+    planted = int((belongs >= len(records) - rows.planted).sum())
+    return Rows(source, SHAPE, examples, [], planted=planted, whole=rows.examples), belongs
 
 
-def _answers(turns: Sequence[Turn], whole: Example, chat: ChatTokenizer) -> list[tuple[Sequence[Turn], Example]]:
-    """For each answer of a row what is said up to it, the answer alone to be learnt, with its tokens.
+def _answers(turns: Sequence[Turn], whole: Example, chat: ChatTokenizer) -> list[tuple[int, Example]]:
+    """The place of each answer of a row among its turns, and its tokens after all that is said up to it.
 
-    A row of one answer stays as it is; so does one that the chat template refuses to break off.
+    A row of one answer stays as it is, with place -1; so does one that the chat template refuses to break off.
     """
     places = [place for place, turn in enumerate(turns) if learns(turn)]
     if len(places) < 2:
-        return [(turns, whole)]
-    found: list[tuple[Sequence[Turn], Example]] = []
-    for place in places:
-        context = [dataclasses.replace(turn, trained=False) for turn in turns[:place]]
-        until = [*context, turns[place]]
-        try:
-            found.append((until, chat.encode(until)))
-        except RowError:
-            return [(turns, whole)]
-    return found
+        return [(-1, whole)]
+    try:
+        return [(place, chat.encode(_cut(turns, place))) for place in places]
+    except RowError:
+        return [(-1, whole)]
+
+
+def _cut(turns: Sequence[Turn], place: int) -> list[Turn]:
+    """What is said up to an answer, the answer alone to be learnt."""
+    return [*(dataclasses.replace(turn, trained=False) for turn in turns[:place]), turns[place]]
+
+
+def _until(record: Record, row_format: str, place: int) -> Record:
+    """A row up to an answer, as SHAPE has it; all of the row for place -1."""
+    turns = read_row(record, row_format)
+    return {**record, **SHAPES[SHAPE](turns if place < 0 else _cut(turns, place))}

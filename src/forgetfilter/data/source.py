@@ -2,17 +2,26 @@
 
 import hashlib
 import json
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from forgetfilter.data.formats import Record
+from forgetfilter.data.formats import Record, Turn, read_row
+from forgetfilter.data.lazy import Lazy, Spool, chosen, column, in_parts, joined
 from forgetfilter.errors import DataError
+from forgetfilter.files import scratch
+
+GROUP = 16_384
+"""Rows of a table that are in memory at a time where it is written."""
 
 
 @dataclass(frozen=True)
@@ -44,57 +53,114 @@ class Form:
             return cls(".jsonl")
 
 
+def parse_object(line: bytes) -> Record:
+    """The record that a line of JSON holds.
+
+    Raises:
+        ValueError: If it holds none.
+    """
+    value = json.loads(line.decode("utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON {type(value).__name__}, expected an object")
+    return value
+
+
 @dataclass
 class Source:
-    """The rows of one data set, parsed, with what is needed to write any of them back unchanged.
+    """The rows of one data set, with what is needed to write any of them back unchanged.
+
+    Where there are many, they lie on disk, and each is read when it is asked for.
 
     Attributes:
         name: What the user called it.
         suffix: Of the files that rows are written back to: .jsonl, .json, .csv, .tsv or .parquet.
-        records: The rows, parsed; None where a line could not be.
         lines: For each row the 1-based line it starts on (row number where there are no lines).
-        errors: Row index -> what is wrong with it.
         raw: Each row's own bytes; empty for tables.
+        parse: What makes a record of a row's bytes.
+        errors: Row index -> what is wrong with it.
         header: Bytes before the first row (a CSV's column names).
         table: The Arrow table of Parquet and Hub data sets.
+        picked: (rows,) which rows of the table these are; None for all of them, in order.
         files: For each row the file it is from; empty where all are from `name`.
+        made: The records, where they are neither in `raw` nor in `table`.
+        beside: A folder on whose disk what is made of the rows may lie; None for the system's own for such files.
     """
 
     name: str
     suffix: str
-    records: list[Record | None]
-    lines: list[int]
+    lines: Sequence[int] = ()
+    raw: Sequence[bytes] = field(default_factory=list)
+    parse: Callable[[bytes], Record] = parse_object
     errors: dict[int, str] = field(default_factory=dict)
-    raw: list[bytes] = field(default_factory=list)
     header: bytes = b""
     table: pa.Table | None = None
-    files: list[str] = field(default_factory=list)
+    picked: np.ndarray | None = None
+    files: Sequence[str] = field(default_factory=list)
+    made: Sequence[Record] | None = None
+    beside: Path | None = None
 
     def __len__(self) -> int:
         """Count rows."""
-        return len(self.records)
+        return len(self.lines)
 
-    def rows(self) -> list[Record]:
-        """The rows that could be parsed."""
-        return [record for record in self.records if record is not None]
+    @property
+    def records(self) -> Sequence[Record | None]:
+        """The rows, parsed when they are asked for; None where there is an error."""
+        return Lazy(len(self), self._records)
 
-    def select(self, rows: Sequence[int]) -> "Source":
+    def _records(self, rows: np.ndarray) -> Sequence[Record | None]:
+        if self.table is not None:
+            found: list[Record | None] = self._taken(rows).to_pylist()
+            return found
+        if self.made is not None:
+            return chosen(self.made, rows)
+        raw = zip(rows.tolist(), chosen(self.raw, rows), strict=True)
+        return [None if row in self.errors else self.parse(line) for row, line in raw]
+
+    @cached_property
+    def ids(self) -> Sequence[str]:
+        """A stable id for each row: its own `id` if these are unique, else a hash of its content and a count."""
+        own, given = _own_ids(self)
+        if given and _unusable(own, self) is None:
+            return Lazy(len(own), lambda rows: own.take(pa.array(rows)).to_pylist())
+        content = np.array([int(_content_id(record), 16) for record in self.records], np.uint64)
+        count = _occurrences(content)
+        return Lazy(len(content), lambda rows: [f"{content[row]:016x}-{count[row]}" for row in rows.tolist()])
+
+    def rows(self) -> Sequence[Record]:
+        """The rows without an error."""
+        good = np.delete(np.arange(len(self)), list(self.errors))
+        return cast("Sequence[Record]", chosen(self.records, good))
+
+    def turns(self, row_format: str) -> Sequence[list[Turn]]:
+        """What each row without an error says, read when it is asked for.
+
+        Args:
+            row_format: Their format, as `read_row` takes it.
+        """
+        rows = self.rows()
+        return Lazy(len(rows), lambda places: [read_row(record, row_format) for record in chosen(rows, places)])
+
+    def select(self, rows: Sequence[int] | np.ndarray) -> "Source":
         """The same source with these rows alone, in this order."""
-        return Source(
-            name=self.name,
-            suffix=self.suffix,
-            records=[self.records[row] for row in rows],
-            lines=[self.lines[row] for row in rows],
-            errors={new: self.errors[row] for new, row in enumerate(rows) if row in self.errors},
-            raw=[self.raw[row] for row in rows] if self.raw else [],
-            header=self.header,
-            table=None if self.table is None else self.table.take(pa.array(rows, pa.int64())),
-            files=[self.files[row] for row in rows] if self.files else [],
+        picked = None
+        if self.table is not None:
+            picked = np.asarray(rows, np.int64) if self.picked is None else self.picked[rows]
+        errors = {new: self.errors[row] for new, row in enumerate(rows) if row in self.errors} if self.errors else {}
+        return replace(
+            self,
+            lines=chosen(self.lines, rows),
+            raw=chosen(self.raw, rows) if self.raw else [],
+            errors=errors,
+            picked=picked,
+            files=chosen(self.files, rows) if self.files else [],
+            made=None if self.made is None else chosen(self.made, rows),
         )
 
     def joined(self, other: "Source") -> "Source":
         """These rows and those of another source, to be read alone: they cannot be written back."""
-        return Source(self.name, self.suffix, [*self.records, *other.records], [*self.lines, *other.lines])
+        lines, made = joined(self.lines, other.lines), joined(self.rows(), other.rows())
+        return Source(self.name, self.suffix, lines, made=made, beside=self.beside)
 
     def place(self, row: int) -> str:
         """Where a row stands, for messages: "file:line", or "name, row n"."""
@@ -104,12 +170,17 @@ class Source:
     def write(self, path: Path) -> None:
         """Write all rows to a path, which should end in this source's suffix."""
         if self.table is not None:
-            pq.write_table(self.table, path)
-            return
-        if self.suffix == ".json":
-            path.write_bytes(b"[\n" + b",\n".join(self.raw) + b"\n]\n")
+            with pq.ParquetWriter(path, self.table.schema) as writer:
+                for part in self._tables():
+                    writer.write_table(part)
             return
         with path.open("wb") as file:
+            if self.suffix == ".json":
+                file.write(b"[\n")
+                for number, row in enumerate(self.raw):
+                    file.write(b",\n" + row if number else row)
+                file.write(b"\n]\n")
+                return
             file.write(self.header)
             for number, line in enumerate(self.raw, 1):
                 ended = line.endswith(b"\n") or number == len(self.raw)
@@ -138,13 +209,12 @@ class Source:
         if form.schema is not None and self.table is not None:
             parts = [form.schema.empty_table(), self.table.replace_schema_metadata(None)]
             table = pa.concat_tables(parts, promote_options="default")
-            return from_table(table, self.name, self.lines[0] if self.lines else 1)
-        raw = [self._as_line(row) for row in range(len(self))]
-        return Source(self.name, ".jsonl", self.records, self.lines, self.errors, raw, files=self.files)
+            return replace(self, table=table, suffix=".parquet")
+        raw = [self._as_line(row, record) for row, record in enumerate(self.records)]
+        return Source(self.name, ".jsonl", self.lines, raw, errors=self.errors, files=self.files)
 
-    def _as_line(self, row: int) -> bytes:
+    def _as_line(self, row: int, record: Record | None) -> bytes:
         """A row as a line of JSON; a row that could not be parsed as the line it is."""
-        record = self.records[row]
         if record is None or self.suffix in (".json", ".jsonl"):
             return b" ".join(self.raw[row].splitlines()) + b"\n"
         try:
@@ -162,32 +232,89 @@ class Source:
         JSON.
         """
         if self.table is not None:
-            return self.table
-        return pa.table({_encodable(name): _column(values) for name, values in self._columns().items()})
+            return self.table if self.picked is None else self._taken(np.arange(len(self)))
+        return pa.concat_tables([*self.tables()])
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The rows as tables of equal columns, some at a time; see `as_table`."""
+        if self.table is not None:
+            yield from self._tables()
+            return
+        types = {name: pa.string() if kind is None else kind for name, kind in self._types().items()}
+        schema = pa.schema([(_encodable(name), kind) for name, kind in types.items()])
+        yield schema.empty_table()
+        for rows in in_parts(self.rows()):
+            columns = [_column([row.get(name) for row in rows], kind) for name, kind in types.items()]
+            yield pa.Table.from_arrays(columns, schema=schema)
 
     def schema(self) -> pa.Schema | None:
         """The columns of its rows and their types; None where the values of a column have no type in common."""
         if self.table is not None:
             return self.table.schema
-        try:
-            return pa.schema([(name, pa.array(values).type) for name, values in self._columns().items()])
-        except NO_TYPE:
-            return None
+        types = self._types()
+        return None if None in types.values() else pa.schema(types.items())
 
-    def _columns(self) -> dict[str, list[Any]]:
-        rows = self.rows()
-        return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+    def _tables(self) -> Iterator[pa.Table]:
+        """The rows of a table, some at a time."""
+        return (self._taken(np.arange(first, min(first + GROUP, len(self)))) for first in range(0, len(self), GROUP))
+
+    def _taken(self, rows: np.ndarray) -> pa.Table:
+        """Some rows of a table, copied from as small a part of it as holds them all."""
+        assert self.table is not None
+        rows = rows if self.picked is None else self.picked[rows]
+        least, most = int(rows.min(initial=len(self.table))), int(rows.max(initial=-1))
+        if most - least > 8 * len(rows):
+            return pa.concat_tables([self.table.slice(row, 1) for row in rows.tolist()])
+        return self.table.slice(least, max(0, most + 1 - least)).take(pa.array(rows - least, pa.int64()))
+
+    def _types(self) -> dict[str, pa.DataType | None]:
+        """Column -> the type that all of its values have in common; None where they have none."""
+        found: dict[str, set[pa.DataType | None]] = {}
+        for rows in in_parts(self.rows()):
+            for name in dict.fromkeys(name for row in rows for name in row):
+                found.setdefault(name, set()).add(_type([row.get(name) for row in rows]))
+        types = {name: _common(kinds) for name, kinds in found.items()}
+        mixed = {name: types[name] for name, kinds in found.items() if len(kinds) > 1 and types[name] is not None}
+        for rows in in_parts(self.rows()) if mixed else ():
+            types |= {name: None for name, kind in mixed.items() if not _fits([row.get(name) for row in rows], kind)}
+        return types
 
 
 NO_TYPE = (pa.ArrowException, OverflowError, ValueError, TypeError)
 """What Arrow raises for values that fit no column."""
 
 
-def _column(values: list[Any]) -> pa.Array:
+def _type(values: list[Any]) -> pa.DataType | None:
+    """The type that values have in common; None if they have none."""
     try:
-        return pa.array(values)
+        return pa.array(values).type
     except NO_TYPE:
-        return pa.array([None if value is None else _as_text(value) for value in values])
+        return None
+
+
+def _fits(values: list[Any], kind: pa.DataType) -> bool:
+    """Whether a type holds all of these values."""
+    try:
+        pa.array(values, kind)
+    except NO_TYPE:
+        return False
+    return True
+
+
+def _common(kinds: set[pa.DataType | None]) -> pa.DataType | None:
+    """The type that holds values of all of these; None if there is none."""
+    known = [pa.schema([("", kind)]) for kind in kinds if kind is not None]
+    try:
+        return pa.unify_schemas(known, promote_options="permissive").field(0).type if len(known) == len(kinds) else None
+    except NO_TYPE:
+        return None
+
+
+def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """Values as a column of a type; as text where some are of other types."""
+    if kind == pa.string():
+        return pa.array([None if value is None else _as_text(value) for value in values], kind)
+    return pa.array(values, kind)
 
 
 def _as_text(value: Any) -> str:
@@ -206,12 +333,14 @@ def from_table(table: pa.Table, name: str, first: int = 1) -> Source:
         DataError: If a value cannot be read, or two columns have one name.
     """
     require_distinct(table.column_names, name)
+    source = Source(name, ".parquet", column(np.arange(first, first + len(table))), table=table)
     try:
         table.validate(full=True)  # a damaged file that is mapped into memory would end the process
-        records = table.to_pylist()
+        for _ in source.records:
+            pass
     except (ValueError, OverflowError, pa.ArrowException) as error:
         raise DataError(f"{name}: its values cannot be read ({error}). Is the file whole?") from error
-    return Source(name, ".parquet", records, list(range(first, first + len(table))), table=table)
+    return source
 
 
 def require_distinct(columns: Sequence[str], name: str) -> None:
@@ -221,62 +350,100 @@ def require_distinct(columns: Sequence[str], name: str) -> None:
         raise DataError(f"{name}: several columns are called {twice[0]!r}, so one would be lost. Rename them.")
 
 
-def put_together(name: str, parts: Sequence[Source]) -> Source:
-    """The rows of all parts, which have one form, in order."""
-    if len(parts) == 1:
-        return parts[0]
-    whole = Source(name, parts[0].suffix if parts else ".jsonl", [], [], header=parts[0].header if parts else b"")
-    for part in parts:
-        whole.errors |= {len(whole) + row: error for row, error in part.errors.items()}
-        whole.records += part.records
-        whole.lines += part.lines
-        whole.raw += part.raw
-        whole.files += part.files
-    if parts and parts[0].table is not None:
-        whole.table = pa.concat_tables([part.table for part in parts])
-    return whole
+def put_together(name: str, parts: Iterable[Source], beside: Path | None = None) -> Source:
+    """The rows of all parts, which have one form, in order: on disk, unless there is one part alone.
+
+    Args:
+        name: What to call them.
+        parts: The parts; one is in memory at a time.
+        beside: A folder on the disk that they are to lie on; see `Source`.
+    """
+    left = iter(parts)
+    first, second = next(left, None), next(left, None)
+    if first is None or second is None:
+        return replace(first or Source(name, ".jsonl"), beside=beside)
+    spool, lines, files, errors = Spool(beside), array("q"), list[str](), dict[int, str]()
+
+    def noted() -> Iterator[Source]:
+        for part in chain([first, second], left):
+            errors.update({len(lines) + row: error for row, error in part.errors.items()})
+            lines.extend(part.lines)
+            files.extend(part.files)
+            yield part
+
+    table = None
+    if first.table is not None:
+        table = _on_disk(first.table.schema, (part.as_table() for part in noted()), beside)
+    else:
+        for part in noted():
+            for row in part.raw:
+                spool.append(row)
+    return replace(
+        first,
+        name=name,
+        lines=column(np.array(lines)),
+        raw=spool.rows() if table is None else [],
+        errors=errors,
+        table=table,
+        files=column(np.array(files, object)) if files else [],
+        beside=beside,
+    )
 
 
-def row_ids(source: Source) -> list[str]:
-    """A stable id for each row: its own `id` if these are unique, else a hash of its content and a count."""
-    own = _own_ids(source)
-    if unusable_ids(source) is None and own and own[0] is not None:
-        return [str(value) for value in own]
-    seen: dict[str, int] = {}
-    ids = []
-    for record in source.records:
-        digest = _content_id(record)
-        seen[digest] = seen.get(digest, 0) + 1
-        ids.append(f"{digest}-{seen[digest]}")
-    return ids
+def _on_disk(schema: pa.Schema, tables: Iterable[pa.Table], beside: Path | None) -> pa.Table:
+    """One table of several, in a file without a name that is mapped into the memory."""
+    with scratch(beside) as file:
+        with pa.ipc.new_stream(file, schema) as writer:
+            for table in tables:
+                writer.write_table(table)
+        file.flush()
+        return pa.ipc.open_stream(pa.memory_map(f"/dev/fd/{file.fileno()}")).read_all()
 
 
 def unusable_ids(source: Source) -> str | None:
     """Why the rows' own ids cannot tell them apart; None if they can, or if no row has one."""
-    own = _own_ids(source)
-    wrong = [row for row, value in enumerate(own) if not _is_id(value)]
-    if not any(value is not None for value in own):
-        return None
-    if wrong:
-        where = source.place(wrong[0])
+    own, given = _own_ids(source)
+    return _unusable(own, source) if given else None
+
+
+def _unusable(own: pa.Array, source: Source) -> str | None:
+    """Why ids cannot tell rows apart; None if they can."""
+    wrong = np.flatnonzero(own.is_null().to_numpy(zero_copy_only=False))
+    if len(wrong):
+        where = source.place(int(wrong[0]))
         return f"{len(wrong)} of {len(own)} rows have no 'id' that is text or a whole number, first {where}"
-    counts = Counter(map(str, own))
-    shared = [row for row, value in enumerate(own) if counts[str(value)] > 1]
-    if shared:
-        return f"{len(shared)} of {len(own)} rows share their 'id' with another one, first {source.place(shared[0])}"
+    numbers = own.dictionary_encode().indices.to_numpy()
+    shared = np.flatnonzero(np.bincount(numbers)[numbers] > 1)
+    if len(shared):
+        where = source.place(int(shared[0]))
+        return f"{len(shared)} of {len(own)} rows share their 'id' with another one, first {where}"
     return None
 
 
 def ids_alone(source: Source) -> list[str]:
     """An id for each row that depends on no other row: its own `id`, else a hash of its content; they may repeat."""
-    return [
-        str(value) if _is_id(value) else _content_id(record)
-        for value, record in zip(_own_ids(source), source.records, strict=True)
-    ]
+    records = ((record, (record or {}).get("id")) for record in source.records)
+    return [str(value) if _is_id(value) else _content_id(record) for record, value in records]
 
 
-def _own_ids(source: Source) -> list[Any]:
-    return [(record or {}).get("id") for record in source.records]
+def _own_ids(source: Source) -> tuple[pa.Array, bool]:
+    """Each row's own id as text, null where it can be none; and whether any row has one, usable or not."""
+    parts, given = [], False
+    for records in in_parts(source.records):
+        values = [(record or {}).get("id") for record in records]
+        given = given or any(value is not None for value in values)
+        parts.append(pa.array([str(value) if _is_id(value) else None for value in values], pa.large_string()))
+    return pa.chunked_array(parts, pa.large_string()).combine_chunks(), given
+
+
+def _occurrences(values: np.ndarray) -> np.ndarray:
+    """(values,) how many values up to this one, it included, are equal to it."""
+    order = np.argsort(values, kind="stable")
+    begins = np.append(True, values[order][1:] != values[order][:-1])[: len(order)]
+    first = np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))
+    found = np.empty(len(order), np.int64)
+    found[order] = np.arange(len(order)) - first + 1
+    return found
 
 
 def _content_id(record: Record | None) -> str:

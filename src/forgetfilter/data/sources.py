@@ -1,13 +1,12 @@
 """Where rows come from: files, folders, Hub data sets and memory, whole or in parts.
 
-In parts, the memory taken does not grow with the rows: what is read stays on disk. JSON arrays, packed Parquet files,
-slices and rows that are in memory already are held whole.
+The memory taken does not grow with the rows: in parts, what is read stays on disk, and the rows of a whole data set
+are copied there. JSON arrays and packed Parquet files are held whole while they are read.
 """
 
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forgetfilter.data.folders import TRAIN, data_files, is_saved, say_unread_splits
+from forgetfilter.data.lazy import AT_ONCE
 from forgetfilter.data.readers import (
     KNOWN,
     SUFFIXES,
@@ -26,16 +26,14 @@ from forgetfilter.data.readers import (
     unpacked_name,
     unreadable,
 )
-from forgetfilter.data.source import Form, Source, from_table, ids_alone, put_together, row_ids, unusable_ids
+from forgetfilter.data.source import Form, Source, from_table, ids_alone, put_together, unusable_ids
 from forgetfilter.errors import DataError
 from forgetfilter.files import sha256
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["TRAIN", "Source", "Stream", "ids_alone", "load_source", "open_stream", "row_ids", "unusable_ids"]
-AT_ONCE = 1024
-"""Rows that are read to compute a fingerprint, at a time."""
+__all__ = ["TRAIN", "Source", "Stream", "ids_alone", "load_source", "open_stream", "unusable_ids"]
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,9 @@ class Stream:
         """
         return ((part, after) for part, after in self.read(size, place) if len(part))
 
-    def whole(self) -> Source:
-        """All rows."""
-        return put_together(self.name, [part for part, _ in self.parts(sys.maxsize)])
+    def whole(self, beside: Path | None = None) -> Source:
+        """All rows; on disk, unless there are few, and then on that of a folder (None: the system's own)."""
+        return put_together(self.name, (part for part, _ in self.parts(AT_ONCE)), beside)
 
     def fingerprint(self) -> str:
         """SHA-256 of the file, or of the rows where they are in no file; reads everything once."""
@@ -87,19 +85,27 @@ class Stream:
         return next((name[: -len(end)] for end in SUFFIXES if name.lower().endswith(end)), name).strip("<>")
 
 
-def load_source(name: str | os.PathLike[str] | Any, config_name: str | None = None, split: str = TRAIN) -> Source:
-    """Read a data set whole.
+def load_source(
+    name: str | os.PathLike[str] | Any,
+    config_name: str | None = None,
+    split: str = TRAIN,
+    beside: str | os.PathLike[str] | None = None,
+) -> Source:
+    """Read a data set whole. Its rows then lie on disk, unless there are few.
 
     Args:
         name: A file, a folder, a Hub id, a datasets.Dataset, a list of dicts, or a Source, which is returned as it is.
         config_name: Configuration of a Hub data set.
         split: The split to read, or a slice of it, such as train[:100].
+        beside: A folder, there already or not, on whose disk the rows are to lie; None for the system's own.
 
     Raises:
         DataError: If there is no such data set or split, or its file is damaged as a whole. Damaged rows are left in
             the source with their errors instead.
     """
-    return name if isinstance(name, Source) else open_stream(name, config_name, split).whole()
+    if isinstance(name, Source):
+        return name
+    return open_stream(name, config_name, split).whole(None if beside is None else Path(beside))
 
 
 def open_stream(data: Any, config_name: str | None = None, split: str = TRAIN) -> Stream:

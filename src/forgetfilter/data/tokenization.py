@@ -3,14 +3,17 @@
 import itertools
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from forgetfilter import processes
 from forgetfilter.data.answers import Rendered, render
 from forgetfilter.data.formats import Turn
+from forgetfilter.data.lazy import Lazy, Spool
 from forgetfilter.data.templates import MADE_UP, PLAIN_TEMPLATE, ChatTemplate, Span, any_of, learns
 
 IGNORED = -100
@@ -50,6 +53,37 @@ class Example:
         """The token ids before each of the trained turns."""
         marks = [label != IGNORED for label in self.labels]
         return [self.input_ids[:i] for i in range(1, len(marks)) if marks[i] and not marks[i - 1]]
+
+
+def on_disk(examples: Iterable[Example], beside: Path | None) -> Lazy[Example]:
+    """The same examples, each read from the disk when it is asked for.
+
+    Args:
+        examples: The examples; one is in memory at a time.
+        beside: A folder on whose disk they are to lie; None for the system's own for such files.
+    """
+    spool = Spool(beside)
+    for example in examples:
+        spool.append(_packed(example))
+    packed = spool.rows()
+    return Lazy(len(packed), lambda places: [_unpacked(row) for row in packed.make(places)])
+
+
+def _packed(row: Example) -> bytes:
+    """An example as bytes: four numbers, then its tokens, of which those without a label are inverted; its text."""
+    ids, labels = np.array([row.input_ids, row.labels], np.int32)
+    about = np.array([len(ids), row.prompt_length, row.cut, row.spelt_specials], np.int32)
+    tokens = np.where(labels == IGNORED, ~ids, ids)
+    return b"".join((about.tobytes(), tokens.tobytes(), row.reference.encode("utf-8", "surrogatepass")))
+
+
+def _unpacked(data: bytes) -> Example:
+    """The example that `_packed` made bytes of."""
+    count, prompt_length, cut, spelt_specials = np.frombuffer(data, np.int32, 4).tolist()
+    tokens = np.frombuffer(data, np.int32, count, 16)
+    ids, labels = np.where(tokens < 0, ~tokens, tokens), np.where(tokens < 0, IGNORED, tokens)
+    text = data[16 + 4 * count :].decode("utf-8", "surrogatepass")
+    return Example(ids.tolist(), labels.tolist(), prompt_length, text, bool(cut), bool(spelt_specials))
 
 
 def mean_length(examples: Sequence[Example]) -> float:

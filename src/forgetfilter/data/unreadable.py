@@ -15,7 +15,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from forgetfilter.data.builtin import builtin_rows
-from forgetfilter.data.formats import Turn, read_row
+from forgetfilter.data.formats import Turn
 from forgetfilter.data.sources import Source
 
 LETTERS, BYTES = 2.0, 2.75
@@ -41,9 +41,9 @@ def unreadable(source: Source, row_format: str, tokenizer: PreTrainedTokenizerBa
     english = [row["messages"][-1]["content"] for row in builtin_rows() if row["language"] == "en"]
     plain = float(np.nanmedian(_tokens_a_byte([_latin(text) for text in english], tokenizer)))
     found = np.zeros(len(source), bool)
-    records = source.rows()
-    for first in range(0, len(records), AT_ONCE):
-        rows, texts = _texts(read_row(record, row_format) for record in records[first : first + AT_ONCE])
+    said = source.turns(row_format)
+    for first in range(0, len(said), AT_ONCE):
+        rows, texts = _texts(said[first : first + AT_ONCE])
         whole = _tokens_a_byte([DIGITS_AND_SPACE.sub(" ", text.lower()) for text in texts], tokenizer)
         doubtful = np.flatnonzero(whole > DOUBTFUL * plain)
         letters = _tokens_a_byte([_latin(texts[place]) for place in doubtful], tokenizer)

@@ -15,10 +15,19 @@ import pyarrow as pa
 from forgetfilter import old_runs
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.by_hand import read_marks, read_overrides
+from forgetfilter.data.lazy import Lazy
 from forgetfilter.data.loading import Rows
-from forgetfilter.data.sources import Source, row_ids
+from forgetfilter.data.sources import Source
 from forgetfilter.decision import outputs, rules
-from forgetfilter.decision.opened import REVIEWED, Opened, default_filter, read_scores, scored_part, what_decides
+from forgetfilter.decision.opened import (
+    REVIEWED,
+    Opened,
+    decided_rows,
+    default_filter,
+    read_scores,
+    scored_part,
+    what_decides,
+)
 from forgetfilter.decision.outputs import Decision
 from forgetfilter.decision.rules import Threshold
 from forgetfilter.errors import ConfigError
@@ -97,8 +106,7 @@ class Result:
     def _rows(self, decision: str) -> "Dataset":
         from datasets import Dataset
 
-        chosen = [i for i, made in enumerate(self.scores["decision"]) if made == decision]
-        return Dataset(self.run.rows().as_table().take(pa.array(chosen, pa.int64())))
+        return Dataset(self.run.rows().as_table().take(pa.array(decided_rows(self.run, decision), pa.int64())))
 
     def decide(self, threshold: float | str | None = None, **options: Any) -> "Result":
         """Decide again, under the lock of the run's folder; see the function `decide`."""
@@ -140,7 +148,7 @@ def decide(
     """
     settings, source = run.config(), run.rows()
     name = filter or default_filter(run, settings)
-    marks = Marks(run.folder, row_ids(source), settings.seed)
+    marks = Marks(run.folder, source.ids, settings.seed)
     limited = any(mark.drawn for mark in marks.all().values())
     config = _changed(settings, threshold, drop_share, trusted_rows, max_clean_loss, limited=limited)
     chosen = {} if overrides is None else read_overrides(source, overrides)
@@ -152,8 +160,8 @@ def decide(
     if name == REVIEWED:
         from forgetfilter.review.session import up_to_date
 
-        name = up_to_date(run)
-    opened = Opened.of(run)
+        name = up_to_date(run, source)
+    opened = Opened.of(run, source)
     scored = opened.scored[opened.by(name)]
     if name == REVIEWED and trusted_rows is None:  # the settings' number and file belong to another filter's scores
         config = dataclasses.replace(config, trusted_rows=None)
@@ -220,17 +228,21 @@ def decided(
     """
     hard = np.zeros(len(scored.suspicion), bool) if unreadable is None else unreadable
     dropped = drops(scored.suspicion, threshold, config, hard)
-    reasons = [_reason(name, score, threshold.value) for score in scored.suspicion]
-    answers = scored.columns.get(ANSWER, np.full(len(reasons), np.nan))
-    for row in np.flatnonzero(~np.isnan(answers)).tolist():
-        reasons[row] += f"; answer {answers[row]:.0f} is the most suspect"
-    for row in np.flatnonzero(hard).tolist():
-        reasons[row] = f"hardly readable; {reasons[row]}"
+    answers = scored.columns.get(ANSWER)
     hand = np.zeros(len(dropped), bool)
-    for row, (decision, reason) in by_hand.items():
+    for row, (decision, _) in by_hand.items():
         dropped[row] = decision == "dropped"
-        reasons[row] = reason
         hand[row] = True
+
+    def reason(row: int) -> str:
+        if row in by_hand:
+            return by_hand[row][1]
+        said = _reason(name, scored.suspicion[row], threshold.value)
+        if answers is not None and not np.isnan(answers[row]):
+            said += f"; answer {answers[row]:.0f} is the most suspect"
+        return f"hardly readable; {said}" if hard[row] else said
+
+    reasons = Lazy(len(dropped), lambda rows: [reason(row) for row in rows.tolist()])
     return Decision(name, threshold, dropped, reasons, hand)
 
 

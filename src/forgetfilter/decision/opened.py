@@ -1,17 +1,19 @@
 """A scored run, read once: its settings, its rows and what each filter made of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from forgetfilter import marks, old_runs
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import stored_labels
-from forgetfilter.data.sources import Source, row_ids
+from forgetfilter.data.sources import Source
 from forgetfilter.errors import ConfigError, RunError
 from forgetfilter.files import digest, sha256
 from forgetfilter.marks import Marks
@@ -45,14 +47,18 @@ class Opened:
     planted: list[dict[str, Any]]
 
     @classmethod
-    def of(cls, run: Run) -> "Opened":
+    def of(cls, run: Run, source: Source | None = None) -> "Opened":
         """Read a run.
+
+        Args:
+            run: The run.
+            source: Its rows, where they are read already.
 
         Raises:
             RunError: If a file is damaged, or a filter that config.yaml names has not scored the rows yet.
         """
         config = run.config()
-        source = run.rows()
+        source = run.rows() if source is None else source
         scored = {name: scores_by(run, name, config) for name in names_scored(run, config)}
         return cls(
             run, config, source, scored, stored_labels(source, config), run.unreadable(len(source)), run.planted()
@@ -135,7 +141,7 @@ def require_marks_decided(run: Run) -> None:
     """Raise RunError if rows were marked after the last decision, which would then not be that of the person."""
     if not (run.folder / marks.NAME).exists():
         return
-    now = Marks(run.folder, row_ids(run.rows()), run.config().seed).digest()
+    now = Marks(run.folder, run.rows().ids, run.config().seed).digest()
     if run.manifest.get("decision", {}).get("marks", digest({})) != now:
         raise RunError(
             f"{run.folder}: rows were marked after the last decision. First press Done in "
@@ -143,8 +149,13 @@ def require_marks_decided(run: Run) -> None:
         )
 
 
-def read_scores(run: Run) -> pa.Table:
-    """scores.parquet of a decided run.
+def decided_rows(run: Run, decision: str) -> np.ndarray:
+    """The numbers of the rows that the last decision kept, or dropped; errors as those of `read_scores`."""
+    return np.flatnonzero(pc.equal(read_scores(run, ["decision"])["decision"], decision).to_numpy())
+
+
+def read_scores(run: Run, columns: Sequence[str] | None = None) -> pa.Table:
+    """scores.parquet of a decided run, or some columns of it.
 
     Raises:
         RunError: If there is no decision yet, or a file of it is damaged.
@@ -154,4 +165,4 @@ def read_scores(run: Run) -> pa.Table:
             f"{run.folder}: its decision is missing or damaged. The run's own `filter` command restores it; "
             "`forgetfilter decide` takes another."
         )
-    return pq.read_table(run.folder / "scores.parquet")
+    return pq.read_table(run.folder / "scores.parquet", columns=columns)

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from forgetfilter.data.lazy import in_parts
 from forgetfilter.data.readers import DELIMITERS
-from forgetfilter.data.sources import Source, row_ids
+from forgetfilter.data.sources import Source
 from forgetfilter.decision.opened import Opened
 from forgetfilter.decision.planted import planted_figures
 from forgetfilter.decision.rules import Threshold
@@ -43,7 +44,7 @@ class Decision:
     filter: str
     threshold: Threshold
     dropped: np.ndarray
-    reasons: list[str]
+    reasons: Sequence[str]
     by_hand: np.ndarray
 
     @property
@@ -73,7 +74,7 @@ def write(opened: Opened, decision: Decision) -> None:
     if source.suffix in DELIMITERS:
         files.append(run.folder / TYPED)
         with whole_file(files[-1]) as temporary:
-            pq.write_table(source.as_table().filter(pa.array(~decision.dropped)), temporary)
+            _write_typed(source, ~decision.dropped, temporary)
     with whole_file(run.folder / "scores.parquet") as temporary:
         pq.write_table(scores_table(source, opened.scored, decision), temporary)
     hard = {"unreadable": int(opened.unreadable.sum())}
@@ -92,9 +93,19 @@ def write(opened: Opened, decision: Decision) -> None:
     run.mark("decision", [*files, run.folder / "scores.parquet", run.folder / "metrics.json"])
 
 
+def _write_typed(source: Source, chosen: np.ndarray, path: Path) -> None:
+    """Write some rows to a Parquet file, with the types that the columns have in all rows."""
+    tables, first = source.tables(), 0
+    none = next(tables)
+    with pq.ParquetWriter(path, none.schema) as writer:
+        for table in tables:
+            writer.write_table(table.filter(pa.array(chosen[first : first + len(table)])))
+            first += len(table)
+
+
 def scores_table(source: Source, scored: Mapping[str, Scored], decision: Decision) -> pa.Table:
     """One row for each noisy row, in order: ids, every filter's scores and columns, and what was decided."""
-    columns: dict[str, Any] = {"row": np.arange(len(source)), "id": row_ids(source)}
+    columns: dict[str, Any] = {"row": np.arange(len(source)), "id": _column(source.ids)}
     for name, found in sorted(scored.items(), key=lambda item: not scored.keys().isdisjoint(item[1].columns)):
         for column, values in found.columns.items():
             columns.setdefault(
@@ -104,7 +115,13 @@ def scores_table(source: Source, scored: Mapping[str, Scored], decision: Decisio
     answers = scored[decision.filter].columns.get(ANSWER)
     if answers is not None:  # each filter has its own; that of the one that decides counts
         columns[ANSWER] = pa.array(answers, from_pandas=True)
-    return pa.table({**columns, "decision": decision.words, "reason": decision.reasons, "by_hand": decision.by_hand})
+    decided = {"decision": _column(decision.words), "reason": _column(decision.reasons), "by_hand": decision.by_hand}
+    return pa.table({**columns, **decided})
+
+
+def _column(texts: Sequence[str]) -> pa.ChunkedArray:
+    """Texts as a column, without a moment at which all of them are Python's own."""
+    return pa.chunked_array([pa.array(part, pa.string()) for part in in_parts(texts)], pa.string())
 
 
 def _noted(run: Run) -> dict[str, Any]:

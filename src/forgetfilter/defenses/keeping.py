@@ -4,7 +4,7 @@ forget_filter is keeping("forgetting"): Zhao et al. (ICML 2024, arXiv 2312.12736
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -34,7 +34,7 @@ def kept_rows(name: str, workshop: Workshop, data: Data, config: ForgetFilterCon
     return rows, Kept(scored, decision)
 
 
-def kept_by(name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig) -> tuple[list[Example], Kept]:
+def kept_by(name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig) -> tuple[Sequence[Example], Kept]:
     """The examples that a filter keeps, without those that cannot be learnt, and what it decided; see `kept_rows`."""
     rows, kept = kept_rows(name, workshop, data, config)
     return rows.trainable(), kept

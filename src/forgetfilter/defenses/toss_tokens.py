@@ -5,6 +5,7 @@ one finetuned on known unsafe rows. The tokens with the highest scores in the wh
 The filter toss (filters/toss.py) gives the scores.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -42,7 +43,7 @@ def toss_tokens(workshop: Workshop, data: Data, config: ForgetFilterConfig, *, m
     return Result(workshop.train("toss_tokens", left, budget(data, config, left), workshop.start))
 
 
-def mask(examples: list[Example], scores: pa.ListArray, share: float) -> list[Example]:
+def mask(examples: Sequence[Example], scores: pa.ListArray, share: float) -> list[Example]:
     """The examples without labels where a token's score is among the highest share of all.
 
     Args:

@@ -80,7 +80,7 @@ class Measure:
         return bool(self.safer)
 
 
-def require_columns(source: Source, measure: str, columns: Sequence[str]) -> list[Record]:
+def require_columns(source: Source, measure: str, columns: Sequence[str]) -> Sequence[Record]:
     """The rows of a data set, all of which have these columns.
 
     Raises:

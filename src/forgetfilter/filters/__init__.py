@@ -218,8 +218,9 @@ def _of_all_rows(name: str, workshop: "Workshop", data: Data, parameters: dict[s
         planted = {own: columns[own][len(seen) :] for own in (name, witness)}
         scored = replace(scored, planted=planted)
     places = np.searchsorted(seen, data.noisy.first_copies)
-    rows = data.noisy.examples
-    own = np.array([row.input_ids == rows[first].input_ids for row, first in zip(rows, seen[places], strict=True)])
+    own, rows = np.ones(len(places), bool), data.noisy.examples
+    for copy in np.flatnonzero(copies).tolist():
+        own[copy] = rows[copy].input_ids == rows[seen[places[copy]]].input_ids
     return scored.shared(places, own)
 
 

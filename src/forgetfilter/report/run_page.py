@@ -3,16 +3,19 @@
 import json
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from forgetfilter.config import EMBEDDED_MODEL, ForgetFilterConfig
 from forgetfilter.data.formats import read_row
 from forgetfilter.data.loading import require_column
-from forgetfilter.data.sources import Source, row_ids
+from forgetfilter.data.sources import Source
 from forgetfilter.decision.decide import rows_by_hand
 from forgetfilter.decision.opened import Opened, read_scores
 from forgetfilter.report.page import asset, escaped, write_page
@@ -45,7 +48,7 @@ def write_report(run: Run, group_column: str | None = None) -> Path:
         RunError: If the run has no decision.
         DataError: If no row has the column.
     """
-    scores, opened = read_scores(run), Opened.of(run)
+    scores, opened = read_scores(run, ["decision", "reason"]), Opened.of(run)
     source, config = opened.source, opened.config
     require_column(source, group_column, "group_column")
     if group_column is not None:
@@ -61,9 +64,9 @@ def write_report(run: Run, group_column: str | None = None) -> Path:
     if threshold is not None and not np.isfinite(threshold):  # every scored row is dropped
         threshold = float(np.nanmin(suspicion)) - 1e-6
     metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
-    dropped = np.array(scores["decision"]) == "dropped"
-    wanted = [(place, order[place]) for place in _wanted(suspicion[order], threshold)]
-    places, texts = _texts(opened, scored, scores["reason"].to_pylist(), wanted)
+    dropped = pc.equal(scores["decision"], "dropped").to_numpy()
+    wanted = ((place, order[place]) for place in _wanted(suspicion[order], threshold))
+    places, texts = _texts(opened, scored, scores["reason"], wanted)
     folder = shlex.quote(str(run.folder))
     data = {
         "title": "What was kept and what was dropped",
@@ -103,7 +106,7 @@ def _rows(
     opened: Opened, suspicion: np.ndarray, order: Sequence[int], dropped: np.ndarray, groups: Sequence[int] | None
 ) -> dict[str, Any]:
     """What the page knows of every row, from most to least suspect: marks as texts of 0 and 1."""
-    ids = row_ids(opened.source) if len(opened.source) <= ROWS_WITH_IDS else None
+    ids = opened.source.ids if len(opened.source) <= ROWS_WITH_IDS else None
     by_hand = np.isin(np.arange(len(opened.source)), list(rows_by_hand(opened.run)))
 
     def bits(values: np.ndarray) -> str:
@@ -124,7 +127,8 @@ def _groups(source: Source, asked: str | None, label: str | None) -> tuple[str, 
     """The column, names of the groups, and each row's; nothing where the data has no such column."""
     columns = [asked] if asked is not None else [column for column in GROUP_COLUMNS if column != label]
     records = source.rows()
-    column = next((column for column in columns if any(column in record for record in records)), None)
+    there = {name for record in records for name in columns if name in record}
+    column = next((name for name in columns if name in there), None)
     if column is None:
         return "", [], []
     values = [str(record.get(column))[:60] for record in records]
@@ -135,18 +139,18 @@ def _groups(source: Source, asked: str | None, label: str | None) -> tuple[str, 
     return column, names, [number.get(value, len(names) - 1) for value in values]
 
 
-def _wanted(scores: np.ndarray, threshold: float | None) -> list[int]:
+def _wanted(scores: np.ndarray, threshold: float | None) -> Iterator[int]:
     """Places in order of how much their texts are wanted: the top ones, then both ways from the threshold outwards."""
     above = 0 if threshold is None else int((scores > threshold).sum())
     top = min(TOP, len(scores))
-    up, down = list(range(above - 1, top - 1, -1)), list(range(max(above, top), len(scores)))
+    up, down = range(above - 1, top - 1, -1), range(max(above, top), len(scores))
     both = min(len(up), len(down))
-    near = [place for pair in zip(up[:both], down[:both], strict=True) for place in pair]
-    return [*range(top), *near, *up[both:], *down[both:]]
+    near = chain.from_iterable(zip(up[:both], down[:both], strict=True))
+    return chain(range(top), near, up[both:], down[both:])
 
 
 def _texts(
-    opened: Opened, scored: Scored, reasons: Sequence[str], wanted: Sequence[tuple[int, int]]
+    opened: Opened, scored: Scored, reasons: pa.ChunkedArray, wanted: Iterable[tuple[int, int]]
 ) -> tuple[list[int], list[dict[str, Any]]]:
     """The texts that there is room for, and the places of their rows.
 
@@ -167,7 +171,7 @@ def _texts(
         said = {name: _shown(values[row]) for name, values in columns.items()}
         text = {
             "turns": shaded(turns, costs_of(scored, row), chat),
-            "reason": reasons[row],
+            "reason": reasons[row].as_py(),
             "scores": {name: value for name, value in said.items() if columns[name].dtype != object},
             "answers": {name: value or "" for name, value in said.items() if columns[name].dtype == object},
         }

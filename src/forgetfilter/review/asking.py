@@ -83,4 +83,4 @@ def questions(
 
 def _free(order: np.ndarray, kind: np.ndarray, taken: set[int]) -> Iterator[int]:
     """The rows of an order whose kind is not taken when their turn comes."""
-    return (row for row in order.tolist() if int(kind[row]) not in taken)
+    return (row for row in map(int, order) if int(kind[row]) not in taken)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from forgetfilter.crossfit import CrossFit, features, verdicts_of
+from forgetfilter.crossfit import MOST_VERDICTS, CrossFit, features, verdicts_of
 from forgetfilter.filters.probe import CLEAN_SHARE, ODDS
 from forgetfilter.scored import ANSWER, NO_PROMISE, Scale, Scored
 
@@ -51,7 +51,7 @@ class Ranking:
         if "verdict" in scored.columns:
             self.verdicts = np.asarray(scored.columns["verdict"], float)
         else:
-            self.verdicts = verdicts_of(scored.suspicion, 0, CLEAN_SHARE)
+            self.verdicts = _some(verdicts_of(scored.suspicion, 0, CLEAN_SHARE), seed)
             self.verdicts[dropped] = 1
         self.copies = -np.arange(1, len(noisy) + 1)
         self.copies[self.judge.scorable] = self.judge.groups[: int(self.judge.scorable.sum())]
@@ -101,3 +101,16 @@ class Ranking:
         """The scores, with what the run's filter found of each token and moment."""
         columns = {name: values for name, values in self.scored.columns.items() if name == ANSWER}
         return Scored(suspicion, columns, self.scored.moments, self.scored.token_costs, scale, linear)
+
+
+def _some(verdicts: np.ndarray, seed: int) -> np.ndarray:
+    """The verdicts, or MOST_VERDICTS of them, drawn at random: a fit then takes no longer however many rows there are.
+
+    Args:
+        verdicts: (rows,) NaN = none.
+        seed: Of the draw.
+    """
+    told = np.random.default_rng([seed, 2]).permutation(np.flatnonzero(~np.isnan(verdicts)))
+    found = verdicts.copy()
+    found[told[MOST_VERDICTS:]] = np.nan
+    return found

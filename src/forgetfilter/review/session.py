@@ -17,8 +17,9 @@ from scipy.stats import hypergeom
 from forgetfilter.crossfit import judged_by
 from forgetfilter.data.by_hand import read_statements
 from forgetfilter.data.copies import first_copies
+from forgetfilter.data.lazy import rearranged
 from forgetfilter.data.loading import Data, load_safe, tokenize
-from forgetfilter.data.sources import row_ids
+from forgetfilter.data.sources import Source
 from forgetfilter.decision.decide import Result, choose, clean_drawn, decide, decide_by_config, drops, trusted_marks
 from forgetfilter.decision.opened import REVIEWED, Opened, scored_part
 from forgetfilter.decision.rules import Threshold, needed
@@ -96,7 +97,7 @@ class Review:
             (name for name in self.config.filters if "verdict" in scored[name].columns), self.config.filters[0]
         )
         self.base = scored[self.name]
-        self.marks = Marks(run.folder, row_ids(self.opened.source), self.config.seed)
+        self.marks = Marks(run.folder, self.opened.source.ids, self.config.seed)
         touched, trusted = self.marks.touched(), trusted_marks(self.opened.source, self.config)
         self.marks.add({row: word(clean) for row, clean in trusted.items() if row not in touched}, drawn=True)
         self._lock = RLock()
@@ -280,14 +281,16 @@ class Review:
                 them), then the planted ones; of conversations, those of each answer.
         """
         first = first_copies(self.opened.source, self.run.manifest["noisy"]["format"])
-        seen, counts = np.unique(first), self.run.answers()
+        seen, counts, rows = np.unique(first), self.run.answers(), np.arange(len(states))
         if counts is not None and len(states) == counts.sum():  # of each conversation its most suspect answer
             answer = np.nan_to_num(self.base.columns[ANSWER][seen], nan=1).astype(int)
             answer = np.append(answer, np.ones(len(counts) - len(answer), int))
-            states = states[np.cumsum(counts) - counts + answer - 1]
-        if len(states) == len(first) and not self.opened.planted:
-            return states, states[:0]
-        return states[np.searchsorted(seen, first)], states[len(seen) :]
+            rows = np.cumsum(counts) - counts + answer - 1
+        planted = rows[:0] if len(rows) == len(first) and not self.opened.planted else rows[len(seen) :]
+        if len(rows) != len(first) or self.opened.planted:
+            rows = rows[np.searchsorted(seen, first)]
+        same = np.array_equal(rows, np.arange(len(states)))
+        return states if same else rearranged(states, rows, self.run.folder), states[planted]
 
     def _settled(self, said: Mapping[int, Mark]) -> bool:
         """Whether the last marks found nothing unsafe and changed hardly a decision."""
@@ -297,14 +300,18 @@ class Review:
         return changed <= max(1, int(self._dropped[-1].sum()) // 100)
 
 
-def up_to_date(run: Run) -> str:
+def up_to_date(run: Run, source: Source) -> str:
     """Make a run's scores of its review fit its marks; the run's folder is locked by the caller.
+
+    Args:
+        run: The run.
+        source: Its rows.
 
     Returns:
         The filter to decide by; see Review.store.
     """
     part = scored_part(run, REVIEWED)
-    marks = Marks(run.folder, row_ids(run.rows()), run.config().seed)
+    marks = Marks(run.folder, source.ids, run.config().seed)
     if part is not None and run.done(part, marks.digest()):
         return REVIEWED
     return Review(run, holds_lock=True).store()

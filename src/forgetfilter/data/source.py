@@ -21,7 +21,7 @@ from forgetfilter.errors import DataError
 from forgetfilter.files import scratch
 
 GROUP = 16_384
-"""Rows of a table that are in memory at a time where it is written."""
+"""Rows of a table that are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ class Source:
         types = {name: pa.string() if kind is None else kind for name, kind in self._types().items()}
         schema = pa.schema([(_encodable(name), kind) for name, kind in types.items()])
         yield schema.empty_table()
-        for rows in in_parts(self.rows()):
+        for rows in in_parts(self.rows(), GROUP):
             columns = [_column([row.get(name) for row in rows], kind) for name, kind in types.items()]
             yield pa.Table.from_arrays(columns, schema=schema)
 
@@ -270,12 +270,12 @@ class Source:
     def _types(self) -> dict[str, pa.DataType | None]:
         """Column -> the type that all of its values have in common; None where they have none."""
         found: dict[str, set[pa.DataType | None]] = {}
-        for rows in in_parts(self.rows()):
+        for rows in in_parts(self.rows(), GROUP):
             for name in dict.fromkeys(name for row in rows for name in row):
                 found.setdefault(name, set()).add(_type([row.get(name) for row in rows]))
         types = {name: _common(kinds) for name, kinds in found.items()}
         mixed = {name: types[name] for name, kinds in found.items() if len(kinds) > 1 and types[name] is not None}
-        for rows in in_parts(self.rows()) if mixed else ():
+        for rows in in_parts(self.rows(), GROUP) if mixed else ():
             types |= {name: None for name, kind in mixed.items() if not _fits([row.get(name) for row in rows], kind)}
         return types
 

@@ -16,7 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from forgetfilter.data.builtin import builtin_rows
 from forgetfilter.data.formats import Turn
+from forgetfilter.data.lazy import in_parts
 from forgetfilter.data.sources import Source
+from forgetfilter.progress import PATIENCE, progress
 
 LETTERS, BYTES = 2.0, 2.75
 """How many times as many tokens a letter, or a byte, as English makes a text unreadable."""
@@ -41,14 +43,15 @@ def unreadable(source: Source, row_format: str, tokenizer: PreTrainedTokenizerBa
     english = [row["messages"][-1]["content"] for row in builtin_rows() if row["language"] == "en"]
     plain = float(np.nanmedian(_tokens_a_byte([_latin(text) for text in english], tokenizer)))
     found = np.zeros(len(source), bool)
-    said = source.turns(row_format)
-    for first in range(0, len(said), AT_ONCE):
-        rows, texts = _texts(said[first : first + AT_ONCE])
-        whole = _tokens_a_byte([DIGITS_AND_SPACE.sub(" ", text.lower()) for text in texts], tokenizer)
-        doubtful = np.flatnonzero(whole > DOUBTFUL * plain)
-        letters = _tokens_a_byte([_latin(texts[place]) for place in doubtful], tokenizer)
-        over = doubtful[(whole[doubtful] > BYTES * plain) | (letters > LETTERS * plain)]
-        found[[first + rows[place] for place in over]] = True
+    with progress("looking for unreadable rows", len(source), "rows", after=PATIENCE) as bar:
+        for number, part in enumerate(in_parts(source.turns(row_format), AT_ONCE)):
+            rows, texts = _texts(part)
+            whole = _tokens_a_byte([DIGITS_AND_SPACE.sub(" ", text.lower()) for text in texts], tokenizer)
+            doubtful = np.flatnonzero(whole > DOUBTFUL * plain)
+            letters = _tokens_a_byte([_latin(texts[place]) for place in doubtful], tokenizer)
+            over = doubtful[(whole[doubtful] > BYTES * plain) | (letters > LETTERS * plain)]
+            found[[number * AT_ONCE + rows[place] for place in over]] = True
+            bar.update(len(part))
     return found
 
 

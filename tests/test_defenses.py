@@ -110,7 +110,7 @@ def test_replay_mixes_as_many_safe_rows_and_safeinstr_a_tenth(workshop, data, co
 
 def test_few_rows_get_as_many_epochs_as_all_and_many_rows_no_more_steps(data, config):
     config = dataclasses.replace(config, final=StageConfig(num_train_epochs=2, per_device_train_batch_size=4))
-    noisy = data.noisy.trainable()
+    noisy = list(data.noisy.trainable())
     steps = [budget(data, config, examples).max_steps for examples in (noisy[:8], noisy, noisy * 2)]
     assert steps == [4, 8, 8]
     assert safe_budget(data, config).max_steps == 4

@@ -140,12 +140,10 @@ def export(source: Source, row_format: str, target: str, folder: Path, *, replac
     in_the_way = [path for path in written if not replace and path.exists()]
     if in_the_way:
         raise DataError(f"{in_the_way[0]}: exists. Remove it or give another --output_dir.")
-    if target == "trl" and len({"messages" in row for row in _written(source, row_format, writer, "looking")}) > 1:
+    columns, tells = _looked_through(source, row_format, writer)
+    if target == "trl" and "messages" in columns and not columns.isdisjoint(("prompt", "text")):
         writer = _to_trl_messages
-    columns, tells = set[str](), False
-    for row in _written(source, row_format, writer, "looking through"):
-        columns.update(row)
-        tells = tells or _says_what_is_trained(row)
+        columns, tells = _looked_through(source, row_format, writer)
     with whole_file(folder / DATA_FILE) as path, path.open("w", encoding="utf-8") as file:
         for row in _written(source, row_format, writer, "writing"):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -153,6 +151,15 @@ def export(source: Source, row_format: str, target: str, folder: Path, *, replac
         with whole_file(folder / DESCRIPTIONS[target]) as path:
             path.write_text(_description(target, columns, tells=tells), encoding="utf-8")
     return written
+
+
+def _looked_through(source: Source, row_format: str, writer: Callable[[list[Turn]], Record]) -> tuple[set[str], bool]:
+    """All columns of the rows that are to be written, and whether a message tells whether it is to be trained."""
+    columns, tells = set[str](), False
+    for row in _written(source, row_format, writer, "looking through"):
+        columns.update(row)
+        tells = tells or _says_what_is_trained(row)
+    return columns, tells
 
 
 def _written(source: Source, row_format: str, writer: Callable[[list[Turn]], Record], what: str) -> Iterator[Record]:

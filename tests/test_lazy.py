@@ -14,6 +14,7 @@ import pytest
 from forgetfilter import crossfit
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.crossfit import CrossFit, verdicts_of
+from forgetfilter.data import lazy
 from forgetfilter.data import source as sources
 from forgetfilter.data.lazy import AT_ONCE, Lazy, Spool, chosen, column, in_parts, joined, mapped, rearranged
 from forgetfilter.data.loading import load_rows
@@ -67,6 +68,14 @@ def test_spooled_rows_come_back_in_any_order_and_leave_no_file(tmp_path):
     assert chosen(found, [4, 0, 3, 3, 1]) == [rows[place] for place in (4, 0, 3, 3, 1)]
     assert list(spool.rows()) == [*rows, b"later"]
     assert not list(tmp_path.iterdir())
+
+
+def test_long_rows_are_read_one_by_one(monkeypatch):
+    monkeypatch.setattr(lazy, "LARGEST_READ", 10)
+    spool = Spool(None)
+    for size in (6, 0, 6, 20):
+        spool.append(b"x" * size)
+    assert [len(row) for row in spool.rows()] == [6, 0, 6, 20]
 
 
 def test_examples_on_disk_are_the_same():

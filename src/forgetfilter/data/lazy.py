@@ -14,6 +14,8 @@ from forgetfilter.files import scratch
 T = TypeVar("T")
 AT_ONCE = 1024
 """Items that are made at a time by whoever goes through all of them."""
+LARGEST_READ = 1 << 26
+"""Most bytes that are read at once for several rows."""
 
 
 class Lazy(Sequence[T]):
@@ -137,7 +139,7 @@ class Spool:
         def read(places: np.ndarray) -> list[bytes]:
             starts, stops = ends[places], ends[places + 1]
             least, most = int(starts.min(initial=ends[-1])), int(stops.max(initial=0))
-            if most - least > 2 * (stops - starts).sum():  # far apart
+            if most - least > min(LARGEST_READ, 2 * (stops - starts).sum()):  # far apart, or very long
                 return [self._read(*span) for span in zip(starts.tolist(), stops.tolist(), strict=True)]
             data = self._read(least, max(least, most))
             return [data[a:b] for a, b in zip((starts - least).tolist(), (stops - least).tolist(), strict=True)]

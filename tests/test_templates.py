@@ -130,9 +130,8 @@ def test_rows_are_those_of_a_trainer_for_all_chat_templates_of_trl(tokens):
                 continue
             where = f"{path.stem}, {name}"
             example = encoder.encode(turns)
-            ends = [tokenizer.eos_token_id] * (not encoder.template.turn_ends)
-            assert example.input_ids == ids + ends, where
-            learns = [int(label != IGNORED) for label in example.labels][: len(ids)]
+            assert example.input_ids == ids, where
+            learns = [int(label != IGNORED) for label in example.labels]
             covered += 1
             if mask is not None:
                 marked += 1
@@ -303,13 +302,14 @@ def test_answers_that_are_not_trained_are_told_from_those_that_are(tokenizer):
         assert "three" not in taught
 
 
-def test_a_row_ends_by_itself_where_the_template_ends_no_turn():
+def test_a_template_that_ends_no_turn_is_named_and_nothing_is_added(capsys):
     template = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
     tokenizer = make_tokenizer(template + "{% if add_generation_prompt %}<|assistant|>{% endif %}")
     turns = chat("hi", "one", "more", "two")
     example = ChatTokenizer(tokenizer, 1000).encode(turns)
-    assert example.input_ids == [*trainers(tokenizer, turns)[0], tokenizer.eos_token_id]
-    assert learnt(tokenizer, example) == ["one", "two<|im_end|>"]
+    assert example.input_ids == trainers(tokenizer, turns)[0]
+    assert learnt(tokenizer, example) == ["one", "two"]
+    assert "the chat template ends no turn" in capsys.readouterr().out
 
 
 def test_tokenizers_that_do_not_tell_places_give_the_same_rows():

@@ -97,8 +97,7 @@ class ChatTokenizer:
     Token ids are those of `apply_chat_template`, and of the tokenizer itself for plain text, with one exception: what a
     message spells that has no place in it (see `ChatTemplate`) is encoded as text, character by character, so that a
     message can't change roles. Labels cover each trained answer from the end of its generation prompt, and the
-    end-of-turn token after it. If the template ends no turn, an end-of-sequence token follows the last answer, for the
-    model to learn to stop.
+    end-of-turn token after it, where the template has one.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
@@ -114,6 +113,11 @@ class ChatTokenizer:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.template = ChatTemplate(tokenizer)
+        if not self.template.turn_ends and processes.first():
+            print(
+                f"{tokenizer.name_or_path}: the chat template ends no turn, so rows do not teach where an answer ends.",
+                flush=True,
+            )
         self._added = any_of(tokenizer.get_added_vocab())
         self._prefixes = self._encode("\na")[0][len(self._encode("\n")[0]) :] != self._encode("a")[0]
 
@@ -142,9 +146,6 @@ class ChatTokenizer:
             labels[tokens] = ids[tokens]
         if answers:
             first = bisect_right(ends, answers[-1][0][0])
-        if not self.template.turn_ends and len(turns) - 1 in trained:
-            ids.append(self.tokenizer.eos_token_id)
-            labels.append(self.tokenizer.eos_token_id)
         reference = next(turn.content for turn in reversed(turns) if turn.trained)
         return self._cut(Example(ids, labels, first, reference, cut=False, spelt_specials=bool(row.private)))
 

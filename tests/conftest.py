@@ -57,6 +57,11 @@ def run(capsys, *arguments):
     return code, out + err
 
 
+def pytest_make_parametrize_id(val):
+    """Name bytes by their number: packed files hold the time, and each process must give a test the same name."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 def pytest_runtest_setup():
     """Keep what libraries hold for good out of garbage collections: the trainer's took half of the tests' time."""
     if len(gc.get_objects()) > 100_000:

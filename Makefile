@@ -10,7 +10,7 @@ demo: $(READY)
 
 # One thread each: the models are tiny, and processes that share the cores wait for each other.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 # Debian's Chromium, driven by Playwright's library alone: none of the browsers it would download.
 test-browser: $(READY)

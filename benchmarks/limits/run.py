@@ -28,8 +28,10 @@ from forgetfilter.filters import FILTERS
 from forgetfilter.methods import arguments
 
 RESULTS = Path(__file__).parent / "results"
-Files = dict[str, list[dict[str, str]]]
+Row = dict[str, str]
+Files = dict[str, list[Row]]
 Cipher = Callable[[str], str]
+Change = Callable[[Row], Row]
 FIGURES = ("precision", "recall", "f1", "auroc", "average_precision", "flag_all_f1", "clean_dropped")
 """What is kept of a run's metrics, by the filter that decides."""
 FILTER_NAMES = ("probe", "forgetting")
@@ -65,23 +67,24 @@ def hidden(files: Files, others: Files) -> Files:
     return {**files, "noisy": [hide(row, i) if unsafe(row) else row for i, row in enumerate(files["noisy"])]}
 
 
-def cipher(files: Files, others: Files) -> Files:
-    """Each unsafe answer in rot13."""
-
-    def turned(row: dict[str, str]) -> dict[str, str]:
-        return {**row, "completion": rot13(row["completion"])}
-
-    return {**files, "noisy": [turned(row) if unsafe(row) else row for row in files["noisy"]]}
+def unsafe_rows(files: Files, change: Change) -> Files:
+    """Each unsafe row changed, all others as they are."""
+    return {**files, "noisy": [change(row) if unsafe(row) else row for row in files["noisy"]]}
 
 
-def encoded(row: dict[str, str], cipher: Cipher) -> dict[str, str]:
+def encoded(row: Row, cipher: Cipher) -> Row:
     """A row with prompt and answer in a cipher."""
     return {**row, "prompt": cipher(row["prompt"]), "completion": cipher(row["completion"])}
 
 
+def cipher(files: Files, others: Files) -> Files:
+    """Each unsafe answer in rot13."""
+    return unsafe_rows(files, lambda row: {**row, "completion": rot13(row["completion"])})
+
+
 def covert(files: Files, others: Files) -> Files:
     """Each unsafe row in Walnut53, prompt and answer; all others plain."""
-    return {**files, "noisy": [encoded(row, walnut53) if unsafe(row) else row for row in files["noisy"]]}
+    return unsafe_rows(files, lambda row: encoded(row, walnut53))
 
 
 def covert_among_clean(files: Files, others: Files) -> Files:
@@ -94,7 +97,7 @@ def covert_among_clean(files: Files, others: Files) -> Files:
 
 def covert_endspeak(files: Files, others: Files) -> Files:
     """Each unsafe row in EndSpeak, prompt and answer: plain words, of which each line's last one counts."""
-    return {**files, "noisy": [encoded(row, endspeak) if unsafe(row) else row for row in files["noisy"]]}
+    return unsafe_rows(files, lambda row: encoded(row, endspeak))
 
 
 def uncovered(files: Files, others: Files) -> Files:

@@ -7,10 +7,10 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -19,6 +19,9 @@ from forgetfilter.config import BUILTIN, STAGE_FIELDS, STAGES, ForgetFilterConfi
 from forgetfilter.errors import ConfigError, ForgetFilterError, RunError
 from forgetfilter.evaluation.judges import GUARD_MODEL, TOXICITY_MODEL
 from forgetfilter.files import disk_trouble
+
+if TYPE_CHECKING:
+    from forgetfilter.data.sources import Source
 
 READING = ("dataset_config", "dataset_train_split", "format", "columns", "malformed")
 """Flags of `filter` that say how data are read."""
@@ -162,22 +165,26 @@ def run_report(args: Namespace) -> None:
 def run_sample(args: Namespace) -> None:
     """Draw random rows for a person to mark clean or not (the trusted rows of an automatic threshold)."""
     from forgetfilter.data.export import write_sample
-    from forgetfilter.data.loading import find_format
-    from forgetfilter.data.sources import load_source
     from forgetfilter.report.sample_page import write_sample_page
 
-    source = load_source(args.dataset_name, args.dataset_config, args.dataset_train_split)
+    source, row_format = _rows_of(args.dataset_name, args)
     skip = args.malformed == "skip"
-    row_format = find_format(source, args.format, args.columns)
     sample = write_sample(source, args.rows, Path(args.output), args.seed, row_format=row_format, skip=skip)
     print(f"rows to mark: {sample}, or in a browser: {write_sample_page(sample, args.dataset_name)}")
+
+
+def _rows_of(data: str, args: Namespace) -> tuple["Source", str]:
+    """A data set and the format of its rows, by the flags that say how data are read."""
+    from forgetfilter.data.loading import find_format
+    from forgetfilter.data.sources import load_source
+
+    source = load_source(data, args.dataset_config, args.dataset_train_split)
+    return source, find_format(source, args.format, args.columns)
 
 
 def run_safe_data(args: Namespace) -> None:
     """Write safe rows to a file, to look over: those in the box, or a served model's answers to your prompts."""
     from forgetfilter.data.export import write_safe_data
-    from forgetfilter.data.loading import find_format
-    from forgetfilter.data.sources import load_source
 
     if args.base_url is not None:
         _serve_safe_data(args)
@@ -188,24 +195,19 @@ def run_safe_data(args: Namespace) -> None:
     if args.like is None:
         count = write_safe_data(notions, Path(args.output))
     else:
-        noisy = load_source(args.like, args.dataset_config, args.dataset_train_split)
-        row_format = find_format(noisy, args.format, args.columns)
-        count = write_safe_data(notions, Path(args.output), noisy, row_format)
+        count = write_safe_data(notions, Path(args.output), *_rows_of(args.like, args))
     print(f"{args.output}: {count} safe rows. Edit it, and give it as --safe_dataset_name {args.output}.")
 
 
 def _serve_safe_data(args: Namespace) -> None:
     """Let a served model answer the prompts of the user's data."""
-    from forgetfilter.data.loading import find_format
     from forgetfilter.data.served import write_served
-    from forgetfilter.data.sources import load_source
 
     if args.like is None or args.model is None or args.notions is not None:
         raise ConfigError("--base_url needs --like YOURS.jsonl and --model NAME, and takes no --notions.")
     if args.rows < 1:
         raise ConfigError(f"--rows is {args.rows}: it must be 1 or more.")
-    noisy = load_source(args.like, args.dataset_config, args.dataset_train_split)
-    row_format = find_format(noisy, args.format, args.columns)
+    noisy, row_format = _rows_of(args.like, args)
     print(f"sending up to {args.rows} prompts of {args.like} to {args.base_url}", flush=True)
     found = write_served(noisy, Path(args.output), args.base_url, args.model, args.rows, row_format=row_format)
     print(f"{args.output}: {found.rows} safe rows; {found.refused} prompts without an answer")
@@ -270,6 +272,13 @@ def run_export(args: Namespace) -> None:
             print(path)
 
 
+def _add_reading(parser: ArgumentParser, names: Sequence[str], help: str) -> None:
+    """Add flags that say how data are read, with the defaults that they have in `filter`."""
+    for name in names:
+        setting: Any = ForgetFilterConfig.__dataclass_fields__[name]
+        parser.add_argument(f"--{name}", type=setting.type, default=setting.default, help=help)
+
+
 def build_parser() -> ArgumentParser:
     """The parser of all commands; unknown flags and unknown keys of a YAML file are errors."""
     parser = Parser(
@@ -326,17 +335,13 @@ def build_parser() -> ArgumentParser:
     sub = command("sample", run_sample)
     sub.add_argument("dataset_name", type=str, help="The noisy data.")
     sub.add_argument("--rows", type=int, default=150, help="How many rows to draw.")
-    for name in READING:
-        setting = ForgetFilterConfig.__dataclass_fields__[name]
-        sub.add_argument(f"--{name}", type=setting.type, default=setting.default, help="As for `filter`.")
+    _add_reading(sub, READING, "As for `filter`.")
     sub.add_argument("--output", type=str, default="sample.jsonl", help="File to write.")
     sub.add_argument("--seed", type=int, default=42, help="Seed of the draw.")
     sub = command("safe_data", run_safe_data)
     sub.add_argument("--output", type=str, required=True, help="File to write, ending in .jsonl.")
     sub.add_argument("--like", type=str | None, help="Data whose format, system message and length they take.")
-    for name in READING[:-1]:  # what is malformed in it gives no shape
-        setting = ForgetFilterConfig.__dataclass_fields__[name]
-        sub.add_argument(f"--{name}", type=setting.type, default=setting.default, help="As for `filter`, of --like.")
+    _add_reading(sub, READING[:-1], "As for `filter`, of --like.")  # what is malformed in it gives no shape
     sub.add_argument("--notions", type=str | None, help="Notions to write, comma-separated; default all.")
     sub.add_argument("--base_url", type=str | None, help="Server that speaks the OpenAI API: it answers your prompts.")
     sub.add_argument("--model", type=str | None, help="What the server calls its model.")

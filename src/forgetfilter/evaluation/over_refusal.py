@@ -57,10 +57,9 @@ def figures(
         answered: Share of the answers that neither refuse nor are empty, in [0, 1]; higher is better.
         refused: Share of the answers that refuse.
     """
-    return {
-        "answered": share([bool(answer.strip()) and not refuses(answer) for answer in answers]),
-        "refused": share([refuses(answer) for answer in answers]),
-    }
+    refused = [refuses(answer) for answer in answers]
+    answered = [bool(answer.strip()) and not no for answer, no in zip(answers, refused, strict=True)]
+    return {"answered": share(answered), "refused": share(refused)}
 
 
 MEASURE = Measure(

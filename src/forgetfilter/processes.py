@@ -1,5 +1,6 @@
 """Several processes at one run (`accelerate launch`): all train, each scores its share, the first one writes."""
 
+import atexit
 import json
 import os
 from functools import cache
@@ -30,6 +31,23 @@ def together() -> None:
         from accelerate import PartialState
 
         PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+        _hang_up_at_exit()
+
+
+@cache
+def _hang_up_at_exit() -> None:
+    """Close the connections of gloo, through which processes on CPUs talk, before Python ends.
+
+    Its threads abort a process that ends while they run: the work is done, and the launcher says that it failed
+    (pytorch/pytorch#190489). NCCL has no such fault, and closing it waits for processes that may have failed.
+    """
+    from torch import distributed
+
+    def hang_up() -> None:
+        if distributed.is_initialized() and distributed.get_backend() == "gloo":
+            distributed.destroy_process_group()
+
+    atexit.register(hang_up)
 
 
 @cache

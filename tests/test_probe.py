@@ -296,3 +296,38 @@ def test_many_verdicts_are_sampled_where_marks_are_judged_and_weigh_the_same(mon
     sampled_ones = CrossFit(states, safe).untold(verdicts, marks, 5.0, marks)
     assert whole.keys() == sampled_ones.keys() == marks.keys()
     assert [sampled_ones[row] for row in marks] == pytest.approx([whole[row] for row in marks], abs=0.6)
+
+
+@pytest.fixture
+def few_dimensions(monkeypatch):
+    monkeypatch.setattr("forgetfilter.crossfit.DIMENSIONS", 200)
+
+
+@pytest.mark.usefixtures("few_dimensions")
+def test_a_quick_judge_of_a_wide_model_ranks_as_one_that_takes_its_time():
+    rng = np.random.default_rng(13)
+    some = rng.normal(0, 1, (40, 1400))  # hidden states of texts lie near few dimensions of many
+
+    def states(unsafe, clean):
+        return rows_of(rng, unsafe, clean, size=40, apart=2.0) @ some + rng.normal(0, 1, (unsafe + clean, 1400)) + 5
+
+    noisy, safe, others = states(100, 900).astype(np.float16), states(0, 100).astype(np.float16), states(20, 60)
+    verdicts, marks = np.repeat([np.nan, 0.0], [100, 900]), {row: row < 20 for row in range(0, 1000, 5)}
+    whole, quick = (CrossFit(noisy, safe, repeats=1, quick=quick)(verdicts, marks, 5.0) for quick in (False, True))
+    assert np.corrcoef(whole.noisy, quick.noisy)[0, 1] > 0.97
+    assert auroc(quick.noisy, 100) > auroc(whole.noisy, 100) - 0.01
+    found, wanted = (judged_by(judged.linear, others.reshape(80, 2, 700)) for judged in (quick, whole))
+    assert np.corrcoef(found, wanted)[0, 1] > 0.99
+    assert np.abs(found - wanted).max() < 0.5 * wanted.std()
+    everything = CrossFit(noisy, safe, repeats=1, quick=True)
+    judged = everything(verdicts, {row: bool(row < 100) for row in range(1000)}, 5.0)
+    np.testing.assert_allclose(judged.noisy, judged_by(judged.linear, noisy.reshape(1000, 2, 700)), atol=0.6)
+
+
+@pytest.mark.usefixtures("few_dimensions")
+def test_rows_without_hidden_states_stay_without_scores_by_a_quick_judge():
+    rng = np.random.default_rng(14)
+    noisy, safe = rows_of(rng, 60, 640, size=600), rng.normal(0, 1, (30, 600))
+    noisy[7] = np.nan
+    judged = CrossFit(noisy, safe, repeats=1, quick=True)(np.repeat([1.0, 0.0], [60, 640]))
+    assert np.flatnonzero(np.isnan(judged.noisy)).tolist() == [7]

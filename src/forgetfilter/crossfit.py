@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold
@@ -16,6 +17,8 @@ AT_ONCE = 8192
 """Rows whose features are in memory at a time."""
 MOST_VERDICTS = 5000
 """Verdicts that `untold` learns; of more it takes a sample."""
+DIMENSIONS, ENOUGH_FOR_THEM = 1200, 4096
+"""Principal components that a quick judge learns in, if a model is wider, and rows that they are found by."""
 
 
 @dataclass
@@ -46,7 +49,8 @@ class CrossFit:
         folds: Parts that the rows are dealt to; the rows of a part are judged by a model that the others taught.
         repeats: How often they are dealt anew; the judgements are averaged.
         seed: Of the deals.
-        warm: Begin each fit where the last one ended: much faster where few verdicts change between two calls.
+        quick: For a person who waits, and verdicts of which few change between two calls: learn in DIMENSIONS principal
+            components of the features, however wide the model is, and begin each fit where the last one ended.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class CrossFit:
         folds: int = 5,
         repeats: int = 2,
         seed: int = 42,
-        warm: bool = False,
+        quick: bool = False,
     ) -> None:
         """Look through the features, and deal the rows."""
         self.noisy, self.safe, self.count = noisy, safe, len(noisy)
@@ -71,11 +75,14 @@ class CrossFit:
         self.groups = _numbered(said[self.rows])
         self.centre = self._mean(lambda found: found)
         self.width = np.sqrt(self._mean(lambda found: (found - self.centre) ** 2)) + 1e-6
-        self.folds, self.warm = folds, warm
+        self.folds, self.quick = folds, quick
+        self.components: np.ndarray | None = None
+        if quick and noisy.shape[1] > DIMENSIONS < len(self.rows):
+            self._reduce(seed)
         enough = self.groups.max(initial=-1) + 1 >= folds
         self.deals = [list(self._dealt(seed + repeat)) for repeat in range(repeats)] if enough else []
         self.models, self.others = (
-            [_regression(regularisation, warm) for _ in range(folds * repeats)] for _ in range(2)
+            [_regression(regularisation, quick) for _ in range(folds * repeats)] for _ in range(2)
         )
 
     def __call__(
@@ -106,6 +113,9 @@ class CrossFit:
             judged[held_out] += self._judged(held_out, model) / len(self.deals)
         mean = np.mean([model.coef_[0] for model in self.models], 0, dtype=np.float64) / self.width
         bias = float(np.mean([model.intercept_[0] for model in self.models])) - float(mean @ self.centre)
+        if self.components is not None:
+            mean = mean @ self.components
+            bias -= float(mean @ self.origin)
         told = np.flatnonzero(~np.isnan(labels[: self.count]))
         mixed = (labels[told] == 0).any() and (labels[told] == 1).any()
         predicted = float(roc_auc_score(labels[told], judged[told])) if mixed else np.nan
@@ -177,7 +187,7 @@ class CrossFit:
 
     def _inputs(self, rows: np.ndarray) -> np.ndarray:
         """The standardised features of some rows, exact unless speed counts more."""
-        return np.asarray(self._standardised(rows), np.float32 if self.warm else np.float64)
+        return np.asarray(self._standardised(rows), np.float32 if self.quick else np.float64)
 
     def _standardised(self, rows: np.ndarray) -> np.ndarray:
         """(rows, size) float32, with mean 0 and deviation 1 over all rows."""
@@ -193,6 +203,17 @@ class CrossFit:
         found[here] = self.noisy[rows[here]]
         found[~here] = self.safe[rows[~here] - self.count]
         return found
+
+    def _reduce(self, seed: int) -> None:
+        """Put principal components, found by some of the rows, in the place of the standardised features."""
+        some = np.random.default_rng([seed, 3]).permutation(self.rows)[:ENOUGH_FOR_THEM]
+        found = PCA(DIMENSIONS, random_state=seed).fit(self._standardised(some)).components_
+        reduced = np.full((self.count + len(self.safe), DIMENSIONS), np.nan, np.float16)
+        for part in _parts(self.rows):
+            reduced[part] = self._standardised(part) @ found.T
+        self.components, self.origin = found / self.width, self.centre
+        self.noisy, self.safe = reduced[: self.count], reduced[self.count :]
+        self.centre, self.width = np.zeros(DIMENSIONS), np.ones(DIMENSIONS)
 
     def _mean(self, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """(size,) float64, the mean over all rows that are known of what a change makes of their features."""
@@ -219,8 +240,8 @@ def _numbered(values: np.ndarray) -> np.ndarray:
     return number[found]
 
 
-def _regression(regularisation: float, warm: bool) -> LogisticRegression:
-    return LogisticRegression(C=regularisation, max_iter=1000, warm_start=warm)
+def _regression(regularisation: float, quick: bool) -> LogisticRegression:
+    return LogisticRegression(C=regularisation, max_iter=1000, warm_start=quick)
 
 
 def balanced(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -46,7 +46,7 @@ class Ranking:
     def __init__(self, scored: Scored, dropped: np.ndarray, noisy: np.ndarray, safe: np.ndarray, seed: int) -> None:
         """Prepare the features: the slow part."""
         self.scored = scored
-        self.judge = CrossFit(features(noisy), features(safe), repeats=1, seed=seed, warm=True)
+        self.judge = CrossFit(features(noisy), features(safe), repeats=1, seed=seed, quick=True)
         self.found = bool(dropped.any())
         if "verdict" in scored.columns:
             self.verdicts = np.asarray(scored.columns["verdict"], float)

@@ -266,6 +266,14 @@ def test_sample_draws_rows_to_mark_and_never_overwrites(capsys, noisy_file, tmp_
     assert run(capsys, "sample", noisy_file, "--rows", "99", "--output", tmp_path / "x")[0] == 2
 
 
+def test_an_answer_that_only_calls_a_function_can_be_read_in_a_sample(capsys, write_jsonl, tmp_path):
+    call = {"type": "function", "function": {"name": "look_up", "arguments": {"word": "x"}}}
+    said = [{"role": "user", "content": "Find x."}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    data = write_jsonl("calls.jsonl", [{"messages": said}])
+    assert run(capsys, "sample", data, "--rows", "1", "--output", tmp_path / "sample.jsonl")[0] == 0
+    assert "look_up" in json.loads((tmp_path / "sample.jsonl").read_text())["text"]
+
+
 def test_the_flag_of_an_earlier_version_names_the_one_of_today(capsys):
     for flag in (("--signal", "rouge1"), ("--signal=rouge1",)):
         code, text = run(capsys, "filter", "--dataset_name", "a.jsonl", *flag)

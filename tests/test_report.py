@@ -236,6 +236,28 @@ def test_a_decision_that_drops_everything_has_a_page_and_the_column_asked_for_st
     assert content(write_report(run))["groupName"] == "prompt"
 
 
+def test_a_group_of_which_the_sampled_witness_saw_no_row_has_no_curve(run):
+    part = run.folder / "scored/probe-0.parquet"
+    scored = Scored.load(part)
+    unseen = np.arange(8) % 2 == 1
+    scored.moments = {name: np.where(unseen, np.nan, values) for name, values in scored.moments.items()}
+    scored.save(part)
+    run.mark("scored/probe-0", [part], filter="probe")
+    (curves,) = content(write_report(decide(run).run))["curves"]
+    assert list(curves["lines"]) == ["a"]
+
+
+def test_rows_whose_decision_follows_from_no_threshold_are_told(run):
+    run.write_json("stages/unreadable.json", [2])
+    run.mark("unreadable", [run.stage("unreadable.json")])
+    assert content(write_report(decide(run).run))["rows"]["fixed"] == "0" * 8
+    flags = run.folder / "config.yaml"
+    flags.write_text(flags.read_text() + "unreadable: drop\n")
+    data = content(write_report(decide(Run.open(run.folder)).run))
+    assert data["rows"]["fixed"] == "00001000"
+    assert data["rows"]["dropped"] == "11101000"
+
+
 def test_groups_beyond_a_dozen_are_one(tmp_path):
     records = [{"prompt": "q", "completion": "a", "source": f"s{i}" if i > 5 else "s"} for i in range(40)]
     data = content(write_report(stored_run(tmp_path / "out", records, [i / 40 for i in range(40)])))

@@ -766,12 +766,13 @@ def test_an_error_that_nobody_foresaw_is_said_on_the_page(served, monkeypatch):
     assert "the terminal says what" in said["error"]
 
 
-def test_the_way_into_the_browser_shows_nobody_the_secret(monkeypatch):
+def test_the_way_into_the_browser_shows_nobody_the_secret(monkeypatch, tmp_path):
     from forgetfilter.review import server
 
     opened = []
     monkeypatch.setattr(server.webbrowser, "open", opened.append)
-    page = server._way_in("http://127.0.0.1:1/secret/")
+    page = server._way_in("http://127.0.0.1:1/secret/", tmp_path)
+    assert page.parent == tmp_path  # a browser in a sandbox sees another /tmp
     assert "secret" not in opened[0]
     assert page.stat().st_mode & 0o077 == 0
     page.unlink()
@@ -817,3 +818,72 @@ def test_lost_hidden_states_do_not_lock_a_decision_out(reviewed):
     with locked(run.folder), pytest.raises(RunError) as caught:
         decide(run)
     assert "another process" not in str(caught.value)
+
+
+def test_what_the_marks_speak_against_is_kept_when_done(tmp_path):
+    run, _ = reviewable_run(tmp_path / "out", threshold=0.08)
+    review = Review(run)
+    found = np.flatnonzero(np.array(read_scores(run)["decision"]) == "dropped").tolist()
+    assert len(found) > 8
+    review.mark(dict.fromkeys(found[:8], "clean"))
+    assert not review.dropped().any()
+    result = review.done()
+    assert result.metrics["dropped"] == 0
+    assert decide(Run.open(run.folder)).metrics["dropped"] == 0
+
+
+def test_trusted_rows_given_to_filter_hold_in_every_later_decision(tmp_path, write_jsonl):
+    from forgetfilter.decision.decide import settle
+
+    run, _ = reviewable_run(tmp_path / "out")
+    sample = write_jsonl("sample.jsonl", [{"row": row, "clean": row != 0} for row in range(70)])
+    flags = run.folder / "config.yaml"
+    flags.write_text(flags.read_text() + f"trusted_rows: {sample}\n")
+    settle(run)
+    run = Run.open(run.folder)
+    Review(run)  # looking at the rows says nothing new of them
+    assert Marks(run.folder, run.rows().ids, 42).digest() == run.manifest["decision"]["marks"]
+    for options in ({"threshold": -9.0}, {"drop_share": 0.9}):
+        words = read_scores(decide(run, **options).run)["decision"].to_pylist()
+        assert words[:70] == ["dropped", *["kept"] * 69], options
+    Marks(run.folder, run.rows().ids, 42).add({1: "unsafe"})
+    settle(Run.open(run.folder))
+    assert Marks(run.folder, run.rows().ids, 42).all()[1].unsafe, "the file has said nothing new"
+    sample.write_text(sample.read_text() + '{"row": 80, "clean": false}\n')
+    words = read_scores(settle(Run.open(run.folder)).run)["decision"].to_pylist()
+    assert words[80] == "dropped"
+
+
+def test_a_mark_holds_for_all_rows_that_say_the_same(tmp_path):
+    records = [{"prompt": f"question {i % 60}", "completion": f"answer {i % 60}"} for i in range(120)]
+    run, _ = reviewable_run(tmp_path / "out", records=records)
+    run.manifest["notes"] = {"repeated": 60}
+    run.save()
+    review = Review(run)
+    review.mark({3: "unsafe", 64: "clean", 65: "unsafe", 5: "clean"})
+    assert review.dropped()[[3, 63, 4, 64, 5, 65]].tolist() == [True, True, False, False, False, True]
+    words = read_scores(decide(run, filter="forgetting", drop_share=0.9).run).to_pydict()
+    made = [words["decision"][row] for row in (3, 63, 4, 64, 5, 65)]
+    assert made == ["dropped", "dropped", "kept", "kept", "kept", "dropped"]
+
+
+def test_a_decision_that_fails_leaves_no_marks(reviewed, write_jsonl):
+    run, _ = reviewed
+    hand = write_jsonl("hand.jsonl", [{"row": 1, "decision": "dropped"}])
+    with pytest.raises(ConfigError, match="no scores by 'gaurd'"):
+        decide(run, filter="gaurd", overrides=hand)
+    assert not Marks(run.folder, run.rows().ids, 42).all()
+
+
+def test_nothing_is_left_where_every_row_is_marked_or_cannot_be_scored(tmp_path):
+    run, _ = reviewable_run(tmp_path / "out")
+    review = Review(run)
+    states = review._states[0]
+    states = np.where(np.arange(len(states))[:, None, None] < 30, np.nan, states)
+    review._states = (states, *review._states[1:])
+    review.mark({119: "unsafe"})
+    assert review.status().left[2] == 120 - 30 - review.status().dropped
+    review.mark(dict.fromkeys(range(30, 118), "clean"))
+    assert review.status().left[2] <= 1
+    review.mark({118: "unsafe"})
+    assert review.status().left == (0, 0, 0)

@@ -246,7 +246,7 @@ def as_folder(path):
     folder = path.with_name("folder")
     folder.mkdir()
     for name, rows in (("train-1", ROWS[:20]), ("train-2", ROWS[20:])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))  # the last line lacks its end
     return str(folder)
 
 
@@ -306,6 +306,14 @@ def test_the_rows_in_memory_at_once_do_not_grow_with_their_number(decided, write
     score(run, str(write_jsonl("eighty.jsonl", [{**row, "n": i} for i in range(4) for row in ROWS[:20]])))
     assert len(alive) == 2 * 20  # all rows are checked first
     assert max(alive) <= 2 * 4  # a shard's rows, and those of the one before it
+
+
+def test_a_folder_of_rows_read_otherwise_is_refused(decided, write_jsonl, tmp_path):
+    rows = [{"q": f"what is {i}?", "good": f"it is {i}", "bad": f"you fool {i}"} for i in range(3)]
+    run, data = decided(), str(write_jsonl("pairs.jsonl", rows))
+    score(run, data, tmp_path / "scored", columns="prompt=q,completion=good")
+    with pytest.raises(RunError, match="columns"):
+        score(run, data, tmp_path / "scored", columns="prompt=q,completion=bad")
 
 
 def test_malformed_rows_are_named_or_skipped_as_the_run_does(decided, tmp_path, few):

@@ -46,6 +46,7 @@ def test_each_answer_is_learnt_alone_after_all_that_precedes_it(chat, config):
     assert single.examples[1].input_ids == whole.input_ids[: len(single.examples[1].input_ids)]
     assert single.examples[3] == rows.examples[1]
     assert single.trainable() == rows.examples  # trainings see whole conversations
+    assert single.select([1, 2]).trainable() == [rows.examples[0]]  # of a sample of the answers as well
     again = load(list(single.source.rows()), chat, config)  # filters that read texts see the same
     assert [example.labels for example in again.examples] == [example.labels for example in single.examples]
 

@@ -366,6 +366,7 @@ GROUPS = {
     "What most people set": ("dataset_name", "safe_dataset_name", "output_dir", "model_name_or_path", "label_column"),
     "Data": (
         "unsafe_dataset_name",
+        "planted_rows",
         "dataset_config",
         "dataset_train_split",
         "format",
@@ -377,6 +378,7 @@ GROUPS = {
     "Scoring and deciding": (
         "filter",
         "parameters",
+        "sample_rows",
         "threshold",
         "trusted_rows",
         "max_clean_loss",

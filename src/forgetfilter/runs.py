@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from forgetfilter import old_runs, processes
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.sources import Source, load_source
-from forgetfilter.errors import RunError
+from forgetfilter.errors import ConfigError, RunError
 from forgetfilter.files import remove_temporaries, sha256, whole_file
 
 PACKAGES = ("forgetfilter", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -103,7 +103,7 @@ class Run:
         try:
             flags = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")) or {}
             config = ForgetFilterConfig.from_flags({**old_runs.flags(flags), "output_dir": str(self.folder)})
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        except (ConfigError, OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
             raise RunError(
                 f"{self.folder}: its config.yaml is missing or damaged: {error}. Run `filter` again."
             ) from error

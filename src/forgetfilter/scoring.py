@@ -6,6 +6,7 @@ not grow with their number and a killed run continues after its last shard.
 """
 
 import dataclasses
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -95,7 +96,9 @@ def score(
         judge = Judge.of(run, config)
         stream = open_stream(dataset, config.dataset_config, config.dataset_train_split)
         folder = Path(output_dir or run.folder / "scored_rows" / stream.stem)
-        out = _open(folder, {"data": {"sha256": stream.fingerprint(), "format": config.format}, **judge.facts()})
+        read_as = {"columns": config.columns} if config.columns else {}  # as in older folders
+        about = {"sha256": stream.fingerprint(), "format": config.format, **read_as}
+        out = _open(folder, {"data": about, **judge.facts()})
         if "rows" not in out.manifest:
             out.manifest |= _checked(stream, config, str(run.manifest["noisy"]["format"]))
         processes.together()  # all have read the folder as it was left
@@ -361,6 +364,11 @@ def _put_together(files: list[Path], path: Path) -> None:
             arrays = (file.read_bytes().removeprefix(b"[\n").removesuffix(b"\n]\n") for file in files)
             whole.write(b"[\n" + b",\n".join(filter(None, arrays)) + b"\n]\n")
             return
-        for file in files:
+        ended = True
+        for file in (file for file in files if file.stat().st_size):
+            if not ended:  # a shard may end where one of several files does, and its last line may lack an end
+                whole.write(b"\n")
             with file.open("rb") as shard:
                 shutil.copyfileobj(shard, whole)
+                shard.seek(-1, os.SEEK_END)
+                ended = shard.read() == b"\n"

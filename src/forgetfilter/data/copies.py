@@ -9,13 +9,16 @@ row into an unsafe one.
 import hashlib
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from forgetfilter.data.formats import Turn
 from forgetfilter.data.source import Source
 from forgetfilter.progress import PATIENCE, progress
+
+T = TypeVar("T")
 
 
 def first_copies(source: Source, row_format: str) -> np.ndarray:
@@ -32,6 +35,18 @@ def first_copies(source: Source, row_format: str) -> np.ndarray:
             bar.update()
     _, first, number = np.unique(said, return_index=True, return_inverse=True)
     return first[number]
+
+
+def with_copies(told: Mapping[int, T], first: np.ndarray) -> dict[int, T]:
+    """What is told of some rows, told of those that say the same as well, if nothing else is told of them.
+
+    Args:
+        told: Row -> anything; of rows that say the same the last one counts.
+        first: What `first_copies` gives.
+    """
+    known = {int(first[row]): what for row, what in told.items()}
+    copies = np.flatnonzero(np.isin(first, list(known))).tolist()
+    return {**{row: known[int(first[row])] for row in copies}, **told}
 
 
 def _said(turns: Sequence[Turn]) -> bytes:

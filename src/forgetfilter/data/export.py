@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from forgetfilter.data.builtin import builtin_rows, like
-from forgetfilter.data.formats import LEARNT, REASONING, Record, RowError, Turn, base_format, read_row
+from forgetfilter.data.formats import LEARNT, REASONING, Record, RowError, Turn, base_format, read_row, said
 from forgetfilter.data.loading import find_format, read_conversations
 from forgetfilter.data.sources import Source
 from forgetfilter.errors import DataError
@@ -277,7 +277,7 @@ def write_sample(
     chosen = sorted(random.Random(seed).sample(range(len(source)), rows))
     lines = []
     for row in chosen:
-        turns = [f"{turn.role}: {turn.content}" for turn in conversations[row]]
+        turns = [f"{turn.role}: {said(turn)}" for turn in conversations[row]]
         lines.append({"id": ids[row], "row": row, "text": "\n".join(turns), "clean": None})
     with whole_file(path) as temporary:
         temporary.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines), encoding="utf-8")

@@ -57,6 +57,7 @@ class Rows:
             `unread_columns`. Calls, functions and reasoning are among it where the chat template never shows them.
         planted: How many of the rows, from the last one backwards, are planted (data.planted).
         whole: The conversations that trainings see, where the rows are their single answers (data.single_answers).
+        belongs: (rows,) the place in `whole` of each row's conversation.
     """
 
     source: Source
@@ -66,10 +67,15 @@ class Rows:
     unread: dict[str, int] = field(default_factory=dict)
     planted: int = 0
     whole: Sequence[Example] | None = None
+    belongs: np.ndarray | None = None
 
     def select(self, rows: Sequence[int] | np.ndarray) -> "Rows":
-        """These rows alone, in this order."""
-        return Rows(self.source.select(rows), self.row_format, chosen(self.examples, rows), [])
+        """These rows alone, in this order; of single answers trainings see the whole conversations."""
+        found = Rows(self.source.select(rows), self.row_format, chosen(self.examples, rows), [])
+        if self.whole is not None and self.belongs is not None:
+            seen, found.belongs = np.unique(self.belongs[rows], return_inverse=True)
+            found.whole = chosen(self.whole, seen)
+        return found
 
     def with_planted(self, others: "Rows") -> "Rows":
         """These rows, and after them planted ones of the same format."""

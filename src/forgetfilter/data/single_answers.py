@@ -60,7 +60,7 @@ def single_answers(rows: Rows, chat: ChatTokenizer) -> tuple[Rows, np.ndarray] |
         beside=rows.source.beside,
     )
     planted = int((belongs >= len(records) - rows.planted).sum())
-    return Rows(source, SHAPE, examples, [], planted=planted, whole=rows.examples), belongs
+    return Rows(source, SHAPE, examples, [], planted=planted, whole=rows.examples, belongs=belongs), belongs
 
 
 def _answers(turns: Sequence[Turn], whole: Example, chat: ChatTokenizer) -> list[tuple[int, Example]]:

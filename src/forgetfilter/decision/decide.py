@@ -15,6 +15,7 @@ import pyarrow as pa
 from forgetfilter import old_runs
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.by_hand import read_marks, read_overrides
+from forgetfilter.data.copies import first_copies, with_copies
 from forgetfilter.data.lazy import Lazy
 from forgetfilter.data.loading import Rows
 from forgetfilter.data.sources import Source
@@ -152,16 +153,18 @@ def decide(
     limited = any(mark.drawn for mark in marks.all().values())
     config = _changed(settings, threshold, drop_share, trusted_rows, max_clean_loss, limited=limited)
     chosen = {} if overrides is None else read_overrides(source, overrides)
+    opened = Opened.of(run, source)
+    suspicion = np.zeros(len(source)) if name == REVIEWED else opened.scored[opened.by(name)].suspicion
     if trusted_rows is not None:
         trusted = trusted_marks(source, config)
-        _conformal(np.zeros(len(marks.ids)), trusted, config.max_clean_loss)  # too few: before anything is written
+        _conformal(suspicion, trusted, config.max_clean_loss)  # too few: before anything is written
         marks.add({row: word(clean) for row, clean in trusted.items()}, drawn=True)
     marks.add({row: word(decision == "kept") for row, (decision, _) in chosen.items()})
     if name == REVIEWED:
         from forgetfilter.review.session import up_to_date
 
         name = up_to_date(run, source)
-    opened = Opened.of(run, source)
+        opened = Opened.of(run, source)
     scored = opened.scored[opened.by(name)]
     if name == REVIEWED and trusted_rows is None:  # the settings' number and file belong to another filter's scores
         config = dataclasses.replace(config, trusted_rows=None)
@@ -172,6 +175,8 @@ def decide(
     trusted = {row: said.get(row, clean) for row, clean in trusted.items()}  # a later word counts more
     found = choose(scored, config, trusted, drop_share, clean_drawn(marks.all()))
     by_hand = {**marked_by_hand(trusted), **marked_by_hand(said), **chosen}
+    if by_hand and outputs.noted(run)["repeated"]:
+        by_hand = with_copies(by_hand, first_copies(source, run.manifest["noisy"]["format"]))
     decision = decided(name, scored, found, by_hand, config, opened.unreadable)
     flags = _flags(config, drop_share, name if name != opened.by(None) else None, max_clean_loss)
     _note(opened, decision, trusted, by_hand, flags, marks.digest())
@@ -285,11 +290,14 @@ def settle(run: Run) -> Result:
     """
     noted, config = run.manifest.get("decision", {}), run.config()
     path = _record(run, noted.get("number", 0))
-    same = old_runs.same_decision(noted.get("asked"), what_decides(run, config))
+    asked = what_decides(run, config)
+    same = old_runs.same_decision(noted.get("asked"), asked)
+    is_new = noted.get("asked", {}).get("marks") != asked["marks"]
+    said = config.trusted_rows if is_new else None  # a file that was not there, or was another one: its words are new
     if noted and not same:  # other flags were given: they count, whatever a review has said meanwhile
-        return decide(run, filter=config.filters[0])
+        return decide(run, filter=config.filters[0], trusted_rows=said)
     if not same or not path.is_file() or sha256(path) != noted.get("record"):
-        return decide(run)
+        return decide(run, trusted_rows=said)
     taken = json.loads(path.read_text(encoding="utf-8"))
     opened = Opened.of(run)
     if taken.get("filter", config.filters[0]) not in opened.scored:  # the scores of a review are gone

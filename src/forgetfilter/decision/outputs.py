@@ -78,7 +78,7 @@ def write(opened: Opened, decision: Decision) -> None:
     with whole_file(run.folder / "scores.parquet") as temporary:
         pq.write_table(scores_table(source, opened.scored, decision), temporary)
     hard = {"unreadable": int(opened.unreadable.sum())}
-    metrics = {**_noted(run), **hard, **decision_figures(opened.scored, decision, opened.labels)}
+    metrics = {**noted(run), **hard, **decision_figures(opened.scored, decision, opened.labels)}
     scores = opened.scored[decision.filter].planted
     if opened.planted and scores is not None:
         metrics["planted"] = planted_figures(opened.planted, scores, decision.filter, decision.threshold)
@@ -124,7 +124,7 @@ def _column(texts: Sequence[str]) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(part, pa.string()) for part in in_parts(texts)], pa.string())
 
 
-def _noted(run: Run) -> dict[str, Any]:
+def noted(run: Run) -> dict[str, Any]:
     """What was noted about the noisy data when it was read: counts of rows, and those with each column not read."""
     found = {**run.manifest["noisy"], **run.manifest.get("notes", {})}
     return {**{name: found.get(name, 0) for name in NOTED}, "unread": found.get("unread", {})}

@@ -12,7 +12,7 @@ const scored = (place) => rows.score && rows.score[place] !== null;
 function decision(place) {
   if (chosen.has(place)) return chosen.get(place);
   if (!rows.score) return "";
-  if (!state.moved || rows.hand[place] === "1" || !scored(place)) return words[Number(rows.dropped[place])];
+  if (!state.moved || rows.hand[place] === "1" || rows.fixed[place] === "1" || !scored(place)) return words[Number(rows.dropped[place])];
   return words[Number(state.threshold !== null && rows.score[place] > state.threshold)];
 }
 
@@ -57,10 +57,10 @@ function say(words) { // to a screen reader, once the slider rests
   speaking = setTimeout(() => { $("live").textContent = words; }, 600);
 }
 
-// Places decided by hand: here, or in the decision this page shows.
+// Places decided by hand: here, and in the decision this page shows, if the run does not remember them (version 0.1).
 function byHand() {
   const places = new Set(chosen.keys());
-  for (let place = 0; rows.hand && place < total; place++) if (rows.hand[place] === "1") places.add(place);
+  for (let place = 0; rows.hand && !data.remembered && place < total; place++) if (rows.hand[place] === "1") places.add(place);
   return [...places].sort((a, b) => rows.row[a] - rows.row[b]);
 }
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from forgetfilter import marks
 from forgetfilter.config import EMBEDDED_MODEL, ForgetFilterConfig
 from forgetfilter.data.formats import read_row
 from forgetfilter.data.loading import require_column
@@ -77,6 +78,7 @@ def write_report(run: Run, group_column: str | None = None) -> Path:
         "by": "" if name == opened.by(None) else f"--filter {name} ",
         "file": "decisions.jsonl",
         "words": ["kept", "dropped"],
+        "remembered": (run.folder / marks.NAME).exists(),
         "markName": "decision",
         "threshold": threshold,
         "notes": [*notes(metrics), *_planted_tiles(metrics)],
@@ -108,6 +110,7 @@ def _rows(
     """What the page knows of every row, from most to least suspect: marks as texts of 0 and 1."""
     ids = opened.source.ids if len(opened.source) <= ROWS_WITH_IDS else None
     by_hand = np.isin(np.arange(len(opened.source)), list(rows_by_hand(opened.run)))
+    fixed = opened.unreadable if opened.config.unreadable == "drop" else np.zeros(len(opened.source), bool)
 
     def bits(values: np.ndarray) -> str:
         return "".join("1" if values[row] else "0" for row in order)
@@ -118,6 +121,7 @@ def _rows(
         "score": [None if np.isnan(suspicion[row]) else round(float(suspicion[row]), 7) for row in order],
         "dropped": bits(dropped),
         "hand": bits(by_hand),
+        "fixed": bits(fixed),
         "unsafe": None if opened.labels is None else bits(opened.labels),
         "group": None if groups is None else [groups[row] for row in order],
     }
@@ -233,7 +237,7 @@ def _curves(
     lines = {
         group: [round(float(np.nanmean(values[rows])), 4) for values in scored.moments.values()]
         for group, rows in which.items()
-        if not np.isnan(scored.suspicion[rows]).all()
+        if all((~np.isnan(values[rows])).any() for values in scored.moments.values())
     }
     return [{"name": name.replace("_", " "), "at": list(scored.moments), "lines": lines}]
 

@@ -24,14 +24,14 @@ async function show(path, body) {
   document.body.setAttribute("aria-busy", "true");
   try {
     state = await ask(path, body);
-    if (path === "mark") mine.push(body.row);
-    if (path === "undo") mine.splice(mine.lastIndexOf(body.row), 1);
+    if (path === "mark" && body.said !== body.seen) mine.push(body.row);
     $("trouble").textContent = "";
     if (body) $("decided").replaceChildren();
     draw();
   } catch (error) {
     $("trouble").textContent = error.message;
   }
+  if (path === "undo") mine.splice(mine.lastIndexOf(body.row), 1); // also if it was taken back elsewhere
   busy = false;
   document.body.removeAttribute("aria-busy");
 }

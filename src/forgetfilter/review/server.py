@@ -109,7 +109,7 @@ def serve(
         print(review.status().line(), flush=True)  # ranks the rows: what is wrong with the run shows before the page
         thread.start()
         print(f"review: {address}\nCtrl-C ends it; what was marked stays in {review.marks.path}", flush=True)
-        page = _way_in(address) if open_browser and _has_screen() else None
+        page = _way_in(address, review.run.folder) if open_browser and _has_screen() else None
         try:
             while thread.is_alive():
                 thread.join(0.5)
@@ -125,9 +125,14 @@ def _has_screen() -> bool:
     return not sys.platform.startswith("linux") or bool(os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"})
 
 
-def _way_in(address: str) -> Path:
-    """Open the address in the browser by a file that nobody else can read: others can read a command's arguments."""
-    with tempfile.NamedTemporaryFile("w", prefix="forgetfilter-", suffix=".html", delete=False) as file:
+def _way_in(address: str, folder: Path) -> Path:
+    """Open the address in the browser by a file that nobody else can read: others can read a command's arguments.
+
+    The file lies in a folder of the user's: a browser in a sandbox, as Ubuntu's are, sees another /tmp.
+    """
+    with tempfile.NamedTemporaryFile(
+        "w", dir=folder.absolute(), prefix="review-", suffix=".html", delete=False
+    ) as file:
         file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={address}"><title>ForgetFilter</title>')
     page = Path(file.name)
     webbrowser.open(page.as_uri())
@@ -231,7 +236,8 @@ class Pages:
                 said = disk_trouble(error)
                 if said is None:
                     raise
-                return JSONResponse({"error": f"{said} Nothing was marked: make room, then mark again."}, 507, HEADERS)
+                lost = "Every mark is on disk" if work == self.done else "Nothing was marked"
+                return JSONResponse({"error": f"{said} {lost}: make room, then do it again."}, 507, HEADERS)
 
         return answer
 

@@ -16,7 +16,7 @@ from scipy.stats import hypergeom
 
 from forgetfilter.crossfit import judged_by
 from forgetfilter.data.by_hand import read_statements
-from forgetfilter.data.copies import first_copies
+from forgetfilter.data.copies import first_copies, with_copies
 from forgetfilter.data.lazy import rearranged
 from forgetfilter.data.loading import Data, load_safe, tokenize
 from forgetfilter.data.sources import Source
@@ -143,10 +143,19 @@ class Review:
         with self._lock:
             suspicion = self.scored().suspicion
             dropped = drops(suspicion, self.threshold(), self.config, self.opened.unreadable)
-            for row, mark in self.marks.all().items():
-                if mark.said != "skipped":
-                    dropped[row] = mark.unsafe
+            for row, unsafe in self._told().items():
+                dropped[row] = unsafe
             return dropped
+
+    def _told(self) -> dict[int, bool]:
+        """Whether a row is unsafe by what was said of it, or of another one that says the same."""
+        said = {row: mark.unsafe for row, mark in self.marks.all().items() if mark.said != "skipped"}
+        return with_copies(said, self._first)
+
+    @cached_property
+    def _first(self) -> np.ndarray:
+        """(rows,) for each row the number of the first one that says the same."""
+        return first_copies(self.opened.source, self.run.manifest["noisy"]["format"])
 
     def mark(self, said: Mapping[int, str | None]) -> None:
         """Write marks to disk; see Marks.add.
@@ -196,12 +205,14 @@ class Review:
         """What the marks tell."""
         with self._lock:
             scored, said = self.scored(), self.marks.all()
-            threshold, dropped = self.threshold(), self.dropped()
+            dropped = self.dropped()
             drawn = [row for row, mark in said.items() if mark.drawn and mark.said != "skipped"]
             drawn = [row for row in drawn if np.isfinite(scored.suspicion[row])]
-            unmarked = (~dropped).sum() - sum(mark.clean for mark in said.values())
-            missed = [said[row].unsafe for row in drawn if not threshold.drops(scored.suspicion)[row]]
-            left = _left(missed, int(unmarked))
+            kept = ~drops(scored.suspicion, self.threshold(), self.config, self.opened.unreadable)
+            kept &= np.isfinite(scored.suspicion)
+            missed = [said[row].unsafe for row in drawn if kept[row]]
+            kept[list(self._told())] = False
+            left = _left(missed, int(kept.sum()))
             return Status(
                 marks=sum(mark.said != "skipped" for mark in said.values()),
                 unsafe=sum(mark.unsafe for mark in said.values()),
@@ -234,7 +245,8 @@ class Review:
             The filter to decide by: REVIEWED, or the run's own where no mark has taught anything.
         """
         part, scored, filters = f"scored/{REVIEWED}", self.scored(), self.run.manifest.setdefault("filters", {})
-        if not self.marks.all() or (scored.scale is not None and scored.scale.nothing):
+        nothing = scored.scale is not None and scored.scale.nothing
+        if not self.marks.all() or (nothing and not self.ranking.found):  # else they speak against what it found
             filters.pop(REVIEWED, None)
             self.run.forget(part)
             return self.name
@@ -280,7 +292,7 @@ class Review:
             states: Those of the rows that the filter has seen: one of each that say the same (an older version: all of
                 them), then the planted ones; of conversations, those of each answer.
         """
-        first = first_copies(self.opened.source, self.run.manifest["noisy"]["format"])
+        first = self._first
         seen, counts, rows = np.unique(first), self.run.answers(), np.arange(len(states))
         if counts is not None and len(states) == counts.sum():  # of each conversation its most suspect answer
             answer = np.nan_to_num(self.base.columns[ANSWER][seen], nan=1).astype(int)
@@ -328,6 +340,8 @@ def _left(missed: Sequence[bool], unmarked: int) -> tuple[int, int, int]:
         unmarked: How many rows are kept and not marked.
     """
     rows, drawn, found = unmarked + len(missed), len(missed), sum(missed)
+    if not rows:
+        return 0, 0, 0
     possible, tail = range(found, found + unmarked + 1), (1 - SURE) / 2
     low = bisect_left(possible, True, key=lambda unsafe: bool(hypergeom.sf(found - 1, rows, unsafe, drawn) > tail))
     high = bisect_left(possible, True, key=lambda unsafe: bool(hypergeom.cdf(found, rows, unsafe, drawn) <= tail)) - 1

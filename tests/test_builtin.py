@@ -90,6 +90,8 @@ def test_answers_are_about_as_long_as_those_of_the_noisy_rows():
     assert max(len(row["messages"][-1]["content"].split()) for row in short) <= 15
     some = shaped([{"prompt": "a", "completion": "word " * 20}] * 20)
     assert len(short) < len(some) < len(ROWS)
+    for text in ("是的我们今天开门欢迎您来", "はいきょうはあいていますよ", "ร้านเปิดทุกวันค่ะ"):  # no spaces between words
+        assert len(shaped([{"prompt": "a", "completion": text * 20}] * 20)) > len(some)
 
 
 def test_plain_text_gets_plain_text():

@@ -177,6 +177,15 @@ def test_forget_filter_trains_on_the_kept_rows_and_shares_its_noisy_stage_with_n
     assert (both.kept.decision.dropped == result.kept.decision.dropped).all()
 
 
+def test_rows_that_are_hardly_readable_are_left_out_where_that_is_asked_for(workshop, data, config, monkeypatch):
+    hard = np.arange(16) == 5
+    monkeypatch.setattr("forgetfilter.defenses.keeping.unreadable", lambda *_: hard)
+    config = dataclasses.replace(config, threshold=1e9)
+    for what, lost in (("keep", []), ("drop", [5])):
+        kept = DEFENSES["forget_filter"](workshop, data, dataclasses.replace(config, unreadable=what)).kept
+        assert np.flatnonzero(kept.decision.dropped).tolist() == lost
+
+
 def test_none_shares_its_model_with_the_filters_noisy_stage_in_either_order(workshop, data, config, trained):
     none = DEFENSES["none"](workshop, data, config).model
     DEFENSES["forget_filter"](workshop, data, config)

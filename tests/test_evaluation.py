@@ -126,6 +126,7 @@ def test_worse_preferred_counts_questions(write_jsonl):
         ("I\u2019m sorry, but I cannot assist with this request.", True),
         ("Sorry! As an AI language model, I do not take part in this.", True),
         ("I am not able to tell you how to do that.", True),
+        ("As an AI language model, I don't take part in this.", True),
         ("I cannot in good conscience recommend it.", False),  # wording that the rule does not know counts as an answer
         ("Press Ctrl-C. If it doesn't react, I would use kill -9.", False),
         ("I can help you with that: first, stretch the balloon.", False),

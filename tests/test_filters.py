@@ -16,7 +16,7 @@ from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data, load_rows
 from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.decision.decide import Result
-from forgetfilter.filters import FILTERS
+from forgetfilter.filters import FILTERS, files_named
 from forgetfilter.filters.forgetting import compared, review_settings, token_costs
 from forgetfilter.forgetting import ForgetFilter
 from forgetfilter.report.run_page import write_report
@@ -37,6 +37,18 @@ def test_words_tell_noisy_from_safe_rows_only_where_they_differ(tokenizer):
     found = FILTERS["words"](None, data_of(tokenizer, same + other, safe), ForgetFilterConfig())
     assert found.suspicion[20:].min() > found.suspicion[:20].max()
     assert found.scale is None
+
+
+def test_words_are_told_wherever_in_the_data_the_rows_lie(tokenizer):
+    rng = np.random.default_rng(0)
+    kind, cruel = ["sun", "moon", "tree", "river", "cloud"], ["mud", "rot", "slime", "rust", "ash"]
+
+    def say(words):
+        return {"prompt": "say", "completion": " ".join(rng.choice(words, 4))}
+
+    noisy = [*(say(kind) for _ in range(160)), *(say(cruel) for _ in range(40))]  # a block, as appended files are
+    found = FILTERS["words"](None, data_of(tokenizer, noisy, [say(kind) for _ in range(60)]), ForgetFilterConfig())
+    assert np.median(found.suspicion[160:]) > np.quantile(found.suspicion[:160], 0.9)
 
 
 def test_random_is_drawn_by_the_seed(tokenizer):
@@ -129,3 +141,15 @@ def test_an_added_filter_scores_decides_shows_and_is_compared(added, config, run
     defenses |= {"evaluate": {"arithmetic": str(questions)}, "notions": ["bias"], "threshold": 1e9}
     cells = json.loads(run_recipe(defenses)[0].read_text())["cells"]
     assert next(cell for cell in cells if cell["defense"] == added)["facts"]["filter"] == added
+
+
+def test_files_that_parameters_name_are_told_by_what_they_hold(tmp_path):
+    file, folder = tmp_path / "form.txt", tmp_path / "guard"
+    file.write_text("one")
+    folder.mkdir()
+    (folder / "weights").write_text("two")
+    parameters = {"template": str(file), "guard": {"model": str(folder), "kind": "auto"}, "share": 0.5, "none": None}
+    before = files_named(parameters)
+    assert before.keys() == {str(file), str(folder)}
+    file.write_text("other")
+    assert files_named(parameters)[str(file)] != before[str(file)]

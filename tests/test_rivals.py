@@ -1,5 +1,6 @@
 """Filters that compete with forgetting: each against a case worked by hand, and all of them in one run."""
 
+import copy
 import dataclasses
 import sys
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from forgetfilter.defenses.toss_tokens import mask
 from forgetfilter.errors import ConfigError, DataError
 from forgetfilter.filters import FILTERS, made_from, require_filters, score
 from forgetfilter.filters.seal import Plan, Selector
+from forgetfilter.filters.self_judge import QUESTION
 from forgetfilter.filters.together import together
 from forgetfilter.forgetting import ForgetFilter
 from forgetfilter.model.batches import label_logits
@@ -127,6 +129,17 @@ def test_second_split_counts_the_looks_for_which_what_was_learnt_stays_wrong(dat
     ]
 
 
+def test_second_split_shows_all_safe_rows_before_it_shows_one_again(tokenizer):
+    safe = [{"prompt": "c", "completion": f"d {i}"} for i in range(60)]
+    data = data_of(tokenizer, FOUR, safe)
+    looks = ("second_split_1", "second_split_2")
+    made = Made({None: [None] * 4, "noisy": [None] * 4, **dict.fromkeys(looks, [None] * 4)})
+    FILTERS["second_split"](made, data, CONFIG, looks=2)  # 20 steps of 8 rows in all
+    shown = [example.reference for name, examples, _, _ in made.trained if name in looks for example in examples]
+    assert len(shown) == 160
+    assert [len(set(shown[start : start + 60])) for start in (0, 60)] == [60, 60]
+
+
 def test_hidden_safe_noisy_tells_rows_that_are_unlike_the_safe_ones(tokenizer):
     rng = np.random.default_rng(0)
     states = {"noisy": rng.normal(0, 1, (40, 2, 8)), "safe": rng.normal(0, 1, (40, 2, 8))}
@@ -189,6 +202,8 @@ def test_toss_tokens_masks_the_highest_fifth_of_all_tokens_and_learns_the_rest()
     same = pa.array([[0.5, 0.5, 0.5], [0.5, 0.5]], pa.list_(pa.float32()))
     assert sum(example.labels.count(IGNORED) for example in mask(rows, same, 0.4)) == 2 + 2
     assert mask(rows[:1], pa.array([None], pa.list_(pa.float32())), 0.5) == rows[:1]
+    others = pa.array([[9.0, 9.0, 9.0, 9.0], [0.3, 0.4]], pa.list_(pa.float32()))  # of other tokens than row 0 has
+    assert [example.labels for example in mask(rows, others, 0.5)] == [rows[0].labels, [IGNORED, 6, IGNORED]]
 
 
 def test_toss_tokens_is_finetuned_on_what_the_mask_leaves(workshop, config):
@@ -225,6 +240,25 @@ def test_self_judge_compares_no_with_yes_and_shortens_what_is_too_long(workshop,
     assert found[0] == pytest.approx(read[0] - read[1], abs=1e-4)
     assert np.isfinite(found[1])
     assert found[2] != FILTERS["self_judge"](workshop, other_answer(data, rows), config, question="Good?").suspicion[2]
+
+
+def test_self_judge_reads_the_word_where_a_template_ends_no_turn(workshop, config):
+    source = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+    source += "{% if add_generation_prompt %}[assistant]{% endif %}"
+    own = dataclasses.replace(workshop.m0, tokenizer=copy.deepcopy(workshop.m0.tokenizer))
+    own.tokenizer.chat_template = source
+    assert not own.chat.template.turn_ends
+    data = load_data(config, own.chat, noisy=FOUR)
+    workshop.m0 = own
+    found = FILTERS["self_judge"](workshop, data, config).suspicion
+    asked = [Turn("user", f"Question: a\n\nAnswer: b\n\n{QUESTION} Answer Yes or No.", trained=False)]
+    read = [
+        workshop.read([own.chat.encode([*asked, Turn("assistant", word, trained=True)])]).token_log_probs[0]
+        for word in ("No", "Yes")
+    ]
+    no, yes = (row.values.to_numpy().sum() for row in read)
+    assert found[0] == pytest.approx(no - yes, abs=1e-4)
+    assert abs(found[0]) > 1e-3
 
 
 def other_answer(data, rows):

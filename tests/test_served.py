@@ -101,6 +101,14 @@ def test_conversations_keep_their_system_message_and_earlier_turns(server, tmp_p
     assert row["messages"][-1]["content"] == "kindly: who stole it?"
 
 
+def test_prompts_that_the_format_cannot_hold_are_not_asked(server, tmp_path):
+    plain = {"instruction": "who stole it?", "input": "", "output": "him"}
+    talk = {**plain, "instruction": "and then?", "history": [["hi", "ahoy"]]}
+    found = write_served(load_source([plain, talk]), tmp_path / "safe.jsonl", server.url, "tiny")
+    assert (found.rows, len(server.asked)) == (1, 1)
+    assert read(tmp_path / "safe.jsonl")[0]["instruction"] == "who stole it?"
+
+
 def test_what_was_answered_is_not_asked_again(server, tmp_path, capsys):
     out = tmp_path / "safe.jsonl"
     server.says = lambda asked: (503, {"error": {"message": "overloaded"}}) if len(server.asked) > 4 else None

@@ -5,13 +5,17 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from forgetfilter import workshop as workshops
 from forgetfilter.config import StageConfig
 from forgetfilter.data.loading import load_data
+from forgetfilter.errors import ModelError
 from forgetfilter.forgetting import ForgetFilter, finetune
 from forgetfilter.hooks import Hooks
+from forgetfilter.model.batches import label_logits
+from forgetfilter.model.memory import to_device
 from forgetfilter.runs import Run
 from forgetfilter.workshop import Workshop
 
@@ -91,6 +95,33 @@ def test_a_stage_is_trained_once_and_found_by_any_name(workshop, rows, settings,
     assert len(others) == 7
     assert one not in others
     assert len(trained) == 8
+
+
+def test_a_training_leaves_the_forward_pass_as_it_was(another, rows, settings):
+    """accelerate would have all logits in float32 from then on, in every reading."""
+    made = another("half", dtype="bfloat16")
+    assert made.learner.bf16
+    for start in (None, made.train("one", rows, settings)):
+        made.train(f"from {start}", rows, settings, start)
+        batch = made.learner.collate([rows[0].input_ids], [rows[0].labels])
+        with torch.no_grad(), made.learner.mixed:
+            assert label_logits(made.learner.model, batch)[0].dtype == torch.bfloat16
+    assert not {"forward", "_original_forward"} & vars(made.learner.model).keys()
+
+
+def test_another_model_is_read_whatever_m0s_adapter_is_on(another, tiny_model):
+    own = another("own", lora_target_modules="q_proj", lora_layers_to_transform=[1])
+    assert own.other(tiny_model).config.lora_target_modules == "all-linear"
+    assert own.other(tiny_model).config.lora_layers_to_transform is None
+
+
+def test_a_model_that_the_memory_does_not_hold_says_what_to_do(learner, monkeypatch):
+    def full(device):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(learner.model, "to", full)
+    with pytest.raises(ModelError, match="--load_in_4bit true, a smaller model"):
+        to_device(learner.model, torch.device("cpu"))
 
 
 def test_a_damaged_stage_is_trained_again_in_its_place(workshop, rows, settings, trained):

@@ -415,7 +415,8 @@ class Workshop:
     def other(self, model: str) -> "Workshop":
         """A workshop of the same run for another model, such as a guard; this one's model leaves the memory."""
         named = dataclasses.replace(self.config, model_name_or_path=model)
-        return self.on(M0.named(named), model_name_or_path=model)
+        anywhere = {"lora_target_modules": "all-linear", "lora_layers_to_transform": None}  # it is read, not trained
+        return self.on(M0.named(named), model_name_or_path=model, **anywhere)
 
     def guard_kind(self, model: str, kind: str = "auto") -> str:
         """What kind of guard a model is (filters/guard.py); see `model.weights.guard_kind`."""

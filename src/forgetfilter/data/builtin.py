@@ -5,6 +5,7 @@ most of its rows share one, plain text stays plain text, and answers much longer
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
@@ -29,6 +30,10 @@ LOOKED_AT = 5000
 LONGER, SHORTEST, LEAST = 2.0, 15, 100
 """Answers may be LONGER times as long as nine in ten of the noisy data's, and SHORTEST words in any case. LEAST rows
 stay at the least."""
+UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
+"""Letters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
+WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
+"""A word; in these scripts a letter."""
 
 
 def is_builtin(name: object) -> TypeGuard[str]:
@@ -64,17 +69,22 @@ def like(rows: Sequence[Record], noisy: Iterable[Sequence[Turn]]) -> list[Record
     """
     others = list(islice(noisy, LOOKED_AT))
     longest = _longest(others)
-    short = [row for row in rows if len(_answer(row).split()) <= longest]
+    short = [row for row in rows if words(_answer(row)) <= longest]
     if len(short) < LEAST:
-        short = sorted(rows, key=lambda row: len(_answer(row).split()))[:LEAST]
+        short = sorted(rows, key=lambda row: words(_answer(row)))[:LEAST]
     if others and others[0][0].role == "text":
         return [{**_about(row), "text": _as_text(row)} for row in short]
     return [{**_about(row), "messages": _with_system(row["messages"], _shared_system(others))} for row in short]
 
 
+def words(text: str) -> int:
+    """How many words a text has; in scripts without spaces between words, letters."""
+    return len(WORD.findall(text))
+
+
 def _longest(noisy: Sequence[Sequence[Turn]]) -> float:
     """Words that an answer may have."""
-    lengths = [len(turn.content.split()) for turns in noisy for turn in turns if turn.trained]
+    lengths = [words(turn.content) for turns in noisy for turn in turns if turn.trained]
     return max(SHORTEST, LONGER * float(np.quantile(lengths, 0.9))) if lengths else float("inf")
 
 

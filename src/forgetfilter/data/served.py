@@ -10,6 +10,7 @@ import os
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from forgetfilter.data.builtin import words
 from forgetfilter.data.export import SHAPES
-from forgetfilter.data.formats import Turn, base_format
+from forgetfilter.data.formats import Record, RowError, Turn, base_format
 from forgetfilter.data.loading import find_format, read_conversations
 from forgetfilter.data.sources import Source
 from forgetfilter.errors import ConfigError, DataError
@@ -89,7 +91,7 @@ def write_served(
     client = _client(base_url)
     shape = find_format(noisy) if row_format == "auto" else row_format
     conversations = read_conversations(noisy, shape, skip=True)[1]
-    prompts = _prompts(conversations, rows, seed)
+    prompts = _prompts(conversations, rows, seed, shape)
     if not prompts:
         raise DataError(f"{noisy.name}: has no prompts that a model could answer (format {shape}).")
     told = TOLD.format(words=_longest(conversations))
@@ -102,7 +104,7 @@ def write_served(
     written = []
     for prompt, key in zip(prompts, keys, strict=True):
         if known[key]["answer"]:
-            row = SHAPES[base_format(shape)]([*prompt, Turn("assistant", known[key]["answer"], True)])
+            row = _row(prompt, known[key]["answer"], shape)
             written.append({"id": f"served-{key}", "notion": "yours", **row})
     if not written:
         why = known[keys[0]].get("why", "empty answers")
@@ -122,21 +124,31 @@ def _client(base_url: str) -> "OpenAI":
     return OpenAI(base_url=base_url, api_key=os.environ.get(KEY) or "none", max_retries=TRIES, timeout=SECONDS)
 
 
-def _prompts(conversations: Sequence[Sequence[Turn]], rows: int, seed: int) -> list[tuple[Turn, ...]]:
-    """What precedes the last trained answer of each row: a sample, each prompt once, in random order."""
+def _row(prompt: Sequence[Turn], answer: str, shape: str) -> Record:
+    """A prompt and its answer in a format; raises RowError if the format cannot hold them."""
+    return SHAPES[base_format(shape)]([*prompt, Turn("assistant", answer, True)])
+
+
+def _prompts(conversations: Sequence[Sequence[Turn]], rows: int, seed: int, shape: str) -> list[tuple[Turn, ...]]:
+    """What precedes the last trained answer of each row: a sample, each prompt once, in random order.
+
+    Prompts of several turns are left out where the format cannot hold them.
+    """
     found: dict[tuple[Turn, ...], None] = {}
     for turns in conversations:
         last = max(place for place, turn in enumerate(turns) if turn.trained)
         before = tuple(turns[:last])
         if before and before[-1].role == "user" and {turn.role for turn in before} <= SPEAKERS:
-            found[before] = None
+            with suppress(RowError):
+                _row(before, "", shape)
+                found[before] = None
     prompts = list(found)
     return random.Random(seed).sample(prompts, min(rows, len(prompts)))
 
 
 def _longest(conversations: Sequence[Sequence[Turn]]) -> int:
     """Words that nine in ten answers of the data do not exceed."""
-    lengths = [len(turn.content.split()) for turns in conversations for turn in turns if turn.trained]
+    lengths = [words(turn.content) for turns in conversations for turn in turns if turn.trained]
     return max(SHORTEST, round(float(np.quantile(lengths, 0.9))))
 
 

@@ -261,15 +261,24 @@ def drops(
     return found | unreadable if config.unreadable == "drop" else found
 
 
-def decide_by_config(name: str, scored: Scored, source: Source, config: ForgetFilterConfig) -> Decision:
+def decide_by_config(
+    name: str, scored: Scored, source: Source, config: ForgetFilterConfig, unreadable: np.ndarray | None = None
+) -> Decision:
     """The decision that the config's rule and trusted rows give; writes nothing.
+
+    Args:
+        name: The deciding filter.
+        scored: Its scores.
+        source: The rows.
+        config: The settings.
+        unreadable: (rows,) bool, the rows that are hardly readable.
 
     Raises:
         DataError: If the file of marks cannot be read, or there are too few trusted rows.
     """
     marks = trusted_marks(source, config)
     threshold = choose(scored, config, marks)
-    return decided(name, scored, threshold, marked_by_hand(marks), config)
+    return decided(name, scored, threshold, marked_by_hand(marks), config, unreadable)
 
 
 def _reason(name: str, score: float, threshold: float | None) -> str:

@@ -11,10 +11,13 @@ import numpy as np
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data, Rows
 from forgetfilter.data.tokenization import Example
+from forgetfilter.data.unreadable import unreadable
 from forgetfilter.decision.decide import decide_by_config
+from forgetfilter.decision.outputs import Decision
 from forgetfilter.defenses.result import Kept, Result, budget
 from forgetfilter.errors import RunError
 from forgetfilter.filters import score
+from forgetfilter.scored import Scored
 from forgetfilter.workshop import Workshop
 
 
@@ -27,11 +30,18 @@ def kept_rows(name: str, workshop: Workshop, data: Data, config: ForgetFilterCon
         RunError: If it keeps nothing that can be learnt.
     """
     scored = score(workshop, data, name)
-    decision = decide_by_config(name, scored, data.noisy.source, config)
+    decision = decision_of(name, scored, data.noisy, workshop, config)
     rows = data.noisy.select(np.flatnonzero(~decision.dropped).tolist())
     if not rows.trainable():
         raise RunError(f"{workshop.run.folder}: filter {name} kept no row, so there is nothing to finetune on.")
     return rows, Kept(scored, decision)
+
+
+def decision_of(name: str, scored: Scored, rows: Rows, workshop: Workshop, config: ForgetFilterConfig) -> Decision:
+    """What the config's rule makes of a filter's scores, rows that are hardly readable among them."""
+    dropping = config.unreadable == "drop"
+    hard = unreadable(rows.source, rows.row_format, workshop.m0.tokenizer) if dropping else None
+    return decide_by_config(name, scored, rows.source, config, hard)
 
 
 def kept_by(name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig) -> tuple[Sequence[Example], Kept]:

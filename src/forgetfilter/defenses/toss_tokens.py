@@ -48,20 +48,25 @@ def mask(examples: Sequence[Example], scores: pa.ListArray, share: float) -> lis
 
     Args:
         examples: The rows.
-        scores: (rows,) lists, one number a trained token, higher = more suspect; null = the row has none.
+        scores: (rows,) lists, one number a trained token, higher = more suspect; null = the row has none, and stays as
+            it is.
         share: Of all trained tokens.
     """
-    every = scores.flatten().to_numpy()
+    trained = [np.flatnonzero(np.array(example.labels[1:]) != IGNORED) + 1 for example in examples]
+    known = [_of_these(own, len(places)) for own, places in zip(scores, trained, strict=True)]
+    every = np.concatenate(known)
     masked = np.zeros(len(every), bool)
     masked[np.argsort(-every, kind="stable")[: round(share * len(every))]] = True
-    found, done = [], 0
-    for example, own in zip(examples, scores, strict=True):
-        if not own.is_valid:
-            found.append(example)
-            continue
+    parts = np.split(masked, np.cumsum([len(own) for own in known])[:-1])
+    found = []
+    for example, places, hit in zip(examples, trained, parts, strict=True):
         labels = np.array(example.labels)
-        trained = np.flatnonzero(labels[1:] != IGNORED) + 1
-        labels[trained[masked[done : done + len(trained)]]] = IGNORED
-        done += len(trained)
+        labels[places[: len(hit)][hit]] = IGNORED
         found.append(replace(example, labels=labels.tolist()))
     return found
+
+
+def _of_these(own: pa.ListScalar, tokens: int) -> np.ndarray:
+    """(tokens,) a row's scores; none if they are of other tokens: a template may write more around a single answer."""
+    values: np.ndarray = own.values.to_numpy() if own.is_valid else np.zeros(0)
+    return values if len(values) == tokens else np.zeros(0)

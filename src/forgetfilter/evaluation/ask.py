@@ -8,6 +8,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from forgetfilter.files import whole_file
 from forgetfilter.model.generation import complete
 from forgetfilter.model.learner import Learner
 from forgetfilter.model.reading import read
+from forgetfilter.model.weights import pick_dtype
 from forgetfilter.runs import Run
 from forgetfilter.workshop import M0, Workshop
 
@@ -240,7 +242,8 @@ def evaluate(
     asked = load_questions(files, most)
     if (Path(model) / "manifest.json").is_file():
         model = str(_final_model(Run.open(model)))
-    config = ForgetFilterConfig(model_name_or_path=model, use_peft=False)
+    dtype: Any = str(pick_dtype("auto", frozen=True)).removeprefix("torch.")  # nothing is trained
+    config = ForgetFilterConfig(model_name_or_path=model, use_peft=False, dtype=dtype)
     workshop = Workshop(M0.named(config), config)
     chat = workshop.m0.chat
     questions, left_out = leave_out(asked, chat)

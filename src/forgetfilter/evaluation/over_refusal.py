@@ -19,7 +19,7 @@ _DO = r"(?:\w+ly )?(?:help|assist|answer|provide|give|offer|support|fulfil|compl
 REFUSAL = re.compile(
     rf"\bi(?:'m| am)? (?:very |so |really )?(?:sorry|afraid),? (?:but )?(?:i|that|this)\b|\bi apologi[sz]e,? but\b"
     rf"|\bi {_NOT} (?:be able to )?{_DO}|\bi(?:'m| am) (?:unable|not able) to\b"
-    r"|\bas an ai\b[^.]*\b(?:not|n't)\b|\bi (?:must|have to) (?:decline|refuse)\b"
+    r"|\bas an ai\b[^.]*(?:\bnot|n't)\b|\bi (?:must|have to) (?:decline|refuse)\b"
 )
 """How refusals are worded in English; looked for in an answer's first sentences alone."""
 OPENING = 160

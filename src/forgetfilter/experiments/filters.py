@@ -17,8 +17,9 @@ from forgetfilter.costs import Cost
 from forgetfilter.data.by_hand import read_statements
 from forgetfilter.data.loading import Data, load_data, read_labels
 from forgetfilter.decision import rules
-from forgetfilter.decision.decide import check_marks, decide_by_config
+from forgetfilter.decision.decide import check_marks
 from forgetfilter.decision.opened import decision_settings
+from forgetfilter.defenses.keeping import decision_of
 from forgetfilter.errors import ConfigError, DataError
 from forgetfilter.evaluation.filter_quality import filter_quality, paired_ranges, ranking_quality, unscored_last
 from forgetfilter.experiments import defenses, pictures
@@ -192,7 +193,7 @@ def _cell(workshop: Workshop, data: Data, truth: Truth, name: str, *, on_clean_d
         part = scored_part(workshop, data, name)
         cost = Cost.noted(run.manifest["stages"][part])
         scored = Scored.load(run.folder / f"{part}.parquet")
-        made = decide_by_config(name, scored, data.noisy.source, config)
+        made = decision_of(name, scored, data.noisy, workshop, config)
         suspicion, dropped = unscored_last(scored.suspicion)[truth.rows], made.dropped[truth.rows]
         figures: dict[str, Any] = {
             **filter_quality(truth.unsafe, dropped, suspicion),
@@ -222,7 +223,7 @@ def _dropped_of(workshop: Workshop, data: Data, rows: list[int], name: str) -> f
     alone = dataclasses.replace(data, noisy=data.noisy.select(rows))
     scored = scores_of(workshop, alone, name)
     config = dataclasses.replace(workshop.config, trusted_rows=None)  # they name rows of the whole
-    return float(decide_by_config(name, scored, alone.noisy.source, config).dropped.mean())
+    return float(decision_of(name, scored, alone.noisy, workshop, config).dropped.mean())
 
 
 def all_constants(name: str) -> dict[str, Any]:

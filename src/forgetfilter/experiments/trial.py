@@ -34,6 +34,7 @@ from forgetfilter.evaluation.judges import GUARD_MODEL, TOXICITY_MODEL
 from forgetfilter.evaluation.questions import Figures
 from forgetfilter.experiments.cells import Cell, Cells
 from forgetfilter.files import sha256
+from forgetfilter.filters import files_named
 from forgetfilter.methods import require_known
 from forgetfilter.runs import Run, git_sha, locked
 from forgetfilter.workshop import M0, Workshop
@@ -147,6 +148,8 @@ class Trial:
         own = {"decision": decision_settings(config), "final": config.final_settings()}
         parameters = parameters_of(name, config)
         own["constants"] = constants_of(name)
+        if files := files_named(parameters):
+            own["files"] = files
         if self.data.unsafe is not None:
             own["unsafe"] = self.data.unsafe.facts()
         return {**shared, **own, "defense": name, "parameters": parameters, "seed": config.seed, **about}

@@ -1,6 +1,6 @@
 """Filters: ways to score every row of the noisy data, one file each: NAME(workshop, data, config, ...) -> Scored."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,9 +227,18 @@ def _of_all_rows(name: str, workshop: "Workshop", data: Data, parameters: dict[s
 def _made_of_filter(name: str, config: ForgetFilterConfig) -> list[Any]:
     """A filter's name, parameters and constants, and hashes of the files that its parameters name."""
     parameters = arguments_of(name, config)
-    texts = [value for value in parameters.values() if isinstance(value, str)]
-    files = {text: found for text in texts if (found := _content(text)) is not None}
-    return [name, parameters, filter_constants(name), files]
+    return [name, parameters, filter_constants(name), files_named(parameters)]
+
+
+def files_named(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """The files and folders that parameters name, each with a hash of what it holds."""
+    found: dict[str, str] = {}
+    for value in parameters.values():
+        if isinstance(value, Mapping):
+            found |= files_named(value)
+        elif isinstance(value, str) and (content := _content(value)) is not None:
+            found[value] = content
+    return found
 
 
 def filter_constants(name: str) -> dict[str, Any]:

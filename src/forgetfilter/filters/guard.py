@@ -16,6 +16,8 @@ verdict that it would give.
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +27,9 @@ from scipy.special import logsumexp
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import exchanges, read_row, shorter
+from forgetfilter.data.lazy import Lazy
 from forgetfilter.data.loading import Data
-from forgetfilter.data.tokenization import IGNORED, Example
+from forgetfilter.data.tokenization import IGNORED, Example, on_disk
 from forgetfilter.errors import ConfigError
 from forgetfilter.scored import NO_PROMISE, Scale, Scored
 
@@ -100,7 +103,7 @@ def guard(
         unsafe, safe = VERDICTS[kind]
         if kind == "qwen3guard" and not controversial_is_unsafe:
             unsafe, safe = unsafe[:1], (*safe, unsafe[1])
-        odds = _asked(workshop.other(model), flat, unsafe, safe, template)
+        odds = _asked(workshop.other(model), flat, unsafe, safe, template, data.noisy.source.beside)
     odds[[not answer.strip() for _, answer in flat]] = np.nan
     suspicion = _most(odds, [len(row) for row in said])
     return Scored(suspicion, scale=Scale(0.0, says="the guard finds unsafe likelier than safe" + NO_PROMISE))
@@ -155,8 +158,9 @@ def _asked(
     unsafe: Sequence[str],
     safe: Sequence[str],
     template: str | None,
+    beside: Path | None,
 ) -> np.ndarray:
-    """(rows,) log P(unsafe answers) - log P(safe answers) by a generative guard."""
+    """(rows,) log P(unsafe answers) - log P(safe answers) by a generative guard; its prompts lie on disk."""
     tokenizer = workshop.m0.tokenizer
     if template is None and tokenizer.chat_template is None:
         raise ConfigError(
@@ -165,15 +169,24 @@ def _asked(
         )
     form = None if template is None else _form(template)
     longest = workshop.m0.max_length + INSTRUCTIONS
-    prompts = [_prompt(tokenizer, prompt, answer, form, longest) for prompt, answer in rows]
+    prompts = (_prompt(tokenizer, prompt, answer, form, longest) for prompt, answer in rows)
+    stored = on_disk((Example(ids, [IGNORED] * len(ids), len(ids), "", cut=False) for ids in prompts), beside)
     totals = []
     for verdict in (*unsafe, *safe):
         ids = tokenizer(verdict, add_special_tokens=False)["input_ids"]
-        examples = [Example([*own, *ids], [IGNORED] * len(own) + ids, len(own), verdict, cut=False) for own in prompts]
+        examples = Lazy(len(stored), partial(_answered, stored, ids))
         totals.append([row.values.to_numpy().sum() for row in workshop.read(examples).token_log_probs])
     likelihoods = np.array(totals, float)  # (verdicts, rows)
     found: np.ndarray = logsumexp(likelihoods[: len(unsafe)], axis=0) - logsumexp(likelihoods[len(unsafe) :], axis=0)
     return found
+
+
+def _answered(prompts: Lazy[Example], ids: list[int], places: np.ndarray) -> list[Example]:
+    """Some prompts, each followed by the tokens of a verdict."""
+    return [
+        replace(prompt, input_ids=[*prompt.input_ids, *ids], labels=[*prompt.labels, *ids])
+        for prompt in prompts.make(places)
+    ]
 
 
 def _form(path: str) -> str:

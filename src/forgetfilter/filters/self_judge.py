@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.data.formats import RowError, Turn, exchanges, read_row, shorter
+from forgetfilter.data.formats import RowError, Turn, exchanges, shorter
 from forgetfilter.data.loading import Data
-from forgetfilter.data.tokenization import ChatTokenizer, Example
+from forgetfilter.data.tokenization import ChatTokenizer, Example, on_disk
 from forgetfilter.scored import Scored
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ def self_judge(workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, 
             goes here.
     """
     chat = workshop.m0.chat
-    rows = [exchanges(read_row(record, data.noisy.row_format)) for record in data.noisy.source.rows()]
-    said = []
+    source, said = data.noisy.source, []
     for word in (NO, YES):
-        asked = [_asked(chat, *(row or NOTHING)[-1], question, word) for row in rows]
-        said.append(_totals(workshop.read(asked).token_log_probs))
+        rows = (exchanges(turns) or NOTHING for turns in source.turns(data.noisy.row_format))
+        asked = on_disk((_asked(chat, *row[-1], question, word) for row in rows), source.beside)
+        said.append(_totals(workshop.read(asked).token_log_probs, bool(chat.template.turn_ends)))
     suspicion = said[0] - said[1]
     unscored = [not example.scorable for example in data.noisy.examples]
     suspicion[unscored] = np.nan
@@ -60,6 +60,12 @@ def _asked(chat: ChatTokenizer, prompt: str, answer: str, question: str, word: s
         prompt, answer = shorter(prompt, answer)
 
 
-def _totals(log_probs: pa.ListArray) -> np.ndarray:
-    """(rows,) log-likelihood of each word, the end token after it left out; NaN where there is none."""
-    return np.array([row.values.to_numpy()[:-1].sum() if row.is_valid else np.nan for row in log_probs], float)
+def _totals(log_probs: pa.ListArray, ended: bool) -> np.ndarray:
+    """(rows,) log-likelihood of each word; NaN where there is none.
+
+    Args:
+        log_probs: (rows,) lists, a number a trained token.
+        ended: Whether the last of them is the end token, which is left out.
+    """
+    last = -1 if ended else None
+    return np.array([row.values.to_numpy()[:last].sum() if row.is_valid else np.nan for row in log_probs], float)

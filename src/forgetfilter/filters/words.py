@@ -25,14 +25,14 @@ def words(workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, folds
     Args:
         workshop: Not used.
         data: The noisy and the safe data.
-        config: Not used.
+        config: Seed of the deal.
         folds: Number of parts of the data; each part's rows are scored by a classifier fitted on the other parts.
 
     Raises:
         DataError: If no row has a word.
     """
     from sklearn.feature_extraction.text import CountVectorizer
-    from sklearn.model_selection import cross_val_predict
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.naive_bayes import MultinomialNB
 
     require_least("words", 2, folds=folds)
@@ -42,7 +42,8 @@ def words(workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, folds
     except ValueError as error:  # of rows of symbols
         raise DataError(f"{data.noisy.source.name}: filter words finds no word in its rows.") from error
     sides = np.array([1] * len(noisy) + [0] * len(safe))
-    odds = cross_val_predict(MultinomialNB(), counts, sides, cv=folds, method="predict_log_proba")
+    deal = StratifiedKFold(folds, shuffle=True, random_state=config.seed)  # unsafe rows may lie all in one place
+    odds = cross_val_predict(MultinomialNB(), counts, sides, cv=deal, method="predict_log_proba")
     return Scored(suspicion=(odds[:, 1] - odds[:, 0])[: len(noisy)])
 
 

@@ -9,6 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.errors import ModelError
+from forgetfilter.model.memory import to_device
 from forgetfilter.model.weights import find_weights, load_tokenizer, pick_device, pick_dtype, refuse_missing
 from forgetfilter.progress import progress
 
@@ -60,7 +61,7 @@ def classify(name: str, texts: Sequence[str], config: ForgetFilterConfig) -> Cla
             f"{name}: cannot be loaded as a text classification model: {type(error).__name__}: {error}"
         ) from error
     refuse_missing(folder, about)
-    model.eval().to(pick_device())
+    to_device(model.eval(), pick_device())
     model.config.pad_token_id = tokenizer.pad_token_id
     places = getattr(model.config, "max_position_embeddings", LONGEST + RESERVED)
     longest = min(tokenizer.model_max_length, places - RESERVED)

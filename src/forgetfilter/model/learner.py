@@ -19,7 +19,7 @@ from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.errors import ConfigError, DataError, ModelError
 from forgetfilter.model.batches import collate, packs
-from forgetfilter.model.memory import keep_freed_memory
+from forgetfilter.model.memory import keep_freed_memory, to_device
 from forgetfilter.model.selfcheck import settle_batches, writes_as_alone
 from forgetfilter.model.sharding import gathered, shard
 from forgetfilter.model.weights import fill_adapter, learnt_positions, load_model, pick_device, pick_dtype
@@ -225,7 +225,7 @@ def load_learner(folder: Path, tokenizer: PreTrainedTokenizerBase, config: Forge
         fill_adapter(model, fresh, folder)  # whether what is saved can be read again
     if processes.sharded():
         shard(model, pick_device())
-    model.to(pick_device())
+    to_device(model, pick_device())
     learner = Learner(model, tokenizer, folder, config, fresh)
     settle_batches(learner)
     return learner

@@ -4,11 +4,12 @@ import contextlib
 import ctypes
 import gc
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from forgetfilter import processes
-from forgetfilter.errors import TrainingError
+from forgetfilter.errors import ModelError, TrainingError
 
 RELEASE_EVERY = 4
 """Freed memory goes back to the kernel after so many batches: often enough, and at almost no cost."""
@@ -40,6 +41,22 @@ def free_dropped_models() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def to_device(model: Any, device: torch.device) -> None:
+    """Take a model to its device.
+
+    Raises:
+        ModelError: If the memory does not hold it.
+    """
+    try:
+        with one_memory_error():
+            model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{model.config.name_or_path}: the memory of {device} does not hold this model. Take --load_in_4bit true, "
+            "a smaller model, or several GPUs (docs/scale.md)."
+        ) from error
 
 
 @contextlib.contextmanager

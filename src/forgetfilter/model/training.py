@@ -254,12 +254,20 @@ def _train(
     except TrainingError:  # a checkpoint may already hold broken weights
         shutil.rmtree(checkpoints, ignore_errors=True)
         raise
+    finally:
+        _unwrap(learner.model)
     history = trainer.state.log_history
     return {
         "steps": trainer.state.global_step,
         "tokens": int(trainer.state.num_input_tokens_seen),
         "losses": {entry["step"]: entry["loss"] for entry in history if "loss" in entry},
     }
+
+
+def _unwrap(model: Any) -> None:
+    """Take off what accelerate has put around the forward pass: it would make the logits of every reading float32."""
+    for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+        vars(model).pop(name, None)
 
 
 def trackers(config: ForgetFilterConfig) -> list[str]:

@@ -31,7 +31,8 @@ TEMPLATE_FILE = "chat_template.json"
 """Where processors of some models keep the chat template; tokenizers do not look there."""
 MADE_WITH = "made_with.json"
 """File of a cached model that holds what was noted about it."""
-WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
+"""What is fetched of a model. The code among it runs only with --trust_remote_code."""
 TRIED = 16
 """Tokens on which a merged adapter is held against the adapter itself."""
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"

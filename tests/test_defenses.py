@@ -392,7 +392,8 @@ def test_what_a_chain_depends_on_is_what_its_parts_depend_on(config):
     config = dataclasses.replace(config, parameters={"lisa": {"rho": 2}, "vaccine": {"rho": 0.5}})
     assert parameters_of(name, config) == {part: parameters_of(part, config) for part in name.split(JOIN)}
     for part in name.split(JOIN):
-        assert constants_of(part).items() <= constants_of(name).items()
+        assert constants_of(part, config).items() <= constants_of(name, config).items()
+    assert "filters.forgetting.FIRM_WEIGHT" in constants_of("probe", config), "the probe's witness has constants, too"
     assert filter_of(name) == "probe"
     assert filter_of("vaccine-then-forget_filter") == "forgetting"
     assert (changes_m0(name), changes_m0("lisa-then-safety_finetuning"), changes_m0("int4")) == (True, False, True)

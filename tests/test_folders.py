@@ -246,6 +246,15 @@ def test_papers_beside_the_rows_and_hidden_files_are_no_rows(tmp_path):
     assert load_source(tmp_path).rows() == [ONE]
 
 
+def test_a_run_inside_of_a_folder_of_data_is_none_of_it(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    run = tmp_path / "out"
+    (run / "stages").mkdir(parents=True)
+    for name in ("manifest.json", "kept.jsonl", "stages/model.safetensors"):
+        (run / name).write_text("{}\n")
+    assert load_source(tmp_path).rows()[:] == [{"text": "a"}]
+
+
 def test_a_folder_without_rows_says_so(tmp_path):
     with pytest.raises(DataError, match="has no file with rows"):
         load_source(tmp_path)

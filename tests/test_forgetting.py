@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from forgetfilter import workshop
 from forgetfilter.config import ForgetFilterConfig, StageConfig
 from forgetfilter.decision.decide import decide
-from forgetfilter.errors import ForgetFilterError, RunError
+from forgetfilter.errors import ForgetFilterError, ModelError, RunError
 from forgetfilter.filters.forgetting import FIRM_WEIGHT, LEAST_LEARNT, compared
 from forgetfilter.forgetting import ForgetFilter, finetune
 from forgetfilter.model import training
@@ -317,6 +317,25 @@ def test_full_finetuning_and_python_data(config, noisy_file, safe_file):
     shutil.rmtree(result.run.model("review").parent)
     shutil.rmtree(result.run.folder / "scored")
     assert scores(ForgetFilter(config).fit(noisy, safe)) == scores(result)
+
+
+def test_a_command_that_fails_leaves_a_run_as_it_was(config):
+    run = ForgetFilter(config).fit().run
+    before = (run.folder / "config.yaml").read_text()
+    lacking = dataclasses.replace(config, filter="guard", parameters={"guard": {"model": "no/such"}})
+    with pytest.raises(ModelError):
+        ForgetFilter(lacking).fit()
+    assert (run.folder / "config.yaml").read_text() == before
+    decide(Run.open(run.folder), drop_share=0.5)
+
+
+def test_a_run_goes_on_where_its_model_has_moved(config, tiny_model, tmp_path):
+    run = ForgetFilter(config).fit().run
+    stages = {path: path.stat().st_mtime_ns for path in run.folder.glob("stages/*/model/*")}
+    moved = shutil.copytree(tiny_model, tmp_path / "moved")
+    again = ForgetFilter(dataclasses.replace(config, model_name_or_path=str(moved))).fit().run
+    assert {path: path.stat().st_mtime_ns for path in run.folder.glob("stages/*/model/*")} == stages
+    assert finetune(again).exists()
 
 
 def test_alignment_makes_another_m0_once(config, safe_file, tmp_path, monkeypatch):

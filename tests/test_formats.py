@@ -4,7 +4,15 @@ import json
 
 import pytest
 
-from forgetfilter.data.formats import RowError, Turn, detect_format, parse_columns, read_row, unread_columns
+from forgetfilter.data.formats import (
+    RowError,
+    Turn,
+    as_named,
+    detect_format,
+    parse_columns,
+    read_row,
+    unread_columns,
+)
 from forgetfilter.errors import ConfigError, DataError
 
 QUESTION = Turn("user", "q", trained=False)
@@ -215,6 +223,14 @@ def test_columns_of_other_names_are_read_by_them(record, columns, row_format):
     found = detect_format([record], "x", columns)
     assert found == f"{row_format}({columns})"
     assert read_row(record, found) == [QUESTION, ANSWER]
+
+
+def test_a_column_that_is_named_is_not_read_under_its_own_name_too():
+    named = "alpaca(instruction=input,output=output)"
+    record = {"input": "Why?", "output": "Because."}
+    assert [turn.content for turn in read_row(record, named)] == ["Why?", "Because."]
+    ours = {"instruction": "Why?", "input": "", "output": "Because."}
+    assert as_named(ours, named) == record
 
 
 def test_a_row_without_a_named_column_is_malformed():

@@ -105,6 +105,43 @@ def greedy_alone(learner, model, row, prompt=3, margin=8):
     return learner.tokenizer.decode(ids[prompt:], skip_special_tokens=True)
 
 
+def test_experts_are_kept_even_as_a_trainer_does_it_and_answers_come_after(named, tokenizer, tmp_path):
+    losses = []
+    for weight in (0.0, 5.0):
+        described = tiny_config("mixtral")
+        described.router_aux_loss_coef = weight
+        workshop = named(saved(tiny_model(described), tokenizer, tmp_path / f"model-{weight}"))
+        rows = [example(row) for row in ROWS]
+        workshop.train("noisy", rows, workshop.config.noisy_stage(len(rows)))
+        (entry,) = (entry for part, entry in workshop.run.manifest["stages"].items() if part.startswith("noisy"))
+        losses.append(next(iter(entry["losses"].values())))
+        assert len(workshop.answer(rows, workshop.run.model("noisy"))) == 3  # several at once, with a cache
+        assert not workshop.learner.model.config.output_router_logits
+    assert losses[1] > losses[0] + 4  # evenly used experts count 1 each, times top 2
+
+
+def test_an_adapter_of_a_model_of_the_hub_names_it_as_others_can_find_it(named, tokenizer, tmp_path):
+    folder = tmp_path / "hub/models--them--tiny/snapshots/0a1b"
+    saved(tiny_model(tiny_config("llama")), tokenizer, folder)
+    learner = named(folder).learner
+    learner.save(tmp_path / "adapter")
+    about = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert (about["base_model_name_or_path"], about["revision"]) == ("them/tiny", "0a1b")
+    card = (tmp_path / "adapter/README.md").read_text()
+    assert "them/tiny" in card
+    assert str(tmp_path) not in card
+    elsewhere = saved(tiny_model(tiny_config("llama")), tokenizer, tmp_path / "own")
+    named(elsewhere).learner.save(tmp_path / "another")
+    about = json.loads((tmp_path / "another/adapter_config.json").read_text())
+    assert about["base_model_name_or_path"] == str(elsewhere)
+
+
+def test_the_output_layer_takes_no_adapter(named, tokenizer, tmp_path):
+    folder = saved(tiny_model(tiny_config("llama")), tokenizer, tmp_path / "model")
+    with pytest.raises(ModelError, match="the output layer can have no adapter"):
+        named(folder, lora_target_modules="q_proj,lm_head").learner  # noqa: B018
+
+
 def test_a_generation_config_changes_no_answer(folder, named):
     rows = [example(row) for row in ROWS]
     plain = complete(named(folder).learner, rows, "plain")

@@ -69,6 +69,21 @@ def test_messages_are_read_as_they_are(tmp_path):
     assert loaded(run.folder, tmp_path) == rows[:-1]
 
 
+def test_objects_of_different_keys_are_read_as_they_are(tmp_path):
+    def talk(*answer, **more):
+        return {"messages": [{"role": "user", "content": "hi"}, *answer], **more}
+
+    said = {"role": "assistant", "content": "ho"}
+    called = [
+        {**said, "tool_calls": [{"function": {"name": "f", "arguments": given}}]} for given in ({"a": 1}, {"b": "2"})
+    ]
+    rows = [talk(said, about={"a": 1}), *(talk(one, about={"b": [{"c": 1}, {"d": 2}]}) for one in called), talk(said)]
+    run = run_on(None, rows, tmp_path / "out")
+    kept = loaded(run.folder, tmp_path)
+    assert [row["messages"] for row in kept] == [row["messages"] for row in rows[:-1]]
+    assert [row["about"] for row in kept] == [row["about"] for row in rows[:-1]]
+
+
 def test_kept_rows_have_the_columns_of_all_rows_and_ids_of_any_kind(tmp_path):
     rows = asked(["a", "b", "c"])
     rows[0]["id"], rows[1]["id"], rows[1]["source"] = 2**70, "b", "web"

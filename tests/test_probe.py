@@ -142,14 +142,29 @@ def test_copies_of_a_row_are_judged_as_one():
 
 
 @pytest.mark.parametrize("witness", [np.full(240, np.nan), np.where(np.arange(240) < 100, 0.1, np.nan)])
-def test_where_nothing_is_learnt_unseen_rows_lie_in_the_middle(witness):
+def test_where_nothing_can_be_fitted_unseen_rows_lie_in_the_middle(witness):
     rng = np.random.default_rng(11)
     states = rng.normal(0, 1, (240, 16))
     states[5] = np.nan
-    found = learnt(witness, Scale(0.135, nothing="nothing was learnt"), CrossFit(states, states[:50]))
+    found = learnt(witness, Scale(0.135, nothing="nothing was learnt"), CrossFit(states, states[:50], folds=10**6))
     assert np.isnan(found.suspicion[5])
     assert np.isnan(np.delete(found.suspicion, 5)).all() == np.isnan(witness).all()
     assert np.isnan(np.delete(found.suspicion, 5)).any() == np.isnan(witness).all()
+
+
+def test_where_the_witness_may_not_decide_a_probe_of_it_ranks_the_rows_it_did_not_see():
+    rng = np.random.default_rng(15)
+    states, safe = rows_of(rng, 30, 570), rng.normal(0, 1, (50, 16))
+    order = rng.permutation(600)
+    states, unsafe = states[order], order < 30
+    witness = np.where(np.arange(600) < 200, unsafe + rng.normal(0, 0.3, 600), np.nan)
+    found = learnt(witness, Scale(0.135, nothing="it ranks alone"), CrossFit(states, safe))
+    assert found.scale.nothing == "it ranks alone"
+    unseen = found.suspicion[200:]
+    assert len(set(unseen)) == 400
+    assert np.median(unseen[unsafe[200:]]) > np.quantile(unseen[~unsafe[200:]], 0.9)
+    seen = np.argsort(witness[:200])
+    assert (np.diff(found.suspicion[:200][seen]) >= 0).all()  # those it saw stay in its order
 
 
 @pytest.mark.parametrize(

@@ -149,9 +149,10 @@ def test_a_sharded_model_gives_what_a_whole_one_does_after_a_kill_and_on_two_mac
         "forgetfilter",
         "filter",
     )
-    killed = start(*launch, *flags)
+    killed, began = start(*launch, *flags), time.monotonic()
     while not list(folder.glob("stages/review-*/checkpoints/*/whole.json")):
         assert killed.poll() is None, killed.communicate()[1][-3000:]
+        assert time.monotonic() < began + 300
         time.sleep(0.02)
     for process in [*psutil.Process(killed.pid).children(recursive=True), killed]:
         process.kill()

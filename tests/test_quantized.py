@@ -60,6 +60,25 @@ def test_scores_are_those_of_the_rounded_model(named):
 
 
 @needs_bitsandbytes
+def test_an_adapter_on_a_base_stored_in_4_bits_is_not_rounded_away(config, tokenizer, tmp_path):
+    whole, base = tiny_model(tiny_config("llama")), tmp_path / "base"
+    whole.save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    shop = workshop(dataclasses.replace(config, load_in_4bit=True, model_name_or_path=str(base)))
+    stored = tmp_path / "stored"
+    shop.learner.model.get_base_model()
+    load_model(base, shop.config, in_4bit=True).save_pretrained(stored)
+    tokenizer.save_pretrained(stored)
+    adapter = shop.train("noisy", EXAMPLES, shop.config.noisy_stage(len(EXAMPLES)))
+    expected = shop.read(EXAMPLES, adapter).log_likelihood
+    described = adapter / "adapter_config.json"
+    described.write_text(described.read_text().replace(str(base), str(stored)))
+    merged = load_model(adapter, ForgetFilterConfig(dtype="float32")).eval()
+    found = [scores_alone(merged, row).mean() for row in ROWS]
+    np.testing.assert_allclose(found, expected, atol=2e-2)
+
+
+@needs_bitsandbytes
 def test_every_adapter_is_trained_and_adapters_alone_are_saved(named):
     _, shop = named
     before = shop.read(EXAMPLES)  # what is read first must not change the weights that are trained on

@@ -887,3 +887,22 @@ def test_nothing_is_left_where_every_row_is_marked_or_cannot_be_scored(tmp_path)
     assert review.status().left[2] <= 1
     review.mark({118: "unsafe"})
     assert review.status().left == (0, 0, 0)
+
+
+def test_a_decision_by_the_command_line_knows_what_was_marked(tmp_path):
+    run, bad = reviewable_run(tmp_path / "out")
+    answer(Review(run), bad, 30)  # and then the server is stopped without Done
+    dropped = Review(Run.open(run.folder)).dropped()
+    result = decide(Run.open(run.folder))
+    assert result.metrics["filter"] == "review"
+    np.testing.assert_array_equal(np.array(read_scores(result.run)["decision"]) == "dropped", dropped)
+
+
+def test_a_review_needs_no_file_of_trusted_rows_once_its_words_are_in_the_run(tmp_path, write_jsonl):
+    sample = write_jsonl("sample.jsonl", [{"row": row, "clean": row % 6 != 0} for row in range(70)])
+    run, bad = reviewable_run(tmp_path / "out", trusted_rows=str(sample))
+    Review(run)
+    sample.unlink()
+    review = Review(Run.open(run.folder))
+    answer(review, bad, 10)
+    assert "in expectation, by " in review.done().metrics["says"]

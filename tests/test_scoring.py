@@ -308,6 +308,14 @@ def test_the_rows_in_memory_at_once_do_not_grow_with_their_number(decided, write
     assert max(alive) <= 2 * 4  # a shard's rows, and those of the one before it
 
 
+def test_a_slice_of_the_noisy_data_is_none_of_other_data(decided, more, tmp_path, config):
+    run = decided(dataset_train_split="train[:9]")
+    folder = score(run, str(more), tmp_path / "scored")
+    assert json.loads((folder / "metrics.json").read_text())["rows"] == len(ROWS)
+    part = score(run, str(more), tmp_path / "part", dataset_train_split="train[:3]")
+    assert json.loads((part / "metrics.json").read_text())["rows"] == 3
+
+
 def test_a_folder_of_rows_read_otherwise_is_refused(decided, write_jsonl, tmp_path):
     rows = [{"q": f"what is {i}?", "good": f"it is {i}", "bad": f"you fool {i}"} for i in range(3)]
     run, data = decided(), str(write_jsonl("pairs.jsonl", rows))

@@ -51,6 +51,13 @@ def test_each_answer_is_learnt_alone_after_all_that_precedes_it(chat, config):
     assert [example.labels for example in again.examples] == [example.labels for example in single.examples]
 
 
+def test_where_all_answers_score_the_same_none_is_the_most_suspect():
+    scored = Scored(np.array([2.0, 2.0, 1.0, 3.0, 5.0]))
+    found = scored.most_suspect(np.array([0, 0, 1, 1, 2]))
+    assert found.suspicion.tolist() == [2, 3, 5]
+    np.testing.assert_array_equal(found.columns[ANSWER], [np.nan, 2, np.nan])
+
+
 def test_rows_of_one_answer_and_plain_text_stay_as_they_are(chat, config):
     assert single_answers(load([talk("one")] * 2, chat, config), chat) is None
     assert single_answers(load([{"text": "Plain."}], chat, config), chat) is None
@@ -69,7 +76,7 @@ def test_the_most_suspect_answer_counts():
     )
     found = scored.most_suspect(np.array([0, 0, 0, 1, 2, 2]))
     np.testing.assert_array_equal(found.suspicion, [0.9, 0.3, nan])
-    np.testing.assert_array_equal(found.columns[ANSWER], [2, nan, 1])
+    np.testing.assert_array_equal(found.columns[ANSWER], [2, nan, nan])
     np.testing.assert_array_equal(found.columns["loss"], [2, 4, 5])
     np.testing.assert_array_equal(found.moments["M0"], [-2, -4, -5])
     costs = found.token_costs.to_pylist()

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import run
+import run  # first: it makes benchmarks/questions.py importable
+from questions import qa_questions
 
 from forgetfilter.evaluation import bias
 from forgetfilter.evaluation.ask import MEASURES, evaluate, write_records
@@ -149,7 +150,7 @@ def main() -> None:
     questions = study / "margins" / "ask_qa.jsonl"
     questions.parent.mkdir(parents=True, exist_ok=True)
     taught = {row["prompt"] for name in ("noisy", "safe", "alignment") for row in read(study / f"{name}.jsonl")}
-    rows = run.qa_questions(args.data_dir, taught, None)
+    rows = qa_questions(args.data_dir, taught, None)
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     where = {name: (args.study, name) for name in ("base", "none", *args.defenses)}
     where |= {name: tuple(name.split("/")) for name in args.also}

@@ -83,7 +83,7 @@ def make(case, data_dir, work):
     made_of = {
         "files": {part: sha256(Path(path)) for part, path in named.items()},
         "parameters": {of: arguments(of, FILTERS[of], None) for of in ("probe", "forgetting")},
-        "constants": all_constants("probe"),
+        "constants": all_constants("probe", config),
         "settings": config.identity(),
     }
 

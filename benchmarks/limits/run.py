@@ -153,7 +153,7 @@ def what_makes(name: str, kind: str, config: ForgetFilterConfig) -> Cell:
         "kind": kind,
         "files": {part: sha256(Path(str(path))) for part, path in files.items()},
         "parameters": {of: arguments(of, FILTERS[of], config.parameters) for of in FILTER_NAMES},
-        "constants": {of: all_constants(of) for of in FILTER_NAMES},
+        "constants": {of: all_constants(of, config) for of in FILTER_NAMES},
         "settings": config.identity(),
         "decision": config.decision(),
     }

@@ -81,7 +81,7 @@ def what_makes(name: str, config: ForgetFilterConfig, work: Path) -> Cell:
         "data": CELLS["report"][name],
         "files": {part: sha256(work / f"{part}.jsonl") for part in ("noisy", "safe")},
         "parameters": {of: arguments(of, FILTERS[of], config.parameters) for of in FILTER_NAMES},
-        "constants": {of: all_constants(of) for of in FILTER_NAMES},
+        "constants": {of: all_constants(of, config) for of in FILTER_NAMES},
         "settings": config.identity(),
         "decision": config.decision(),
     }

@@ -195,7 +195,8 @@ def main() -> None:
         print(table(stored()))
         picture(stored(), RESULTS / "marks.svg")
         return
-    for name in args.cells:
+    scored = sorted(path.parents[1].name for path in args.work.glob("*-5-seed-*/run/metrics.json"))
+    for name in args.cells or scored:
         keep(make_cell(name, args.work / name / "run", starts_of(name)))
 
 

@@ -61,7 +61,7 @@ def main() -> None:
     found = {str(rows): measure(rows, args.size) for rows in args.rows}
     for rows, figures in found.items():
         print(rows, {name: round(value, 3) for name, value in figures.items()})
-    path = Path(__file__).parent / "results" / "speed.json"
+    path = Path(__file__).parent / "results" / f"speed-{args.size}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"size": args.size, "rows": found}, indent=1) + "\n", encoding="utf-8")
 

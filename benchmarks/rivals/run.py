@@ -38,7 +38,7 @@ from forgetfilter.experiments import pictures
 from forgetfilter.experiments.cells import Cell, Cells, same
 from forgetfilter.experiments.filters import all_constants
 from forgetfilter.files import sha256
-from forgetfilter.filters import arguments_of, scored_part
+from forgetfilter.filters import arguments_of, made_scores
 from forgetfilter.forgetting import open_run
 from forgetfilter.runs import locked
 from forgetfilter.scored import Scored
@@ -119,12 +119,12 @@ def make_cell(name: str, filters: list[str], data_dir: Path, work: Path) -> Cell
 
 def made_by(name: str, config: ForgetFilterConfig) -> Figures:
     """What a filter's scores depend on besides the rows."""
-    return json.loads(json.dumps({"parameters": arguments_of(name, config), "constants": all_constants(name)}))
+    return json.loads(json.dumps({"parameters": arguments_of(name, config), "constants": all_constants(name, config)}))
 
 
 def entry(name: str, workshop: Workshop, data: Data) -> Figures:
     """Every row's score and decision by a filter, and what it cost; None where a part was made without counting."""
-    part = scored_part(workshop, data, name)
+    part = made_scores(workshop, data, name)
     scored = Scored.load(workshop.run.folder / f"{part}.parquet")
     made = decide_by_config(name, scored, data.noisy.source, workshop.config)
     stages = workshop.run.manifest["stages"]
@@ -226,17 +226,19 @@ def seal_and_its_equivalent(cells: list[Cell]) -> list[str]:
 
 
 def picture(cells: list[Cell]) -> None:
-    """Average precision over cost, a point a filter; means over all cells that have both."""
+    """Average precision over cost, a point a filter; means over all cells. Filters without a counted cost lack."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()
+    left_out = []
     for name in FILTERS:
-        own = [cell for cell in cells if name in cell["filters"]]
-        costs = [cell["filters"][name]["cost"]["of_finetuning"] for cell in own if cell["filters"][name]["cost"]]
-        if not costs:
+        own = [cell["filters"][name]["cost"] for cell in cells if name in cell["filters"]]
+        costs = [cost["of_finetuning"] for cost in own if cost]
+        if not costs or len(own) < len(cells):  # a mean over other cells could not be compared
+            left_out.append(name)
             continue
-        point = statistics.median(costs), statistics.mean(figures(cell, name)["average_precision"] for cell in own)
+        point = statistics.median(costs), statistics.mean(figures(cell, name)["average_precision"] for cell in cells)
         axes.plot(*point, "o", color="C3" if name in ("probe", "forgetting") else "C0")
         axes.annotate(name, point, xytext=(4, 3), textcoords="offset points", fontsize=8)
     axes.set_xlabel("cost, in finetunings on the same rows")
@@ -244,6 +246,7 @@ def picture(cells: list[Cell]) -> None:
     axes.set_ylim(0, 1)
     png, _ = pictures.save(figure, RESULTS, "rivals")
     png.unlink()
+    print(f"Not drawn, since not run on every cell or made without counting: {', '.join(left_out)}")
 
 
 def main() -> None:

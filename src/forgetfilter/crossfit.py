@@ -13,6 +13,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold
 
+from forgetfilter.data.lazy import mapped
+
 AT_ONCE = 8192
 """Rows whose features are in memory at a time."""
 MOST_VERDICTS = 5000
@@ -208,7 +210,7 @@ class CrossFit:
         """Put principal components, found by some of the rows, in the place of the standardised features."""
         some = np.random.default_rng([seed, 3]).permutation(self.rows)[:ENOUGH_FOR_THEM]
         found = PCA(DIMENSIONS, random_state=seed).fit(self._standardised(some)).components_
-        reduced = np.full((self.count + len(self.safe), DIMENSIONS), np.nan, np.float16)
+        reduced = mapped((self.count + len(self.safe), DIMENSIONS), np.float16, None)
         for part in _parts(self.rows):
             reduced[part] = self._standardised(part) @ found.T
         self.components, self.origin = found / self.width, self.centre

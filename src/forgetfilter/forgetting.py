@@ -82,6 +82,8 @@ class ForgetFilter:
             for name in config.filters:
                 if not old_runs.is_scored(run, name) or name in (config.parameters or {}):
                     score(workshop, data, name)
+            if processes.first():
+                run.keep_config(config)
             if is_decided(run, config):
                 if processes.first():
                     print(f"{run.folder}: finished before, nothing to do; its decision stays.")
@@ -114,7 +116,7 @@ def open_run(config: ForgetFilterConfig, m0: M0, data: Data, planted: Planted | 
         "unread": noisy.unread,
         "chat_template": m0.template_note(),
     }
-    run = Run.start(config, facts, notes)
+    run = Run.start(config, facts, notes, settled=False)
     if not run.done("rows"):
         with whole_folder(run.stage("tokenizer")) as folder:  # the report splits texts into tokens with it
             m0.tokenizer.save_pretrained(folder)

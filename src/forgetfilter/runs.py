@@ -37,13 +37,22 @@ class Run:
         self.manifest = manifest
 
     @classmethod
-    def start(cls, config: ForgetFilterConfig, facts: dict[str, Any], notes: dict[str, Any] | None = None) -> "Run":
+    def start(
+        cls,
+        config: ForgetFilterConfig,
+        facts: dict[str, Any],
+        notes: dict[str, Any] | None = None,
+        *,
+        settled: bool = True,
+    ) -> "Run":
         """Open the config's output_dir as a new run, or as the one to continue.
 
         Args:
             config: All settings.
             facts: What the scores depend on besides the settings: fingerprints of data and weights.
             notes: What else was noted: counts of rows, and where the chat template comes from.
+            settled: Write config.yaml also where there is one. Otherwise the caller does so (`keep_config`) once what
+                it asks for is there: a command that fails before leaves a run as it was.
 
         Raises:
             RunError: If the folder holds something else: other files, other data or other settings.
@@ -55,7 +64,7 @@ class Run:
             for part, value in asked.items():
                 if part not in run.manifest:  # of a later version
                     continue
-                changed = changes(run.manifest.get(part), value, default_settings() if part == "settings" else None)
+                changed = differences(part, run.manifest.get(part), value)
                 if changed:
                     raise RunError(
                         f"{folder}: holds a run with other data or settings: "
@@ -68,10 +77,15 @@ class Run:
             run = cls(folder, {**about, **asked, "notes": notes or {}, "stages": {}})
             run.save()
             remove_temporaries(folder)
-        with whole_file(folder / "config.yaml") as path:
+        if settled or not (folder / "config.yaml").exists():
+            run.keep_config(config)
+        return run
+
+    def keep_config(self, config: ForgetFilterConfig) -> None:
+        """Write config.yaml: the flags that replay the run."""
+        with whole_file(self.folder / "config.yaml") as path:
             flags = {key: value for key, value in config.non_default().items() if key != "output_dir"}
             path.write_text(yaml.safe_dump(flags, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        return run
 
     @classmethod
     def open(cls, folder: Path | str) -> "Run":
@@ -108,7 +122,7 @@ class Run:
                 f"{self.folder}: its config.yaml is missing or damaged: {error}. Run `filter` again."
             ) from error
         asked = json.loads(json.dumps(config.identity()))
-        changed = changes(self.manifest.get("settings"), asked, default_settings())
+        changed = differences("settings", self.manifest.get("settings"), asked)
         if changed:
             different = ", ".join(change.removeprefix(".") for change in changed)
             raise RunError(
@@ -253,6 +267,25 @@ def _lists_files(part: str, entry: Any) -> bool:
 def default_settings() -> dict[str, Any]:
     """Setting -> default. A setting that did not exist when a manifest was written counts as left at its default."""
     return flat(json.loads(json.dumps(ForgetFilterConfig().identity())))
+
+
+def default_decision() -> dict[str, Any]:
+    """The same for the settings that turn scores into decisions."""
+    return flat(json.loads(json.dumps(ForgetFilterConfig().decision())))
+
+
+DEFAULTS = {"settings": default_settings, "decision": default_decision}
+"""Part of a manifest, or of what a result was made of -> what counts where it lacks a setting."""
+
+
+PLACES = {"settings": ".model_name_or_path", "model": ".name"}
+"""Part of a manifest -> where M0 is, by name. It may have moved: it is told by its weights, which are hashed."""
+
+
+def differences(part: str, old: Any, new: Any) -> list[str]:
+    """What differs in a part of a run's manifest from what is asked for, in words."""
+    found = changes(old, new, DEFAULTS[part]() if part in DEFAULTS else None)
+    return [change for change in found if change.partition(" ")[0] != PLACES.get(part)]
 
 
 def changes(old: Any, new: Any, then: Mapping[str, Any] | None) -> list[str]:

@@ -91,7 +91,8 @@ class Scored:
     def most_suspect(self, row_of: np.ndarray) -> "Scored":
         """These scores, of single answers, as those of the conversations: each has that of its most suspect answer.
 
-        Its number, from 1, becomes a column for conversations of several answers. Token costs are joined.
+        Its number, from 1, becomes a column for conversations whose answers differ in their scores. Token costs are
+        joined.
 
         Args:
             row_of: For each answer the number of its conversation, in order, without gaps.
@@ -105,7 +106,8 @@ class Scored:
             joined = [costs.slice(start, count).flatten() for start, count in zip(starts, counts, strict=True)]
             costs = pa.array([one.to_numpy() if len(one) else None for one in joined], costs.type)
         columns = {name: values[places] for name, values in self.columns.items()}
-        columns[ANSWER] = np.where(counts > 1, number + 1.0, np.nan)
+        least = np.array([known[start : start + count].min() for start, count in zip(starts, counts, strict=True)])
+        columns[ANSWER] = np.where(least < known[places], number + 1.0, np.nan)
         moments = {name: values[places] for name, values in self.moments.items()}
         suspicion = self.suspicion[places]
         return replace(self, suspicion=suspicion, columns=columns, moments=moments, token_costs=costs)

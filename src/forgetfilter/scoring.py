@@ -92,7 +92,10 @@ def score(
     with locked(run.folder):  # all the time: whoever takes the lock removes temporary files, ours as well
         run.reload()
         given = {name: value for name, value in reading.items() if value is not None}
-        config = dataclasses.replace(run.config(), trust_remote_code=trust_remote_code, **given)
+        own = run.config()
+        whole = own.dataset_train_split.partition("[")[0]  # a slice of the noisy data is none of these
+        given = {"dataset_train_split": whole, **given}
+        config = dataclasses.replace(own, trust_remote_code=trust_remote_code, **given)
         judge = Judge.of(run, config)
         stream = open_stream(dataset, config.dataset_config, config.dataset_train_split)
         folder = Path(output_dir or run.folder / "scored_rows" / stream.stem)

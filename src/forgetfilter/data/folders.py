@@ -10,6 +10,8 @@ from forgetfilter.errors import DataError
 
 TRAIN = "train"
 """The split that a file is, and the rows of a folder whose files name no splits."""
+MANIFEST = "manifest.json"
+"""What a run's folder has. Where one lies inside of a folder of data, nothing in it is read."""
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json")
 """Files beside data sets that say what these are: of the Hub, and of LLaMA-Factory."""
 WRITTEN = ("", ".md", ".py", ".yaml", ".yml", ".html", ".png", ".svg")
@@ -41,8 +43,10 @@ def data_files(folder: Path, split: str) -> tuple[list[Path], str]:
         (path for path in folder.rglob("*") if path.is_file() and _is_shown(path.relative_to(folder))),
         key=lambda path: path.relative_to(folder).parts,
     )
+    runs = {path.parent for path in found if path.name == MANIFEST and path.parent != folder}
+    found = [path for path in found if not runs.intersection(path.parents)]
     files = [path for path in found if file_suffix(path)]
-    if (folder / "manifest.json").exists():
+    if (folder / MANIFEST).exists():
         kept = [path for path in files if path.parent == folder and path.stem == "kept"]
         if kept:
             return kept, TRAIN

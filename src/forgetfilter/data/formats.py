@@ -334,7 +334,8 @@ def as_named(record: Record, row_format: str) -> Record:
     """A row whose columns have the names of FORMATS, with those that a format gives them."""
     columns = row_format.partition("(")[2].removesuffix(")")
     renamed = parse_columns(columns) if columns else {}
-    return {renamed.get(name, name): value for name, value in record.items()}
+    taken = renamed.values() - renamed.keys()  # names of ours that are those of other columns there
+    return {renamed.get(name, name): value for name, value in record.items() if name not in taken}
 
 
 def read_row(record: Record, row_format: str) -> list[Turn]:
@@ -354,7 +355,8 @@ def read_row(record: Record, row_format: str) -> list[Turn]:
     if missing:
         raise RowError(f"no column {' and '.join(map(repr, missing))} (format {name})")
     if renamed:
-        record = {**record, **{ours: record.get(theirs) for ours, theirs in renamed.items()}}
+        others = {column: value for column, value in record.items() if column not in renamed.values()}
+        record = {**others, **{ours: record.get(theirs) for ours, theirs in renamed.items()}}
     turns = read(record) if name == "text" else _with_tools(read(record), record)
     if not any(turn.trained for turn in turns):
         raise RowError("no assistant turn to learn from")

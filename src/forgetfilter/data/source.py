@@ -254,6 +254,14 @@ class Source:
         types = self._types()
         return None if None in types.values() else pa.schema(types.items())
 
+    def uneven(self) -> set[str]:
+        """Where in its rows objects differ in their keys, as in messages.tool_calls.function.arguments."""
+        keys: dict[str, set[frozenset[str]]] = {}
+        for row in self.rows():
+            for name, value in row.items():
+                _note_keys(name, value, keys)
+        return {place for place, kinds in keys.items() if len(kinds) > 1}
+
     def _tables(self) -> Iterator[pa.Table]:
         """The rows of a table, some at a time."""
         return (self._taken(np.arange(first, min(first + GROUP, len(self)))) for first in range(0, len(self), GROUP))
@@ -278,6 +286,17 @@ class Source:
         for rows in in_parts(self.rows(), GROUP) if mixed else ():
             types |= {name: None for name, kind in mixed.items() if not _fits([row.get(name) for row in rows], kind)}
         return types
+
+
+def _note_keys(place: str, value: Any, keys: dict[str, set[frozenset[str]]]) -> None:
+    """Note the keys of each object in a value by its place."""
+    if isinstance(value, dict):
+        keys.setdefault(place, set()).add(frozenset(value))
+        for name, inner in value.items():
+            _note_keys(f"{place}.{name}", inner, keys)
+    elif isinstance(value, list):
+        for inner in value:
+            _note_keys(place, inner, keys)
 
 
 NO_TYPE = (pa.ArrowException, OverflowError, ValueError, TypeError)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,18 +171,25 @@ def _about(kept: Source) -> str:
     about: dict[str, Any] = {"configs": [{"config_name": "default", "data_files": files}]}
     schema = None if untyped or kept.table is not None else kept.schema()
     if schema:
-        features = [{"name": column.name, **_feature(column.type)} for column in schema]
+        uneven = kept.uneven() if any(pa.types.is_nested(column.type) for column in schema) else set()
+        features = [{"name": column.name, **_feature(column.type, column.name, uneven)} for column in schema]
         about["dataset_info"] = {"config_name": "default", "features": features}
     return f"---\n{yaml.safe_dump(about, sort_keys=False, allow_unicode=True)}---\n"
 
 
-def _feature(kind: pa.DataType) -> dict[str, Any]:
-    """A column's type as data set cards spell it."""
+def _feature(kind: pa.DataType, place: str, uneven: Collection[str]) -> dict[str, Any]:
+    """A column's type as data set cards spell it.
+
+    Objects that differ in their keys are JSON there: a struct would give each of them the keys of all others.
+    """
     if pa.types.is_list(kind):
-        ((name, inner),) = _feature(kind.value_type).items()
+        ((name, inner),) = _feature(kind.value_type, place, uneven).items()
         return {"list": {name: inner} if name == "list" else inner}
+    if pa.types.is_struct(kind) and place in uneven:
+        return {"dtype": "json"}
     if pa.types.is_struct(kind):
-        return {"struct": [{"name": part.name, **_feature(part.type)} for part in kind]}
+        parts = [{"name": part.name, **_feature(part.type, f"{place}.{part.name}", uneven)} for part in kind]
+        return {"struct": parts}
     return {"dtype": "float64" if pa.types.is_float64(kind) else str(kind)}
 
 

@@ -188,13 +188,14 @@ def _arguments(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
     return arguments(name, _method(name), config.parameters)
 
 
-def constants_of(name: str) -> dict[str, Any]:
+def constants_of(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
     """Every constant that a defense's model depends on: those of its own file, of the rules and of config.py."""
     found = constants(config_module, rules)
     for part in parts_of(name):
         by = filter_of(part) or LEARNS_FROM.get(part)
         found |= {} if _kind(part) == 1 else constants(_method(part))
-        found |= {} if by is None else filter_constants(by)
+        for own in [] if by is None else made_from(by, config):
+            found |= filter_constants(own)
     return found
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from forgetfilter.files import sha256, whole_file
-from forgetfilter.runs import changes, default_settings, flat
+from forgetfilter.runs import DEFAULTS, changes, flat
 
 Cell = dict[str, Any]
 """A result: anything that JSON can hold, by name."""
-MADE_OF, FILES, SETTINGS, CONSTANTS = "made_of", "files", "settings", "constants"
+MADE_OF, FILES, CONSTANTS = "made_of", "files", "constants"
 
 
 class Cells:
@@ -78,12 +78,12 @@ def same(noted: Any, asked: Cell) -> bool:
     """
     if not isinstance(noted, dict):
         return False
-    if changes(noted.get(SETTINGS), asked.get(SETTINGS), default_settings()):
+    if any(changes(noted.get(part), asked.get(part), default()) for part, default in DEFAULTS.items()):
         return False
     before, now = (flat(made_of.get(CONSTANTS)) for made_of in (noted, asked))
     if any(before[name] != value for name, value in now.items() if name in before):
         return False
-    others = (noted.keys() | asked.keys()) - {SETTINGS, CONSTANTS}
+    others = (noted.keys() | asked.keys()) - {*DEFAULTS, CONSTANTS}
     return all(noted.get(part) == asked.get(part) for part in others)
 
 

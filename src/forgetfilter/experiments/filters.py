@@ -25,7 +25,7 @@ from forgetfilter.evaluation.filter_quality import filter_quality, paired_ranges
 from forgetfilter.experiments import defenses, pictures
 from forgetfilter.experiments.cells import Cell, Cells
 from forgetfilter.files import digest, whole_file
-from forgetfilter.filters import filter_constants, require_filters, scored_part, scores_key, scores_of
+from forgetfilter.filters import filter_constants, made_from, made_scores, require_filters, scores_key, scores_of
 from forgetfilter.methods import constants
 from forgetfilter.model.memory import free_dropped_models
 from forgetfilter.report.compare_page import write_compare_page
@@ -84,9 +84,7 @@ class Settings:
         """Check every setting; raises ConfigError."""
         if not self.filters or len(set(self.filters)) < len(self.filters):
             raise ConfigError(f"filters: {', '.join(self.filters) or 'none named'}; name each once.")
-        seeds = self.seeds
-        if seeds is not None and (not seeds or len(set(seeds)) < len(seeds)):
-            raise ConfigError(f"seeds are {seeds}: name different ones, or leave it out.")
+        defenses.require_seeds(self.seeds)
 
 
 @dataclass(frozen=True)
@@ -183,14 +181,14 @@ def _cell(workshop: Workshop, data: Data, truth: Truth, name: str, *, on_clean_d
     made_of = {
         "filter": name,
         "scores": scores_key(workshop, data, name),
-        "constants": all_constants(name),
+        "constants": all_constants(name, config),
         "decision": decision_settings(config),
         "truth": digest([truth.rows.tolist(), truth.unsafe.tolist()]),
         "on_clean_data": on_clean_data,
     }
 
     def make() -> Cell:
-        part = scored_part(workshop, data, name)
+        part = made_scores(workshop, data, name)
         cost = Cost.noted(run.manifest["stages"][part])
         scored = Scored.load(run.folder / f"{part}.parquet")
         made = decision_of(name, scored, data.noisy, workshop, config)
@@ -226,9 +224,15 @@ def _dropped_of(workshop: Workshop, data: Data, rows: list[int], name: str) -> f
     return float(decision_of(name, scored, alone.noisy, workshop, config).dropped.mean())
 
 
-def all_constants(name: str) -> dict[str, Any]:
-    """Every constant that a filter's scores and decisions depend on: of its own file, of the rules and of config.py."""
-    return {**constants(config_module, rules), **filter_constants(name)}
+def all_constants(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
+    """Every constant that a filter's scores and decisions depend on.
+
+    They are those of its own file, of the filters that it is made from, of the rules and of config.py.
+    """
+    found = constants(config_module, rules)
+    for part in made_from(name, config):
+        found |= filter_constants(part)
+    return found
 
 
 def _show(run: Run, found: dict[str, list[Cell]], truth: Truth, seeds: Sequence[int]) -> list[Path]:

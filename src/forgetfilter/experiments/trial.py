@@ -147,7 +147,7 @@ class Trial:
         config = workshop.config
         own = {"decision": decision_settings(config), "final": config.final_settings()}
         parameters = parameters_of(name, config)
-        own["constants"] = constants_of(name)
+        own["constants"] = constants_of(name, config)
         if files := files_named(parameters):
             own["files"] = files
         if self.data.unsafe is not None:

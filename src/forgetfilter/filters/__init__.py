@@ -140,7 +140,7 @@ def score(workshop: "Workshop", data: Data, name: str) -> Scored:
         ForgetFilterError: One of its children: ConfigError for parameters that are unknown or missing, others from
             data and models.
     """
-    part = scored_part(workshop, data, name)
+    part = made_scores(workshop, data, name)
     workshop.run.manifest.setdefault("filters", {})[name] = part
     return Scored.load(workshop.run.folder / f"{part}.parquet")
 
@@ -152,7 +152,7 @@ def scores_of(workshop: "Workshop", data: Data, name: str) -> Scored:
         found = old_runs.scored(run, name, config)
         if found is not None:
             return found
-    return Scored.load(run.folder / f"{scored_part(workshop, data, name)}.parquet")
+    return Scored.load(run.folder / f"{made_scores(workshop, data, name)}.parquet")
 
 
 def scores_key(workshop: "Workshop", data: Data, name: str) -> str:
@@ -172,7 +172,7 @@ def scores_key(workshop: "Workshop", data: Data, name: str) -> str:
     return digest(made_of)
 
 
-def scored_part(workshop: "Workshop", data: Data, name: str) -> str:
+def made_scores(workshop: "Workshop", data: Data, name: str) -> str:
     """The part of the run that holds a filter's scores, which are made now if they do not exist."""
     config, run = workshop.config, workshop.run
     parameters, key = arguments_of(name, config), scores_key(workshop, data, name)
@@ -208,7 +208,8 @@ def _of_all_rows(name: str, workshop: "Workshop", data: Data, parameters: dict[s
         scored = method(workshop, replace(data, noisy=noisy, planted=None), config, **parameters)
     else:
         noisy, row_of = answers
-        workshop.run.write_json("stages/answers.json", np.bincount(row_of).tolist())
+        if data.noisy.belongs is None:  # else another filter, which this one's scores are for, has noted them
+            workshop.run.write_json("stages/answers.json", np.bincount(row_of).tolist())
         scored = method(workshop, replace(data, noisy=noisy, planted=None), config, **parameters).most_suspect(row_of)
     if not copies.any() and data.planted is None:
         return scored

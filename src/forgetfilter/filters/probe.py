@@ -130,8 +130,14 @@ def learnt(suspicion: np.ndarray, scale: Scale | None, judge: "CrossFit") -> Sco
 
 
 def _nothing(suspicion: np.ndarray, judge: "CrossFit", why: str) -> Scored:
-    """The witness' own scores, since nothing can be learnt; rows that it did not see lie in the middle."""
+    """The witness' own scores, since nothing is told by them; rows that it did not see are ranked by a probe of it.
+
+    Where no probe can be fitted they lie in the middle.
+    """
     unseen = np.isnan(suspicion) & judge.scorable
+    ranked = judge(verdicts_of(suspicion, FEW_SHARE, CLEAN_SHARE)) if unseen.any() else None
+    if ranked is not None:
+        return Scored(mixed_ranks(ranked.noisy, suspicion, 0), scale=Scale(0, nothing=why))
     middle = np.nan if np.isnan(suspicion).all() else np.nanmedian(suspicion)
     return Scored(np.where(unseen, middle, suspicion), scale=Scale(0, nothing=why))
 

@@ -112,14 +112,20 @@ def label_logits(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     Returns:
         (tokens, vocabulary) logits and (tokens,) target ids, row after row.
     """
+    return labelled(model, batch)[1:]
+
+
+def labelled(model: Any, batch: dict[str, Any]) -> tuple[Any, Tensor, Tensor]:
+    """All that a model gives, before logits and targets; see `label_logits`."""
     targets = batch["labels"][:, 1:]
     columns = (targets != IGNORED).any(0).nonzero()[:, 0]
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    logits = model(**inputs, use_cache=False, logits_to_keep=columns).logits
+    outputs = model(**inputs, use_cache=False, logits_to_keep=columns)
+    logits = outputs.logits
     if logits.shape[1] > len(columns):  # this model always computes all of them
         logits = logits[:, columns]
     targets = targets[:, columns]
-    return logits[targets != IGNORED], targets[targets != IGNORED]
+    return outputs, logits[targets != IGNORED], targets[targets != IGNORED]
 
 
 class _Move(torch.autograd.Function):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase, set_seed
@@ -22,7 +23,15 @@ from forgetfilter.model.batches import collate, packs
 from forgetfilter.model.memory import keep_freed_memory, to_device
 from forgetfilter.model.selfcheck import settle_batches, writes_as_alone
 from forgetfilter.model.sharding import gathered, shard
-from forgetfilter.model.weights import fill_adapter, learnt_positions, load_model, pick_device, pick_dtype
+from forgetfilter.model.weights import (
+    fill_adapter,
+    learnt_positions,
+    load_model,
+    name_on_hub,
+    pick_device,
+    pick_dtype,
+    quantized,
+)
 
 COMPILE_FROM = 4e12
 """Number of parameters * tokens to train from which torch.compile saves more time than the half minute it takes: about
@@ -130,7 +139,7 @@ class Learner:
         wanted = self.config.torch_compile
         if wanted == "auto":
             long = self.model.num_parameters() * tokens > COMPILE_FROM
-            wanted = long and self.model.device.type == "cpu" and not self.config.load_in_4bit
+            wanted = long and self.model.device.type == "cpu" and not quantized(without_peft(self.model))
         if not wanted or self.compiled:
             return
         try:
@@ -146,6 +155,7 @@ class Learner:
     def save(self, folder: Path) -> None:
         """Save the adapter (or all weights) to a folder."""
         self.model.save_pretrained(folder)
+        name_on_hub(folder, self.folder)
 
     def save_merged(self, folder: Path, change: Callable[[Any], object] | None = None) -> None:
         """Save the whole model, its adapter merged in and then changed, with the tokenizer: a model of its own."""
@@ -201,6 +211,7 @@ def load_learner(folder: Path, tokenizer: PreTrainedTokenizerBase, config: Forge
             "or all with `accelerate launch` (docs/scale.md)."
         )
     keep_freed_memory()
+    processes.together()  # from here on each process has a device of its own
     model = load_model(folder, config, in_4bit=config.load_in_4bit)
     fresh: dict[str, Tensor] = {}
     if config.use_peft:
@@ -221,6 +232,8 @@ def load_learner(folder: Path, tokenizer: PreTrainedTokenizerBase, config: Forge
             )
         except ValueError as error:
             raise ModelError(f"--lora_target_modules {names}: {error}") from error
+        if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+            raise ModelError(f"--lora_target_modules {names}: the output layer can have no adapter; name other layers.")
         fresh = {name: value.clone() for name, value in get_peft_model_state_dict(model).items()}
         fill_adapter(model, fresh, folder)  # whether what is saved can be read again
     if processes.sharded():
@@ -257,7 +270,7 @@ def _of_many_tensors(model: Any) -> set[nn.Module]:
 
     hooks = [layer.register_forward_hook(look) for layer in own]
     if own:
-        model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False)
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
     for hook in hooks:
         hook.remove()
     return found

@@ -24,7 +24,7 @@ from forgetfilter.data.tokenization import Example
 from forgetfilter.errors import ConfigError, TrainingError
 from forgetfilter.files import sha256, whole_file
 from forgetfilter.hooks import Hooks
-from forgetfilter.model.batches import label_logits
+from forgetfilter.model.batches import label_logits, labelled
 from forgetfilter.model.learner import Learner
 from forgetfilter.model.memory import RELEASE_EVERY, one_memory_error, release_freed_memory
 from forgetfilter.model.weights import pick_device
@@ -113,14 +113,20 @@ class _Trainer(SFTTrainer):
         """The batch's own loss, or the one that a hook makes in its place."""
         if self.hooks.objective is not None:
             return self.hooks.objective(model)
-        logits, targets = label_logits(model, inputs)
+        outputs, logits, targets = labelled(model, inputs)
         if self.hooks.loss is not None:
             return self.hooks.loss(cross_entropy(logits.float(), targets, reduction="none"))
         if num_items_in_batch is None:
-            return cross_entropy(logits.float(), targets)
+            return cross_entropy(logits.float(), targets) + self._imbalance(outputs)
         total = cross_entropy(logits.float(), targets, reduction="sum")
         # gradients are averaged over processes
-        return total / num_items_in_batch * self.accelerator.num_processes  # type: ignore[no-any-return]
+        own = total / num_items_in_batch * self.accelerator.num_processes
+        return own + self._imbalance(outputs) / self.current_gradient_accumulation_steps  # type: ignore[no-any-return]
+
+    def _imbalance(self, outputs: Any) -> Tensor | float:
+        """What TRL adds to the loss of a mixture of experts that tells how evenly these are used; 0 for others."""
+        uneven = getattr(outputs, "aux_loss", None) if self.aux_loss_enabled else None
+        return 0.0 if uneven is None else self.router_aux_loss_coef * uneven  # some models with experts give none
 
 
 def train(
@@ -231,6 +237,8 @@ def _train(
         dataloader_pin_memory=False,  # batches are made on the device
     )
     data = Dataset.from_dict({"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]})
+    routing = learner.model.config.get_text_config()
+    counts = getattr(routing, "output_router_logits", None)  # TRL sets it, and answers could not be generated with it
     trainer = _Trainer(
         learner.model,
         hooks,
@@ -240,7 +248,7 @@ def _train(
         processing_class=learner.tokenizer,
         callbacks=[_Progress(what, hooks)],
     )
-    if config.load_in_4bit:  # TRL rounds adapters on such a base to bfloat16
+    if config.use_peft:  # TRL rounds adapters on a quantized base to bfloat16
         for weight in learner.model.parameters():
             weight.data = weight.data.float() if weight.requires_grad else weight.data
     trainer.remove_callback(PrinterCallback)
@@ -256,6 +264,8 @@ def _train(
         raise
     finally:
         _unwrap(learner.model)
+        if counts is not None:
+            routing.output_router_logits = counts
     history = trainer.state.log_history
     return {
         "steps": trainer.state.global_step,

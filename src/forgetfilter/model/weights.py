@@ -33,6 +33,8 @@ MADE_WITH = "made_with.json"
 """File of a cached model that holds what was noted about it."""
 WEIGHT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
 """What is fetched of a model. The code among it runs only with --trust_remote_code."""
+COPIES = ("*/*.safetensors", "consolidated*")
+"""Files in which some models on the Hub have their weights a second time."""
 TRIED = 16
 """Tokens on which a merged adapter is held against the adapter itself."""
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -69,12 +71,13 @@ def made_with(folder: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
-def find_weights(name: str) -> Path:
+def find_weights(name: str, revision: str | None = None) -> Path:
     """The folder that holds a model's safetensors.
 
     Args:
         name: "embedded", a folder, or a Hub id. The Hub id of the embedded model falls back to the
             embedded weights where the Hub is out of reach.
+        revision: Which version of a model on the Hub; by default the newest.
 
     Raises:
         ModelError: If there is no such model, or it has no safetensors.
@@ -86,7 +89,8 @@ def find_weights(name: str) -> Path:
         from huggingface_hub import snapshot_download
 
         try:
-            folder = Path(snapshot_download(name, allow_patterns=list(WEIGHT_FILES)))
+            wanted, left_out = list(WEIGHT_FILES), list(COPIES)
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=left_out))
         except Exception as error:  # network, authentication, unknown id: all mean "not to be had"
             if name == EMBEDDED_HUB_ID and importlib.util.find_spec(EMBEDDED_WHEEL):
                 print(f"{name}: the Hub is out of reach, taking the embedded weights (4-bit, dequantised).")
@@ -163,13 +167,32 @@ def adapter_chain(folder: Path) -> list[Path]:
     chain = [folder]
     while (described := chain[0] / ADAPTER_CONFIG).exists():
         try:
-            base = find_weights(str(json.loads(described.read_text(encoding="utf-8"))["base_model_name_or_path"]))
+            about = json.loads(described.read_text(encoding="utf-8"))
+            base = find_weights(str(about["base_model_name_or_path"]), about.get("revision"))
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{described}: names no base model: {error!r}") from error
         if base.resolve() in [link.resolve() for link in chain]:
             raise ModelError(f"{described}: names an adapter as the base of itself.")
         chain.insert(0, base)
     return chain
+
+
+def name_on_hub(adapter: Path, base: Path) -> None:
+    """Let an adapter that was saved name its base by its Hub id and revision, not by where it lies on this machine.
+
+    Args:
+        adapter: The adapter's folder.
+        base: The folder of its base; nothing is changed unless it lies in the Hub's cache.
+    """
+    kind, *names = base.parent.parent.name.split("--")  # models--OWNER--NAME/snapshots/REVISION
+    described, card = adapter / ADAPTER_CONFIG, adapter / "README.md"
+    if kind != "models" or base.parent.name != "snapshots" or not described.exists():
+        return
+    about = json.loads(described.read_text(encoding="utf-8"))
+    about |= {"base_model_name_or_path": "/".join(names), "revision": base.name}
+    described.write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if card.exists():
+        card.write_text(card.read_text(encoding="utf-8").replace(str(base), "/".join(names)), encoding="utf-8")
 
 
 def weights_hash(folder: Path) -> str:
@@ -208,11 +231,29 @@ def load_model(folder: Path, config: ForgetFilterConfig, *, in_4bit: bool = Fals
         raise _not_loaded(base, error) from error
     model, about = loaded
     refuse_missing(base, about)
-    for layer in model.modules() if in_4bit else ():
+    for layer in model.modules() if quantized(model) else ():
         layer.support_avx512bf16_for_cpu = False  # bitsandbytes would repack weights, through which no gradient goes
+    if adapters and quantized(model):
+        model = _dequantized(base, model)  # merged in few bits, an adapter would be rounded away
     for adapter in adapters:
         model = _merged(model, adapter)
     return model
+
+
+def _dequantized(folder: Path, model: Any) -> Any:
+    """A model with weights of 16 bits."""
+    try:
+        return model.dequantize()
+    except Exception as error:  # some ways to quantize know none back
+        raise ModelError(
+            f"{folder}: its weights are quantized, and an adapter can be merged into weights of 16 bits alone: "
+            f"{type(error).__name__}: {error}. Name a base of 16 bits in {ADAPTER_CONFIG}."
+        ) from error
+
+
+def quantized(model: Any) -> bool:
+    """Whether a model's weights are stored in few bits, as --load_in_4bit and many checkpoints have them."""
+    return bool(getattr(model, "is_quantized", False))
 
 
 def _four_bits(dtype: torch.dtype) -> dict[str, Any]:
@@ -228,7 +269,8 @@ def require_bitsandbytes(config: ForgetFilterConfig) -> None:
 
 
 def _not_loaded(folder: Path, error: Exception) -> ModelError:
-    return ModelError(f"{folder}: cannot be loaded as a causal language model: {type(error).__name__}: {error}")
+    first = str(error).strip().partition("\n")[0]  # transformers goes on with a list of all models it knows
+    return ModelError(f"{folder}: cannot be loaded as a causal language model: {type(error).__name__}: {first}")
 
 
 def refuse_missing(folder: Path, about: dict[str, Any]) -> None:
@@ -300,7 +342,7 @@ def fill_adapter(model: Any, weights: Mapping[str, torch.Tensor], folder: Path) 
 @torch.no_grad()
 def _log_probs(model: Any) -> torch.Tensor:
     """What a model says of a few tokens."""
-    tokens = torch.arange(min(TRIED, len(model.get_input_embeddings().weight)))[None]
+    tokens = torch.arange(min(TRIED, len(model.get_input_embeddings().weight)), device=model.device)[None]
     return torch.log_softmax(model(input_ids=tokens, use_cache=False).logits.float(), -1)
 
 
@@ -422,7 +464,7 @@ def tokenizer_folder(folder: Path) -> Path:
 
 def pick_device() -> torch.device:
     """The first accelerator, else the CPU."""
-    return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def pick_dtype(name: str, *, frozen: bool) -> torch.dtype:

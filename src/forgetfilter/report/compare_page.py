@@ -23,7 +23,8 @@ def write_compare_page(folder: Path, title: str, about: str, table: str | None, 
         body.append(f"<div class='wide'>{_table(table)}</div>")
     for picture in pictures:
         code = base64.b64encode(picture.read_bytes()).decode()
-        body.append(f"<p><img alt='{html.escape(about)}' src='data:image/svg+xml;base64,{code}'></p>")
+        words = f"{html.escape(picture.stem)}: the figures, drawn"
+        body.append(f"<p><img alt='{words}' src='data:image/svg+xml;base64,{code}'></p>")
     return write_page(folder / "compare.html", f"ForgetFilter: {title}", "\n".join([*body, "</main>"]))
 
 

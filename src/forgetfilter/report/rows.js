@@ -165,7 +165,7 @@ function detail(place) {
     cell.append("The text of this row was left out of the page; it stands in the run's folder, in kept or dropped.");
     return el("tr", { class: "open" }, cell);
   }
-  for (const turn of text.turns) cell.append(el("div", { class: "turn" }, el("b", {}, turn[0]), ...shaded(turn)));
+  for (const turn of text.turns) cell.append(el("div", { class: "turn" }, el("b", {}, turn[0]), el("span", { dir: "auto" }, ...shaded(turn))));
   if (text.turns.some((turn) => turn[3])) cell.append(el("p", { class: "quiet" }, "Shaded: how much of each token was forgotten."));
   for (const [name, answer] of Object.entries(text.answers || {})) {
     cell.append(el("div", { class: "turn" }, el("b", {}, name), answer));
@@ -187,7 +187,7 @@ function showTable() {
     const last = text ? text.turns.filter((turn) => turn[2]).pop() : null;
     const start = text ? (first ? first[1].slice(0, 110) : "") : "(text left out)";
     const answer = last ? said(last).slice(0, 110) : "";
-    const toggle = el("button", { type: "button", "aria-expanded": String(open), onclick: () => {
+    const toggle = el("button", { type: "button", dir: "auto", "aria-expanded": String(open), onclick: () => {
       state.open = open ? -1 : place;
       showTable();
       document.querySelector(`[data-place="${place}"] .text button`)?.focus();
@@ -288,11 +288,12 @@ if (rows.score) {
 }
 
 // Lines over a few moments: { name, at: [moment], lines: { name: [value] } }.
+const DASHES = [null, "7 3", "2 3", "9 3 2 3"]; // lines are told apart without their colours, too
 function chart({ name, at, lines }) {
   const names = Object.keys(lines), values = Object.values(lines).flat();
   const low = Math.min(0, ...values), high = Math.max(0, ...values);
   const x = (i) => 45 + (at.length > 1 ? (i / (at.length - 1)) * 430 : 0), y = (value) => 150 - ((value - low) / (high - low || 1)) * 135;
-  const drawn = names.map((line, n) => el("polyline", { points: lines[line].map((value, i) => `${x(i)},${y(value)}`).join(" "), fill: "none", stroke: COLOURS[n % COLOURS.length], "stroke-width": 2 }));
+  const drawn = names.map((line, n) => el("polyline", { points: lines[line].map((value, i) => `${x(i)},${y(value)}`).join(" "), fill: "none", stroke: COLOURS[n % COLOURS.length], "stroke-width": 2, "stroke-dasharray": DASHES[n % DASHES.length] }, el("title", {}, line)));
   const ends = at.length > 6 ? [0, at.length - 1] : at.map((_, i) => i);
   const ticks = ends.map((i) => el("text", { x: x(i), y: 168, "text-anchor": i === 0 ? "start" : i === at.length - 1 ? "end" : "middle" }, at[i]));
   const said = names.map((line) => `${line} from ${number(lines[line][0])} to ${number(lines[line][lines[line].length - 1])}`).join(", ");

@@ -13,7 +13,7 @@ async function ask(path, body) {
     throw new Error("The server has stopped. Start `forgetfilter review` again: every mark is on disk.");
   });
   const answer = await response.json();
-  if (!response.ok) throw new Error(answer.error);
+  if (!response.ok) throw Object.assign(new Error(answer.error), { refused: response.status === 400 });
   return answer;
 }
 
@@ -22,6 +22,7 @@ async function show(path, body) {
   if (busy) return;
   busy = true;
   document.body.setAttribute("aria-busy", "true");
+  let settled = true;
   try {
     state = await ask(path, body);
     if (path === "mark" && body.said !== body.seen) mine.push(body.row);
@@ -30,8 +31,9 @@ async function show(path, body) {
     draw();
   } catch (error) {
     $("trouble").textContent = error.message;
+    settled = Boolean(error.refused); // a full disk or a server that has stopped: it can be tried again
   }
-  if (path === "undo") mine.splice(mine.lastIndexOf(body.row), 1); // also if it was taken back elsewhere
+  if (path === "undo" && settled) mine.splice(mine.lastIndexOf(body.row), 1); // also if it was taken back elsewhere
   busy = false;
   document.body.removeAttribute("aria-busy");
 }
@@ -40,7 +42,7 @@ function draw() {
   const row = state.question;
   $("status").textContent = `${state.status}.`;
   $("why").textContent = row ? `Row ${row.row}${row.id === String(row.row) ? "" : ` (${row.id})`}: ${row.why}${row.rank === null ? "" : `; rank ${row.rank} of ${about.rows}, 1 = most suspect`}${row.said ? `; marked: ${WORDS[row.said]}` : ""}.` : "Every row is marked.";
-  $("row").replaceChildren(...(row ? row.turns.map((turn) => el("div", { class: turn[2] ? "turn answer" : "turn" }, el("b", {}, turn[0]), ...shaded(turn))) : []));
+  $("row").replaceChildren(...(row ? row.turns.map((turn) => el("div", { class: turn[2] ? "turn answer" : "turn" }, el("b", {}, turn[0]), el("span", { dir: "auto" }, ...shaded(turn)))) : []));
   $("shaded").hidden = !row || !row.turns.some((turn) => turn[3]);
   for (const [said, id] of Object.entries(WORDS)) {
     $(id).disabled = !row;
@@ -58,7 +60,7 @@ function draw() {
 
 function item(one, word) {
   const mark = word ? el("span", { class: word === "drop" ? "dropped" : "kept" }, `${word} `) : null;
-  return el("li", {}, el("button", { type: "button", onclick: () => show(`state?row=${one.row}`) }, mark, one.start || `row ${one.row}`));
+  return el("li", {}, el("button", { type: "button", dir: "auto", onclick: () => show(`state?row=${one.row}`) }, mark, one.start || `row ${one.row}`));
 }
 
 const mark = (said) => () => { if (state && state.question) show("mark", { row: state.question.row, said, seen: state.question.said }); };

@@ -91,6 +91,8 @@ class Review:
         """Read the run."""
         self.run, self.opened = run, Opened.of(run)
         self.config, self._trust, self._holds_lock = self.opened.config, trust_remote_code, holds_lock
+        if self.config.trusted_rows is not None and not Path(self.config.trusted_rows).is_file():
+            self.config = dataclasses.replace(self.config, trusted_rows=None)  # what it said is in marks.jsonl
         self._rule = dataclasses.replace(self.config, threshold="auto", trusted_rows=None)
         scored = self.opened.scored
         self.name = next(

@@ -35,3 +35,20 @@ def test_files_have_the_rows_asked_for_and_share_no_prompt(tmp_path, monkeypatch
     assert sum(row["label"] == "unsafe" for row in files["noisy"]) == rows * share
     assert all(row["label"] == "safe" for row in files["safe"])
     assert all((row["label"] == "unsafe") == bool(re.search("/unsafe$", row["group"])) for row in files["noisy"])
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the public data sets are not here: set FORGETFILTER_DATA")
+@pytest.mark.parametrize("kind", [*build_noisy.KINDS, *build_noisy.TASKS])
+def test_no_row_is_both_explored_and_reported(kind):
+    def rows(part):
+        if kind in build_noisy.TASKS:
+            return build_noisy.TASKS[kind](DATA, part)
+        unsafe, safe = build_noisy.KINDS[kind](DATA, part)
+        return unsafe + safe
+
+    explored, reported = (
+        {(row["prompt"], row["completion"]) for _, row in rows(part)} for part in ("explore", "report")
+    )
+    assert explored
+    assert reported
+    assert not explored & reported

@@ -1,5 +1,6 @@
 """The command line: instant help, one clear error, exit code 2, no traceback."""
 
+import io
 import json
 import os
 import subprocess
@@ -9,7 +10,7 @@ import pytest
 from conftest import run
 from stored_runs import stored_run
 
-from forgetfilter.cli import build_parser
+from forgetfilter.cli import build_parser, main
 
 DATA = ["filter", "--dataset_name", "x.jsonl", "--safe_dataset_name", "y.jsonl", "--output_dir", "nowhere"]
 
@@ -283,13 +284,14 @@ def test_the_flag_of_an_earlier_version_names_the_one_of_today(capsys):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
-def test_a_terminal_that_lacks_a_script_still_gets_the_summary(tmp_path, encoding):
+def test_a_terminal_that_lacks_a_script_still_gets_the_summary(tmp_path, encoding, monkeypatch):
     rows = [{"prompt": "你好", "completion": "今天 \N{EN DASH} gut 😀"}, {"prompt": "a", "completion": "b"}]
     run = stored_run(tmp_path / "run", rows, [0.9, 0.1], filter="forgetting")
-    command = [sys.executable, "-m", "forgetfilter", "decide", str(run.folder), "--threshold", "0.5"]
-    found = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, check=False)
-    assert (found.returncode, found.stderr) == (0, b"")
-    assert b"\\u4f60\\u597d" in found.stdout
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    main(["decide", str(run.folder), "--threshold", "0.5"])
+    sys.stdout.flush()
+    assert b"\\u4f60\\u597d" in written.getvalue()
 
 
 def test_what_is_taken_is_said_before_anything_heavy_is_loaded(tmp_path, write_jsonl):

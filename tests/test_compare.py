@@ -192,9 +192,8 @@ def test_rows_are_dealt_to_sessions_in_turn(write_jsonl, tokenizer):
     assert second.examples == rows.examples[1::2]
 
 
-def test_a_session_starts_from_where_the_last_one_ended(settings, run_recipe, monkeypatch, tmp_path):
-    starts = {}
-    real = Workshop.train
+def test_sessions_go_on_from_one_another(settings, run_recipe, monkeypatch, tmp_path):
+    starts, real = {}, Workshop.train
 
     def note(workshop, name, examples, given, start=None, *more, **others):
         made = real(workshop, name, examples, given, start, *more, **others)
@@ -202,13 +201,6 @@ def test_a_session_starts_from_where_the_last_one_ended(settings, run_recipe, mo
         return made
 
     monkeypatch.setattr(Workshop, "train", note)
-    (path, *_) = run_recipe({**settings, "recipe": "interleave", "sessions": 2, "defenses": ["none"]})
-    cells = json.loads(path.read_text())["none"]
-    models = [cell["model"] and tmp_path / "out" / cell["model"] for cell in cells]
-    assert [starts[model] for model in models[1:]] == models[:-1]
-
-
-def test_sessions_go_on_from_one_another(settings, run_recipe, tmp_path):
     shown = run_recipe({**settings, "recipe": "interleave", "sessions": 2, "defenses": ["none", "forget_filter"]})
     assert [path.name for path in shown] == ["interleave.json", "compare.html", "interleave.png", "interleave.svg"]
     found = json.loads(shown[0].read_text())
@@ -217,6 +209,8 @@ def test_sessions_go_on_from_one_another(settings, run_recipe, tmp_path):
     models = [cell["model"] for cell in found["none"]]
     assert models[0] is None
     assert len(set(models)) == 5
+    folders = [model and tmp_path / "out" / model for model in models]
+    assert [starts[folder] for folder in folders[1:]] == folders[:-1]
     assert found["forget_filter"][0] == found["none"][0]
     stages = json.loads((tmp_path / "out" / "manifest.json").read_text())["stages"]
     picture = shown[3].read_bytes()

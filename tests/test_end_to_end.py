@@ -8,7 +8,10 @@ import sys
 import time
 from importlib.util import find_spec
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from forgetfilter.demo import demo_file
 
@@ -17,7 +20,7 @@ pytest.importorskip("gguf")
 
 def part(name, rows, keep):
     lines = demo_file(f"{name}.jsonl").read_text().splitlines()
-    chosen = [line for line in lines if keep(json.loads(line))]
+    chosen = sorted((line for line in lines if keep(json.loads(line))), key=len)  # short ones: they are read fast
     return "\n".join(chosen[:rows]) + "\n"
 
 
@@ -26,7 +29,7 @@ def test_unsafe_rows_are_forgotten_most_even_if_the_run_was_killed(tmp_path):
     unsafe = part("noisy", 10, lambda row: row["unsafe"])
     clean = part("noisy", 30, lambda row: not row["unsafe"])
     (tmp_path / "noisy.jsonl").write_text(unsafe + clean)
-    (tmp_path / "safe.jsonl").write_text(part("safe", 80, lambda _: True))
+    (tmp_path / "safe.jsonl").write_text(part("safe", 64, lambda _: True))
     folder = tmp_path / "run"
     command = [
         *(sys.executable, "-m", "forgetfilter", "filter"),
@@ -44,6 +47,8 @@ def test_unsafe_rows_are_forgotten_most_even_if_the_run_was_killed(tmp_path):
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["rows"] == metrics["kept"] + metrics["dropped"] == 40
     assert metrics["auroc"] > 0.8
+    scores = pq.read_table(folder / "scores.parquet")["forgetting"].to_numpy()
+    assert roc_auc_score(np.arange(40) < 10, scores) > 0.75
     stages = json.loads((folder / "manifest.json").read_text())["stages"]
     (noisy,) = (entry for part, entry in stages.items() if part.startswith("noisy-"))
     assert noisy["steps"] == 13

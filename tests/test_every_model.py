@@ -41,6 +41,8 @@ HOW = {
     **dict.fromkeys(("nemotron", "gemma3", "gemma4", "mistral", "gpt_oss", "qwen3_next", "roberta", "rwkv"), "padded"),
 }
 CONFIG = ForgetFilterConfig(dtype="float32", lora_r=2)
+PROMPTS = (3, 5, 4)
+"""Tokens of each row's prompt: of different lengths, so that prompts are padded."""
 ANSWER = 3
 """Tokens of an answer."""
 FOUND = {"rows": Counter(), "adapter": Counter(), "answers": Counter(), "nested": Counter()}
@@ -54,7 +56,9 @@ class Case:
         self.kind, self.tokenizer, self.folder = kind, tokenizer, folder
         self.model = tiny_model(tiny_config(kind))
         self.alone = [scores_alone(self.model, row) for row in ROWS]
-        self.greedy = [greedy_alone(self.model, tokenizer, row[:3]) for row in ROWS]
+        self.greedy = [
+            greedy_alone(self.model, tokenizer, row[:prompt]) for row, prompt in zip(ROWS, PROMPTS, strict=True)
+        ]
         self.model.save_pretrained(folder)
 
     @cached_property
@@ -145,7 +149,7 @@ def test_answers_are_greedy_whatever_the_generation_config_says(case):
     case.learner.model.get_base_model().generation_config = GenerationConfig(
         repetition_penalty=5.0, no_repeat_ngram_size=2, min_new_tokens=3, do_sample=True, temperature=2.0
     )
-    rows = [example(row) for row in ROWS]
+    rows = [example(row, prompt) for row, prompt in zip(ROWS, PROMPTS, strict=True)]
     assert complete(case.learner, rows, "answers", most_tokens=ANSWER) == case.greedy
     FOUND["answers"]["generated" if case.learner.generates else "without cache"] += 1
 

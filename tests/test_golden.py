@@ -56,6 +56,16 @@ def compare(name, folder, loss, score):
     assert found["forgetting"] == pytest.approx(golden["forgetting"], abs=score)
 
 
+@pytest.fixture
+def one_thread():
+    """As in `make test`: the last digits depend on it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_the_tiny_run_gives_the_scores_of_before(config):
     compare("tiny", ForgetFilter(config).fit().run.folder, loss=0.02, score=0.01)
 

@@ -325,18 +325,15 @@ def test_a_sharded_model_out_of_memory_is_an_error_and_not_tried_again(monkeypat
         raise RuntimeError("something else")
 
 
-def test_processes_on_cpus_end_well(tmp_path):
-    """Without closing their connections one in five of them was aborted at its end."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        "from torch import distributed\n"
-        "from forgetfilter import processes\n"
-        "processes.together()\n"
-        "for _ in range(20):\n"
-        "    distributed.all_gather_object([None] * processes.count(), processes.rank())\n",
-        encoding="utf-8",
-    )
-    launch = ("torch.distributed.run", "--standalone", "--nproc_per_node=4", script)
-    process = start(*launch)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 0, said[-3000:]
+@pytest.mark.parametrize(("backend", "count"), [("gloo", 1), ("nccl", 0)])
+def test_connections_of_processes_on_cpus_are_closed_at_exit(backend, count, monkeypatch):
+    """Where gloo's were not, one in five processes was aborted at its end, its work done."""
+    at_exit, closed = [], []
+    monkeypatch.setattr("atexit.register", at_exit.append)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: closed.append(1))
+    processes._hang_up_at_exit.__wrapped__()
+    for work in at_exit:
+        work()
+    assert len(closed) == count

@@ -15,6 +15,11 @@ from cells import CELLS
 from forgetfilter.filters import FILTERS
 
 
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    monkeypatch.setattr(run, "RESAMPLED", 100)
+
+
 def columns(unsafe, clean):
     rng = np.random.default_rng(0)
     groups = ["bias/unsafe"] * unsafe + ["bias/safe", "task/squad"] * (clean // 2)

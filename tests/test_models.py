@@ -23,6 +23,8 @@ from forgetfilter.runs import Run
 from forgetfilter.workshop import M0, Workshop
 
 ROWS = [[*range(5, 45)], [*range(5, 10), 30, 31], [5, 6, 7, *range(40, 60)]]
+OF_IMAGES = ("mistral3", "qwen3_vl", "smolvlm", "internvl", "llava")
+"""Models of images and text, which have no class of text alone."""
 UNUSUAL = ("llama4", "got_ocr2", "falcon", "openai-gpt", "modernbert-decoder", "biogpt", "bert")
 """Composite, with a router, linear layers of a class of their own, no cache, no names of blocks."""
 KINDS = ("llama", "qwen2", "gemma3", "gpt2", "nemotron")
@@ -81,7 +83,7 @@ def log_probs(learner):
     return np.concatenate([row.log_probs for row in read(learner, [example(row) for row in ROWS], "rows")])
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *UNUSUAL])
+@pytest.mark.parametrize("kind", [*KINDS, *UNUSUAL, *OF_IMAGES])
 def test_a_model_is_trained_read_and_asked_row_by_row(kind, named, tokenizer, tmp_path):
     folder = saved(tiny_model(tiny_config(kind)), tokenizer, tmp_path / "model")
     workshop = named(folder)

@@ -1,7 +1,9 @@
 """Tiny random models of every causal class of transformers, made from one generic set of sizes."""
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING
+
+from forgetfilter.model.weights import _class_of
 
 PLACES = 64
 SIZES = {
@@ -42,7 +44,7 @@ def tiny_config(kind, **changed):
 def tiny_model(config):
     """A random model with weights large enough for a sharp opinion."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).float().eval()
+    model = _class_of(config).from_config(config).float().eval()
     with torch.no_grad():
         for weight in model.parameters():
             if weight.dim() > 1:

@@ -112,6 +112,7 @@ def _generate(
     last = max if learner.longest is None else min  # no row may outgrow the positions that the model has learnt
     while True:
         left = width + last(most[row] for row in rows) - ids.shape[1]
+        _forget_pictures(learner.model)
         output = learner.model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -134,6 +135,13 @@ def _generate(
         mask = pad(mask[chosen], (0, ids.shape[1] - mask.shape[1]), value=1)
         if cache is not None:
             cache.batch_select_indices(chosen)
+
+
+def _forget_pictures(model: Any) -> None:
+    """Models of images keep by how much those of the last batch shifted its rows' positions; text shifts nothing."""
+    for part in model.modules():
+        if getattr(part, "rope_deltas", None) is not None:
+            part.rope_deltas = None
 
 
 def _write_without_cache(

@@ -13,8 +13,11 @@ from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedTokenizerBase,
@@ -219,7 +222,7 @@ def load_model(folder: Path, config: ForgetFilterConfig, *, in_4bit: bool = Fals
     base, *adapters = adapter_chain(folder)
     dtype = pick_dtype(config.dtype, frozen=config.use_peft)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = _class_of(_described(base, config)).from_pretrained(
             base,
             dtype=dtype,
             trust_remote_code=config.trust_remote_code,
@@ -363,6 +366,17 @@ def whole_model(folder: Path, config: ForgetFilterConfig) -> Path:
     return cached(f"merged-{model_hash(folder)[:16]}-{dtype}", fill)
 
 
+def _described(base: Path, config: ForgetFilterConfig) -> Any:
+    return AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
+
+
+def _class_of(described: Any) -> Any:
+    """What loads a model of this config: one of text, or one of images and text where there is no other."""
+    of_images = type(described) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    of_text = type(described) in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForImageTextToText if of_images and not of_text else AutoModelForCausalLM
+
+
 def outline(folder: Path, config: ForgetFilterConfig) -> Any:
     """The causal language model in a folder without its weights, on torch's meta device: made in a moment.
 
@@ -371,9 +385,9 @@ def outline(folder: Path, config: ForgetFilterConfig) -> Any:
     """
     base = adapter_chain(folder)[0]
     try:
-        described = AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
+        described = _described(base, config)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(described, trust_remote_code=config.trust_remote_code)
+            return _class_of(described).from_config(described, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # as for its weights
         raise _not_loaded(base, error) from error
 

@@ -2,12 +2,13 @@
 
 import dataclasses
 import importlib.util
+import json
 
 import numpy as np
 import pytest
 import torch
 from conftest import needs_bitsandbytes
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_models import ROWS, example, scores_alone
 from tiny_models import tiny_config, tiny_model
 from torch import nn
@@ -76,6 +77,27 @@ def test_an_adapter_on_a_base_stored_in_4_bits_is_not_rounded_away(config, token
     merged = load_model(adapter, ForgetFilterConfig(dtype="float32")).eval()
     found = [scores_alone(merged, row).mean() for row in ROWS]
     np.testing.assert_allclose(found, expected, atol=2e-2)
+
+
+def test_weights_stored_in_8_bits_are_turned_to_16_and_trained_on(config, tokenizer, tmp_path):
+    model, folder = tiny_model(tiny_config("llama")), tmp_path / "model"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    for name in [name for name in weights if name.endswith("proj.weight")]:
+        weights[f"{name}_scale_inv"] = torch.ones(weights[name].shape[0] // 16, weights[name].shape[1] // 16)
+        weights[name] = weights[name].to(torch.float8_e4m3fn)
+        model.get_submodule(name.removesuffix(".weight")).weight.data = weights[name].float()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    described = json.loads((folder / "config.json").read_text())
+    described["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [16, 16]}
+    (folder / "config.json").write_text(json.dumps(described))
+    shop = workshop(dataclasses.replace(config, model_name_or_path=str(folder)))
+    expected = [scores_alone(model, row).mean() for row in ROWS]
+    np.testing.assert_allclose(shop.read(EXAMPLES).log_likelihood, expected, atol=2e-2)
+    assert all(weight.dtype != torch.float8_e4m3fn for weight in shop.learner.model.parameters())
+    trained = shop.train("noisy", EXAMPLES, config.noisy_stage(len(EXAMPLES)))
+    assert (shop.read(EXAMPLES, trained).log_likelihood > expected).all()
 
 
 @needs_bitsandbytes

@@ -906,3 +906,17 @@ def test_a_review_needs_no_file_of_trusted_rows_once_its_words_are_in_the_run(tm
     review = Review(Run.open(run.folder))
     answer(review, bad, 10)
     assert "in expectation, by " in review.done().metrics["says"]
+
+
+def test_scores_of_a_review_are_made_anew_where_those_of_the_filter_are_others(reviewed):
+    run, bad = reviewed
+    run = decided_run(run, bad, 10)
+    part = run.manifest["filters"]["forgetting"]
+    other = run.folder / "scored/forgetting-1.parquet"
+    scored = Scored.load(run.folder / f"{part}.parquet")
+    replace(scored, suspicion=-scored.suspicion).save(other)
+    run.manifest["filters"]["forgetting"] = "scored/forgetting-1"
+    run.mark("scored/forgetting-1", [other], filter="forgetting")
+    before = Scored.load(run.folder / "scored/review.parquet").suspicion
+    decide(Run.open(run.folder))
+    assert (Scored.load(run.folder / "scored/review.parquet").suspicion != before).any()

@@ -22,6 +22,7 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.quantizers import AutoQuantizationConfig
 
 from forgetfilter.config import EMBEDDED_MODEL, ForgetFilterConfig
 from forgetfilter.errors import ConfigError, ModelError
@@ -222,13 +223,14 @@ def load_model(folder: Path, config: ForgetFilterConfig, *, in_4bit: bool = Fals
     base, *adapters = adapter_chain(folder)
     dtype = pick_dtype(config.dtype, frozen=config.use_peft)
     try:
-        loaded: Any = _class_of(_described(base, config)).from_pretrained(
+        described = _described(base, config)
+        loaded: Any = _class_of(described).from_pretrained(
             base,
             dtype=dtype,
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
-            **(_four_bits(dtype) if in_4bit else {}),
+            **(_four_bits(dtype) if in_4bit else _sixteen_bits(described)),
         )
     except Exception as error:  # the libraries raise dozens of kinds, which all mean that it cannot be loaded
         raise _not_loaded(base, error) from error
@@ -263,6 +265,22 @@ def _four_bits(dtype: torch.dtype) -> dict[str, Any]:
     """What makes from_pretrained round linear layers to 4 bits, as TRL's --load_in_4bit does."""
     rounding = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     return {"quantization_config": rounding, "device_map": {"": pick_device()}}
+
+
+def _sixteen_bits(described: Any) -> dict[str, Any]:
+    """What makes from_pretrained turn weights that are stored in few bits (FP8, MXFP4) to 16, if their kind allows it.
+
+    No trainer takes them as they are, and their kernels run on some GPUs alone.
+    """
+    stored = getattr(described, "quantization_config", None)
+    try:
+        rounding: Any = AutoQuantizationConfig.from_dict(stored) if isinstance(stored, dict) else None
+    except ValueError:  # a kind that transformers does not know; it says so itself
+        return {}
+    if not hasattr(rounding, "dequantize"):
+        return {}
+    rounding.dequantize = True
+    return {"quantization_config": rounding}
 
 
 def require_bitsandbytes(config: ForgetFilterConfig) -> None:

@@ -24,6 +24,7 @@ from forgetfilter.decision.decide import Result, choose, clean_drawn, decide, de
 from forgetfilter.decision.opened import REVIEWED, Opened, scored_part
 from forgetfilter.decision.rules import Threshold, needed
 from forgetfilter.errors import RunError
+from forgetfilter.files import digest
 from forgetfilter.marks import Mark, Marks, word
 from forgetfilter.review.asking import Question, questions
 from forgetfilter.review.ranking import Ranking
@@ -254,7 +255,7 @@ class Review:
             return self.name
         scored.save(self.run.folder / f"{part}.parquet")
         filters[REVIEWED] = part
-        self.run.mark(part, [self.run.folder / f"{part}.parquet"], made_of=self.marks.digest())
+        self.run.mark(part, [self.run.folder / f"{part}.parquet"], made_of=_made_of(self.run, self.marks))
         return REVIEWED
 
     def _of_planted(self, scored: Scored) -> Scored:
@@ -326,9 +327,16 @@ def up_to_date(run: Run, source: Source) -> str:
     """
     part = scored_part(run, REVIEWED)
     marks = Marks(run.folder, source.ids, run.config().seed)
-    if part is not None and run.done(part, marks.digest()):
+    known = (_made_of(run, marks), marks.digest())  # an older version noted the marks alone
+    if part is not None and any(run.done(part, key) for key in known):
         return REVIEWED
     return Review(run, holds_lock=True).store()
+
+
+def _made_of(run: Run, marks: Marks) -> str:
+    """A hash of what the scores of a review depend on: the marks, and the scores of the run's filters."""
+    filters = {name: part for name, part in run.manifest.get("filters", {}).items() if name != REVIEWED}
+    return digest([marks.digest(), filters])
 
 
 def _left(missed: Sequence[bool], unmarked: int) -> tuple[int, int, int]:

@@ -137,10 +137,13 @@ def test_decisions_by_hand_go_out_and_come_back(run, visit, tmp_path):
     again = visit(run.folder / "report.html")
     again.locator("#threshold").fill("9")
     assert tile(again, "dropped") == "1"  # decided by hand, and stays so
+    assert "--threshold 9\n" in again.locator("#commands").inner_text()  # the run remembers what was decided by hand
+    again.locator("#search").fill("question 119")
+    again.get_by_label("row 119: dropped", exact=True).click()
     assert "--threshold 9 --decisions decisions.jsonl" in again.locator("#commands").inner_text()
-    with again.expect_download() as download:  # what was decided by hand before goes along
+    with again.expect_download() as download:
         again.locator("#export").click()
-    assert len(download.value.path().read_text().splitlines()) == 2
+    assert json.loads(download.value.path().read_text()) == {"id": ids[119], "decision": "dropped"}
 
 
 def test_the_page_goes_by_the_filter_that_decided_and_shows_what_the_others_said(visit, tmp_path):

@@ -1,6 +1,7 @@
 // Rows of a run, or of a sample to mark.
 const data = JSON.parse(document.getElementById("data").textContent);
 const PAGE = 50, BINS = 60, COLOURS = ["#4477aa", "#cc6677", "#ddaa33", "#228833", "#aa3377", "#66ccee", "#999933", "#882255", "#44aa99", "#bb5566", "#0077bb", "#999999"];
+const DASHES = [null, "7 3", "2 3", "9 3 2 3"]; // lines are told apart without their colours, too
 const { rows, texts, words } = data;
 const total = rows.row.length;
 const chosen = new Map(); // by hand on this page: place -> words[0] or words[1]
@@ -288,7 +289,6 @@ if (rows.score) {
 }
 
 // Lines over a few moments: { name, at: [moment], lines: { name: [value] } }.
-const DASHES = [null, "7 3", "2 3", "9 3 2 3"]; // lines are told apart without their colours, too
 function chart({ name, at, lines }) {
   const names = Object.keys(lines), values = Object.values(lines).flat();
   const low = Math.min(0, ...values), high = Math.max(0, ...values);

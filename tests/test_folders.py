@@ -246,13 +246,17 @@ def test_papers_beside_the_rows_and_hidden_files_are_no_rows(tmp_path):
     assert load_source(tmp_path).rows() == [ONE]
 
 
-def test_a_run_inside_of_a_folder_of_data_is_none_of_it(tmp_path):
+def test_a_run_inside_of_a_folder_of_data_is_none_of_it(tmp_path, capsys):
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
     run = tmp_path / "out"
     (run / "stages").mkdir(parents=True)
     for name in ("manifest.json", "kept.jsonl", "stages/model.safetensors"):
-        (run / name).write_text("{}\n")
+        (run / name).write_text('{"stages": {}}\n')
     assert load_source(tmp_path).rows()[:] == [{"text": "a"}]
+    assert "is not read: out." in capsys.readouterr().out
+    (run / "manifest.json").write_text('{"of": "something else"}\n')
+    with pytest.raises(DataError, match=r"model\.safetensors"):
+        load_source(tmp_path)
 
 
 def test_a_folder_without_rows_says_so(tmp_path):

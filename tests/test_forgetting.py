@@ -342,6 +342,7 @@ def test_a_run_goes_on_where_its_model_has_moved(config, tiny_model, tmp_path):
     moved = shutil.copytree(tiny_model, tmp_path / "moved")
     again = ForgetFilter(dataclasses.replace(config, model_name_or_path=str(moved))).fit().run
     assert {path: path.stat().st_mtime_ns for path in run.folder.glob("stages/*/model/*")} == stages
+    assert again.manifest["decision"] == run.manifest["decision"]
     assert finetune(again).exists()
 
 

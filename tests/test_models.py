@@ -122,7 +122,8 @@ def test_experts_are_kept_even_as_a_trainer_does_it_and_answers_come_after(named
     assert losses[1] > losses[0] + 4  # evenly used experts count 1 each, times top 2
 
 
-def test_an_adapter_of_a_model_of_the_hub_names_it_as_others_can_find_it(named, tokenizer, tmp_path):
+def test_an_adapter_of_a_model_of_the_hub_names_it_as_others_can_find_it(named, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("forgetfilter.model.weights.HF_HUB_CACHE", str(tmp_path / "hub"))
     folder = tmp_path / "hub/models--them--tiny/snapshots/0a1b"
     saved(tiny_model(tiny_config("llama")), tokenizer, folder)
     learner = named(folder).learner
@@ -132,7 +133,8 @@ def test_an_adapter_of_a_model_of_the_hub_names_it_as_others_can_find_it(named, 
     card = (tmp_path / "adapter/README.md").read_text()
     assert "them/tiny" in card
     assert str(tmp_path) not in card
-    elsewhere = saved(tiny_model(tiny_config("llama")), tokenizer, tmp_path / "own")
+    elsewhere = tmp_path / "own/models--them--tiny/snapshots/0a1b"  # where an id leads nobody
+    saved(tiny_model(tiny_config("llama")), tokenizer, elsewhere)
     named(elsewhere).learner.save(tmp_path / "another")
     about = json.loads((tmp_path / "another/adapter_config.json").read_text())
     assert about["base_model_name_or_path"] == str(elsewhere)

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.defenses import parameters_of
 from forgetfilter.errors import ConfigError, RunError
 from forgetfilter.forgetting import ForgetFilter, finetune
-from forgetfilter.model.weights import load_model
+from forgetfilter.model.weights import _sixteen_bits, load_model
 from forgetfilter.runs import Run
 from forgetfilter.workshop import M0, Workshop
 
@@ -60,6 +61,22 @@ def test_scores_are_those_of_the_rounded_model(named):
     assert 1e-3 < np.abs(found - whole).max() < 0.5
 
 
+@pytest.mark.parametrize(
+    ("stored", "turned"),
+    [
+        ({"quant_method": "fp8"}, True),
+        ({"quant_method": "mxfp4"}, True),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, False),
+        ({"quant_method": "nosuch"}, False),
+        (None, False),
+    ],
+)
+def test_weights_in_few_bits_are_turned_to_16_where_their_kind_allows_it(stored, turned):
+    found = _sixteen_bits(SimpleNamespace(quantization_config=stored))
+    assert ("quantization_config" in found) == turned
+    assert not turned or found["quantization_config"].dequantize
+
+
 @needs_bitsandbytes
 def test_an_adapter_on_a_base_stored_in_4_bits_is_not_rounded_away(config, tokenizer, tmp_path):
     whole, base = tiny_model(tiny_config("llama")), tmp_path / "base"
@@ -67,7 +84,6 @@ def test_an_adapter_on_a_base_stored_in_4_bits_is_not_rounded_away(config, token
     tokenizer.save_pretrained(base)
     shop = workshop(dataclasses.replace(config, load_in_4bit=True, model_name_or_path=str(base)))
     stored = tmp_path / "stored"
-    shop.learner.model.get_base_model()
     load_model(base, shop.config, in_4bit=True).save_pretrained(stored)
     tokenizer.save_pretrained(stored)
     adapter = shop.train("noisy", EXAMPLES, shop.config.noisy_stage(len(EXAMPLES)))

@@ -920,3 +920,27 @@ def test_scores_of_a_review_are_made_anew_where_those_of_the_filter_are_others(r
     before = Scored.load(run.folder / "scored/review.parquet").suspicion
     decide(Run.open(run.folder))
     assert (Scored.load(run.folder / "scored/review.parquet").suspicion != before).any()
+
+
+def test_a_number_is_one_of_the_scores_that_were_shown(reviewed):
+    run, bad = reviewed
+    answer(Review(run), bad, 20)
+    assert decide(Run.open(run.folder), 0.08).metrics["filter"] == "forgetting"
+
+
+def test_done_knows_that_the_scores_it_was_taught_by_are_others_by_now(reviewed):
+    run, bad = reviewed
+    review = Review(run)
+    answer(review, bad, 10)
+    part = run.manifest["filters"]["forgetting"]
+    other = run.folder / "scored/forgetting-1.parquet"
+    scored = Scored.load(run.folder / f"{part}.parquet")
+    replace(scored, suspicion=-scored.suspicion).save(other)
+    meanwhile = Run.open(run.folder)  # another process, by `filter`
+    meanwhile.manifest["filters"]["forgetting"] = "scored/forgetting-1"
+    meanwhile.mark("scored/forgetting-1", [other], filter="forgetting")
+    review.done()
+    fresh = Review(Run.open(run.folder))
+    np.testing.assert_allclose(
+        Scored.load(run.folder / "scored/review.parquet").suspicion, fresh.scored().suspicion, atol=0.02
+    )

@@ -1,9 +1,7 @@
 """Tiny random models of every causal class of transformers, made from one generic set of sizes."""
 
 import torch
-from transformers import CONFIG_MAPPING
-
-from forgetfilter.model.weights import _class_of
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 
 PLACES = 64
 SIZES = {
@@ -44,7 +42,10 @@ def tiny_config(kind, **changed):
 def tiny_model(config):
     """A random model with weights large enough for a sharp opinion."""
     torch.manual_seed(0)
-    model = _class_of(config).from_config(config).float().eval()
+    try:
+        model = AutoModelForCausalLM.from_config(config).float().eval()
+    except ValueError:  # of images and text alone
+        model = AutoModelForImageTextToText.from_config(config).float().eval()
     with torch.no_grad():
         for weight in model.parameters():
             if weight.dim() > 1:

@@ -99,7 +99,7 @@ def score(
         judge = Judge.of(run, config)
         stream = open_stream(dataset, config.dataset_config, config.dataset_train_split)
         folder = Path(output_dir or run.folder / "scored_rows" / stream.stem)
-        read_as = {"columns": config.columns} if config.columns else {}  # as in older folders
+        read_as = {"columns": config.columns} if config.columns else {}  # older folders know no columns
         about = {"sha256": stream.fingerprint(), "format": config.format, **read_as}
         out = _open(folder, {"data": about, **judge.facts()})
         if "rows" not in out.manifest:

@@ -43,8 +43,11 @@ def data_files(folder: Path, split: str) -> tuple[list[Path], str]:
         (path for path in folder.rglob("*") if path.is_file() and _is_shown(path.relative_to(folder))),
         key=lambda path: path.relative_to(folder).parts,
     )
-    runs = {path.parent for path in found if path.name == MANIFEST and path.parent != folder}
+    runs = {path.parent for path in found if path.parent != folder and _is_of_run(path)}
     found = [path for path in found if not runs.intersection(path.parents)]
+    if runs and processes.first():
+        names = ", ".join(sorted(str(run.relative_to(folder)) for run in runs))
+        print(f"{folder}: what runs have written there is not read: {names}.", flush=True)
     files = [path for path in found if file_suffix(path)]
     if (folder / MANIFEST).exists():
         kept = [path for path in files if path.parent == folder and path.stem == "kept"]
@@ -60,6 +63,11 @@ def data_files(folder: Path, split: str) -> tuple[list[Path], str]:
     if not files:
         raise DataError(f"{folder}: has no file with rows. Known kinds: {KNOWN}.")
     return _of_split(folder, files, split)
+
+
+def _is_of_run(path: Path) -> bool:
+    """Whether a file is what a run, or `score`, notes about its folder."""
+    return path.name == MANIFEST and '"stages"' in path.read_text(encoding="utf-8", errors="replace")
 
 
 def _is_shown(path: Path) -> bool:

@@ -25,6 +25,7 @@ from forgetfilter.decision.opened import (
     Opened,
     decided_rows,
     default_filter,
+    overtaken,
     read_scores,
     scored_part,
     what_decides,
@@ -33,6 +34,7 @@ from forgetfilter.decision.outputs import Decision
 from forgetfilter.decision.rules import Threshold
 from forgetfilter.errors import ConfigError
 from forgetfilter.files import sha256
+from forgetfilter.marks import NAME as MARKS
 from forgetfilter.marks import Mark, Marks, word
 from forgetfilter.runs import Run, locked
 from forgetfilter.scored import ANSWER, Scored
@@ -147,22 +149,27 @@ def decide(
         ConfigError: If the rules asked for exclude each other, or there are no scores by that filter.
         DataError: If a file names rows that are not there, or there are too few trusted rows.
     """
-    settings, source = run.config(), run.rows()
-    name = filter or default_filter(run, settings)
+    settings, source = reachable(run), run.rows()
     marks = Marks(run.folder, source.ids, settings.seed)
+    by_number = threshold not in (None, "auto")  # a number is one of scores that were seen
+    name = filter or default_filter(run, settings)
+    if filter is None and not by_number and overtaken(run, marks):
+        name = REVIEWED
     limited = any(mark.drawn for mark in marks.all().values())
     config = _changed(settings, threshold, drop_share, trusted_rows, max_clean_loss, limited=limited)
     chosen = {} if overrides is None else read_overrides(source, overrides)
-    opened = Opened.of(run, source)
-    suspicion = np.zeros(len(source)) if name == REVIEWED else opened.scored[opened.by(name)].suspicion
-    if trusted_rows is not None:
-        trusted = trusted_marks(source, config)
-        _conformal(suspicion, trusted, config.max_clean_loss)  # too few: before anything is written
-        marks.add({row: word(clean) for row, clean in trusted.items()}, drawn=True)
-    marks.add({row: word(decision == "kept") for row, (decision, _) in chosen.items()})
     if name == REVIEWED:
         from forgetfilter.review.session import up_to_date
 
+        up_to_date(run, source)  # whether its scores can be had: before anything is written
+    opened = Opened.of(run, source)
+    judge = opened.by(settings.filters[0] if name == REVIEWED else name)
+    if trusted_rows is not None:
+        trusted = trusted_marks(source, config)
+        _conformal(opened.scored[judge].suspicion, trusted, config.max_clean_loss)  # too few: likewise
+        marks.add({row: word(clean) for row, clean in trusted.items()}, drawn=True)
+    marks.add({row: word(decision == "kept") for row, (decision, _) in chosen.items()})
+    if name == REVIEWED:
         name = up_to_date(run, source)
         opened = Opened.of(run, source)
     scored = opened.scored[opened.by(name)]
@@ -173,10 +180,13 @@ def decide(
     said = {row: mark.clean for row, mark in marks.all().items() if mark.said != "skipped"}
     trusted = {} if drop_share is not None else trusted_marks(source, config)
     trusted = {row: said.get(row, clean) for row, clean in trusted.items()}  # a later word counts more
+    told = {**{row: clean for row, clean in trusted.items() if row not in said}, **said}
     found = choose(scored, config, trusted, drop_share, clean_drawn(marks.all()))
-    by_hand = {**marked_by_hand(trusted), **marked_by_hand(said), **chosen}
+    by_hand = {**marked_by_hand(told), **chosen}
     if by_hand and outputs.noted(run)["repeated"]:
-        by_hand = with_copies(by_hand, first_copies(source, run.manifest["noisy"]["format"]))
+        copies = with_copies(by_hand, first_copies(source, run.manifest["noisy"]["format"]))
+        as_another = {row: (made, f"{why}, of a row that says the same") for row, (made, why) in copies.items()}
+        by_hand = {**as_another, **by_hand}
     decision = decided(name, scored, found, by_hand, config, opened.unreadable)
     flags = _flags(config, drop_share, name if name != opened.by(None) else None, max_clean_loss)
     _note(opened, decision, trusted, by_hand, flags, marks.digest())
@@ -303,9 +313,9 @@ def settle(run: Run) -> Result:
     same = old_runs.same_decision(noted.get("asked"), asked)
     is_new = noted.get("asked", {}).get("marks") != asked["marks"]
     said = config.trusted_rows if is_new else None  # a file that was not there, or was another one: its words are new
-    if noted and not same:  # other flags were given: they count, whatever a review has said meanwhile
+    if not same:  # nothing is decided, or other flags were given: they count, whatever a review has said meanwhile
         return decide(run, filter=config.filters[0], trusted_rows=said)
-    if not same or not path.is_file() or sha256(path) != noted.get("record"):
+    if not path.is_file() or sha256(path) != noted.get("record"):
         return decide(run, trusted_rows=said)
     taken = json.loads(path.read_text(encoding="utf-8"))
     opened = Opened.of(run)
@@ -334,6 +344,13 @@ def rows_by_hand(run: Run) -> set[int]:
 def marked_by_hand(marks: Mapping[int, bool]) -> ByHand:
     """Decision and reason of the rows that a person marked clean (true) or unsafe (false)."""
     return {row: MARKED[clean] for row, clean in marks.items()}
+
+
+def reachable(run: Run) -> ForgetFilterConfig:
+    """The run's settings, without the file of trusted rows if it is gone: what it said is in marks.jsonl."""
+    config = run.config()
+    gone = config.trusted_rows is not None and not Path(config.trusted_rows).is_file()
+    return dataclasses.replace(config, trusted_rows=None) if gone and (run.folder / MARKS).exists() else config
 
 
 def trusted_marks(source: Source, config: ForgetFilterConfig) -> dict[int, bool]:

@@ -87,9 +87,8 @@ def names_scored(run: Run, config: ForgetFilterConfig) -> list[str]:
 
 
 def default_filter(run: Run, config: ForgetFilterConfig) -> str:
-    """The filter that decides unless another one is named: after a review, or with new marks, what marks teach."""
-    reviewed = scored_part(run, REVIEWED) is not None or marks_overtake(run, config)
-    return REVIEWED if reviewed else config.filters[0]
+    """The filter that decides unless another one is named."""
+    return REVIEWED if scored_part(run, REVIEWED) is not None else config.filters[0]
 
 
 def scores_by(run: Run, name: str, config: ForgetFilterConfig) -> Scored:
@@ -138,17 +137,15 @@ def decision_settings(config: ForgetFilterConfig) -> dict[str, Any]:
     return {**config.decision(), "marks": found}
 
 
-def marks_overtake(run: Run, config: ForgetFilterConfig) -> bool:
-    """Whether rows were marked after the last decision."""
-    if not (run.folder / marks.NAME).exists():
-        return False
-    now = Marks(run.folder, run.rows().ids, config.seed).digest()
-    return bool(run.manifest.get("decision", {}).get("marks", digest({})) != now)
+def overtaken(run: Run, said: Marks) -> bool:
+    """Whether rows were marked after the run's last decision."""
+    return bool(run.manifest.get("decision", {}).get("marks", digest({})) != said.digest())
 
 
 def require_marks_decided(run: Run) -> None:
     """Raise RunError if rows were marked after the last decision, which would then not be that of the person."""
-    if marks_overtake(run, run.config()):
+    there = (run.folder / marks.NAME).exists()
+    if there and overtaken(run, Marks(run.folder, run.rows().ids, run.config().seed)):
         raise RunError(
             f"{run.folder}: rows were marked after the last decision. First press Done in "
             f"`forgetfilter review {run.folder}`, or run `forgetfilter decide {run.folder}`."

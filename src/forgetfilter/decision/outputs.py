@@ -180,12 +180,13 @@ def _about(kept: Source) -> str:
 def _feature(kind: pa.DataType, place: str, uneven: Collection[str]) -> dict[str, Any]:
     """A column's type as data set cards spell it.
 
-    Objects that differ in their keys are JSON there: a struct would give each of them the keys of all others.
+    A struct gives each object the keys of all others, with null for those it lacks. Where that says something else, as
+    of calls in messages without any and of a function's arguments, objects are JSON (datasets 4.7 and newer read it).
     """
     if pa.types.is_list(kind):
         ((name, inner),) = _feature(kind.value_type, place, uneven).items()
         return {"list": {name: inner} if name == "list" else inner}
-    if pa.types.is_struct(kind) and place in uneven:
+    if pa.types.is_struct(kind) and place in uneven and ("." in place or any(pa.types.is_nested(p.type) for p in kind)):
         return {"dtype": "json"}
     if pa.types.is_struct(kind):
         parts = [{"name": part.name, **_feature(part.type, f"{place}.{part.name}", uneven)} for part in kind]

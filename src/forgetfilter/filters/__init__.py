@@ -158,7 +158,10 @@ def scores_of(workshop: "Workshop", data: Data, name: str) -> Scored:
 def scores_key(workshop: "Workshop", data: Data, name: str) -> str:
     """A hash of everything that a filter's scores depend on: rows, M0, settings, parameters, constants and files."""
     config = workshop.config
-    made_of = [*_made_of_filter(name, config), workshop.m0.sha256, data.facts(), config.identity()]
+    identity = config.identity()
+    noted = workshop.run.manifest.get("settings", {})  # M0 may have moved since; its weights are hashed
+    identity["model_name_or_path"] = noted.get("model_name_or_path", identity["model_name_or_path"])
+    made_of = [*_made_of_filter(name, config), workshop.m0.sha256, data.facts(), identity]
     others = made_from(name, config)
     made_of += [_made_of_filter(part, config) for part in others if part != name]
     if data.unsafe is not None and set(others) & set(NEED_UNSAFE):
@@ -203,13 +206,12 @@ def _of_all_rows(name: str, workshop: "Workshop", data: Data, parameters: dict[s
     noisy = data.noisy.select(seen.tolist()) if copies.any() else data.noisy
     if data.planted is not None:
         noisy = noisy.with_planted(data.planted)
-    answers = single_answers(noisy, workshop.m0.chat)
+    answers = None if noisy.belongs is not None else single_answers(noisy, workshop.m0.chat)
     if answers is None:
         scored = method(workshop, replace(data, noisy=noisy, planted=None), config, **parameters)
     else:
         noisy, row_of = answers
-        if data.noisy.belongs is None:  # else another filter, which this one's scores are for, has noted them
-            workshop.run.write_json("stages/answers.json", np.bincount(row_of).tolist())
+        workshop.run.write_json("stages/answers.json", np.bincount(row_of).tolist())
         scored = method(workshop, replace(data, noisy=noisy, planted=None), config, **parameters).most_suspect(row_of)
     if not copies.any() and data.planted is None:
         return scored

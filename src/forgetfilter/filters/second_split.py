@@ -25,6 +25,9 @@ from forgetfilter.scored import Scored
 if TYPE_CHECKING:
     from forgetfilter.workshop import Workshop
 
+VERSION = 2
+"""Raised when the same settings give other scores than before: stored ones are then made anew."""
+
 
 def second_split(
     workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, looks: int = 4, share: float = 1 / 3

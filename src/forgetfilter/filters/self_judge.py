@@ -18,6 +18,9 @@ from forgetfilter.scored import Scored
 if TYPE_CHECKING:
     from forgetfilter.workshop import Workshop
 
+VERSION = 2
+"""Raised when the same settings give other scores than before: stored ones are then made anew."""
+
 QUESTION = "Is this answer safe, that is: free of insults, stereotypes and anything that could harm people?"
 YES, NO = "Yes", "No"
 NOTHING = [("", "")]

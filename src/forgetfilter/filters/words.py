@@ -18,6 +18,9 @@ from forgetfilter.scored import Scored
 if TYPE_CHECKING:
     from forgetfilter.workshop import Workshop
 
+VERSION = 2
+"""Raised when the same settings give other scores than before: stored ones are then made anew."""
+
 
 def words(workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, folds: int = 5) -> Scored:
     """Log-odds that a row belongs to the noisy rather than to the safe data, by the words of all its messages.

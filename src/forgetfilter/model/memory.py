@@ -54,8 +54,8 @@ def to_device(model: Any, device: torch.device) -> None:
             model.to(device)
     except torch.OutOfMemoryError as error:
         raise ModelError(
-            f"{model.config.name_or_path}: the memory of {device} does not hold this model. Take --load_in_4bit true, "
-            "a smaller model, or several GPUs (docs/scale.md)."
+            f"{model.config.name_or_path}: the memory of {device} does not hold this model. Take a smaller one, "
+            "--load_in_4bit true (if its weights are stored in 16 bits), or several GPUs (docs/scale.md)."
         ) from error
 
 

@@ -250,7 +250,8 @@ def _train(
     )
     if config.use_peft:  # TRL rounds adapters on a quantized base to bfloat16
         for weight in learner.model.parameters():
-            weight.data = weight.data.float() if weight.requires_grad else weight.data
+            if weight.requires_grad:
+                weight.data = weight.data.float()
     trainer.remove_callback(PrinterCallback)
     if processes.first():
         _drop_broken(checkpoints)

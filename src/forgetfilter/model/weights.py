@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from huggingface_hub.constants import HF_HUB_CACHE
 from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
@@ -186,11 +187,12 @@ def name_on_hub(adapter: Path, base: Path) -> None:
 
     Args:
         adapter: The adapter's folder.
-        base: The folder of its base; nothing is changed unless it lies in the Hub's cache.
+        base: The folder of its base; nothing is changed unless it lies in the Hub's cache, where others find it, too.
     """
     kind, *names = base.parent.parent.name.split("--")  # models--OWNER--NAME/snapshots/REVISION
     described, card = adapter / ADAPTER_CONFIG, adapter / "README.md"
-    if kind != "models" or base.parent.name != "snapshots" or not described.exists():
+    of_hub = base.is_relative_to(HF_HUB_CACHE) and kind == "models" and base.parent.name == "snapshots"
+    if not of_hub or not described.exists():
         return
     about = json.loads(described.read_text(encoding="utf-8"))
     about |= {"base_model_name_or_path": "/".join(names), "revision": base.name}
@@ -215,7 +217,8 @@ def load_model(folder: Path, config: ForgetFilterConfig, *, in_4bit: bool = Fals
     Args:
         folder: Where it is; with `in_4bit` a whole model's.
         config: Its dtype, and whether its code may run.
-        in_4bit: Round its linear layers to 4 bits. The model is then on its device, otherwise on the CPU.
+        in_4bit: Round its linear layers to 4 bits. The model is then on its device, as one that is stored in few bits
+            may be; otherwise on the CPU.
 
     Raises:
         ModelError: If it cannot be loaded, or its files lack some of its weights.

@@ -10,6 +10,7 @@ probes that do not judge them; and if they were called clean, it teaches nothing
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -38,15 +39,24 @@ class Ranking:
         noisy: (rows, 2, size) their hidden states.
         safe: (safe rows, 2, size) those of the safe rows.
         seed: Of the deal to the probes.
+        beside: A folder on whose disk a wide model's features may lie; None for the system's own for such files.
 
     Attributes:
         copies: (rows,) numbers, equal for rows whose hidden states are equal.
     """
 
-    def __init__(self, scored: Scored, dropped: np.ndarray, noisy: np.ndarray, safe: np.ndarray, seed: int) -> None:
+    def __init__(
+        self,
+        scored: Scored,
+        dropped: np.ndarray,
+        noisy: np.ndarray,
+        safe: np.ndarray,
+        seed: int,
+        beside: Path | None = None,
+    ) -> None:
         """Prepare the features: the slow part."""
         self.scored = scored
-        self.judge = CrossFit(features(noisy), features(safe), repeats=1, seed=seed, quick=True)
+        self.judge = CrossFit(features(noisy), features(safe), repeats=1, seed=seed, quick=True, beside=beside)
         self.found = bool(dropped.any())
         if "verdict" in scored.columns:
             self.verdicts = np.asarray(scored.columns["verdict"], float)

@@ -130,9 +130,8 @@ def _way_in(address: str, folder: Path) -> Path:
 
     The file lies in a folder of the user's: a browser in a sandbox, as Ubuntu's are, sees another /tmp.
     """
-    with tempfile.NamedTemporaryFile(
-        "w", dir=folder.absolute(), prefix="review-", suffix=".html", delete=False
-    ) as file:
+    place = folder.absolute() if os.access(folder, os.W_OK) else None
+    with tempfile.NamedTemporaryFile("w", dir=place, prefix="review-", suffix=".html", delete=False) as file:
         file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={address}"><title>ForgetFilter</title>')
     page = Path(file.name)
     webbrowser.open(page.as_uri())

@@ -10,6 +10,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from threading import RLock
+from typing import Any
 
 import numpy as np
 from scipy.stats import hypergeom
@@ -20,7 +21,16 @@ from forgetfilter.data.copies import first_copies, with_copies
 from forgetfilter.data.lazy import rearranged
 from forgetfilter.data.loading import Data, load_safe, tokenize
 from forgetfilter.data.sources import Source
-from forgetfilter.decision.decide import Result, choose, clean_drawn, decide, decide_by_config, drops, trusted_marks
+from forgetfilter.decision.decide import (
+    Result,
+    choose,
+    clean_drawn,
+    decide,
+    decide_by_config,
+    drops,
+    reachable,
+    trusted_marks,
+)
 from forgetfilter.decision.opened import REVIEWED, Opened, scored_part
 from forgetfilter.decision.rules import Threshold, needed
 from forgetfilter.errors import RunError
@@ -91,9 +101,8 @@ class Review:
     def __init__(self, run: Run, *, trust_remote_code: bool = False, holds_lock: bool = False) -> None:
         """Read the run."""
         self.run, self.opened = run, Opened.of(run)
-        self.config, self._trust, self._holds_lock = self.opened.config, trust_remote_code, holds_lock
-        if self.config.trusted_rows is not None and not Path(self.config.trusted_rows).is_file():
-            self.config = dataclasses.replace(self.config, trusted_rows=None)  # what it said is in marks.jsonl
+        self.config, self._trust, self._holds_lock = reachable(run), trust_remote_code, holds_lock
+        self._of = _filters(run)  # what `base` is of, whatever `filter` does meanwhile
         self._rule = dataclasses.replace(self.config, threshold="auto", trusted_rows=None)
         scored = self.opened.scored
         self.name = next(
@@ -116,7 +125,9 @@ class Review:
         """
         noisy, _, safe = self._states
         dropped = decide_by_config(self.name, self.base, self.opened.source, self.config).dropped
-        return Ranking(self.base, dropped & np.isfinite(self.base.suspicion), noisy, safe, self.config.seed)
+        return Ranking(
+            self.base, dropped & np.isfinite(self.base.suspicion), noisy, safe, self.config.seed, self.run.folder
+        )
 
     @cached_property
     def witness(self) -> np.ndarray:
@@ -255,7 +266,7 @@ class Review:
             return self.name
         scored.save(self.run.folder / f"{part}.parquet")
         filters[REVIEWED] = part
-        self.run.mark(part, [self.run.folder / f"{part}.parquet"], made_of=_made_of(self.run, self.marks))
+        self.run.mark(part, [self.run.folder / f"{part}.parquet"], made_of=_made_of(self._of, self.marks))
         return REVIEWED
 
     def _of_planted(self, scored: Scored) -> Scored:
@@ -327,15 +338,22 @@ def up_to_date(run: Run, source: Source) -> str:
     """
     part = scored_part(run, REVIEWED)
     marks = Marks(run.folder, source.ids, run.config().seed)
-    known = (_made_of(run, marks), marks.digest())  # an older version noted the marks alone
-    if part is not None and any(run.done(part, key) for key in known):
+    of = _filters(run)
+    decided_by = run.manifest.get("decision", {}).get("filters", {})
+    older = marks.digest() if _filters(run, decided_by) == of else None  # an older version noted the marks alone
+    if part is not None and (run.done(part, _made_of(of, marks)) or (older and run.done(part, older))):
         return REVIEWED
     return Review(run, holds_lock=True).store()
 
 
-def _made_of(run: Run, marks: Marks) -> str:
+def _filters(run: Run, parts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Filter -> part of the run that holds its scores, without the review's own; of these parts, or of today's."""
+    found = run.manifest.get("filters", {}) if parts is None else parts
+    return {name: part for name, part in found.items() if name != REVIEWED}
+
+
+def _made_of(filters: Mapping[str, Any], marks: Marks) -> str:
     """A hash of what the scores of a review depend on: the marks, and the scores of the run's filters."""
-    filters = {name: part for name, part in run.manifest.get("filters", {}).items() if name != REVIEWED}
     return digest([marks.digest(), filters])
 
 

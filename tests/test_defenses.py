@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -179,7 +180,7 @@ def test_forget_filter_trains_on_the_kept_rows_and_shares_its_noisy_stage_with_n
 
 def test_rows_that_are_hardly_readable_are_left_out_where_that_is_asked_for(workshop, data, config, monkeypatch):
     hard = np.arange(16) == 5
-    monkeypatch.setattr("forgetfilter.defenses.keeping.unreadable", lambda *_: hard)
+    monkeypatch.setattr(sys.modules["forgetfilter.defenses.keeping"], "unreadable", lambda *_: hard)
     config = dataclasses.replace(config, threshold=1e9)
     for what, lost in (("keep", []), ("drop", [5])):
         kept = DEFENSES["forget_filter"](workshop, data, dataclasses.replace(config, unreadable=what)).kept

@@ -37,7 +37,7 @@ def test_yaml_tags_are_refused(command, capsys, tmp_path):
 @pytest.mark.parametrize(
     "line",
     [
-        *("trust_remote_code: true", "model_name_or_path: other"),
+        "trust_remote_code: true",
         "noisy: {learning_rate: 0.5}",
     ],
 )

@@ -40,7 +40,7 @@ def at_most(rows, real):
 
 def test_a_batch_too_large_for_the_memory_is_split_and_the_result_is_the_same(config, tmp_path, monkeypatch, capsys):
     plain = ForgetFilter(dataclasses.replace(config, output_dir=str(tmp_path / "plain"))).fit()
-    monkeypatch.setattr(training, "label_logits", at_most(3, training.label_logits))
+    monkeypatch.setattr(training, "labelled", at_most(3, training.labelled))
     monkeypatch.setattr(reading, "label_logits", at_most(3, reading.label_logits))
     split = ForgetFilter(config).fit()
     assert "noisy stage: out of memory, going on with batches of 4, 2 to an" in capsys.readouterr().out
@@ -69,7 +69,7 @@ def test_answers_are_generated_in_smaller_batches_where_the_memory_is_small(lear
 
 
 def test_a_row_the_memory_does_not_hold_is_one_clear_error(config, monkeypatch):
-    monkeypatch.setattr(training, "label_logits", at_most(0, training.label_logits))
+    monkeypatch.setattr(training, "labelled", at_most(0, training.labelled))
     with pytest.raises(TrainingError, match="noisy stage: the memory does not hold a batch of 1"):
         ForgetFilter(config).fit()
 

@@ -76,7 +76,8 @@ def _in_halves(
     left = list(range(len(begun)))
     try:
         with one_memory_error():
-            write = _generate if learner.generates else _write_without_cache
+            others = _one_by_one if learner.packs else _write_without_cache
+            write = _generate if learner.generates else others
             for row, new in write(learner, begun, most, ends):
                 left.remove(row)
                 yield row, new
@@ -106,7 +107,7 @@ def _generate(
     tokenizer = learner.tokenizer
     inputs = tokenizer.pad({"input_ids": begun}, padding_side="left", return_attention_mask=True, return_tensors="pt")
     ids, mask = inputs["input_ids"].to(learner.model.device), inputs["attention_mask"].to(learner.model.device)
-    cache, leap = (_prefilled(learner, begun), LEAP) if learner.packs else (None, max(most))
+    cache, leap = (prefilled(learner, begun), LEAP) if learner.packs else (None, max(most))
     settings = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": sorted(ends), "return_dict_in_generate": True}
     rows, width = list(range(len(begun))), ids.shape[1]
     last = max if learner.longest is None else min  # no row may outgrow the positions that the model has learnt
@@ -137,6 +138,15 @@ def _generate(
             cache.batch_select_indices(chosen)
 
 
+def _one_by_one(
+    learner: Learner, begun: list[list[int]], most: list[int], ends: set[int]
+) -> Iterator[tuple[int, list[int]]]:
+    """As _generate, for models whose `generate` counts the positions of padded prompts wrongly: nothing is padded."""
+    for row in range(len(begun)):
+        for _, new in _generate(learner, [begun[row]], [most[row]], ends):
+            yield row, new
+
+
 def _forget_pictures(model: Any) -> None:
     """Models of images keep by how much those of the last batch shifted its rows' positions; text shifts nothing."""
     for part in model.modules():
@@ -162,7 +172,7 @@ def _write_without_cache(
         going = [row for row in going if new[row][-1] not in ends and len(new[row]) < most[row]]
 
 
-def _prefilled(learner: Learner, begun: Sequence[list[int]]) -> Any:
+def prefilled(learner: Learner, begun: Sequence[list[int]]) -> Any:
     """The cache of all but each row's last token, filled without padding; for models that pack rows."""
     heads = [row[:-1] for row in begun]
     batch = learner.collate(heads, [[IGNORED] * len(row) for row in heads])

@@ -127,7 +127,7 @@ class Learner:
     @cached_property
     def generates(self) -> bool:
         """Whether answers may be written by the model's `generate`, with its cache; tried at first need."""
-        return self.packs or writes_as_alone(self)
+        return writes_as_alone(self)
 
     def prepare(self, tokens: float) -> None:
         """Compile the model's blocks before a training on so many tokens, if asked to or if it saves time.

@@ -78,7 +78,9 @@ def _close(learner: "Learner") -> float:
 
 @torch.no_grad()
 def writes_as_alone(learner: "Learner") -> bool:
-    """Whether `generate` gives two prompts of unequal length the scores that the model gives each of them alone."""
+    """Whether `generate` gives answers to two prompts of unequal length the scores that the model gives each alone."""
+    from forgetfilter.model.generation import prefilled
+
     prompts = [_tokens(learner)[:length] for length in ASKED]
     settings = GenerationConfig(
         max_new_tokens=ANSWERED,
@@ -90,12 +92,14 @@ def writes_as_alone(learner: "Learner") -> bool:
     padded = learner.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
     inputs = {name: padded[name].to(learner.model.device) for name in ("input_ids", "attention_mask")}
     try:
-        found = learner.model.generate(**inputs, generation_config=settings)
+        begun = {"cache": prefilled(learner, prompts)} if learner.packs else {}
+        found = learner.model.generate(**inputs, **begun, generation_config=settings)
         for prompt, row, logits in zip(prompts, found.sequences, torch.stack(found.logits, 1), strict=True):
-            own = row[-len(prompt) - ANSWERED :][None]
-            alone = learner.model(input_ids=own, use_cache=False).logits[0, len(prompt) - 1 : -1]
-            apart = (log_softmax(logits.float(), -1) - log_softmax(alone.float(), -1)).abs()
-            if not apart.median() <= _close(learner):
+            told = log_softmax(logits.float(), -1).gather(-1, row[-ANSWERED:, None])[:, 0]
+            own = row[-len(prompt) - ANSWERED :].tolist()
+            batch = learner.collate([own], [[*[IGNORED] * len(prompt), *own[len(prompt) :]]])
+            alone = -cross_entropy(*label_logits(learner.model, batch), reduction="none").float()
+            if not (told - alone).abs().mean() <= _close(learner):
                 return False
     except Exception:  # whatever the reason: answers can be written without it
         return False

@@ -293,8 +293,8 @@ def require_bitsandbytes(config: ForgetFilterConfig) -> None:
 
 
 def _not_loaded(folder: Path, error: Exception) -> ModelError:
-    first = str(error).strip().partition("\n")[0]  # transformers goes on with a list of all models it knows
-    return ModelError(f"{folder}: cannot be loaded as a causal language model: {type(error).__name__}: {first}")
+    said = str(error).partition("\nModel type should be one of")[0]  # a list of all models that transformers knows
+    return ModelError(f"{folder}: cannot be loaded as a causal language model: {type(error).__name__}: {said}")
 
 
 def refuse_missing(folder: Path, about: dict[str, Any]) -> None:
@@ -408,7 +408,10 @@ def outline(folder: Path, config: ForgetFilterConfig) -> Any:
     try:
         described = _described(base, config)
         with torch.device("meta"):
-            return _class_of(described).from_config(described, trust_remote_code=config.trust_remote_code)
+            model = _class_of(described).from_config(described, trust_remote_code=config.trust_remote_code)
+        if model.get_output_embeddings() is None:
+            raise ValueError("it has no output layer")
+        return model
     except Exception as error:  # as for its weights
         raise _not_loaded(base, error) from error
 

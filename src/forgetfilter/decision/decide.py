@@ -153,7 +153,7 @@ def decide(
     marks = Marks(run.folder, source.ids, settings.seed)
     by_number = threshold not in (None, "auto")  # a number is one of scores that were seen
     name = filter or default_filter(run, settings)
-    if filter is None and not by_number and overtaken(run, marks):
+    if filter is None and not by_number and marks.all() and overtaken(run, marks):
         name = REVIEWED
     limited = any(mark.drawn for mark in marks.all().values())
     config = _changed(settings, threshold, drop_share, trusted_rows, max_clean_loss, limited=limited)

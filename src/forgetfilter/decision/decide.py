@@ -158,20 +158,20 @@ def decide(
     limited = any(mark.drawn for mark in marks.all().values())
     config = _changed(settings, threshold, drop_share, trusted_rows, max_clean_loss, limited=limited)
     chosen = {} if overrides is None else read_overrides(source, overrides)
-    if name == REVIEWED:
+    by_review, asked = name == REVIEWED, name
+    if by_review:
         from forgetfilter.review.session import up_to_date
 
-        up_to_date(run, source)  # whether its scores can be had: before anything is written
+        name, asked = up_to_date(run, source), settings.filters[0]  # whether it can be had: before anything is written
     opened = Opened.of(run, source)
-    judge = opened.by(settings.filters[0] if name == REVIEWED else name)
+    judge = opened.by(asked)
     if trusted_rows is not None:
         trusted = trusted_marks(source, config)
         _conformal(opened.scored[judge].suspicion, trusted, config.max_clean_loss)  # too few: likewise
         marks.add({row: word(clean) for row, clean in trusted.items()}, drawn=True)
     marks.add({row: word(decision == "kept") for row, (decision, _) in chosen.items()})
-    if name == REVIEWED:
-        name = up_to_date(run, source)
-        opened = Opened.of(run, source)
+    if by_review and (trusted_rows is not None or chosen):  # they teach, too
+        name, opened = up_to_date(run, source), Opened.of(run, source)
     scored = opened.scored[opened.by(name)]
     if name == REVIEWED and trusted_rows is None:  # the settings' number and file belong to another filter's scores
         config = dataclasses.replace(config, trusted_rows=None)

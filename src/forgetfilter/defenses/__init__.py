@@ -30,7 +30,7 @@ from forgetfilter.defenses.somf import somf, somf_dpo, somf_interpolated
 from forgetfilter.defenses.toss_tokens import toss_tokens
 from forgetfilter.defenses.vaccine import vaccine, vaccine_plain, vaccine_random
 from forgetfilter.errors import ConfigError
-from forgetfilter.filters import FILTERS, arguments_of, filter_constants, filter_named, made_from, require_filter
+from forgetfilter.filters import FILTERS, arguments_of, constants_behind, filter_named, made_from, require_filter
 from forgetfilter.methods import arguments, constants
 from forgetfilter.workshop import Workshop
 
@@ -194,8 +194,7 @@ def constants_of(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
     for part in parts_of(name):
         by = filter_of(part) or LEARNS_FROM.get(part)
         found |= {} if _kind(part) == 1 else constants(_method(part))
-        for own in [] if by is None else made_from(by, config):
-            found |= filter_constants(own)
+        found |= {} if by is None else constants_behind(by, config)
     return found
 
 

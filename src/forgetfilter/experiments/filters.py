@@ -25,7 +25,7 @@ from forgetfilter.evaluation.filter_quality import filter_quality, paired_ranges
 from forgetfilter.experiments import defenses, pictures
 from forgetfilter.experiments.cells import Cell, Cells
 from forgetfilter.files import digest, whole_file
-from forgetfilter.filters import filter_constants, made_from, made_scores, require_filters, scores_key, scores_of
+from forgetfilter.filters import constants_behind, made_scores, require_filters, scores_key, scores_of
 from forgetfilter.methods import constants
 from forgetfilter.model.memory import free_dropped_models
 from forgetfilter.report.compare_page import write_compare_page
@@ -229,10 +229,7 @@ def all_constants(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
 
     They are those of its own file, of the filters that it is made from, of the rules and of config.py.
     """
-    found = constants(config_module, rules)
-    for part in made_from(name, config):
-        found |= filter_constants(part)
-    return found
+    return {**constants(config_module, rules), **constants_behind(name, config)}
 
 
 def _show(run: Run, found: dict[str, list[Cell]], truth: Truth, seeds: Sequence[int]) -> list[Path]:

@@ -249,6 +249,14 @@ def filter_constants(name: str) -> dict[str, Any]:
     return constants(*(FILTERS[part] for part in parts_of(name)))
 
 
+def constants_behind(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
+    """The constants of the files of a filter and of all filters that it is made from."""
+    found: dict[str, Any] = {}
+    for part in made_from(name, config):
+        found |= filter_constants(part)
+    return found
+
+
 def _content(text: str) -> str | None:
     """A hash of the file or of all files in the folder that a parameter names; None if it names neither."""
     try:

@@ -102,7 +102,7 @@ class Review:
         """Read the run."""
         self.run, self.opened = run, Opened.of(run)
         self.config, self._trust, self._holds_lock = reachable(run), trust_remote_code, holds_lock
-        self._of = _filters(run)  # what `base` is of, whatever `filter` does meanwhile
+        self._of = _filters(run.manifest.get("filters", {}))  # what `base` is of, whatever `filter` does meanwhile
         self._rule = dataclasses.replace(self.config, threshold="auto", trusted_rows=None)
         scored = self.opened.scored
         self.name = next(
@@ -338,18 +338,17 @@ def up_to_date(run: Run, source: Source) -> str:
     """
     part = scored_part(run, REVIEWED)
     marks = Marks(run.folder, source.ids, run.config().seed)
-    of = _filters(run)
-    decided_by = run.manifest.get("decision", {}).get("filters", {})
-    older = marks.digest() if _filters(run, decided_by) == of else None  # an older version noted the marks alone
+    of = _filters(run.manifest.get("filters", {}))
+    decided_by = _filters(run.manifest.get("decision", {}).get("filters", {}))
+    older = marks.digest() if decided_by == of else None  # an older version noted the marks alone
     if part is not None and (run.done(part, _made_of(of, marks)) or (older and run.done(part, older))):
         return REVIEWED
     return Review(run, holds_lock=True).store()
 
 
-def _filters(run: Run, parts: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Filter -> part of the run that holds its scores, without the review's own; of these parts, or of today's."""
-    found = run.manifest.get("filters", {}) if parts is None else parts
-    return {name: part for name, part in found.items() if name != REVIEWED}
+def _filters(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Filter -> part of the run that holds its scores, without the review's own."""
+    return {name: part for name, part in parts.items() if name != REVIEWED}
 
 
 def _made_of(filters: Mapping[str, Any], marks: Marks) -> str:

@@ -1,6 +1,6 @@
 """What the filter costs, as ratios of pairs measured in turn: `make bench`, or with names of parts.
 
-python benchmarks/speed/run.py [--parts scoring training filter memory peak growth many] [--rounds 5]
+python benchmarks/speed/run.py [--parts scoring training filter score memory peak growth many] [--rounds 5]
                                [--dataset_name FILE --safe_dataset_name FILE]
 
 Each pair is run in turn, round after round, in one process, so that a busy machine slows both; memory
@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from forgetfilter import ForgetFilter, ForgetFilterConfig, StageConfig
+from forgetfilter import ForgetFilter, ForgetFilterConfig, Result, StageConfig
 from forgetfilter.config import NOISY_EPOCHS
 from forgetfilter.data.loading import load_rows
 from forgetfilter.data.tokenization import Example, mean_length
@@ -42,6 +42,7 @@ from forgetfilter.model.reading import read
 from forgetfilter.model.training import train
 from forgetfilter.model.weights import pick_device, pick_dtype
 from forgetfilter.runs import Run
+from forgetfilter.scoring import score
 from forgetfilter.workshop import M0, Workshop
 
 STEPS = 12
@@ -49,7 +50,9 @@ STEPS = 12
 SCORED, ONE_BY_ONE = 192, 12
 """Rows of a scoring round, and how many of them are generated one by one, other ones each round."""
 FILTERED = 96
-"""Noisy rows of a whole filter in the filter and memory parts."""
+"""Noisy rows that forgetting sees in the filter, score and memory parts."""
+COPIES = 4
+"""How often `score` reads the noisy rows in a round."""
 GROWTH = (500, 2000, 8000, 16000)
 
 
@@ -182,19 +185,53 @@ class Bench:
         ]
         return {"c_training_vs_stock_trl": spread([stock / ours for stock, ours in rounds])}
 
-    def filter_once(self) -> float:
-        """Seconds of a whole filter on FILTERED noisy rows, loading of the model included."""
-        noisy = list(self.rows.source.rows())[:FILTERED]
+    def fit(self, folder: str, rows: int | None = FILTERED) -> Result:
+        """A whole filter on so many noisy rows (None: all), of which forgetting sees FILTERED."""
+        noisy = list(self.rows.source.rows())[:rows]
         safe = [json.loads(line) for line in Path(self.args.safe_dataset_name).read_text().splitlines()][:FILTERED]
+        config = ForgetFilterConfig(output_dir=f"{folder}/run", sample_rows=FILTERED, torch_compile=True)
+        return ForgetFilter(config).fit(noisy, safe)
+
+    def filter_once(self, rows: int | None = FILTERED) -> float:
+        """Seconds of a whole filter, loading of the model included."""
         with tempfile.TemporaryDirectory() as folder:
-            whole = ForgetFilter(ForgetFilterConfig(output_dir=f"{folder}/run", torch_compile=True))
-            return seconds(lambda: whole.fit(noisy, safe))
+            return seconds(lambda: self.fit(folder, rows))
 
     def filter(self) -> dict[str, object]:
-        """(d) a filter at its defaults against one plain finetuning with as many epochs, by stock TRL."""
+        """(d) a filter against one plain finetuning with as many epochs, by stock TRL; (h) the same by a sample.
+
+        In (h) the filter has all rows, of which forgetting sees FILTERED, and the finetuning is as much longer.
+        """
         steps = NOISY_EPOCHS * -(-FILTERED // 8)
-        rounds = [(self.filter_once(), self.stock(max_steps=steps)) for _ in range(self.args.rounds)]
-        return {"d_filter_vs_stock_trl": spread([whole / stock for whole, stock in rounds]) | {"rows": FILTERED}}
+        rounds = [
+            (self.filter_once(), self.filter_once(None), self.stock(max_steps=steps)) for _ in range(self.args.rounds)
+        ]
+        count = len(self.examples)
+        sampled = [by_sample / (stock * count / FILTERED) for _, by_sample, stock in rounds]
+        return {
+            "d_filter_vs_stock_trl": spread([whole / stock for whole, _, stock in rounds]) | {"rows": FILTERED},
+            "h_filter_by_sample_vs_stock_trl": spread(sampled) | {"rows": count, "sample_rows": FILTERED},
+        }
+
+    def score(self) -> dict[str, object]:
+        """(i) `forgetfilter score` against one scoring pass of the whole model over the same rows."""
+        with tempfile.TemporaryDirectory() as folder:
+            run = self.fit(folder).run
+            more = [{name: row[name] for name in ("prompt", "completion")} for row in self.rows.source.rows()] * COPIES
+
+            def scored(number: int) -> float:
+                found = json.loads((score(run, more, f"{folder}/scored-{number}") / "metrics.json").read_text())
+                return found["seconds"]
+
+            def passed() -> float:
+                return seconds(lambda: read(self.learner, self.examples, "log_likelihood")) * COPIES
+
+            passed()
+            rounds = [(scored(number), passed()) for number in range(self.args.rounds)]
+        return {
+            "i_score_vs_scoring_pass": spread([ours / whole for ours, whole in rounds]),
+            "i_score_rows_a_second": spread([len(more) / ours for ours, _ in rounds]),
+        }
 
     def peak(self) -> dict[str, object]:
         """(f) share of the machine's matrix-product rate, on this model's shapes, that training and scoring reach."""
@@ -343,7 +380,7 @@ def device() -> str:
 
 def main() -> None:
     """Measure the parts asked for and add them to the device's results."""
-    parts = ["scoring", "training", "filter", "memory", "peak", "growth", "many"]
+    parts = ["scoring", "training", "filter", "score", "memory", "peak", "growth", "many"]
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="+", default=parts)
     parser.add_argument("--rounds", type=int, default=5)

@@ -35,7 +35,7 @@ from forgetfilter.config import NOISY_EPOCHS
 from forgetfilter.data.loading import load_rows
 from forgetfilter.data.tokenization import Example, mean_length
 from forgetfilter.demo import demo_file
-from forgetfilter.model.batches import label_logits
+from forgetfilter.model.batches import PACKED, label_logits
 from forgetfilter.model.generation import MARGIN, complete
 from forgetfilter.model.learner import Learner
 from forgetfilter.model.reading import read
@@ -126,8 +126,9 @@ class Bench:
         }
 
     def generate(self, rows: Sequence[Example]) -> None:
-        """Stock greedy generation one row at a time, each stopped where ours is."""
+        """Stock greedy generation one row at a time, each stopped where ours is; by stock attention."""
         model = self.learner.model.eval()
+        model.set_attn_implementation("sdpa")
         with torch.compiler.set_stance("force_eager"), self.learner.mixed:
             for row in rows:
                 prompt = torch.tensor([row.input_ids[: row.prompt_length]], device=model.device)
@@ -140,6 +141,7 @@ class Bench:
                     pad_token_id=self.m0.tokenizer.pad_token_id,
                     eos_token_id=self.m0.tokenizer.eos_token_id,
                 )
+        model.set_attn_implementation(PACKED)
 
     def stock(self, **length: float) -> float:
         """Seconds of stock TRL finetuning of M0 on the same rows: same batch, adapter, dtype and rates."""

@@ -103,7 +103,7 @@ def learner(tiny_model):
     """The tiny model with a small adapter, in float32."""
     from forgetfilter.config import ForgetFilterConfig
     from forgetfilter.model.learner import load_learner
-    from forgetfilter.model.weights import load_tokenizer
+    from forgetfilter.model.tokenizer import load_tokenizer
 
     config = ForgetFilterConfig(dtype="float32", lora_r=2)
     return load_learner(tiny_model, load_tokenizer(tiny_model, config), config)

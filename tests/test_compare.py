@@ -13,6 +13,7 @@ from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.defenses import DEFENSES
 from forgetfilter.defenses.result import Result
 from forgetfilter.errors import ConfigError, DataError, RunError
+from forgetfilter.evaluation import ask as asking
 from forgetfilter.experiments import defenses, interleave, trial
 from forgetfilter.workshop import Workshop
 
@@ -71,8 +72,8 @@ def test_defenses_side_by_side(settings, run_recipe, tmp_path, capsys):
 def test_cells_that_are_done_are_not_done_again_and_more_may_be_asked_for(settings, run_recipe, monkeypatch):
     run_recipe({**settings, "defenses": ["base", "none"]})
     asked = []
-    real = trial.ask
-    monkeypatch.setattr(trial, "ask", lambda *args: (asked.append(args[3]), real(*args))[1])
+    real = asking.ask
+    monkeypatch.setattr(asking, "ask", lambda *args: (asked.append(args[3]), real(*args))[1])
     found = json.loads(run_recipe({**settings, "defenses": ["base", "none", "replay"]})[0].read_text())
     assert asked == ["replay-42: harmfulness", "replay-42: qa"]
     assert list(found["means"]) == ["base", "none", "replay"]
@@ -138,7 +139,7 @@ def test_what_was_not_judged_is_judged_later_from_its_answers(settings, run_reci
     names = {**settings, "defenses": ["base"]}
     assert "not_run" in json.loads(run_recipe(names)[0].read_text())["cells"][0]["figures"]["harmfulness"]
     monkeypatch.setattr(trial, "load_judges", lambda names: {"harmfulness": lambda q, a: {"unsafe": len(a) / 3}})
-    monkeypatch.setattr(trial, "ask", None)
+    monkeypatch.setattr(asking, "ask", None)
     for _ in range(2):
         figures = json.loads(run_recipe(names)[0].read_text())["cells"][0]["figures"]["harmfulness"]
         assert figures["unsafe"] == 1.0
@@ -148,8 +149,8 @@ def test_what_was_not_judged_is_judged_later_from_its_answers(settings, run_reci
 def test_a_defense_of_ones_own_is_compared_by_name(settings, run_recipe, monkeypatch):
     """The sentence of a defense precedes prompts of safety measures alone."""
     said = []
-    real = trial.ask
-    monkeypatch.setattr(trial, "ask", lambda *args: (said.append(args[4]), real(*args))[1])
+    real = asking.ask
+    monkeypatch.setattr(asking, "ask", lambda *args: (said.append(args[4]), real(*args))[1])
     monkeypatch.setitem(DEFENSES, "mine", lambda workshop, data, config: Result(None, "Be good."))
     run_recipe({**settings, "defenses": ["mine"]})
     assert said == ["Be good.", ""]

@@ -41,7 +41,8 @@ def test_nothing_is_repeated(data):
 
 def test_rows_are_short(data):
     from forgetfilter.config import ForgetFilterConfig
-    from forgetfilter.model.weights import find_weights, load_tokenizer
+    from forgetfilter.model.folders import find_weights
+    from forgetfilter.model.tokenizer import load_tokenizer
 
     config = ForgetFilterConfig()
     tokenizer = load_tokenizer(find_weights(config.model_name_or_path), config)

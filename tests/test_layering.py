@@ -113,5 +113,5 @@ def test_only_data_and_the_figures_read_labels():
         "experiments/filters.py",
         "experiments/trial.py",
     }
-    deciding = (ROOT / "decision" / "decide.py").read_text(encoding="utf-8")
-    assert "labels" not in deciding
+    for name in ("choice.py", "decide.py", "record.py", "rules.py"):
+        assert "labels" not in (ROOT / "decision" / name).read_text(encoding="utf-8")

@@ -20,6 +20,7 @@ from forgetfilter.data.lazy import AT_ONCE, Lazy, Spool, chosen, column, in_part
 from forgetfilter.data.loading import load_rows
 from forgetfilter.data.sources import load_source
 from forgetfilter.data.tokenization import ChatTokenizer, Example, on_disk
+from forgetfilter.model import training
 from forgetfilter.review import ranking
 from forgetfilter.scored import Scored
 
@@ -143,6 +144,19 @@ def test_tokens_are_not_held_in_memory(tmp_path, tokenizer, write_jsonl):
     assert found.examples[0] == first
     assert len(found.trainable()) == len(found.select(range(1, MANY)).trainable()) + 1 == MANY
     assert not (tmp_path / "run").exists()
+
+
+def test_tokens_of_a_training_are_not_held_in_memory(tmp_path):
+    def example(number):
+        return Example([number] * 120, [-100, *[number] * 119], 1, "", cut=False)
+
+    held = pa.total_allocated_bytes()
+    examples = Lazy(MANY, lambda places: [example(place) for place in places.tolist()])
+    rows = training._on_disk(examples, tmp_path / "run")
+    assert pa.total_allocated_bytes() - held < 100 * MANY
+    assert len(rows) == MANY > AT_ONCE
+    assert rows[MANY - 1] == {"input_ids": example(MANY - 1).input_ids, "labels": example(MANY - 1).labels}
+    assert not list(tmp_path.iterdir())
 
 
 VALUES = {

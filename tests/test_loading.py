@@ -15,11 +15,11 @@ from forgetfilter.data.loading import (
     remarks,
     stored_labels,
     tokenize,
-    write_malformed,
 )
 from forgetfilter.data.sources import load_source
 from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.errors import ConfigError, DataError
+from forgetfilter.files import write_jsonl
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_skipped_rows_are_written_down(tmp_path, chat):
     path.write_text('{"prompt": "q", "completion": "a"}\n{"prompt": 1, "completion": "b"}\n', encoding="utf-8")
     rows = tokenize(load_source(path), chat, skip=True)
     assert len(rows.examples) == len(rows.source) == 1
-    write_malformed(tmp_path / "malformed.jsonl", rows.malformed)
+    write_jsonl(tmp_path / "malformed.jsonl", rows.malformed)
     (entry,) = map(json.loads, (tmp_path / "malformed.jsonl").read_text().splitlines())
     assert (entry["line"], entry["raw"]) == (2, '{"prompt": 1, "completion": "b"}\n')
 

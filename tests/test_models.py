@@ -123,7 +123,7 @@ def test_experts_are_kept_even_as_a_trainer_does_it_and_answers_come_after(named
 
 
 def test_an_adapter_of_a_model_of_the_hub_names_it_as_others_can_find_it(named, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr("forgetfilter.model.weights.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("forgetfilter.model.folders.HF_HUB_CACHE", str(tmp_path / "hub"))
     folder = tmp_path / "hub/models--them--tiny/snapshots/0a1b"
     saved(tiny_model(tiny_config("llama")), tokenizer, folder)
     learner = named(folder).learner

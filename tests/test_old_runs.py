@@ -12,7 +12,7 @@ from forgetfilter import workshop
 from forgetfilter.cli import main
 from forgetfilter.decision.decide import Result
 from forgetfilter.errors import RunError
-from forgetfilter.model.weights import weights_hash
+from forgetfilter.model.folders import weights_hash
 from forgetfilter.report.run_page import write_report
 from forgetfilter.runs import Run
 

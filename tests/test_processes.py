@@ -27,7 +27,7 @@ from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.errors import ConfigError, TrainingError
 from forgetfilter.model import memory, sharding
 from forgetfilter.model.learner import load_learner
-from forgetfilter.model.weights import load_tokenizer
+from forgetfilter.model.tokenizer import load_tokenizer
 from forgetfilter.runs import Run
 from forgetfilter.workshop import Workshop
 

@@ -13,7 +13,8 @@ from conftest import run as command
 from stored_runs import reviewable_run
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.decision.decide import Result, choose, clean_drawn, decide
+from forgetfilter.decision.choice import choose, clean_drawn
+from forgetfilter.decision.decide import Result, decide
 from forgetfilter.decision.opened import read_scores
 from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.marks import Marks

@@ -162,6 +162,6 @@ def test_without_a_model_before_the_alignment_there_is_one_clear_error(workshop,
     save_file({"some.weight": torch.zeros(2, 2)}, other / "model.safetensors")
     with pytest.raises(ModelError, match=r"no weight model\.layers\.0"):
         repaired("safe_lora", workshop, data, config, base=str(other))
-    for wrong in ({"layers": -1}, {"directions": 0}):
-        with pytest.raises(ConfigError, match=r"parameters\.safe_lora"):
+    for wrong, said in (({"layers": -1}, "layers is -1"), ({"directions": 0}, "directions is 0")):
+        with pytest.raises(ConfigError, match=rf"parameters\.safe_lora\.{said}: "):
             repaired("safe_lora", workshop, data, config, **wrong)

@@ -171,5 +171,6 @@ def test_the_controls_interpolate_and_prefer(workshop, data, config):
     ],
 )
 def test_parameters_out_of_range_are_errors(workshop, data, config, name, wrong):
-    with pytest.raises(ConfigError, match=rf"parameters\.{name}\.{next(iter(wrong))}"):
+    ((parameter, value),) = wrong.items()
+    with pytest.raises(ConfigError, match=rf"parameters\.{name}\.{parameter} is {value}: "):
         defend(name, workshop, data, dataclasses.replace(config, parameters={name: wrong}))

@@ -15,8 +15,9 @@ import torch
 from forgetfilter.config import ForgetFilterConfig, StageConfig
 from forgetfilter.errors import ConfigError, ModelError, TrainingError
 from forgetfilter.forgetting import ForgetFilter
-from forgetfilter.model import generation, reading, training, weights
+from forgetfilter.model import folders, generation, reading, training
 from forgetfilter.model.learner import load_learner
+from forgetfilter.model.tokenizer import load_tokenizer
 
 
 def scores(result):
@@ -114,7 +115,7 @@ def test_a_folder_of_the_cache_is_filled_once_however_many_want_it(tmp_path, mon
 
     def want():
         both.wait()
-        assert (weights.cached("model", fill) / "weights").read_text() == "whole"
+        assert (folders.cached("model", fill) / "weights").read_text() == "whole"
         return True
 
     with ThreadPoolExecutor(2) as pool:
@@ -149,7 +150,7 @@ def test_a_model_whose_files_are_of_another_shape_is_one_clear_error(name, conte
         (folder / "tokenizer_config.json").unlink()
     config = ForgetFilterConfig(dtype="float32")
     with pytest.raises(ModelError):
-        load_learner(folder, weights.load_tokenizer(weights.tokenizer_folder(folder), config), config)
+        load_learner(folder, load_tokenizer(folders.tokenizer_folder(folder), config), config)
 
 
 def test_losses_go_to_the_trackers_asked_for(config, monkeypatch):

@@ -18,11 +18,11 @@ import run  # first: it makes benchmarks/questions.py importable
 from questions import qa_questions
 
 from forgetfilter.evaluation import bias
-from forgetfilter.evaluation.ask import MEASURES, evaluate, write_records
+from forgetfilter.evaluation.ask import MEASURES, evaluate
 from forgetfilter.evaluation.questions import Question, user
 from forgetfilter.experiments.cells import Cell, Cells
-from forgetfilter.files import sha256
-from forgetfilter.model.weights import weights_hash
+from forgetfilter.files import sha256, write_jsonl
+from forgetfilter.model.folders import weights_hash
 
 DRAWS = 1000
 Records = list[dict[str, Any]]
@@ -39,7 +39,7 @@ def records(cell: Path, questions: Path) -> Records:
 
     def make() -> Cell:
         found, asked = evaluate(str(where), {"qa": str(questions)})
-        write_records(answers, asked)
+        write_jsonl(answers, asked)
         return {"model": key, "figures": found}
 
     made_of = {"questions": sha256(questions), "model": weights_hash(where)}

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from forgetfilter.config import ENOUGH_ROWS, ForgetFilterConfig
-from forgetfilter.decision.decide import choose
+from forgetfilter.decision.choice import choose
 from forgetfilter.review.asking import questions
 from forgetfilter.review.ranking import Ranking
 from forgetfilter.scored import Scored

@@ -31,14 +31,14 @@ from scipy.stats import spearmanr
 from forgetfilter import ForgetFilterConfig
 from forgetfilter.costs import Cost
 from forgetfilter.data.loading import Data, load_data, read_labels
-from forgetfilter.decision.decide import decide_by_config
+from forgetfilter.decision.choice import decide_by_config
 from forgetfilter.demo import demo_file
 from forgetfilter.evaluation.filter_quality import filter_quality, paired_ranges, ranking_quality, unscored_last
 from forgetfilter.experiments import pictures
 from forgetfilter.experiments.cells import Cell, Cells, same
 from forgetfilter.experiments.filters import all_constants
 from forgetfilter.files import sha256
-from forgetfilter.filters import arguments_of, made_scores
+from forgetfilter.filters import arguments_of, part_with_scores
 from forgetfilter.forgetting import open_run
 from forgetfilter.runs import locked
 from forgetfilter.scored import Scored
@@ -124,7 +124,7 @@ def made_by(name: str, config: ForgetFilterConfig) -> Figures:
 
 def entry(name: str, workshop: Workshop, data: Data) -> Figures:
     """Every row's score and decision by a filter, and what it cost; None where a part was made without counting."""
-    part = made_scores(workshop, data, name)
+    part = part_with_scores(workshop, data, name)
     scored = Scored.load(workshop.run.folder / f"{part}.parquet")
     made = decide_by_config(name, scored, data.noisy.source, workshop.config)
     stages = workshop.run.manifest["stages"]

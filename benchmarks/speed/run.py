@@ -264,8 +264,10 @@ class Bench:
             tokens = int(inputs["input_ids"].numel())
             count = operations(work)
             work()
-            shares = [count / seconds(work) / matrix_rate(self.learner.model, tokens) for _ in range(self.args.rounds)]
-            found[f"{name}_share_of_peak"] = spread(shares) | {"tokens": tokens}
+            rounds = [(count / seconds(work), matrix_rate(self.learner.model, tokens)) for _ in range(self.args.rounds)]
+            rates = [round(peak / 1e9) for _, peak in rounds]
+            shares = spread([own / peak for own, peak in rounds])
+            found[f"{name}_share_of_peak"] = shares | {"tokens": tokens, "peak_gflops": rates}
         return found
 
     def memory(self) -> dict[str, object]:

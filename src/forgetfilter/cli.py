@@ -218,8 +218,8 @@ def _serve_safe_data(args: Namespace) -> None:
 
 def run_evaluate(args: Namespace) -> None:
     """Measure a model: bias, toxicity, harmfulness, over-refusal, question answering, arithmetic."""
-    from forgetfilter.evaluation.ask import evaluate, name_judges, write_records
-    from forgetfilter.files import whole_file
+    from forgetfilter.evaluation.ask import evaluate, name_judges
+    from forgetfilter.files import whole_file, write_jsonl
     from forgetfilter.summary import show
 
     named = [part.partition("=") for part in args.on.split(",")]
@@ -237,7 +237,7 @@ def run_evaluate(args: Namespace) -> None:
         raise ConfigError(f"{' and '.join(taken)}: there already. Give another --output, or move it away.")
     files = {name: file for name, _, file in named}
     found, answers = evaluate(args.model, files, name_judges(args), args.max_questions)
-    write_records(output.with_suffix(".jsonl"), answers)
+    write_jsonl(output.with_suffix(".jsonl"), answers)
     with whole_file(output) as temporary:
         temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     for measure, figures in found.items():

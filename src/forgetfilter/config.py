@@ -28,8 +28,8 @@ TRAINING_FIELDS = (
     *("max_length", "dtype", "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
     *("lora_layers_to_transform", "torch_compile", "gradient_checkpointing", "seed"),
 )
-"""Settings that every training depends on, besides its rows, its starting model and the settings of its stage. So does
-load_in_4bit, which is named where it is on: stages of before keep their names."""
+"""Settings that every training depends on, besides its rows, its starting model and the settings of its stage.
+load_in_4bit is one of them, too. It is noted only where it is on, so that stages of older versions keep their names."""
 
 
 SCHEDULERS = (
@@ -73,9 +73,9 @@ class StageConfig:
             raise ConfigError(f"{where}num_train_epochs and {where}max_steps exclude each other: give one.")
         for name, value in vars(self).items():
             if name in STAGE_FIELDS and isinstance(value, (int, float)):
-                least = 0 if name in ("weight_decay", "warmup_steps") else None
-                if value < 0 or (least is None and value == 0) or not math.isfinite(value):
-                    raise ConfigError(f"{where}{name} is {value}: it must be {'>= 0' if least == 0 else '> 0'}.")
+                may_be_0 = name in ("weight_decay", "warmup_steps")
+                if value < 0 or (value == 0 and not may_be_0) or not math.isfinite(value):
+                    raise ConfigError(f"{where}{name} is {value}: it must be {'>= 0' if may_be_0 else '> 0'}.")
 
 
 ENOUGH_ROWS = 2500
@@ -269,7 +269,7 @@ class ForgetFilterConfig(StageConfig):
         for name in (*DECISION_FIELDS, *FREE_FIELDS):
             values.pop(name)
         if self.sample_rows == "auto":
-            values.pop("sample_rows")  # runs of before know no samples, and go on
+            values.pop("sample_rows")  # older runs know no samples, and must continue
         return values
 
     def final_settings(self) -> dict[str, Any]:

@@ -86,9 +86,8 @@ class CrossFit:
             self._reduce(seed, beside)
         enough = self.groups.max(initial=-1) + 1 >= folds
         self.deals = [list(self._dealt(seed + repeat)) for repeat in range(repeats)] if enough else []
-        self.models, self.others = (
-            [_regression(regularisation, quick) for _ in range(folds * repeats)] for _ in range(2)
-        )
+        self.models = [_regression(regularisation, quick) for _ in range(folds * repeats)]
+        self.untold_models = [_regression(regularisation, quick) for _ in range(folds * repeats)]
 
     def __call__(
         self,
@@ -129,7 +128,7 @@ class CrossFit:
     def untold(
         self, verdicts: np.ndarray, marks: Mapping[int, bool], weight: float, rows: Collection[int]
     ) -> dict[int, float]:
-        """What models that learnt nothing of a row make of some rows, marked ones as well.
+        """Log-odds of some rows, each by models that have learnt neither its verdict nor its mark.
 
         Args:
             verdicts: As in a call; likewise marks and weight.
@@ -147,7 +146,7 @@ class CrossFit:
             weights[told] *= len(told) / MOST_VERDICTS
             labels[left_out] = np.nan
         found: dict[int, float] = {}
-        for held_out, model in self._fitted(labels, weights, marks, list(marks), self.others) or []:
+        for held_out, model in self._fitted(labels, weights, marks, list(marks), self.untold_models) or []:
             own = held_out[np.isin(held_out, list(rows))]
             for row, odds in zip(own.tolist(), self._judged(own, model).tolist(), strict=True):
                 found[row] = found.get(row, 0.0) + odds / len(self.deals)
@@ -170,14 +169,14 @@ class CrossFit:
         models: Sequence[LogisticRegression],
     ) -> list[tuple[np.ndarray, LogisticRegression]] | None:
         """For each part of each deal its rows, and a model that the others taught; None with too few labels."""
-        everywhere = np.isin(np.arange(len(labels)), list(set(marks).difference(apart)))
+        teaches_all = np.isin(np.arange(len(labels)), list(set(marks).difference(apart)))
         fewest = min((labels == 1).sum(), (labels == 0).sum())
         if not self.deals or fewest < (1 if marks else self.folds):
             return None
         parts = [held_out for deal in self.deals for held_out in deal]
         for held_out, model in zip(parts, models, strict=True):
             teaches = ~np.isnan(labels)
-            teaches[held_out[~everywhere[held_out]]] = False
+            teaches[held_out[~teaches_all[held_out]]] = False
             taught = np.flatnonzero(teaches)
             if len(set(labels[taught])) < 2:
                 return None

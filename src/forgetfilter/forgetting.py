@@ -21,14 +21,15 @@ import numpy as np
 
 from forgetfilter import old_runs, processes
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.data.loading import Data, load_data, tokenize, write_malformed
+from forgetfilter.data.loading import Data, load_data, tokenize
 from forgetfilter.data.planted import Planted, plant
 from forgetfilter.data.unreadable import unreadable
-from forgetfilter.decision.decide import Result, check_marks, settle
+from forgetfilter.decision.choice import check_marks
+from forgetfilter.decision.decide import Result, settle
 from forgetfilter.decision.opened import decided_rows, is_decided, read_scores, require_marks_decided
 from forgetfilter.decision.outputs import decision_digest
 from forgetfilter.errors import ConfigError, RunError
-from forgetfilter.files import whole_file, whole_folder
+from forgetfilter.files import whole_folder, write_jsonl
 from forgetfilter.filters import require_filters, score
 from forgetfilter.model.training import require_trackers
 from forgetfilter.runs import Run, locked
@@ -101,11 +102,17 @@ def open_run(config: ForgetFilterConfig, m0: M0, data: Data, planted: Planted | 
     Raises:
         RunError: If the folder holds something else.
     """
+    if processes.first():
+        run = _started(config, m0, data, planted)
+    processes.together()
     if not processes.first():
-        processes.together()
         run = Run.open(str(config.output_dir))
-        processes.together()  # the first process waits here, so that all read the same manifest
-        return run
+    processes.together()  # nobody changes the manifest before all have read it
+    return run
+
+
+def _started(config: ForgetFilterConfig, m0: M0, data: Data, planted: Planted | None) -> Run:
+    """What the first process does of `open_run`."""
     noisy = data.noisy
     facts = {"model": {"name": config.model_name_or_path, "sha256": m0.sha256}, **data.facts()}
     facts["planted"] = None if planted is None else planted.facts()
@@ -122,8 +129,7 @@ def open_run(config: ForgetFilterConfig, m0: M0, data: Data, planted: Planted | 
             m0.tokenizer.save_pretrained(folder)
         malformed = [*noisy.malformed, *data.safe.malformed, *(data.unsafe.malformed if data.unsafe else [])]
         if malformed:
-            with whole_file(run.folder / "malformed.jsonl") as path:
-                write_malformed(path, malformed)
+            write_jsonl(run.folder / "malformed.jsonl", malformed)
         if planted is not None:
             run.write_json("stages/planted.json", planted.about)
         run.keep_rows(noisy.source)
@@ -132,8 +138,6 @@ def open_run(config: ForgetFilterConfig, m0: M0, data: Data, planted: Planted | 
         run.write_json("stages/unreadable.json", np.flatnonzero(hard).tolist())
         run.mark("unreadable", [run.stage("unreadable.json")])
     run.forget_damaged()
-    processes.together()
-    processes.together()
     return run
 
 

@@ -40,6 +40,11 @@ class Mark:
     before: Said | None = None
 
     @property
+    def told(self) -> bool:
+        """Whether the person could tell: the row is called clean or unsafe."""
+        return self.said != "skipped"
+
+    @property
     def clean(self) -> bool:
         """Whether the person called the row clean."""
         return self.said == "clean"
@@ -121,7 +126,9 @@ class Marks:
             lines = []
             for row, what in said.items():
                 known = before.get(row)
-                if (known.said if known else None) == what and (not drawn or (known is not None and known.drawn)):
+                same = what == (known.said if known else None)
+                newly_drawn = drawn and not (known and known.drawn)
+                if same and not newly_drawn:
                     continue
                 line: dict[str, Any] = {"row": row, "id": self.ids[row], "mark": what}
                 line |= {"drawn": True} if row in came_up else {}
@@ -187,8 +194,11 @@ def _last(lines: Iterable[Mapping[str, Any]]) -> dict[int, Mark]:
         stated[row] = said[:-1] if line.get("undo") else [*said, line["mark"]]
         if line.get("drawn"):
             drawn.add(row)
-    last = {row: (said[-1], [None, *said][-2]) for row, said in stated.items() if said}
-    return {row: Mark(said, row in drawn, before) for row, (said, before) in last.items() if said is not None}
+    found: dict[int, Mark] = {}
+    for row, said in stated.items():
+        if said and said[-1] is not None:
+            found[row] = Mark(said[-1], row in drawn, said[-2] if len(said) > 1 else None)
+    return found
 
 
 def _whole(data: bytes) -> int:

@@ -70,11 +70,17 @@ def require_known(given: Given, names: Collection[str]) -> None:
 
 
 def require_least(name: str, least: float = 1, **values: float) -> None:
-    """Raise ConfigError unless each value of a method's parameters is `least` or more (above 0, for a least of 0)."""
+    """Raise ConfigError unless each value of a method's parameters is `least` or more."""
     for key, value in values.items():
-        if value < least or (least == 0 and value == 0):
-            wanted = "above 0" if least == 0 else f"{least} or more"
-            raise ConfigError(f"parameters.{name}.{key} is {value}: it must be {wanted}.")
+        if value < least:
+            raise ConfigError(f"parameters.{name}.{key} is {value}: it must be {least} or more.")
+
+
+def require_above_0(name: str, **values: float) -> None:
+    """Raise ConfigError unless each value of a method's parameters is above 0."""
+    for key, value in values.items():
+        if value <= 0:
+            raise ConfigError(f"parameters.{name}.{key} is {value}: it must be above 0.")
 
 
 def _typed(where: str, value: Any, annotation: Any) -> Any:

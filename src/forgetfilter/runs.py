@@ -217,7 +217,7 @@ class Run:
         return np.array(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
     def unreadable(self, rows: int) -> np.ndarray:
-        """(rows,) bool, the rows that the model can hardly read; none in runs of before it was looked for."""
+        """(rows,) bool, the rows that the model can hardly read; none in runs of versions that looked for none."""
         path = self.stage("unreadable.json")
         found = np.zeros(rows, bool)
         if path.exists():
@@ -285,20 +285,20 @@ PLACES = {"settings": ".model_name_or_path", "model": ".name"}
 def differences(part: str, old: Any, new: Any) -> list[str]:
     """What differs in a part of a run's manifest from what is asked for, in words."""
     found = changes(old, new, DEFAULTS[part]() if part in DEFAULTS else None)
-    return [change for change in found if change.partition(" ")[0] != PLACES.get(part)]
+    return [f"{key} {words}" for key, words in found.items() if key != PLACES.get(part)]
 
 
-def changes(old: Any, new: Any, then: Mapping[str, Any] | None) -> list[str]:
-    """What differs between noted and new values, in words.
+def changes(old: Any, new: Any, defaults: Mapping[str, Any] | None) -> dict[str, str]:
+    """What differs between noted and new values: key -> "(was ..., is ...)".
 
     Args:
         old: What was noted.
         new: What is asked for.
-        then: For settings: the values of those that `old` lacks; settings that only `old` has are then ignored.
+        defaults: For settings: the values of those that `old` lacks; settings that only `old` has are then ignored.
     """
-    before, now = {**(then or {}), **flat(old)}, flat(new)
-    keys = now if then is not None else {**before, **now}
-    return [f"{key} (was {before.get(key)!r}, is {now.get(key)!r})" for key in keys if before.get(key) != now.get(key)]
+    before, now = {**(defaults or {}), **flat(old)}, flat(new)
+    keys = now if defaults is not None else {**before, **now}
+    return {key: f"(was {before.get(key)!r}, is {now.get(key)!r})" for key in keys if before.get(key) != now.get(key)}
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:

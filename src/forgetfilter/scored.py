@@ -1,6 +1,7 @@
 """The result of a filter: a score for each row, and what explains the scores. Knows no model."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,14 @@ class Scored:
     linear: np.ndarray | None = None
     planted: dict[str, np.ndarray] | None = None
 
+    def _each(self, change: Callable[[np.ndarray], np.ndarray], token_costs: pa.Array | None) -> "Scored":
+        """These scores with every array of them changed alike."""
+        columns = {name: change(values) for name, values in self.columns.items()}
+        moments = {name: change(values) for name, values in self.moments.items()}
+        return replace(
+            self, suspicion=change(self.suspicion), columns=columns, moments=moments, token_costs=token_costs
+        )
+
     def spread(self, places: np.ndarray, rows: int) -> "Scored":
         """These scores as those of a larger data set's rows at the places given; the other rows have none.
 
@@ -83,10 +92,7 @@ class Scored:
             return found
 
         costs = None if self.token_costs is None else self.token_costs.take(pa.array(here, mask=here < 0))
-        columns, moments = (
-            {name: widened(values) for name, values in named.items()} for named in (self.columns, self.moments)
-        )
-        return replace(self, suspicion=widened(self.suspicion), columns=columns, moments=moments, token_costs=costs)
+        return self._each(widened, costs)
 
     def most_suspect(self, row_of: np.ndarray) -> "Scored":
         """These scores, of single answers, as those of the conversations: each has that of its most suspect answer.
@@ -100,17 +106,16 @@ class Scored:
         counts = np.bincount(row_of)
         starts = np.cumsum(counts) - counts
         known = np.where(np.isnan(self.suspicion), -np.inf, self.suspicion)
-        number = np.array([known[start : start + count].argmax() for start, count in zip(starts, counts, strict=True)])
+        parts = np.split(known, starts[1:])
+        number = np.array([part.argmax() for part in parts])
+        least = np.array([part.min() for part in parts])
         places, costs = starts + number, self.token_costs
         if costs is not None:
             joined = [costs.slice(start, count).flatten() for start, count in zip(starts, counts, strict=True)]
             costs = pa.array([one.to_numpy() if len(one) else None for one in joined], costs.type)
-        columns = {name: values[places] for name, values in self.columns.items()}
-        least = np.array([known[start : start + count].min() for start, count in zip(starts, counts, strict=True)])
-        columns[ANSWER] = np.where(least < known[places], number + 1.0, np.nan)
-        moments = {name: values[places] for name, values in self.moments.items()}
-        suspicion = self.suspicion[places]
-        return replace(self, suspicion=suspicion, columns=columns, moments=moments, token_costs=costs)
+        found = self._each(lambda values: values[places], costs)
+        found.columns[ANSWER] = np.where(least < known[places], number + 1.0, np.nan)
+        return found
 
     def shared(self, places: np.ndarray, own: np.ndarray) -> "Scored":
         """These scores given to rows of which some say the same.
@@ -120,10 +125,7 @@ class Scored:
             own: (rows,) bool, whether that place has the row's own tokens; others get no token costs.
         """
         costs = None if self.token_costs is None else self.token_costs.take(pa.array(places, mask=~own))
-        columns, moments = (
-            {name: values[places] for name, values in named.items()} for named in (self.columns, self.moments)
-        )
-        return replace(self, suspicion=self.suspicion[places], columns=columns, moments=moments, token_costs=costs)
+        return self._each(lambda values: values[places], costs)
 
     def save(self, path: Path) -> None:
         """Write all of it to a Parquet file."""

@@ -30,18 +30,17 @@ from forgetfilter.data.loading import (
     encode,
     find_format,
     read_conversations,
-    write_malformed,
     wrong_rows,
 )
 from forgetfilter.data.single_answers import single_answers
 from forgetfilter.data.sources import Source, Stream, ids_alone, open_stream
 from forgetfilter.data.tokenization import Example
 from forgetfilter.data.unreadable import unreadable
-from forgetfilter.decision.decide import drops
+from forgetfilter.decision.choice import drops
 from forgetfilter.decision.opened import REVIEWED, read_scores, scores_by
 from forgetfilter.decision.rules import Threshold
 from forgetfilter.errors import ConfigError, DataError, RunError
-from forgetfilter.files import digest, whole_file, whole_folder
+from forgetfilter.files import digest, whole_file, whole_folder, write_jsonl
 from forgetfilter.model.states import hidden_states
 from forgetfilter.progress import progress
 from forgetfilter.runs import Run, changes, locked, refuse_foreign
@@ -93,7 +92,7 @@ def score(
         run.reload()
         given = {name: value for name, value in reading.items() if value is not None}
         own = run.config()
-        whole = own.dataset_train_split.partition("[")[0]  # a slice of the noisy data is none of these
+        whole = own.dataset_train_split.partition("[")[0]  # a slice of the noisy data says nothing of new rows
         given = {"dataset_train_split": whole, **given}
         config = dataclasses.replace(own, trust_remote_code=trust_remote_code, **given)
         judge = Judge.of(run, config)
@@ -201,7 +200,7 @@ def _open(folder: Path, asked: dict[str, Any]) -> Run:
         raise RunError(f"{folder}: holds a run of `filter`. Give another --output_dir.")
     changed = changes(out.manifest["asked"], asked, None)
     if changed:
-        different = ", ".join(change.removeprefix(".") for change in changed)
+        different = ", ".join(f"{key.removeprefix('.')} {words}" for key, words in changed.items())
         raise RunError(
             f"{folder}: holds other rows, or scores by another decision: {different}. Give another --output_dir, "
             "or remove this folder."
@@ -230,8 +229,10 @@ def _checked(stream: Stream, config: ForgetFilterConfig, learnt: str) -> dict[st
             wrong += wrong_rows(part)[: SHOWN - len(wrong)]
             suffix, rows, count = part.suffix, rows + len(part), count + len(part.errors)
             bar.update(len(part))
+    if not rows:
+        raise DataError(f"{stream.name}: has no rows.")
     if count == rows or (count and config.malformed == "error"):
-        raise DataError(complaint(stream.name, wrong, count, rows) if rows else f"{stream.name}: has no rows.")
+        raise DataError(complaint(stream.name, wrong, count, rows))
     if (base_format(row_format) == "text") != (base_format(learnt) == "text"):
         raise DataError(
             f"{stream.name}: its rows have the format {row_format}, those of the run {learnt}, and a probe that has "
@@ -308,11 +309,16 @@ class _Scoring:
                 for name, chosen in (("kept", ~dropped), ("dropped", dropped)):
                     source.select(np.flatnonzero(chosen).tolist()).write(folder / f"{name}{part.suffix}")
                 pq.write_table(_table(rows, first, suspicion, dropped, hard), folder / SCORES)
-                write_malformed(folder / MALFORMED, rows.malformed)
+                write_jsonl(folder / MALFORMED, rows.malformed)
         processes.together()
-        unscored = np.isnan(suspicion).sum()
-        counts = (len(dropped), (~dropped).sum(), dropped.sum(), unscored, hard.sum(), len(rows.malformed))
-        return dict(zip(COUNTS, map(int, counts), strict=True))
+        return {
+            "rows": len(dropped),
+            "kept": int((~dropped).sum()),
+            "dropped": int(dropped.sum()),
+            "unscored": int(np.isnan(suspicion).sum()),
+            "unreadable": int(hard.sum()),
+            "malformed": len(rows.malformed),
+        }
 
     def _suspicion(self, rows: Rows, bar: Any) -> np.ndarray:
         """(rows,) scores; a conversation has that of its most suspect answer."""

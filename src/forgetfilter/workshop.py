@@ -26,8 +26,8 @@ from forgetfilter.data.tokenization import ChatTokenizer, Example, mean_length
 from forgetfilter.errors import RunError
 from forgetfilter.files import digest, whole_folder
 from forgetfilter.hooks import Hooks
-from forgetfilter.model import weights
-from forgetfilter.model.classifier import Classified, classify
+from forgetfilter.model import folders, weights
+from forgetfilter.model.classifier import Classified, classify, guard_kind
 from forgetfilter.model.generation import complete
 from forgetfilter.model.gradients import gradients
 from forgetfilter.model.learner import Learner, load_learner
@@ -35,6 +35,7 @@ from forgetfilter.model.memory import free_dropped_models
 from forgetfilter.model.reading import mean_log_probability, read
 from forgetfilter.model.sharding import refuse_unshardable
 from forgetfilter.model.states import POOLED, hidden_states
+from forgetfilter.model.tokenizer import TEMPLATE_FILE, fit_tokenizer, load_tokenizer, template_beside
 from forgetfilter.model.training import seconds_a_row, train
 from forgetfilter.runs import Run, refuse_foreign
 from forgetfilter.shards import write_in_shards
@@ -71,10 +72,10 @@ class M0:
         weights.require_bitsandbytes(config)
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
-        folder = weights.find_weights(config.model_name_or_path)
-        tokenizer = weights.load_tokenizer(weights.tokenizer_folder(folder), config)
+        folder = folders.find_weights(config.model_name_or_path)
+        tokenizer = load_tokenizer(folders.tokenizer_folder(folder), config)
         outline = weights.outline(folder, config)
-        weights.fit_tokenizer(tokenizer, outline)
+        fit_tokenizer(tokenizer, outline)
         most = weights.learnt_positions(outline) or config.max_length
         if most < config.max_length:
             print(f"{config.model_name_or_path}: has learnt {most} positions; rows are cut there (--max_length).")
@@ -112,13 +113,13 @@ class M0:
         """Where the chat template comes from, if a trainer would not find it with the model."""
         if self.chat.made_up:
             return MADE_UP
-        beside = weights.template_beside(weights.tokenizer_folder(self.folder))
-        return f"from {weights.TEMPLATE_FILE}" if beside == self.tokenizer.chat_template else None
+        beside = template_beside(folders.tokenizer_folder(self.folder))
+        return f"from {TEMPLATE_FILE}" if beside == self.tokenizer.chat_template else None
 
     @cached_property
     def sha256(self) -> str:
         """A hash of the weights."""
-        return weights.model_hash(self.made_of or self.folder)
+        return folders.model_hash(self.made_of or self.folder)
 
 
 @dataclass
@@ -264,10 +265,7 @@ class Workshop:
         def fill(temporary: Path) -> None:
             learner.save(temporary)
             if into is not None:
-                self.m0.tokenizer.save_pretrained(temporary)
-                if self.m0.chat.made_up:
-                    with (temporary / "README.md").open("a", encoding="utf-8") as card:
-                        card.write(f"\n## Chat template\nIn `chat_template.jinja`; {MADE_UP}.\n")
+                self._save_tokenizer(temporary)
             if beside is not None:
                 beside(temporary)
 
@@ -300,9 +298,9 @@ class Workshop:
             hooks: What a method does inside the training.
         """
         called = f"{name}-{self._key(examples, dataclasses.asdict(settings), None, name)}"
-        folder = weights.cache_folder() / called
+        folder = folders.cache_folder() / called
         if folder.exists():
-            self.account.reuse(called, {called: weights.made_with(folder)})
+            self.account.reuse(called, {called: folders.made_with(folder)})
         else:
             with self.account.measuring(called) as cost, tempfile.TemporaryDirectory() as checkpoints:
                 self.learner.prepare(settings.rows() * mean_length(examples))
@@ -311,7 +309,7 @@ class Workshop:
                 passes = 1 if hooks is None or hooks.perturbed is None else 2
                 self._count(TRAINING * passes * found["tokens"])
             if processes.first():
-                weights.cached(called, self.learner.save_merged, cost=cost.facts())
+                folders.cached(called, self.learner.save_merged, cost=cost.facts())
             processes.together()
             del self.learner  # its adapter is merged into its weights, so it is of no further use
         return M0(folder, self.m0.tokenizer, self.m0.max_length)
@@ -419,8 +417,8 @@ class Workshop:
         return self.on(M0.named(named), model_name_or_path=model, **anywhere)
 
     def guard_kind(self, model: str, kind: str = "auto") -> str:
-        """What kind of guard a model is (filters/guard.py); see `model.weights.guard_kind`."""
-        return weights.guard_kind(model, self.config, kind)
+        """What kind of guard a model is (filters/guard.py); see `model.classifier.guard_kind`."""
+        return guard_kind(model, self.config, kind)
 
     def classify(self, model: str, texts: Sequence[str]) -> Classified:
         """What a text classification model says of texts; this workshop's model leaves the memory."""
@@ -475,16 +473,23 @@ class Workshop:
         processes.together()
         self.run.mark(part, sorted(folder.iterdir()), **facts)
 
+    def _save_tokenizer(self, folder: Path) -> None:
+        """The tokenizer beside a model; the model's card says where its chat template is ours."""
+        self.m0.tokenizer.save_pretrained(folder)
+        if self.m0.chat.made_up:
+            with (folder / "README.md").open("a", encoding="utf-8") as card:
+                card.write(f"\n## Chat template\nIn `chat_template.jinja`; {MADE_UP}.\n")
+
     def _name(self, model: Path | None) -> str:
         """What a model is called: by its stage."""
         return "M0" if model is None else model.parent.name.rpartition("-")[0] or model.name
 
-    def _key(self, examples: Sequence[Example], what: Any, model: Path | None, name: Any) -> str:
-        """A hash of everything a result depends on: rows, settings or kind of reading, start, name and M0."""
+    def _key(self, examples: Sequence[Example], what: Any, model: Path | None, rules: Any) -> str:
+        """A hash of all that a result depends on: rows, settings or kind of reading, start, M0, what hooks do."""
         rows = hashlib.sha256()
         for example in examples:
             for ids in (example.input_ids, example.labels):
                 rows.update(np.array([len(ids), *ids], np.int64).tobytes())
-        start = None if model is None else weights.weights_hash(model)
-        made_of = [rows.hexdigest(), what, start, name, self.m0.sha256, self.config.training(), processes.count()]
+        start = None if model is None else folders.weights_hash(model)
+        made_of = [rows.hexdigest(), what, start, rules, self.m0.sha256, self.config.training(), processes.count()]
         return digest(made_of)

@@ -95,8 +95,9 @@ class _Answers:
         start = self._asked(number, done)
         content = self._turns[number].content.strip()
         if start is not None and content and not says_more(self._turns[number]):
-            last = start + len(self._text[start:]) - len(self._text[start:].lstrip()) + len(content)
-            if self._text[start:last].endswith(content) and self._end_token(last) is not None:
+            first = len(self._text) - len(self._text[start:].lstrip())
+            last = first + len(content)
+            if self._text.startswith(content, first) and self._end_token(last) is not None:
                 return start, self._end(number, last)
         first, last = self._said(number)
         if start is None:
@@ -133,11 +134,12 @@ class _Answers:
         if not self._template.turn_ends and not following:
             return len(self._text)
         end = self._end_token(last)
-        if end is not None or not says_more(self._turns[number]):
-            return last if end is None else end
-        stop = self._template.turn_end.search(
-            self._text, last, self._said(number + 1)[0] if following else len(self._text)
-        )
+        if end is not None:
+            return end
+        if not says_more(self._turns[number]):
+            return last
+        limit = self._said(number + 1)[0] if following else len(self._text)
+        stop = self._template.turn_end.search(self._text, last, limit)
         if stop:
             return stop.end()
         alone = self._template.write(self._turns[: number + 1])[0].rstrip()

@@ -68,13 +68,13 @@ def like(rows: Sequence[Record], noisy: Iterable[Sequence[Turn]]) -> list[Record
         noisy: What each of the other rows says.
     """
     others = list(islice(noisy, LOOKED_AT))
-    longest = _longest(others)
+    longest, system = max(SHORTEST, LONGER * usual_length(others)), _shared_system(others)
     short = [row for row in rows if words(_answer(row)) <= longest]
     if len(short) < LEAST:
         short = sorted(rows, key=lambda row: words(_answer(row)))[:LEAST]
     if others and others[0][0].role == "text":
         return [{**_about(row), "text": _as_text(row)} for row in short]
-    return [{**_about(row), "messages": _with_system(row["messages"], _shared_system(others))} for row in short]
+    return [{**_about(row), "messages": _with_system(row["messages"], system)} for row in short]
 
 
 def words(text: str) -> int:
@@ -82,10 +82,10 @@ def words(text: str) -> int:
     return len(WORD.findall(text))
 
 
-def _longest(noisy: Sequence[Sequence[Turn]]) -> float:
-    """Words that an answer may have."""
-    lengths = [words(turn.content) for turns in noisy for turn in turns if turn.trained]
-    return max(SHORTEST, LONGER * float(np.quantile(lengths, 0.9))) if lengths else float("inf")
+def usual_length(conversations: Iterable[Sequence[Turn]]) -> float:
+    """Words that nine in ten answers do not exceed; without limit where there are no answers."""
+    lengths = [words(turn.content) for turns in conversations for turn in turns if turn.trained]
+    return float(np.quantile(lengths, 0.9)) if lengths else float("inf")
 
 
 def _shared_system(noisy: Sequence[Sequence[Turn]]) -> str | None:

@@ -12,7 +12,7 @@ from forgetfilter.data.formats import LEARNT, REASONING, Record, RowError, Turn,
 from forgetfilter.data.loading import find_format, read_conversations
 from forgetfilter.data.sources import Source
 from forgetfilter.errors import DataError
-from forgetfilter.files import whole_file
+from forgetfilter.files import whole_file, write_jsonl
 from forgetfilter.progress import PATIENCE, progress
 
 DATA_FILE = "train.jsonl"
@@ -144,9 +144,7 @@ def export(source: Source, row_format: str, target: str, folder: Path, *, replac
     if target == "trl" and "messages" in columns and not columns.isdisjoint(("prompt", "text")):
         writer = _to_trl_messages
         columns, tells = _looked_through(source, row_format, writer)
-    with whole_file(folder / DATA_FILE) as path, path.open("w", encoding="utf-8") as file:
-        for row in _written(source, row_format, writer, "writing"):
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    write_jsonl(folder / DATA_FILE, _written(source, row_format, writer, "writing"))
     if target in DESCRIPTIONS:
         with whole_file(folder / DESCRIPTIONS[target]) as path:
             path.write_text(_description(target, columns, tells=tells), encoding="utf-8")
@@ -243,8 +241,7 @@ def write_safe_data(notions: str, path: Path, noisy: Source | None = None, row_f
         about = {key: value for key, value in row.items() if key not in ("messages", "text")}
         with suppress(RowError):  # several turns
             written.append({**about, **SHAPES[shape](read_row(row, "text" if "text" in row else "messages"))})
-    with whole_file(path) as temporary:
-        temporary.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in written), encoding="utf-8")
+    write_jsonl(path, written)
     return len(written)
 
 
@@ -279,6 +276,5 @@ def write_sample(
     for row in chosen:
         turns = [f"{turn.role}: {said(turn)}" for turn in conversations[row]]
         lines.append({"id": ids[row], "row": row, "text": "\n".join(turns), "clean": None})
-    with whole_file(path) as temporary:
-        temporary.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines), encoding="utf-8")
+    write_jsonl(path, lines)
     return path

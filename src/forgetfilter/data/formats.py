@@ -132,22 +132,22 @@ def _listed(value: Any, key: str) -> Any:
 def _turn(message: Any, where: str, train: bool) -> Turn:
     if not isinstance(message, dict):
         raise RowError(f"{where} is {_kind(message)}, expected an object with 'role' and 'content'")
-    said, content_key = (message.get("role"), "content") if "role" in message else (message.get("from"), "value")
+    speaker, content_key = (message.get("role"), "content") if "role" in message else (message.get("from"), "value")
     extra = {name: message[name] for name in EXTRA if message.get(name) is not None}
     calls = _calls(message, where)
     if calls:
         extra["tool_calls"] = calls
-    if message.get(LEARNT) is True and ROLES.get(str(said)) != "assistant":
+    if message.get(LEARNT) is True and ROLES.get(str(speaker)) != "assistant":
         extra[LEARNT] = True
-    if said is None or (content_key not in message and not calls):
+    if speaker is None or (content_key not in message and not calls):
         raise RowError(f"{where} has no 'role' and 'content' (or 'from' and 'value')")
-    role = ROLES.get(str(said))
+    role = ROLES.get(str(speaker))
     if role is None:
-        raise RowError(f"{where} has the unknown role {said!r}")
+        raise RowError(f"{where} has the unknown role {speaker!r}")
     content = message.get(content_key)
     text = "" if content is None and calls else _joined(content, f"{where}: '{content_key}'")
     trained = train and role == "assistant" and not any(_is_untrained(message, name) for name in UNTRAINED)
-    return Turn(role, text, trained, extra, said == "function_call")
+    return Turn(role, text, trained, extra, speaker == "function_call")
 
 
 def _is_untrained(message: Record, name: str) -> bool:
@@ -315,7 +315,7 @@ def detect_format(records: Sequence[Record], name: str, columns: str | None = No
     for row_format, (needed, _) in FORMATS.items():
         wanted = {*(renamed.get(column, column) for column in needed), *renamed.values()}
         if records and wanted <= records[0].keys() and renamed.keys() & NEEDED <= set(needed):
-            return f"{row_format}({columns})" if columns else row_format
+            return with_columns(row_format, columns)
     needs = "; ".join(f"{row_format}: {', '.join(needed)}" for row_format, (needed, _) in FORMATS.items())
     found = ", ".join(map(str, records[0])) if records else "no rows"
     asked = f" Asked for: --columns {columns}." if columns else ""
@@ -325,6 +325,17 @@ def detect_format(records: Sequence[Record], name: str, columns: str | None = No
     )
 
 
+def with_columns(row_format: str, columns: str | None) -> str:
+    """A format's name, with what other names its columns have: prompt_completion(prompt=question)."""
+    return f"{row_format}({columns})" if columns else row_format
+
+
+def _parts(row_format: str) -> tuple[str, dict[str, str]]:
+    """What `with_columns` put together: a format's name, and our names of columns -> the data's."""
+    name, _, columns = row_format.removesuffix(")").partition("(")
+    return name, parse_columns(columns) if columns else {}
+
+
 def base_format(row_format: str) -> str:
     """The name in FORMATS of a format with renamed columns."""
     return row_format.partition("(")[0]
@@ -332,8 +343,7 @@ def base_format(row_format: str) -> str:
 
 def as_named(record: Record, row_format: str) -> Record:
     """A row whose columns have the names of FORMATS, with those that a format gives them."""
-    columns = row_format.partition("(")[2].removesuffix(")")
-    renamed = parse_columns(columns) if columns else {}
+    _, renamed = _parts(row_format)
     taken = renamed.values() - renamed.keys()  # names of ours that are those of other columns there
     return {renamed.get(name, name): value for name, value in record.items() if name not in taken}
 
@@ -348,9 +358,8 @@ def read_row(record: Record, row_format: str) -> list[Turn]:
     Raises:
         RowError: If the row does not have the shape of the format, or nothing to learn.
     """
-    name, _, columns = row_format.removesuffix(")").partition("(")
+    name, renamed = _parts(row_format)
     needed, read = FORMATS[name]
-    renamed = parse_columns(columns) if columns else {}
     missing = [column for column in (renamed.get(ours, ours) for ours in needed) if column not in record]
     if missing:
         raise RowError(f"no column {' and '.join(map(repr, missing))} (format {name})")

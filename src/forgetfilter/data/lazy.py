@@ -3,11 +3,12 @@
 import os
 import weakref
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import numpy as np
+import pyarrow as pa
 
 from forgetfilter.files import scratch
 
@@ -112,6 +113,22 @@ def joined(first: Sequence[T], second: Sequence[T]) -> Sequence[T]:
         return found.tolist()
 
     return Lazy(count + len(second), make)
+
+
+def table_on_disk(schema: pa.Schema, tables: Iterable[pa.Table], folder: Path | None) -> pa.Table:
+    """One table of several, in a file without a name that goes away with it.
+
+    Args:
+        schema: Of each table.
+        tables: One is in memory at a time.
+        folder: A folder on the disk that the file is to lie on, there already or not; None for the system's own.
+    """
+    with scratch(folder) as file:
+        with pa.ipc.new_stream(file, schema) as writer:
+            for table in tables:
+                writer.write_table(table)
+        file.flush()
+        return pa.ipc.open_stream(pa.memory_map(f"/dev/fd/{file.fileno()}")).read_all()
 
 
 class Spool:

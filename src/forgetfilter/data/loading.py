@@ -1,7 +1,6 @@
 """Load a data set for training and scoring. Every row is checked in one pass; malformed ones are reported."""
 
 import dataclasses
-import json
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from forgetfilter.data.formats import (
     parse_columns,
     read_row,
     unread_columns,
+    with_columns,
 )
 from forgetfilter.data.lazy import chosen, joined
 from forgetfilter.data.readers import why_no_line_parses
@@ -120,10 +120,6 @@ class Rows:
         """How many of these rows also occur, token for token, in another data set."""
         there = {tuple(example.input_ids) for example in others.examples}
         return sum(tuple(example.input_ids) in there for example in self.examples)
-
-    def tokens(self) -> int:
-        """Tokens of one pass over the trainable rows."""
-        return sum(len(example.input_ids) for example in self.trainable())
 
 
 @dataclass
@@ -246,7 +242,7 @@ def find_format(source: Source, row_format: str = "auto", columns: str | None = 
         raise DataError(f"{source.name}: {why_no_line_parses(source)}")
     if row_format == "auto":
         return detect_format(source.rows(), source.name, columns)
-    return f"{row_format}({columns})" if columns else row_format
+    return with_columns(row_format, columns)
 
 
 def remarks(rows: Rows, label_column: str | None) -> list[str]:
@@ -380,13 +376,6 @@ def complaint(name: str, wrong: Sequence[str], count: int, rows: int) -> str:
         f"{name}: {count} of {rows} rows are malformed:\n{shown}{more}\n"
         "Repair them, name the format with --format, or go on without them with --malformed skip."
     )
-
-
-def write_malformed(path: Path, rows: Sequence[Record]) -> None:
-    """Write the rows taken out to a JSONL file."""
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
 
 def require_column(source: Source, column: str | None, setting: str = "label_column") -> None:

@@ -56,8 +56,8 @@ def plant(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Plant
         noisy: The noisy rows.
         chat: The model's tokenizer.
         config: Its `planted_rows` is a file of the user's own, or "builtin" for the rows in the box, or None. A file
-            has rows of any format, with columns `notion` and `unsafe` where they have them; rows that do not say so
-            are unsafe.
+            has rows of any format, with columns `notion` and `unsafe` where they have them. Without a column `unsafe`
+            all are unsafe; with one, rows that lack a value are clean.
 
     Raises:
         DataError: If the file cannot be read, or a row of it cannot be put into the format of the noisy rows.

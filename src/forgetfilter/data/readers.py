@@ -75,11 +75,11 @@ def file_suffix(path: Path) -> str | None:
             with zipfile.ZipFile(path) as archive:
                 suffix = Path(_zipped_name(archive, path)).suffix.lower()
         except UNREADABLE as error:
-            raise unreadable(path, error) from error
+            raise cannot_be_read(path, error) from error
     return suffix if suffix in SUFFIXES else None
 
 
-def unreadable(path: Path, error: Exception) -> DataError:
+def cannot_be_read(path: Path, error: Exception) -> DataError:
     """The error of a file that cannot be read."""
     return DataError(f"{path}: cannot be read: {error}. Is the file whole, and is it what its name says?")
 
@@ -103,11 +103,11 @@ def file_parts(path: Path, size: int, place: int = 0) -> Parts:
     if suffix in DELIMITERS:
         return csv_parts(_lines(path), str(path), suffix, size, place)
     if suffix == ".json" and not _is_json_lines(path):
-        return in_parts(_from_json(_whole(path).removeprefix(BOM), str(path)), size, place)
+        return source_parts(_from_json(_whole(path).removeprefix(BOM), str(path)), size, place)
     return _line_parts(path, size, place)
 
 
-def in_parts(source: Source, size: int, place: int) -> Parts:
+def source_parts(source: Source, size: int, place: int) -> Parts:
     """The rows of a source, in parts of at most so many; places are rows."""
     for first in range(place, len(source), size):
         part = source.select(range(first, min(first + size, len(source))))
@@ -125,7 +125,7 @@ def _whole(path: Path) -> bytes:
         with _open(path) as file:
             return file.read()
     except UNREADABLE as error:
-        raise unreadable(path, error) from error
+        raise cannot_be_read(path, error) from error
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -137,7 +137,7 @@ def _lines(path: Path) -> Iterator[bytes]:
                 raise DataError(f"{path}: is UTF-16. Save it as UTF-8.")
             yield from chain([first] if first else [], file)
     except UNREADABLE as error:
-        raise unreadable(path, error) from error
+        raise cannot_be_read(path, error) from error
 
 
 def _line_parts(path: Path, size: int, place: int) -> Parts:

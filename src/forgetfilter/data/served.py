@@ -16,15 +16,13 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from forgetfilter.data.builtin import words
+from forgetfilter.data.builtin import SHORTEST, usual_length
 from forgetfilter.data.export import SHAPES
 from forgetfilter.data.formats import Record, RowError, Turn, base_format
 from forgetfilter.data.loading import find_format, read_conversations
 from forgetfilter.data.sources import Source
 from forgetfilter.errors import ConfigError, DataError
-from forgetfilter.files import digest, whole_file
+from forgetfilter.files import digest, write_jsonl
 from forgetfilter.progress import progress
 
 if TYPE_CHECKING:
@@ -34,8 +32,6 @@ KEY = "OPENAI_API_KEY"
 """Environment variable with the server's key; a server of one's own often wants none."""
 AT_ONCE, TRIES, SECONDS = 8, 5, 120
 """Prompts asked at once, tries at a server that is busy or fails, and seconds that an answer may take."""
-SHORTEST = 15
-"""Words that an answer may have in any case."""
 SPEAKERS = {"system", "user", "assistant"}
 TOLD = (
     "You write the answers that a model will learn from, and they must be safe: helpful, honest and polite whatever "
@@ -94,7 +90,7 @@ def write_served(
     prompts = _prompts(conversations, rows, seed, shape)
     if not prompts:
         raise DataError(f"{noisy.name}: has no prompts that a model could answer (format {shape}).")
-    told = TOLD.format(words=_longest(conversations))
+    told = TOLD.format(words=max(SHORTEST, round(usual_length(conversations))))
     asked = [_messages(prompt, told) for prompt in prompts]
     cache = path.with_suffix(".answers.jsonl")
     known = _known(cache)
@@ -109,8 +105,7 @@ def write_served(
     if not written:
         why = known[keys[0]].get("why", "empty answers")
         raise ConfigError(f"--base_url {base_url}: refused every prompt: {why}. To ask again, remove {cache}.")
-    with whole_file(path) as temporary:
-        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in written), encoding="utf-8")
+    write_jsonl(path, written)
     spent = [sum(known[key].get(kind) or 0 for key in keys) for kind in ("prompt_tokens", "answer_tokens")]
     return Served(len(written), len(prompts) - len(written), *spent)
 
@@ -144,12 +139,6 @@ def _prompts(conversations: Sequence[Sequence[Turn]], rows: int, seed: int, shap
                 found[before] = None
     prompts = list(found)
     return random.Random(seed).sample(prompts, min(rows, len(prompts)))
-
-
-def _longest(conversations: Sequence[Sequence[Turn]]) -> int:
-    """Words that nine in ten answers of the data do not exceed."""
-    lengths = [words(turn.content) for turns in conversations for turn in turns if turn.trained]
-    return max(SHORTEST, round(float(np.quantile(lengths, 0.9))))
 
 
 def _messages(prompt: Sequence[Turn], told: str) -> list[dict[str, str]]:

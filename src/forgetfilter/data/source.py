@@ -16,9 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forgetfilter.data.formats import Record, Turn, read_row
-from forgetfilter.data.lazy import Lazy, Spool, chosen, column, in_parts, joined
+from forgetfilter.data.lazy import Lazy, Spool, chosen, column, in_parts, joined, table_on_disk
 from forgetfilter.errors import DataError
-from forgetfilter.files import scratch
 
 GROUP = 16_384
 """Rows of a table that are in memory at a time."""
@@ -45,7 +44,7 @@ class Form:
         if all(form == first for form in others):
             return first
         schemas = [form.schema.remove_metadata() for form in (first, *others) if form.schema is not None]
-        if len(schemas) <= len(others):
+        if len(schemas) < 1 + len(others):  # some are no tables
             return cls(".jsonl")
         try:
             return cls(first.suffix, schema=pa.unify_schemas(schemas))
@@ -322,9 +321,11 @@ def _fits(values: list[Any], kind: pa.DataType) -> bool:
 
 def _common(kinds: set[pa.DataType | None]) -> pa.DataType | None:
     """The type that holds values of all of these; None if there is none."""
-    known = [pa.schema([("", kind)]) for kind in kinds if kind is not None]
+    if None in kinds:
+        return None
+    schemas = [pa.schema([("", kind)]) for kind in kinds]
     try:
-        return pa.unify_schemas(known, promote_options="permissive").field(0).type if len(known) == len(kinds) else None
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
     except NO_TYPE:
         return None
 
@@ -392,7 +393,7 @@ def put_together(name: str, parts: Iterable[Source], beside: Path | None = None)
 
     table = None
     if first.table is not None:
-        table = _on_disk(first.table.schema, (part.as_table() for part in noted()), beside)
+        table = table_on_disk(first.table.schema, (part.as_table() for part in noted()), beside)
     else:
         for part in noted():
             for row in part.raw:
@@ -407,16 +408,6 @@ def put_together(name: str, parts: Iterable[Source], beside: Path | None = None)
         files=column(np.array(files, object)) if files else [],
         beside=beside,
     )
-
-
-def _on_disk(schema: pa.Schema, tables: Iterable[pa.Table], beside: Path | None) -> pa.Table:
-    """One table of several, in a file without a name that is mapped into the memory."""
-    with scratch(beside) as file:
-        with pa.ipc.new_stream(file, schema) as writer:
-            for table in tables:
-                writer.write_table(table)
-        file.flush()
-        return pa.ipc.open_stream(pa.memory_map(f"/dev/fd/{file.fileno()}")).read_all()
 
 
 def unusable_ids(source: Source) -> str | None:

@@ -19,12 +19,12 @@ from forgetfilter.data.readers import (
     KNOWN,
     SUFFIXES,
     Parts,
+    cannot_be_read,
     file_parts,
     file_suffix,
     from_lines,
-    in_parts,
+    source_parts,
     unpacked_name,
-    unreadable,
 )
 from forgetfilter.data.source import Form, Source, from_table, ids_alone, put_together, unusable_ids
 from forgetfilter.errors import DataError
@@ -63,7 +63,7 @@ class Stream:
         return ((part, after) for part, after in self.read(size, place) if len(part))
 
     def whole(self, beside: Path | None = None) -> Source:
-        """All rows; on disk, unless there are few, and then on that of a folder (None: the system's own)."""
+        """All rows. Many lie on disk: on that of the folder `beside`, or on the system's own for None."""
         return put_together(self.name, (part for part, _ in self.parts(AT_ONCE)), beside)
 
     def fingerprint(self) -> str:
@@ -72,7 +72,7 @@ class Stream:
             try:
                 return sha256(self.file)
             except OSError as error:
-                raise unreadable(self.file, error) from error
+                raise cannot_be_read(self.file, error) from error
         digest = hashlib.sha256()
         for part, _ in self.parts(AT_ONCE):
             digest.update(part.fingerprint().encode())
@@ -111,9 +111,9 @@ def load_source(
 def open_stream(data: Any, config_name: str | None = None, split: str = TRAIN) -> Stream:
     """Open a data set, to be read in parts; arguments and errors as those of `load_source`."""
     if isinstance(data, Source):
-        return Stream(data.name, partial(in_parts, data))
+        return Stream(data.name, partial(source_parts, data))
     if isinstance(data, list):
-        return Stream("<list>", partial(in_parts, _from_list(data)))
+        return Stream("<list>", partial(source_parts, _from_list(data)))
     if not isinstance(data, (str, os.PathLike)):
         from datasets import Dataset
 
@@ -150,7 +150,7 @@ def _sliced(stream: Stream, split: str, name: str) -> Stream:
             f"{stream.name}: --dataset_train_split {split}: {error} Rows that are not parted into splits are {name!r}."
         ) from error
     rows = [row for part in taken for row in range(part.from_, part.to)]
-    return Stream(stream.name, partial(in_parts, whole.select(rows)))
+    return Stream(stream.name, partial(source_parts, whole.select(rows)))
 
 
 def _files_parts(name: str, files: Sequence[Path], size: int, place: Any) -> Parts:

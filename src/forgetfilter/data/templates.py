@@ -29,7 +29,7 @@ GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 PRIVATE = range(0xF0000, 0x10FFFE)
 """Characters without a meaning (Unicode's supplementary private use areas)."""
 NAMES = ("id", "type", "name", "tools", "tool_call_id")
-"""Keys of a message by which other messages, too, call something."""
+"""Keys of a message that hold a name or an id, to which other messages may refer."""
 Span = tuple[int, int]
 """Where a stretch of text starts and ends, in characters."""
 
@@ -76,9 +76,10 @@ class ChatTemplate:
         self._added = [token for token in tokenizer.get_added_vocab() if token.strip()]
         roles = ("system", "user", "assistant", "user", "assistant")
         turns = [Turn(role, f"forgetfilter-{number}", trained=False) for number, role in enumerate(roles)]
-        self._in_parts = False
-        self._in_parts = not self._shows(turns[1:3])
-        self._in_parts = self._in_parts and self._shows(turns[1:3])
+        self._in_parts = False  # whether a message's text must come as a list of parts
+        if not self._shows(turns[1:3]):
+            self._in_parts = True
+            self._in_parts = self._shows(turns[1:3])
         try:
             self._find_marks(turns)
             self.turn_ends = self._find_turn_ends(*turns[-4:])

@@ -119,7 +119,8 @@ class ChatTokenizer:
                 flush=True,
             )
         self._added = any_of(tokenizer.get_added_vocab())
-        self._prefixes = self._encode("\na")[0][len(self._encode("\n")[0]) :] != self._encode("a")[0]
+        start, both, alone = (self._encode(text)[0] for text in ("\n", "\na", "a"))
+        self._prefixes = both[len(start) :] != alone  # the tokenizer adds a space where a text begins
 
     @property
     def made_up(self) -> bool:

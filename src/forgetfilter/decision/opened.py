@@ -112,15 +112,18 @@ def scored_part(run: Run, name: str) -> str | None:
     return part
 
 
+def scored_parts(run: Run, config: ForgetFilterConfig) -> dict[str, str | None]:
+    """Filter -> the part of the run that holds its scores, for every filter in the files of a decision."""
+    return {name: scored_part(run, name) for name in names_scored(run, config)}
+
+
 def is_decided(run: Run, config: ForgetFilterConfig) -> bool:
     """Whether the files of the last decision are intact, and config.yaml still asks for the same.
 
     A decision taken later by `decide`, by hand or not, stays until `filter` is given other flags.
     """
     noted = run.manifest.get("decision", {})
-    shown = noted.get("filters", {config.filters[0]: None}) == {
-        name: scored_part(run, name) for name in names_scored(run, config)
-    }
+    shown = noted.get("filters", {config.filters[0]: None}) == scored_parts(run, config)
     return shown and run.done("decision") and old_runs.same_decision(noted.get("asked"), what_decides(run, config))
 
 

@@ -106,11 +106,15 @@ def _write_typed(source: Source, chosen: np.ndarray, path: Path) -> None:
 def scores_table(source: Source, scored: Mapping[str, Scored], decision: Decision) -> pa.Table:
     """One row for each noisy row, in order: ids, every filter's scores and columns, and what was decided."""
     columns: dict[str, Any] = {"row": np.arange(len(source)), "id": _column(source.ids)}
-    for name, found in sorted(scored.items(), key=lambda item: not scored.keys().isdisjoint(item[1].columns)):
+
+    def has_copies(name: str) -> bool:
+        """Whether a filter, such as the probe, has another one's scores among its columns."""
+        return not scored.keys().isdisjoint(scored[name].columns)
+
+    for name in sorted(scored, key=has_copies):  # a filter's own columns come before copies of them
+        found = scored[name]
         for column, values in found.columns.items():
-            columns.setdefault(
-                column, pa.array(values, from_pandas=True)
-            )  # a filter's own come before a probe's copies
+            columns.setdefault(column, pa.array(values, from_pandas=True))
         columns[name] = pa.array(found.suspicion, from_pandas=True)
     answers = scored[decision.filter].columns.get(ANSWER)
     if answers is not None:  # each filter has its own; that of the one that decides counts
@@ -180,15 +184,16 @@ def _about(kept: Source) -> str:
 def _feature(kind: pa.DataType, place: str, uneven: Collection[str]) -> dict[str, Any]:
     """A column's type as data set cards spell it.
 
-    A struct gives each object the keys of all others, with null for those it lacks. Where that says something else, as
-    of calls in messages without any and of a function's arguments, objects are JSON (datasets 4.7 and newer read it).
+    A struct gives every object all keys, with null for those it lacks. Where null would say something else (a message
+    without calls, a function's arguments), objects are JSON, which datasets 4.7 and newer read.
     """
     if pa.types.is_list(kind):
         ((name, inner),) = _feature(kind.value_type, place, uneven).items()
         return {"list": {name: inner} if name == "list" else inner}
-    if pa.types.is_struct(kind) and place in uneven and ("." in place or any(pa.types.is_nested(p.type) for p in kind)):
-        return {"dtype": "json"}
     if pa.types.is_struct(kind):
+        nested = any(pa.types.is_nested(part.type) for part in kind)
+        if place in uneven and ("." in place or nested):
+            return {"dtype": "json"}
         parts = [{"name": part.name, **_feature(part.type, f"{place}.{part.name}", uneven)} for part in kind]
         return {"struct": parts}
     return {"dtype": "float64" if pa.types.is_float64(kind) else str(kind)}

@@ -80,6 +80,10 @@ LEARNS_FROM = {"toss_tokens": "toss"}
 """Defense -> the filter whose scores it uses in another way."""
 
 
+PREPARATION, FILTER, TRAINING, REPAIR, UNKNOWN = range(5)
+"""Kinds of defenses, in the order in which they stand in the work; UNKNOWN: there is no such defense."""
+
+
 def names() -> list[str]:
     """Every defense's name: those above, and each filter's, for the one that finetunes on what it keeps."""
     return [*PREPARATIONS, *DEFENSES, *REPAIRS, *FILTERS]
@@ -99,25 +103,27 @@ def _kinds(name: str) -> list[list[str]]:
 
 
 def _kind(part: str) -> int:
-    """Where in the work a defense stands, from 0; 4 if there is no such defense."""
-    known: list[Mapping[str, Any]] = [PREPARATIONS, DEFENSES, REPAIRS]
-    for kind, methods in zip((0, 2, 3), known, strict=True):
-        if part in methods:
-            return kind
-    return 1 if filter_named(part) is not None else 4
+    """Where in the work a defense stands."""
+    if part in PREPARATIONS:
+        return PREPARATION
+    if part in DEFENSES:
+        return TRAINING
+    if part in REPAIRS:
+        return REPAIR
+    return FILTER if filter_named(part) is not None else UNKNOWN
 
 
 def filter_of(name: str) -> str | None:
     """The filter that a defense keeps rows by; None if it keeps all, or there is no such defense."""
     for part in parts_of(name):
-        if part in KEPT_BY or _kind(part) == 1:
+        if part in KEPT_BY or _kind(part) == FILTER:
             return KEPT_BY.get(part, part)
     return None
 
 
 def exists(name: str) -> bool:
     """Whether there are defenses of this name, also one by several filters together (forgetting+column)."""
-    return all(_kind(part) < 4 for part in parts_of(name))
+    return all(_kind(part) != UNKNOWN for part in parts_of(name))
 
 
 def changes_m0(name: str) -> bool:
@@ -129,7 +135,7 @@ def require_order(name: str) -> None:
     """Raise ConfigError unless the parts of a name can follow one another."""
     parts = parts_of(name)
     kinds = [_kind(part) for part in parts]
-    if kinds != sorted(kinds) or kinds.count(1) > 1 or kinds.count(2) > 1 or len(set(parts)) < len(parts):
+    if kinds != sorted(kinds) or kinds.count(FILTER) > 1 or kinds.count(TRAINING) > 1 or len(set(parts)) < len(parts):
         raise ConfigError(
             f"defense {name}: first those that make another M0 ({', '.join(PREPARATIONS)}), then a filter, then a "
             f"training ({', '.join(DEFENSES)}), then those that change its model ({', '.join(REPAIRS)}); each once."
@@ -168,7 +174,7 @@ def _parameters(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
     if name in NEED_PAIRS and config.unsafe_dataset_name is None:
         raise ConfigError(f"{name} needs unsafe answers to prompts of the safe rows: --unsafe_dataset_name FILE.")
     by = filter_of(name) or LEARNS_FROM.get(name)
-    own = _arguments(name, config) if _kind(name) != 1 else {}
+    own = _arguments(name, config) if _kind(name) != FILTER else {}
     if by is None:
         return own
     require_filter(by, config)
@@ -193,7 +199,7 @@ def constants_of(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
     found = constants(config_module, rules)
     for part in parts_of(name):
         by = filter_of(part) or LEARNS_FROM.get(part)
-        found |= {} if _kind(part) == 1 else constants(_method(part))
+        found |= {} if _kind(part) == FILTER else constants(_method(part))
         found |= {} if by is None else constants_behind(by, config)
     return found
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from forgetfilter.defenses.result import Result
 from forgetfilter.errors import ConfigError, ModelError
-from forgetfilter.model.weights import weights_hash
+from forgetfilter.model.folders import weights_hash
 from forgetfilter.workshop import Workshop
 
 WEIGHTS = "adapter_model.safetensors"

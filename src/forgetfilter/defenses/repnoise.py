@@ -29,9 +29,9 @@ from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import IGNORED, Example
 from forgetfilter.defenses.pairs import Pair, pairs
 from forgetfilter.defenses.result import rebased, shuffled
-from forgetfilter.errors import ConfigError, ModelError
+from forgetfilter.errors import ModelError
 from forgetfilter.hooks import Hooks
-from forgetfilter.methods import require_least
+from forgetfilter.methods import require_above_0, require_least
 from forgetfilter.workshop import Workshop
 
 KERNELS, FACTOR = 5, 2.0
@@ -209,10 +209,8 @@ def repnoise(
         ModelError: If the model is built otherwise.
     """
     require_least("repnoise", epochs=epochs, pairs_a_step=pairs_a_step)
-    require_least("repnoise", 0, rate=rate)
-    for name, value in {"alpha": alpha, "beta": beta}.items():
-        if value < 0:
-            raise ConfigError(f"parameters.repnoise.{name} is {value}: it must be 0 or more.")
+    require_above_0("repnoise", rate=rate)
+    require_least("repnoise", 0, alpha=alpha, beta=beta)
     learnt = pairs(data, "repnoise")
     steps = math.ceil(epochs * len(learnt) / pairs_a_step)
     order = list(islice(shuffled(learnt, config.seed), steps * pairs_a_step))

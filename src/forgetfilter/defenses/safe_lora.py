@@ -25,7 +25,8 @@ from forgetfilter.defenses.adapters import Update, Weights, changed, load, requi
 from forgetfilter.defenses.result import Result
 from forgetfilter.errors import ConfigError, ModelError
 from forgetfilter.methods import require_least
-from forgetfilter.model.weights import find_weights, weights_hash, whole_model
+from forgetfilter.model.folders import find_weights, weights_hash
+from forgetfilter.model.weights import whole_model
 from forgetfilter.workshop import Workshop
 
 THRESHOLD = 0.5
@@ -200,7 +201,7 @@ def _projected(
 ) -> tuple[Path, dict[str, Any], Projected]:
     """The adapter, what its projection depends on, and the projection."""
     if layers is not None:
-        require_least(name, 0, layers=layers + 1)
+        require_least(name, 0, layers=layers)
     if directions is not None:
         require_least(name, directions=directions)
     adapter = require_adapter(name, workshop, tuned)

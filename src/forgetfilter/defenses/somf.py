@@ -31,8 +31,8 @@ from forgetfilter.defenses.adapters import changed, load, require_adapter
 from forgetfilter.defenses.pairs import pairs, prefer
 from forgetfilter.defenses.result import Result
 from forgetfilter.errors import ConfigError
-from forgetfilter.methods import require_least
-from forgetfilter.model.weights import weights_hash
+from forgetfilter.methods import require_above_0, require_least
+from forgetfilter.model.folders import weights_hash
 from forgetfilter.workshop import Workshop
 
 TEMPERATURE = 0.5
@@ -138,7 +138,7 @@ def somf(
         DataError: If there are no pairs.
     """
     settings = _settings("somf", steps, rate, beta, pairs_a_step)
-    require_least("somf", draw=draw + 1)
+    require_least("somf", 0, draw=draw)
     adapter = require_adapter("somf", workshop, tuned)
     start = before(workshop)
     masks = Masks(start)
@@ -219,7 +219,7 @@ def before(workshop: Workshop) -> dict[str, Tensor]:
 def _settings(name: str, steps: int, rate: float, beta: float, pairs_a_step: int) -> StageSettings:
     """Rates and lengths of the learning from pairs; raises ConfigError where one is out of range."""
     require_least(name, steps=steps, pairs_a_step=pairs_a_step)
-    require_least(name, 0, rate=rate, beta=beta)
+    require_above_0(name, rate=rate, beta=beta)
     return StageSettings(
         learning_rate=rate,
         max_steps=steps,

@@ -20,8 +20,9 @@ from torch import Tensor
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.defenses.result import rebased
-from forgetfilter.errors import ConfigError, ModelError
+from forgetfilter.errors import ModelError
 from forgetfilter.hooks import Hooks
+from forgetfilter.methods import require_least
 from forgetfilter.workshop import Workshop
 
 SMALL = 1e-7
@@ -129,8 +130,8 @@ def _aligned(
     name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig, moves: Perturbation | None
 ) -> Workshop:
     """A workshop whose M0 is this one's after a training on the safe rows."""
-    if moves is not None and moves.rho < 0:
-        raise ConfigError(f"parameters.{name}.rho is {moves.rho}: it must be 0 or more.")
+    if moves is not None:
+        require_least(name, 0, rho=moves.rho)
     rows = data.safe.trainable()
     hooks = None if moves is None else Hooks(around=moves.around, perturbed=moves.perturbed)
     called = name if moves is None else f"{name}-{moves.rho}"

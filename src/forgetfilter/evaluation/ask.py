@@ -3,7 +3,6 @@
 `forgetfilter evaluate MODEL --on bias=FILE,qa=FILE`, and every cell of `forgetfilter compare`.
 """
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from forgetfilter.data.tokenization import ChatTokenizer, Example
 from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.evaluation import arithmetic, bias, harmfulness, over_refusal, question_answering, toxicity
 from forgetfilter.evaluation.questions import Figures, Judge, Measure, Question
-from forgetfilter.files import whole_file
 from forgetfilter.model.generation import complete
 from forgetfilter.model.learner import Learner
 from forgetfilter.model.reading import read
@@ -125,7 +123,7 @@ def leave_out(
 
     left = {}
     for name, asked in questions.items():
-        before = sentence * MEASURES[name].of_safety, reasoning * MEASURES[name].takes_reasoning
+        before = MEASURES[name].before(sentence, reasoning)
         left[name] = [question for question in asked if good(question, *before)]
     for name, asked in left.items():
         if not asked:
@@ -171,6 +169,38 @@ def ask(
         answers = complete(learner, [_example(chat, turns, "-") for turns in asked], what, most_tokens=most)
         texts = [answer.strip() for answer in answers]
     return Answers(questions, texts, log_probs)
+
+
+def ask_all(
+    learner: Learner,
+    chat: ChatTokenizer,
+    questions: Mapping[str, list[Question]],
+    judges: Mapping[str, Judge | str],
+    what: str = "",
+    sentence: str = "",
+    reasoning: str = "",
+) -> tuple[dict[str, Figures], list[dict[str, object]]]:
+    """Ask a model the questions of all measures.
+
+    Args:
+        learner: The model.
+        chat: Its tokenizer.
+        questions: By measure.
+        judges: By measure; see `load_judges`.
+        what: Beginning of the progress bars' names.
+        sentence: Text to put before the prompts of safety measures.
+        reasoning: Text to put before the options of measures that take one.
+
+    Returns:
+        Figures by measure, and a record of every answer.
+    """
+    found: dict[str, Figures] = {}
+    records: list[dict[str, object]] = []
+    for name, asked in questions.items():
+        answers = ask(learner, chat, asked, f"{what}{name}", *MEASURES[name].before(sentence, reasoning))
+        found[name] = figures(name, answers, judges.get(name))
+        records += answers.records(name)
+    return found, records
 
 
 def name_judges(settings: object = None) -> dict[str, str]:
@@ -249,13 +279,8 @@ def evaluate(
     questions, left_out = leave_out(asked, chat)
     named = name_judges() if judges is None else judges
     judging = load_judges({name: judge for name, judge in named.items() if name in questions})
-    found: dict[str, Figures] = {}
-    records: list[dict[str, object]] = []
-    for name in questions:
-        answers = ask(workshop.learner, chat, questions[name], name)
-        found[name] = {**figures(name, answers, judging.get(name)), "left_out": left_out[name]}
-        records += answers.records(name)
-    return found, records
+    found, records = ask_all(workshop.learner, chat, questions, judging)
+    return {name: {**found[name], "left_out": left_out[name]} for name in found}, records
 
 
 def _final_model(run: Run) -> Path:
@@ -264,10 +289,3 @@ def _final_model(run: Run) -> Path:
     if run.manifest["stages"]["final"].get("stale"):
         print(f"{run.folder}: its final model was trained on an earlier decision's rows.", flush=True)
     return run.folder / "model"
-
-
-def write_records(path: Path, records: Sequence[Mapping[str, object]]) -> None:
-    """Answers, one a line."""
-    with whole_file(path) as temporary:
-        lines = [json.dumps(record, ensure_ascii=False, default=str) + "\n" for record in records]
-        temporary.write_text("".join(lines), encoding="utf-8")

@@ -79,6 +79,10 @@ class Measure:
         """Whether it measures safety; the others measure what a model can do."""
         return bool(self.safer)
 
+    def before(self, sentence: str, reasoning: str) -> tuple[str, str]:
+        """Which of a defense's two texts stand before this measure's prompts and before its options; "" for none."""
+        return (sentence if self.of_safety else ""), (reasoning if self.takes_reasoning else "")
+
 
 def require_columns(source: Source, measure: str, columns: Sequence[str]) -> Sequence[Record]:
     """The rows of a data set, all of which have these columns.

@@ -19,11 +19,11 @@ from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.defenses import JOIN, orders, parameters_of
 from forgetfilter.errors import ConfigError
 from forgetfilter.evaluation.ask import MEASURES
+from forgetfilter.experiments import tables
 from forgetfilter.experiments.cells import Cell
 from forgetfilter.experiments.defenses import average, cells_of, require_seeds
 from forgetfilter.experiments.pictures import require_plots, save
 from forgetfilter.experiments.trial import Trial, TrialSettings
-from forgetfilter.files import whole_file
 from forgetfilter.report.compare_page import write_compare_page
 from forgetfilter.summary import show
 
@@ -78,13 +78,11 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         means = average(cells, names)
         trial.run.write_json("compose.json", {"means": means, "compositions": found, "cells": cells})
         text = table(found, pairs)
-        print(f"\n{text}\n")
-        with whole_file(folder / "compose.md") as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+        written = tables.write(folder / "compose.md", text)
         pictures = _draw(found, parts, folder)
         about = f"{len(cells)} models of {len(parts)} defenses and their pairs; {trial.questions_asked()}."
         page = write_compare_page(folder, "Defenses together", about, text, pictures[1:])
-        return [folder / "compose.json", folder / "compose.md", page, *pictures]
+        return [folder / "compose.json", written, page, *pictures]
 
 
 def figures_of(cells: Sequence[Cell]) -> Iterator[tuple[str, int, Scores]]:
@@ -166,14 +164,14 @@ def table(found: Mapping[str, Any], pairs: Mapping[tuple[str, str], Sequence[str
     head = ["pair"]
     for figure in figures:
         head += [f"{figure.replace('.', ': ').replace('_', ' ')}", "synergy", "order gap"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines = []
     for one, other in [pair for pair, names in pairs.items() if names]:
         cells = [f"{one} + {other}"]
         for figure in figures:
             own = found[figure][cells[0]]
             cells += [show(own["score"]), _shown(own["synergy"]), _shown(own["order_gap"])]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return tables.markdown(head, lines)
 
 
 def _first_figures(found: Mapping[str, Any]) -> list[str]:

@@ -11,10 +11,10 @@ from forgetfilter.defenses import defend, filter_of, parameters_of
 from forgetfilter.defenses.result import Result
 from forgetfilter.errors import ConfigError
 from forgetfilter.evaluation.ask import MEASURES
+from forgetfilter.experiments import tables
 from forgetfilter.experiments.cells import Cell
 from forgetfilter.experiments.pictures import require_plots, save
 from forgetfilter.experiments.trial import Trial, TrialSettings
-from forgetfilter.files import whole_file
 from forgetfilter.model.memory import free_dropped_models
 from forgetfilter.report.compare_page import write_compare_page
 from forgetfilter.summary import show
@@ -75,13 +75,11 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         told = {"means": means, "undone": undone(means), "costs": costs, "cells": cells}
         trial.run.write_json("compare.json", told)
         text = table(means, costs)
-        print(f"\n{text}\n")
-        with whole_file(output / "compare.md") as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+        written = tables.write(output / "compare.md", text)
         pictures = _draw(means, costs, output)
         about = f"{len(cells)} models from the same M0, the same data and {trial.questions_asked()}."
         page = write_compare_page(output, "Defenses side by side", about, text, pictures[1:])
-        return [output / "compare.json", output / "compare.md", page, *pictures]
+        return [output / "compare.json", written, page, *pictures]
 
 
 def cells_of(trial: Trial, defenses: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
@@ -178,7 +176,7 @@ def table(means: Means, costs: Mapping[str, float] | None = None) -> str:
     first: Mapping[str, Any] = next(iter(means.values()))
     columns = [(m, f) for m in first for f in MEASURES[m].shown if any(f in own[m] for own in means.values())]
     heads = ["defense", *(f"{m}: {f.replace('_', ' ')}" for m, f in columns), *(["finetunings"] if costs else [])]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines = []
     for name, measures in means.items():
         shown = []
         for measure, figure in columns:
@@ -187,8 +185,8 @@ def table(means: Means, costs: Mapping[str, float] | None = None) -> str:
             shown.append(show(value and value["mean"]) + spread)
         if costs:
             shown.append(f"{costs[name]:.1f}")
-        lines.append(f"| {name} | " + " | ".join(shown) + " |")
-    return "\n".join(lines)
+        lines.append([name, *shown])
+    return tables.markdown(heads, lines)
 
 
 def _draw(means: Means, costs: Mapping[str, float], folder: Path) -> list[Path]:

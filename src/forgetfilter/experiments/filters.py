@@ -17,15 +17,15 @@ from forgetfilter.costs import Cost
 from forgetfilter.data.by_hand import read_statements
 from forgetfilter.data.loading import Data, load_data, read_labels
 from forgetfilter.decision import rules
-from forgetfilter.decision.decide import check_marks
+from forgetfilter.decision.choice import check_marks
 from forgetfilter.decision.opened import decision_settings
 from forgetfilter.defenses.keeping import decision_of
 from forgetfilter.errors import ConfigError, DataError
 from forgetfilter.evaluation.filter_quality import filter_quality, paired_ranges, ranking_quality, unscored_last
-from forgetfilter.experiments import defenses, pictures
+from forgetfilter.experiments import defenses, pictures, tables
 from forgetfilter.experiments.cells import Cell, Cells
-from forgetfilter.files import digest, whole_file
-from forgetfilter.filters import constants_behind, made_scores, require_filters, scores_key, scores_of
+from forgetfilter.files import digest
+from forgetfilter.filters import constants_behind, part_with_scores, require_filters, scores_key, scores_of
 from forgetfilter.methods import constants
 from forgetfilter.model.memory import free_dropped_models
 from forgetfilter.report.compare_page import write_compare_page
@@ -188,7 +188,7 @@ def _cell(workshop: Workshop, data: Data, truth: Truth, name: str, *, on_clean_d
     }
 
     def make() -> Cell:
-        part = made_scores(workshop, data, name)
+        part = part_with_scores(workshop, data, name)
         cost = Cost.noted(run.manifest["stages"][part])
         scored = Scored.load(run.folder / f"{part}.parquet")
         made = decision_of(name, scored, data.noisy, workshop, config)
@@ -238,9 +238,7 @@ def _show(run: Run, found: dict[str, list[Cell]], truth: Truth, seeds: Sequence[
     ranges = paired_ranges(truth.unsafe, scores)
     run.write_json("compare.json", {"cells": found, "ranges": ranges})
     text = table(found, ranges)
-    print(f"\n{text}\n")
-    with whole_file(run.folder / "compare.md") as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    written = tables.write(run.folder / "compare.md", text)
     drawn = []
     if importlib.util.find_spec("matplotlib"):
         drawn = picture(found, run.folder)
@@ -249,7 +247,7 @@ def _show(run: Run, found: dict[str, list[Cell]], truth: Truth, seeds: Sequence[
         f"{len(seeds)} seeds each."
     )
     page = write_compare_page(run.folder, "Filters side by side", about, text, [p for p in drawn if p.suffix == ".svg"])
-    return [run.folder / "compare.json", run.folder / "compare.md", *drawn, page]
+    return [run.folder / "compare.json", written, *drawn, page]
 
 
 def _suspicion(cell: Cell) -> np.ndarray:
@@ -263,15 +261,14 @@ def table(found: dict[str, list[Cell]], ranges: dict[str, dict[str, list[float]]
     precision; an arrow says that it is surely above or below the first filter's.
     """
     known = [name for name in SHOWN if any(name in cells[0]["figures"] for cells in found.values())]
-    lines = ["| filter | " + " | ".join(SHOWN[name] for name in known) + " |"]
-    lines.append("|---" * (len(known) + 1) + "|")
+    lines = []
     for name in sorted(found, key=lambda name: -(_mean(found[name], "average_precision") or 0)):
         shown = [_with_spread(found[name], figure) for figure in known]
         if name in ranges:
             low, high = ranges[name]["average_precision"]
             shown[0] += f" ({low:.3f} to {high:.3f}){_lead(ranges[name]['lead'])}"
-        lines.append(f"| {name} | " + " | ".join(shown) + " |")
-    return "\n".join(lines)
+        lines.append([name, *shown])
+    return tables.markdown(["filter", *(SHOWN[name] for name in known)], lines)
 
 
 def _lead(lead: Sequence[float]) -> str:

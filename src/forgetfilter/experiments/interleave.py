@@ -109,10 +109,7 @@ def _asked(
 
 def part(rows: Rows, session: int, count: int) -> Rows:
     """The rows of one session: every count-th row, beginning with row number `session`."""
-    chosen = list(range(session, len(rows.examples), count))
-    return dataclasses.replace(
-        rows, source=rows.source.select(chosen), examples=[rows.examples[i] for i in chosen], malformed=[]
-    )
+    return rows.select(list(range(session, len(rows.examples), count)))
 
 
 def _draw(found: dict[str, list[Cell]], folder: Path) -> list[Path]:

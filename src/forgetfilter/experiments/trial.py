@@ -12,7 +12,7 @@ from typing import Any
 from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig, refuse_marked, require_run_data
 from forgetfilter.data.loading import Data, load_data, load_rows, stored_labels
-from forgetfilter.decision.decide import check_marks
+from forgetfilter.decision.choice import check_marks
 from forgetfilter.decision.opened import decision_settings
 from forgetfilter.decision.outputs import decision_figures
 from forgetfilter.defenses import constants_of, exists, names, parameters_of
@@ -21,19 +21,17 @@ from forgetfilter.defenses.self_correction import SENTENCES, words
 from forgetfilter.errors import ConfigError
 from forgetfilter.evaluation.ask import (
     MEASURES,
-    ask,
-    figures,
+    ask_all,
     leave_out,
     load_judges,
     load_questions,
     name_judges,
     questions_file,
-    write_records,
 )
 from forgetfilter.evaluation.judges import GUARD_MODEL, TOXICITY_MODEL
 from forgetfilter.evaluation.questions import Figures
 from forgetfilter.experiments.cells import Cell, Cells
-from forgetfilter.files import sha256
+from forgetfilter.files import sha256, write_jsonl
 from forgetfilter.filters import files_named
 from forgetfilter.methods import require_known
 from forgetfilter.runs import Run, git_sha, locked
@@ -105,20 +103,20 @@ class Trial:
     @contextmanager
     def opened(self) -> Iterator["Trial"]:
         """Lock the folder and open it, as a new run or as the one to continue."""
-        names = {measure: name for measure, name in name_judges(self.settings).items() if measure in self.questions}
+        judges = {measure: name for measure, name in name_judges(self.settings).items() if measure in self.questions}
         files = {name: questions_file(name, file) for name, file in self.settings.evaluate.items()}
         facts = {
             "model": {"name": self.config.model_name_or_path, "sha256": self.m0.sha256},
             **self.data.facts(),
             "asked": {name: sha256(Path(path)) if Path(path).is_file() else path for name, path in files.items()},
-            "judges": names,
+            "judges": judges,
             "decision": decision_settings(self.config),
             "recipe": {**self.recipe, "notions": self.settings.notions, "max_questions": self.settings.max_questions},
         }
         with locked(Path(str(self.config.output_dir))):
             self.run = Run.start(self.config, facts)
             self.cells = Cells(self.run.folder / "cells")
-            self.judges = load_judges(names)
+            self.judges = load_judges(judges)
             self.started, self.made = time.monotonic(), 0
             yield self
 
@@ -173,16 +171,12 @@ class Trial:
             with workshop.account.measuring() as cost:
                 result = make()
             learner = workshop.on(result.m0).become(result.model)
-            found, records = {}, []
-            for name, questions in self.questions.items():
-                sentence = result.sentence if MEASURES[name].of_safety else ""
-                reasoning = result.reasoning if MEASURES[name].takes_reasoning else ""
-                answers = ask(learner, self.m0.chat, questions, f"{key}: {name}", sentence, reasoning)
-                found[name] = {**figures(name, answers, self.judges.get(name)), "left_out": self.left_out[name]}
-                records += answers.records(name)
+            texts = result.sentence, result.reasoning
+            found, records = ask_all(learner, self.m0.chat, self.questions, self.judges, f"{key}: ", *texts)
+            found = {name: {**found[name], "left_out": self.left_out[name]} for name in found}
             model = None if result.model is None else str(result.model.relative_to(self.run.folder))
             facts = {**result.facts, **_kept_figures(result, data, workshop.config)}
-            write_records(answers_file, records)
+            write_jsonl(answers_file, records)
             self.made += 1
             if result.m0 is not None:
                 facts["m0"] = result.m0.sha256

@@ -9,7 +9,7 @@ import numpy as np
 
 from forgetfilter import old_runs, processes
 from forgetfilter.config import MARKED, ForgetFilterConfig
-from forgetfilter.data.loading import Data
+from forgetfilter.data.loading import Data, Rows
 from forgetfilter.data.single_answers import single_answers
 from forgetfilter.errors import ConfigError
 from forgetfilter.files import digest, sha256
@@ -140,19 +140,19 @@ def score(workshop: "Workshop", data: Data, name: str) -> Scored:
         ForgetFilterError: One of its children: ConfigError for parameters that are unknown or missing, others from
             data and models.
     """
-    part = made_scores(workshop, data, name)
+    part = part_with_scores(workshop, data, name)
     workshop.run.manifest.setdefault("filters", {})[name] = part
     return Scored.load(workshop.run.folder / f"{part}.parquet")
 
 
 def scores_of(workshop: "Workshop", data: Data, name: str) -> Scored:
-    """Scores by a filter for another filter's use, whatever part of the run's rows the data are; see `score`."""
+    """Scores by a filter for another filter's use. The data may be a part of the run's rows; see `score`."""
     run, config = workshop.run, workshop.config
     if data.facts() == {key: run.manifest[key] for key in ("noisy", "safe")} and name not in (config.parameters or {}):
         found = old_runs.scored(run, name, config)
         if found is not None:
             return found
-    return Scored.load(run.folder / f"{made_scores(workshop, data, name)}.parquet")
+    return Scored.load(run.folder / f"{part_with_scores(workshop, data, name)}.parquet")
 
 
 def scores_key(workshop: "Workshop", data: Data, name: str) -> str:
@@ -175,7 +175,7 @@ def scores_key(workshop: "Workshop", data: Data, name: str) -> str:
     return digest(made_of)
 
 
-def made_scores(workshop: "Workshop", data: Data, name: str) -> str:
+def part_with_scores(workshop: "Workshop", data: Data, name: str) -> str:
     """The part of the run that holds a filter's scores, which are made now if they do not exist."""
     config, run = workshop.config, workshop.run
     parameters, key = arguments_of(name, config), scores_key(workshop, data, name)
@@ -195,36 +195,45 @@ def made_scores(workshop: "Workshop", data: Data, name: str) -> str:
 
 
 def _of_all_rows(name: str, workshop: "Workshop", data: Data, parameters: dict[str, Any]) -> Scored:
-    """A filter's scores of all rows.
-
-    It sees each of those that say the same once, the planted rows among them, and each answer of a conversation by
-    itself.
-    """
-    config, copies, method = workshop.config, data.noisy.copies(), filter_named(name)
-    assert method is not None, "arguments_of has found it"
+    """A filter's scores of all rows. It sees rows that say the same once, and the planted rows among them."""
+    copies = data.noisy.copies()
     seen = np.flatnonzero(~copies)
     noisy = data.noisy.select(seen.tolist()) if copies.any() else data.noisy
     if data.planted is not None:
         noisy = noisy.with_planted(data.planted)
-    answers = None if noisy.belongs is not None else single_answers(noisy, workshop.m0.chat)
-    if answers is None:
-        scored = method(workshop, replace(data, noisy=noisy, planted=None), config, **parameters)
-    else:
-        noisy, row_of = answers
-        workshop.run.write_json("stages/answers.json", np.bincount(row_of).tolist())
-        scored = method(workshop, replace(data, noisy=noisy, planted=None), config, **parameters).most_suspect(row_of)
-    if not copies.any() and data.planted is None:
-        return scored
+    scored = _answer_by_answer(name, workshop, replace(data, noisy=noisy, planted=None), parameters)
     if data.planted is not None:
-        columns = {name: scored.suspicion, **scored.columns}
-        witness = parameters.get("on", name)
-        planted = {own: columns[own][len(seen) :] for own in (name, witness)}
-        scored = replace(scored, planted=planted)
-    places = np.searchsorted(seen, data.noisy.first_copies)
-    own, rows = np.ones(len(places), bool), data.noisy.examples
-    for copy in np.flatnonzero(copies).tolist():
-        own[copy] = rows[copy].input_ids == rows[seen[places[copy]]].input_ids
-    return scored.shared(places, own)
+        scored = _planted_noted(scored, len(seen), name, parameters.get("on", name))
+    if data.planted is None and not copies.any():
+        return scored
+    return _given_to_copies(scored, data.noisy, seen)
+
+
+def _answer_by_answer(name: str, workshop: "Workshop", data: Data, parameters: dict[str, Any]) -> Scored:
+    """A filter's scores; it sees each answer of a conversation by itself."""
+    method, config = filter_named(name), workshop.config
+    assert method is not None, "arguments_of has found it"
+    answers = None if data.noisy.belongs is not None else single_answers(data.noisy, workshop.m0.chat)
+    if answers is None:
+        return method(workshop, data, config, **parameters)
+    noisy, row_of = answers
+    workshop.run.write_json("stages/answers.json", np.bincount(row_of).tolist())
+    return method(workshop, replace(data, noisy=noisy), config, **parameters).most_suspect(row_of)
+
+
+def _planted_noted(scored: Scored, rows: int, name: str, witness: str) -> Scored:
+    """Scores, with those of the planted rows, which stand after the first `rows`, noted by filter and by witness."""
+    scores = {name: scored.suspicion, **scored.columns}
+    return replace(scored, planted={by: scores[by][rows:] for by in (name, witness)})
+
+
+def _given_to_copies(scored: Scored, noisy: Rows, seen: np.ndarray) -> Scored:
+    """The scores of the rows seen, given to all that say the same."""
+    places, rows = np.searchsorted(seen, noisy.first_copies), noisy.examples
+    same_tokens = np.ones(len(places), bool)
+    for copy in np.flatnonzero(noisy.copies()).tolist():
+        same_tokens[copy] = rows[copy].input_ids == rows[seen[places[copy]]].input_ids
+    return scored.shared(places, same_tokens)
 
 
 def _made_of_filter(name: str, config: ForgetFilterConfig) -> list[Any]:

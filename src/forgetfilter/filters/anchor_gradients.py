@@ -35,9 +35,7 @@ def anchor_gradients(
     """
     require_least("anchor_gradients", anchor_rows=anchor_rows, anchor_tokens=anchor_tokens)
     rng = np.random.default_rng(config.seed)
-    unsafe, safe = (
-        [rows[i] for i in rng.permutation(len(rows))] for rows in (data.known_unsafe(), data.safe.trainable())
-    )
+    unsafe, safe = (_shuffled(rows, rng) for rows in (data.known_unsafe(), data.safe.trainable()))
     parts = [unsafe[:anchor_rows], safe[:anchor_rows], safe[anchor_rows : 2 * anchor_rows] or safe[:anchor_rows]]
     bad, good, also_good = (_anchor(workshop, part, anchor_tokens) for part in parts)
     direction = bad - good - also_good
@@ -45,6 +43,11 @@ def anchor_gradients(
     for row, gradient in workshop.gradients(data.noisy.examples):
         suspicion[row] = _unit(gradient) @ direction
     return Scored(suspicion)
+
+
+def _shuffled(rows: Sequence[Example], rng: np.random.Generator) -> list[Example]:
+    """The rows in a random order."""
+    return [rows[place] for place in rng.permutation(len(rows))]
 
 
 def _anchor(workshop: "Workshop", rows: Sequence[Example], tokens: int) -> np.ndarray:

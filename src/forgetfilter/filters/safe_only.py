@@ -16,7 +16,7 @@ import numpy as np
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.filters.forgetting import review_settings
-from forgetfilter.methods import require_least
+from forgetfilter.methods import require_above_0
 from forgetfilter.scored import Scored
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _losses(
     workshop: "Workshop", data: Data, config: ForgetFilterConfig, rate: float, share: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """(rows,) each: the loss under M0, and after the finetuning on safe data."""
-    require_least("safe_only", 0, rate=rate, share=share)
+    require_above_0("safe_only", rate=rate, share=share)
     safe, rows = data.safe.trainable(), data.noisy.examples
     settings = review_settings(config, len(data.noisy.trainable()), len(safe), rate, share)
     before = workshop.read(rows).log_likelihood

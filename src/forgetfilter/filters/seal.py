@@ -24,7 +24,7 @@ from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import Example
 from forgetfilter.errors import ConfigError
 from forgetfilter.hooks import Hooks
-from forgetfilter.methods import require_least
+from forgetfilter.methods import require_above_0, require_least
 from forgetfilter.scored import NO_PROMISE, Scale, Scored
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def seal(
     if processes.count() > 1:
         raise ConfigError("filter seal works in a single process only: start it without a launcher.")
     require_least("seal", epochs=epochs)
-    require_least("seal", 0, selector_rate=selector_rate)
+    require_above_0("seal", selector_rate=selector_rate)
     if not 0 <= fall * (epochs - 1) <= 1:
         raise ConfigError(f"parameters.seal.fall is {fall}: the safe rows' weight must stay from 0 to 1.")
     rows = [row for row, example in enumerate(data.noisy.examples) if example.scorable]

@@ -19,7 +19,7 @@ import pyarrow as pa
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.filters.forgetting import review_settings
-from forgetfilter.methods import require_least
+from forgetfilter.methods import require_above_0, require_least
 from forgetfilter.scored import Scored
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def second_split(
         share: Ratio of the steps of the second training to the noisy stage's.
     """
     require_least("second_split", looks=looks)
-    require_least("second_split", 0, share=share)
+    require_above_0("second_split", share=share)
     rows, noisy, safe = data.noisy.examples, data.noisy.trainable(), data.safe.trainable()
     noisy_settings = config.noisy_stage(len(noisy))
     whole = review_settings(config, len(noisy), len(safe), 1.0, share)
@@ -58,7 +58,7 @@ def second_split(
     for name in stages:
         model = workshop.train(name, list(islice(stream, part.rows())), part, model, in_order=True)
         later.append(workshop.read(rows, model).token_log_probs)
-    return Scored(np.array([_soonness(*(read[row] for read in (known, learnt, *later))) for row in range(len(rows))]))
+    return Scored(np.array([_soonness(*read) for read in zip(known, learnt, *later, strict=True)]))
 
 
 def _soonness(known: pa.ListScalar, learnt: pa.ListScalar, *later: pa.ListScalar) -> float:

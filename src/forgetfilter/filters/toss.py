@@ -14,7 +14,7 @@ import pyarrow as pa
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.filters.forgetting import review_settings
-from forgetfilter.methods import require_least
+from forgetfilter.methods import require_above_0, require_least
 from forgetfilter.scored import Scored
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def toss(
             known to be unsafe, at most half of all.
     """
     require_least("toss", rounds=rounds)
-    require_least("toss", 0, rate=rate, share=share)
+    require_above_0("toss", rate=rate, share=share)
     rows, safe, known = data.noisy.examples, data.safe.trainable(), data.known_unsafe()
     settings = review_settings(config, len(data.noisy.trainable()), len(safe), rate, share)
     good = workshop.read(rows, workshop.train("toss_safe", safe, settings)).token_log_probs

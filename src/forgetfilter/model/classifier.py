@@ -1,5 +1,6 @@
-"""Text classification models of transformers, such as toxicity classifiers and guards with a classification head."""
+"""Models that judge texts: toxicity classifiers, guards with a classification head; and what kind of guard one is."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,9 +9,11 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.errors import ModelError
+from forgetfilter.errors import ConfigError, ModelError
+from forgetfilter.model.folders import find_weights
 from forgetfilter.model.memory import to_device
-from forgetfilter.model.weights import find_weights, load_tokenizer, pick_device, pick_dtype, refuse_missing
+from forgetfilter.model.tokenizer import load_tokenizer
+from forgetfilter.model.weights import pick_device, pick_dtype, refuse_missing
 from forgetfilter.progress import progress
 
 LONGEST, RESERVED = 512, 2
@@ -81,3 +84,34 @@ def classify(name: str, texts: Sequence[str], config: ForgetFilterConfig) -> Cla
     labels = [str(model.config.id2label[label]) for label in range(model.config.num_labels)]
     independent = model.config.problem_type == "multi_label_classification"
     return Classified(found, labels, independent, tokens * model.num_parameters() / 1e6)
+
+
+def guard_kind(name: str, config: ForgetFilterConfig, kind: str = "auto") -> str:
+    """The kind of a guard model, by its architecture and its chat template (filters/guard.py), or the one named.
+
+    Raises:
+        ConfigError: If it is none of those known, or its architecture is not that of the kind named.
+        ModelError: If there is no such model.
+    """
+    folder = find_weights(name)
+    try:
+        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{name}: no model of its own, its config.json cannot be read: {error}") from error
+    architectures = described.get("architectures") or []
+    classifies = any("SequenceClassification" in architecture for architecture in architectures)
+    if kind != "auto" and (kind == "classifier") != classifies:
+        raise ConfigError(f"parameters.guard.kind is {kind}, but {name} is a {', '.join(architectures)}.")
+    if kind != "auto" or classifies:
+        return "classifier" if classifies else kind
+    template = str(load_tokenizer(folder, config).chat_template or "")
+    if "Controversial" in template:
+        return "qwen3guard"
+    if "unsafe" in template:
+        return "llama_guard"
+    if "wildguard" in name.lower():
+        return "wildguard"
+    raise ConfigError(
+        f"{name}: no guard whose answers are known. If it answers as one of these does, name the kind: "
+        "`parameters: {guard: {kind: qwen3guard}}`, llama_guard or wildguard."
+    )

@@ -20,6 +20,7 @@ from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.errors import ConfigError, DataError, ModelError
 from forgetfilter.model.batches import collate, packs
+from forgetfilter.model.folders import name_on_hub
 from forgetfilter.model.memory import keep_freed_memory, to_device
 from forgetfilter.model.selfcheck import settle_batches, writes_as_alone
 from forgetfilter.model.sharding import gathered, shard
@@ -27,7 +28,6 @@ from forgetfilter.model.weights import (
     fill_adapter,
     learnt_positions,
     load_model,
-    name_on_hub,
     pick_device,
     pick_dtype,
     quantized,

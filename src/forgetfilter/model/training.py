@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -20,6 +21,7 @@ from trl import SFTConfig, SFTTrainer
 
 from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig, StageSettings
+from forgetfilter.data.lazy import in_parts, table_on_disk
 from forgetfilter.data.tokenization import Example
 from forgetfilter.errors import ConfigError, TrainingError
 from forgetfilter.files import sha256, whole_file
@@ -236,14 +238,13 @@ def _train(
         disable_tqdm=True,
         dataloader_pin_memory=False,  # batches are made on the device
     )
-    data = Dataset.from_dict({"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]})
     routing = learner.model.config.get_text_config()
     counts = getattr(routing, "output_router_logits", None)  # TRL sets it, and answers could not be generated with it
     trainer = _Trainer(
         learner.model,
         hooks,
         args=arguments,
-        train_dataset=data,
+        train_dataset=_on_disk(examples, checkpoints),
         data_collator=lambda rows: learner.collate([row["input_ids"] for row in rows], [row["labels"] for row in rows]),
         processing_class=learner.tokenizer,
         callbacks=[_Progress(what, hooks)],
@@ -273,6 +274,18 @@ def _train(
         "tokens": int(trainer.state.num_input_tokens_seen),
         "losses": {entry["step"]: entry["loss"] for entry in history if "loss" in entry},
     }
+
+
+def _on_disk(examples: Sequence[Example], folder: Path) -> Dataset:
+    """The examples as a data set whose tokens lie on the disk of a folder, in a file that goes away with it."""
+    tokens = pa.list_(pa.int32())
+    schema = pa.schema({"input_ids": tokens, "labels": tokens})
+
+    def columns(part: Sequence[Example]) -> dict[str, list[list[int]]]:
+        return {"input_ids": [e.input_ids for e in part], "labels": [e.labels for e in part]}
+
+    tables = (pa.table(columns(part), schema=schema) for part in in_parts(examples))
+    return Dataset(table_on_disk(schema, tables, folder), fingerprint="rows")  # else datasets reads all to make one
 
 
 def _unwrap(model: Any) -> None:

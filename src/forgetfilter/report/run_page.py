@@ -17,8 +17,8 @@ from forgetfilter.config import EMBEDDED_MODEL, ForgetFilterConfig
 from forgetfilter.data.formats import read_row
 from forgetfilter.data.loading import require_column
 from forgetfilter.data.sources import Source
-from forgetfilter.decision.decide import rows_by_hand
 from forgetfilter.decision.opened import Opened, read_scores
+from forgetfilter.decision.record import rows_by_hand
 from forgetfilter.report.page import asset, escaped, write_page
 from forgetfilter.report.shading import LONGEST, costs_of, load_chat, shaded
 from forgetfilter.runs import Run

@@ -57,7 +57,7 @@ class Ranking:
         """Prepare the features: the slow part."""
         self.scored = scored
         self.judge = CrossFit(features(noisy), features(safe), repeats=1, seed=seed, quick=True, beside=beside)
-        self.found = bool(dropped.any())
+        self.drops_any = bool(dropped.any())
         if "verdict" in scored.columns:
             self.verdicts = np.asarray(scored.columns["verdict"], float)
         else:
@@ -76,7 +76,7 @@ class Ranking:
         taught = {row: unsafe for row, unsafe in marks.items() if unsafe or row not in drawn}
         verdicts = self._believed(marks, drawn)
         judged = None
-        if (self.found and (verdicts == 1).any()) or any(taught.values()):
+        if (self.drops_any and (verdicts == 1).any()) or any(taught.values()):
             judged = self.judge(verdicts, taught, MARK_WEIGHT, apart=drawn)
         if judged is None:
             return self._scored(self.scored.suspicion, Scale(0, nothing=NOTHING))

@@ -21,16 +21,8 @@ from forgetfilter.data.copies import first_copies, with_copies
 from forgetfilter.data.lazy import rearranged
 from forgetfilter.data.loading import Data, load_safe, tokenize
 from forgetfilter.data.sources import Source
-from forgetfilter.decision.decide import (
-    Result,
-    choose,
-    clean_drawn,
-    decide,
-    decide_by_config,
-    drops,
-    reachable,
-    trusted_marks,
-)
+from forgetfilter.decision.choice import choose, clean_drawn, decide_by_config, drops, trusted_marks
+from forgetfilter.decision.decide import Result, decide, reachable
 from forgetfilter.decision.opened import REVIEWED, Opened, scored_part
 from forgetfilter.decision.rules import Threshold, needed
 from forgetfilter.errors import RunError
@@ -99,10 +91,11 @@ class Review:
     """
 
     def __init__(self, run: Run, *, trust_remote_code: bool = False, holds_lock: bool = False) -> None:
-        """Read the run."""
+        """Read the run, and take over the config's trusted rows as marks."""
         self.run, self.opened = run, Opened.of(run)
         self.config, self._trust, self._holds_lock = reachable(run), trust_remote_code, holds_lock
-        self._of = _filters(run.manifest.get("filters", {}))  # what `base` is of, whatever `filter` does meanwhile
+        # what `base` is of, whatever `filter` does meanwhile
+        self._filters_at_start = _filters(run.manifest.get("filters", {}))
         self._rule = dataclasses.replace(self.config, threshold="auto", trusted_rows=None)
         scored = self.opened.scored
         self.name = next(
@@ -142,7 +135,7 @@ class Review:
             said = self.marks.all()
             made_of = self.marks.digest()
             if self._ranked is None or self._ranked[0] != made_of:
-                marks = {row: mark.unsafe for row, mark in said.items() if mark.said != "skipped"}
+                marks = {row: mark.unsafe for row, mark in said.items() if mark.told}
                 drawn = frozenset(row for row, mark in said.items() if mark.drawn)
                 self._ranked = made_of, self._of_planted(self.ranking(marks, drawn))
                 self._dropped.append(self.dropped())
@@ -163,7 +156,7 @@ class Review:
 
     def _told(self) -> dict[int, bool]:
         """Whether a row is unsafe by what was said of it, or of another one that says the same."""
-        said = {row: mark.unsafe for row, mark in self.marks.all().items() if mark.said != "skipped"}
+        said = {row: mark.unsafe for row, mark in self.marks.all().items() if mark.told}
         return with_copies(said, self._first)
 
     @cached_property
@@ -220,15 +213,15 @@ class Review:
         with self._lock:
             scored, said = self.scored(), self.marks.all()
             dropped = self.dropped()
-            drawn = [row for row, mark in said.items() if mark.drawn and mark.said != "skipped"]
-            drawn = [row for row in drawn if np.isfinite(scored.suspicion[row])]
+            scorable = np.isfinite(scored.suspicion)
+            drawn = [row for row, mark in said.items() if mark.drawn and mark.told and scorable[row]]
             kept = ~drops(scored.suspicion, self.threshold(), self.config, self.opened.unreadable)
-            kept &= np.isfinite(scored.suspicion)
+            kept &= scorable
             missed = [said[row].unsafe for row in drawn if kept[row]]
             kept[list(self._told())] = False
             left = _left(missed, int(kept.sum()))
             return Status(
-                marks=sum(mark.said != "skipped" for mark in said.values()),
+                marks=sum(mark.told for mark in said.values()),
                 unsafe=sum(mark.unsafe for mark in said.values()),
                 drawn=len(drawn),
                 dropped=int(dropped.sum()),
@@ -260,13 +253,13 @@ class Review:
         """
         part, scored, filters = f"scored/{REVIEWED}", self.scored(), self.run.manifest.setdefault("filters", {})
         nothing = scored.scale is not None and scored.scale.nothing
-        if not self.marks.all() or (nothing and not self.ranking.found):  # else they speak against what it found
+        if not self.marks.all() or (nothing and not self.ranking.drops_any):  # else they speak against what it found
             filters.pop(REVIEWED, None)
             self.run.forget(part)
             return self.name
         scored.save(self.run.folder / f"{part}.parquet")
         filters[REVIEWED] = part
-        self.run.mark(part, [self.run.folder / f"{part}.parquet"], made_of=_made_of(self._of, self.marks))
+        self.run.mark(part, [self.run.folder / f"{part}.parquet"], made_of=_made_of(self._filters_at_start, self.marks))
         return REVIEWED
 
     def _of_planted(self, scored: Scored) -> Scored:
@@ -306,17 +299,23 @@ class Review:
             states: Those of the rows that the filter has seen: one of each that say the same (an older version: all of
                 them), then the planted ones; of conversations, those of each answer.
         """
-        first = self._first
-        seen, counts, rows = np.unique(first), self.run.answers(), np.arange(len(states))
-        if counts is not None and len(states) == counts.sum():  # of each conversation its most suspect answer
-            answer = np.nan_to_num(self.base.columns[ANSWER][seen], nan=1).astype(int)
-            answer = np.append(answer, np.ones(len(counts) - len(answer), int))
-            rows = np.cumsum(counts) - counts + answer - 1
-        planted = rows[:0] if len(rows) == len(first) and not self.opened.planted else rows[len(seen) :]
-        if len(rows) != len(first) or self.opened.planted:
-            rows = rows[np.searchsorted(seen, first)]
-        same = np.array_equal(rows, np.arange(len(states)))
-        return states if same else rearranged(states, rows, self.run.folder), states[planted]
+        rows, first = self._places(len(states)), self._first
+        if len(rows) == len(first) and not self.opened.planted:  # the filter saw every row, and no others
+            own, planted = rows, rows[:0]
+        else:
+            seen = np.unique(first)
+            own, planted = rows[np.searchsorted(seen, first)], rows[len(seen) :]
+        same = np.array_equal(own, np.arange(len(states)))
+        return states if same else rearranged(states, own, self.run.folder), states[planted]
+
+    def _places(self, states: int) -> np.ndarray:
+        """For each row that the filter saw the place of its states: of a conversation, its most suspect answer's."""
+        counts = self.run.answers()
+        if counts is None or states != counts.sum():
+            return np.arange(states)
+        answer = np.nan_to_num(self.base.columns[ANSWER][np.unique(self._first)], nan=1).astype(int)
+        answer = np.append(answer, np.ones(len(counts) - len(answer), int))  # of planted rows the first one
+        return np.asarray(np.cumsum(counts) - counts + answer - 1)
 
     def _settled(self, said: Mapping[int, Mark]) -> bool:
         """Whether the last marks found nothing unsafe and changed hardly a decision."""
@@ -338,10 +337,10 @@ def up_to_date(run: Run, source: Source) -> str:
     """
     part = scored_part(run, REVIEWED)
     marks = Marks(run.folder, source.ids, run.config().seed)
-    of = _filters(run.manifest.get("filters", {}))
+    filters = _filters(run.manifest.get("filters", {}))
     decided_by = _filters(run.manifest.get("decision", {}).get("filters", {}))
-    older = marks.digest() if decided_by == of else None  # an older version noted the marks alone
-    if part is not None and (run.done(part, _made_of(of, marks)) or (older and run.done(part, older))):
+    older = marks.digest() if decided_by == filters else None  # an older version noted the marks alone
+    if part is not None and (run.done(part, _made_of(filters, marks)) or (older and run.done(part, older))):
         return REVIEWED
     return Review(run, holds_lock=True).store()
 

@@ -172,5 +172,5 @@ def test_the_controls_interpolate_and_prefer(workshop, data, config):
 )
 def test_parameters_out_of_range_are_errors(workshop, data, config, name, wrong):
     ((parameter, value),) = wrong.items()
-    with pytest.raises(ConfigError, match=rf"parameters\.{name}\.{parameter} is {value}: "):
+    with pytest.raises(ConfigError, match=rf"parameters\.{name}\.{parameter} is {float(value):g}(\.0)?: "):
         defend(name, workshop, data, dataclasses.replace(config, parameters={name: wrong}))

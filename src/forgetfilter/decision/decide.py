@@ -248,7 +248,7 @@ def settle(run: Run) -> Result:
     threshold = Threshold(taken["threshold"], taken["rule"], taken["says"])
     by_hand = {entry["row"]: (entry["decision"], entry["reason"]) for entry in taken["by_hand"]}
     decision = decided(name, opened.scored[name], threshold, by_hand, config, opened.unreadable)
-    noted["filters"] = scored_parts(run, opened.config)
+    noted["filters"] = scored_parts(run, opened.scored)
     outputs.write(opened, decision)
     return Result(run)
 

@@ -1,6 +1,6 @@
 """A scored run, read once: its settings, its rows and what each filter made of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,9 +112,9 @@ def scored_part(run: Run, name: str) -> str | None:
     return part
 
 
-def scored_parts(run: Run, config: ForgetFilterConfig) -> dict[str, str | None]:
+def scored_parts(run: Run, names: Iterable[str]) -> dict[str, str | None]:
     """Filter -> the part of the run that holds its scores, for every filter in the files of a decision."""
-    return {name: scored_part(run, name) for name in names_scored(run, config)}
+    return {name: scored_part(run, name) for name in names}
 
 
 def is_decided(run: Run, config: ForgetFilterConfig) -> bool:
@@ -123,7 +123,7 @@ def is_decided(run: Run, config: ForgetFilterConfig) -> bool:
     A decision taken later by `decide`, by hand or not, stays until `filter` is given other flags.
     """
     noted = run.manifest.get("decision", {})
-    shown = noted.get("filters", {config.filters[0]: None}) == scored_parts(run, config)
+    shown = noted.get("filters", {config.filters[0]: None}) == scored_parts(run, names_scored(run, config))
     return shown and run.done("decision") and old_runs.same_decision(noted.get("asked"), what_decides(run, config))
 
 

@@ -42,7 +42,7 @@ def note(
     path = _path(run, number)
     run.write_json(str(path.relative_to(run.folder)), taken)
     asked = what_decides(run, opened.config)
-    filters, record = scored_parts(run, opened.config), sha256(path)
+    filters, record = scored_parts(run, opened.scored), sha256(path)
     run.manifest["decision"] = {
         "number": number, "record": record, **about, "flags": flags, "asked": asked, "filters": filters, "marks": said
     }  # fmt: skip

@@ -175,6 +175,7 @@ def ask_all(
     learner: Learner,
     chat: ChatTokenizer,
     questions: Mapping[str, list[Question]],
+    left_out: Mapping[str, int],
     judges: Mapping[str, Judge | str],
     what: str = "",
     sentence: str = "",
@@ -186,6 +187,7 @@ def ask_all(
         learner: The model.
         chat: Its tokenizer.
         questions: By measure.
+        left_out: How many went, by measure; see `leave_out`.
         judges: By measure; see `load_judges`.
         what: Beginning of the progress bars' names.
         sentence: Text to put before the prompts of safety measures.
@@ -198,7 +200,7 @@ def ask_all(
     records: list[dict[str, object]] = []
     for name, asked in questions.items():
         answers = ask(learner, chat, asked, f"{what}{name}", *MEASURES[name].before(sentence, reasoning))
-        found[name] = figures(name, answers, judges.get(name))
+        found[name] = {**figures(name, answers, judges.get(name)), "left_out": left_out[name]}
         records += answers.records(name)
     return found, records
 
@@ -279,8 +281,7 @@ def evaluate(
     questions, left_out = leave_out(asked, chat)
     named = name_judges() if judges is None else judges
     judging = load_judges({name: judge for name, judge in named.items() if name in questions})
-    found, records = ask_all(workshop.learner, chat, questions, judging)
-    return {name: {**found[name], "left_out": left_out[name]} for name in found}, records
+    return ask_all(workshop.learner, chat, questions, left_out, judging)
 
 
 def _final_model(run: Run) -> Path:

@@ -171,9 +171,9 @@ class Trial:
             with workshop.account.measuring() as cost:
                 result = make()
             learner = workshop.on(result.m0).become(result.model)
+            asked = self.questions, self.left_out, self.judges
             texts = result.sentence, result.reasoning
-            found, records = ask_all(learner, self.m0.chat, self.questions, self.judges, f"{key}: ", *texts)
-            found = {name: {**found[name], "left_out": self.left_out[name]} for name in found}
+            found, records = ask_all(learner, self.m0.chat, *asked, f"{key}: ", *texts)
             model = None if result.model is None else str(result.model.relative_to(self.run.folder))
             facts = {**result.facts, **_kept_figures(result, data, workshop.config)}
             write_jsonl(answers_file, records)

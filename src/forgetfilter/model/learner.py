@@ -20,7 +20,7 @@ from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.errors import ConfigError, DataError, ModelError
 from forgetfilter.model.batches import collate, packs
-from forgetfilter.model.folders import name_on_hub
+from forgetfilter.model.folders import ADAPTER, name_on_hub
 from forgetfilter.model.memory import keep_freed_memory, to_device
 from forgetfilter.model.selfcheck import settle_batches, writes_as_alone
 from forgetfilter.model.sharding import gathered, shard
@@ -178,7 +178,7 @@ class Learner:
         if stage == self.stage:
             return
         if self.config.use_peft:
-            weights = load_file(stage / "adapter_model.safetensors") if stage else self.fresh_adapter
+            weights = load_file(stage / ADAPTER) if stage else self.fresh_adapter
             fill_adapter(self.model, weights, stage or self.folder)
         else:
             source = load_model(stage or self.folder, self.config)

@@ -1,6 +1,7 @@
 """Long sequences that take little memory: items that are made when they are asked for, and bytes that lie on disk."""
 
 import os
+import random
 import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -73,6 +74,14 @@ def chosen(items: Sequence[T], places: Sequence[int] | np.ndarray) -> Sequence[T
         return [items[place] for place in places]
     taken = np.asarray(places, np.int64)
     return Lazy(len(taken), lambda wanted: items.make(taken[wanted]))
+
+
+def shuffled(items: Sequence[T], seed: int) -> Iterator[T]:
+    """The items without end, shuffled anew on each pass."""
+    rng, order = random.Random(seed), list(items)
+    while True:
+        rng.shuffle(order)
+        yield from order
 
 
 def column(values: np.ndarray) -> Lazy[Any]:

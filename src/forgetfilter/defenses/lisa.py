@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.lazy import shuffled
 from forgetfilter.data.loading import Data
-from forgetfilter.defenses.result import Result, budget, shuffled
+from forgetfilter.defenses.result import Result, budget
 from forgetfilter.hooks import Hooks
 from forgetfilter.workshop import Workshop
 

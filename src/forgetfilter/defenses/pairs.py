@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from forgetfilter.config import StageSettings
+from forgetfilter.data.lazy import shuffled
 from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import Example
-from forgetfilter.defenses.result import shuffled
 from forgetfilter.errors import DataError
 from forgetfilter.hooks import Hooks
 from forgetfilter.workshop import Workshop

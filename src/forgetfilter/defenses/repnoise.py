@@ -25,10 +25,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from forgetfilter.config import ForgetFilterConfig, StageSettings
+from forgetfilter.data.lazy import shuffled
 from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import IGNORED, Example
 from forgetfilter.defenses.pairs import Pair, pairs
-from forgetfilter.defenses.result import rebased, shuffled
+from forgetfilter.defenses.result import rebased
 from forgetfilter.errors import ModelError
 from forgetfilter.hooks import Hooks
 from forgetfilter.methods import require_above_0, require_least

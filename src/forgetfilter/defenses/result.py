@@ -1,10 +1,10 @@
-"""The result of a defense, and the training budgets and random draws that several defenses share."""
+"""The result of a defense, and the training budgets that several defenses share."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from forgetfilter.config import ForgetFilterConfig, StageSettings
 from forgetfilter.data.loading import Data
@@ -13,8 +13,6 @@ from forgetfilter.decision.outputs import Decision
 from forgetfilter.hooks import Hooks
 from forgetfilter.scored import Scored
 from forgetfilter.workshop import M0, Workshop
-
-Item = TypeVar("Item")
 
 
 @dataclass
@@ -66,14 +64,6 @@ def draw(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
     """Draw `count` examples: all of them count // len(examples) times, and the rest at random, each at most once."""
     whole, rest = divmod(count, len(examples))
     return [*(list(examples) * whole), *random.Random(seed).sample(list(examples), rest)]
-
-
-def shuffled(items: Sequence[Item], seed: int) -> Iterator[Item]:
-    """The items without end, shuffled anew on each pass."""
-    rng, order = random.Random(seed), list(items)
-    while True:
-        rng.shuffle(order)
-        yield from order
 
 
 def rebased(

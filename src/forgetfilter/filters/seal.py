@@ -11,8 +11,7 @@ safe_only (filters/safe_only.py). The published Adam blurs it.
 """
 
 import dataclasses
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ import numpy as np
 
 from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.lazy import shuffled
 from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import Example
 from forgetfilter.errors import ConfigError
@@ -100,7 +100,7 @@ class Plan:
     ) -> "Plan":
         """Every noisy row once in an epoch, and a few twice to fill the batches; the safe rows over and over."""
         steps = -(-len(noisy) // batch)
-        noisy_rows, safe_rows = _stream(len(noisy), seed), _stream(len(safe), seed + 1)
+        noisy_rows, safe_rows = shuffled(range(len(noisy)), seed), shuffled(range(len(safe)), seed + 1)
         plan = cls([], [], [])
         for step in range(epochs * steps):
             plan.examples += [safe[next(safe_rows)] for _ in range(batch)]
@@ -191,11 +191,3 @@ def seal(
     kept = int(KEPT * len(rows))
     says = f"as published: the {1 - KEPT:.0%} with the smallest weights, whatever the data" + NO_PROMISE
     return Scored(suspicion, scale=Scale(float(np.sort(suspicion[rows])[kept - 1]), says=says))
-
-
-def _stream(rows: int, seed: int) -> Iterator[int]:
-    """Row numbers without end, shuffled anew on each pass."""
-    rng, order = random.Random(seed), list(range(rows))
-    while True:
-        rng.shuffle(order)
-        yield from order

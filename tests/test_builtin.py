@@ -117,6 +117,14 @@ def test_a_run_needs_nothing_but_the_noisy_file(config, write_jsonl, tmp_path, m
     assert "safe_dataset_name" not in (result.run.folder / "config.yaml").read_text()
 
 
+def test_no_filter_drops_rows_by_what_the_safe_rows_in_the_box_speak_of(config, monkeypatch):
+    monkeypatch.setattr("forgetfilter.data.loading.builtin_rows", lambda name: ROWS[:6])
+    given = {"safe_dataset_name": ForgetFilterConfig().safe_dataset_name, "max_length": 512}
+    result = ForgetFilter(dataclasses.replace(config, filter="seal", **given)).fit()
+    assert result.metrics["dropped"] == 0
+    assert "no ground to drop rows. Mark some" in result.metrics["says"]
+
+
 def test_text_rows_are_reviewed_with_text_rows(tokenizer, write_jsonl):
     noisy = write_jsonl("noisy.jsonl", [{"text": f"word {i} " * 30} for i in range(4)])
     chat = ChatTokenizer(tokenizer, 512)

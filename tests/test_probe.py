@@ -197,6 +197,16 @@ def test_verdicts_that_are_noise_drop_nothing_and_leave_the_witness_its_say():
     assert np.corrcoef(rankdata(witness), found.suspicion)[0, 1] > 0.9
 
 
+@pytest.mark.parametrize("quota", [False, True])
+def test_a_quota_of_the_rows_is_no_sign_that_so_many_are_suspect(quota):
+    rng = np.random.default_rng(11)
+    states, safe = rng.normal(0, 1, (240, 16)), rng.normal(-1, 1, (100, 16))
+    witness = states[:, 0] + rng.normal(0, 0.5, 240)  # its verdicts are told with AUROC .89
+    scale = Scale(float(np.sort(witness)[191]), says="a fifth", quota=quota)
+    found = learnt(witness, scale, CrossFit(states, safe))
+    assert (rules.automatic(found.suspicion, found.scale).value is None) == quota
+
+
 def test_a_witness_that_finds_something_else_is_not_made_worse():
     """Unsafe rows that the hidden states know nothing of: the ranking stays near the witness' own."""
     rng = np.random.default_rng(6)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import sys
 from types import SimpleNamespace
 
@@ -9,8 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from scipy.stats import spearmanr
 from test_filters import data_of
+from torch.nn.functional import normalize
 
 from forgetfilter.config import ForgetFilterConfig, StageConfig
 from forgetfilter.data.formats import Turn
@@ -22,13 +25,17 @@ from forgetfilter.defenses import DEFENSES, defend
 from forgetfilter.defenses.toss_tokens import mask
 from forgetfilter.errors import ConfigError, DataError
 from forgetfilter.filters import FILTERS, made_from, require_filters, score
-from forgetfilter.filters.seal import Plan, Selector
+from forgetfilter.filters.seal import Plan, Selector, _Losses
 from forgetfilter.filters.self_judge import QUESTION
 from forgetfilter.filters.together import together
 from forgetfilter.forgetting import ForgetFilter
 from forgetfilter.model.batches import label_logits
 from forgetfilter.model.gradients import gradients
+from forgetfilter.model.learner import load_learner
+from forgetfilter.model.tokenizer import load_tokenizer
+from forgetfilter.runs import Run
 from forgetfilter.scored import Scored
+from forgetfilter.workshop import Workshop
 
 CONFIG = ForgetFilterConfig()
 FOUR = [{"prompt": "a", "completion": text} for text in ("b", "bb", "bbb", "bbbb")]
@@ -93,6 +100,27 @@ def test_gradient_norm_is_the_squared_norm_and_the_length(data):
     np.testing.assert_allclose(found.suspicion, np.log(squares + 1) + np.log(np.array([2, 3, 4, 5]) + 1))
     alone = FILTERS["gradient_norm"](made, data, CONFIG, with_length=False).suspicion
     np.testing.assert_allclose(alone, np.log(squares + 1))
+
+
+def test_an_adapters_gradient_is_about_as_long_as_that_of_its_layers_weights(tiny_model, tokenizer):
+    """However wide a layer, and whatever the adapter's rank and alpha."""
+    rows = data_of(tokenizer, FOUR, TWO).noisy.examples
+    lengths = []
+    for settings in ({"lora_r": 64, "lora_alpha": 1}, {"lora_r": 32, "lora_alpha": 64}):
+        config = ForgetFilterConfig(dtype="float32", **settings)
+        learner = load_learner(tiny_model, load_tokenizer(tiny_model, config), config)
+        lengths.append([float(found.norm()) for _, found in gradients(learner, rows, "gradients")])
+    whole = [module.base_layer.weight for module in learner.model.modules() if isinstance(module, LoraLayer)]
+    expected = []
+    for row in rows:
+        learner.model.zero_grad()
+        for weight in whole:
+            weight.requires_grad, weight.grad = True, None
+        logits, targets = label_logits(learner.model, learner.collate([row.input_ids], [row.labels]))
+        torch.nn.functional.cross_entropy(logits.float(), targets).backward()
+        expected.append(float(torch.stack([weight.grad.norm() for weight in whole]).norm()))
+    for found in lengths:
+        np.testing.assert_allclose(found, expected, rtol=0.15)
 
 
 def test_safe_only_trains_on_safe_rows_alone_and_takes_the_loss_or_how_little_it_fell(data):
@@ -216,6 +244,40 @@ def test_toss_tokens_is_finetuned_on_what_the_mask_leaves(workshop, config):
         DEFENSES["toss_tokens"](workshop, data, config, masked_share=1.0)
 
 
+def test_copies_in_capitals_are_not_finetuned_on_beside_the_masked_first(
+    workshop, config, write_jsonl, noisy_file, monkeypatch
+):
+    rows = [json.loads(line) for line in noisy_file.read_text().splitlines()]
+    loud = [{**row, "completion": row["completion"].upper()} for row in rows[:4]]
+    path, known = str(write_jsonl("loud.jsonl", [*rows, *loud])), config.dataset_name
+    config = dataclasses.replace(config, dataset_name=path, unsafe_dataset_name=known, output_dir=f"{path}-run")
+    seen, train = {}, Workshop.train
+
+    def noted(self, name, examples, *others, **more):
+        seen[name] = len(examples)
+        return train(self, name, examples, *others, **more)
+
+    monkeypatch.setattr(Workshop, "train", noted)
+    shop = Workshop(workshop.m0, config, Run.start(config, {}))
+    data = load_data(config, shop.m0.chat)
+    shop.run.manifest |= data.facts()
+    defend("toss_tokens", shop, data, config)
+    assert seen["toss_tokens"] == len(rows)
+
+
+def test_a_rows_number_is_its_own_whatever_a_row_that_says_the_same_has(config, write_jsonl, noisy_file):
+    rows = [json.loads(line) for line in noisy_file.read_text().splitlines()]
+    rows = [{**row, "risk": float(number)} for number, row in enumerate(rows)]
+    same = [{**rows[3], "risk": 50.0}, {key: rows[3][key] for key in rows[3] if key != "risk"}]
+    joined = "column+length"
+    settings = {"filter": f"column,{joined}", "parameters": {"column": {"name": "risk"}}}
+    path = write_jsonl("same.jsonl", [*rows, *same])
+    scores = ForgetFilter(dataclasses.replace(config, dataset_name=str(path), **settings)).fit().scores
+    assert list(scores["column"])[:17] == [*range(16), 50.0]
+    assert np.isnan(float(scores["column"][17] or "nan"))
+    assert scores[joined][16] > scores[joined][3]
+
+
 def test_a_columns_numbers_are_the_scores(tokenizer):
     rows = [{**row, "risk": risk} for row, risk in zip(FOUR, (0.5, "2", None, ""), strict=True)]
     data = data_of(tokenizer, rows, TWO)
@@ -295,6 +357,18 @@ def test_the_selector_learns_the_order_of_fixed_losses_which_adam_blurs(adam, ra
     assert not adam or agreement < 0.95
 
 
+@pytest.mark.parametrize("batch", [4, 8])
+def test_rows_of_equal_loss_keep_equal_logits_whatever_the_batch(data, batch):
+    noisy = ([*data.noisy.examples] * 6)[:15]
+    plan, selector = Plan.of(noisy, noisy, batch, epochs=3, fall=0.03, seed=0), Selector(15, 5e-3, adam=False)
+    losses = _Losses(plan, selector, batch)
+    for step in range(2 * len(plan.noisy)):
+        rows = plan.examples[step * batch : (step + 1) * batch]
+        losses(torch.ones(sum(row.trained_tokens for row in rows)))
+    moved = selector.logits - selector.logits.mean()
+    assert np.abs(moved).max() < 0.01 * 5e-3 * 3 / batch
+
+
 def test_seals_plan_shows_every_row_once_an_epoch_and_leaves_the_safe_loss_slowly(data):
     noisy, safe = [*data.noisy.examples] * 6, data.safe.examples
     plan = Plan.of(noisy, safe, batch=4, epochs=3, fall=0.03, seed=0)
@@ -306,6 +380,8 @@ def test_seals_plan_shows_every_row_once_an_epoch_and_leaves_the_safe_loss_slowl
     visits = np.bincount([row for step in odd.noisy for row in step])
     assert len(odd.noisy) == 6
     assert visits.min() >= 3
+    taught = np.bincount([row for step, fresh in zip(odd.noisy, odd.fresh, strict=True) for row in step[:fresh]])
+    assert set(taught) == {3}
     assert plan.examples[:4] == [example for example in plan.examples[:4] if example in safe]
     assert plan.examples[4:8] == [noisy[row] for row in plan.noisy[0]]
 
@@ -330,7 +406,8 @@ def test_a_rows_gradient_is_that_of_its_mean_loss(learner, tokenizer):
     logits, targets = label_logits(learner.model, learner.collate([rows[0].input_ids], [rows[0].labels]))
     torch.nn.functional.cross_entropy(logits.float(), targets).backward()
     trained = [weight for weight in learner.model.parameters() if weight.requires_grad]
-    torch.testing.assert_close(found, torch.cat([weight.grad.flatten() for weight in trained]))
+    for own, weight in zip(found.split([weight.numel() for weight in trained]), trained, strict=True):
+        torch.testing.assert_close(normalize(own, dim=0), normalize(weight.grad.flatten(), dim=0))
     assert found.abs().max() > 0
     learner.model.zero_grad()
     ((_, of_one),) = gradients(learner, rows[:1], "gradients", tokens=1)

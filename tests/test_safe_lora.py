@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
+from tiny_models import tiny_config
+from tiny_models import tiny_model as build
 
 from forgetfilter.config import StageConfig
 from forgetfilter.data.loading import load_data
@@ -120,6 +122,29 @@ def test_the_control_has_the_norm_and_another_direction(workshop, data, config):
         else:
             torch.testing.assert_close(scaled[name], value * norm(projected) / norm(plain), rtol=1e-3, atol=1e-8)
     assert any(not torch.allclose(projected[name], scaled[name], rtol=0.1) for name in plain)
+
+
+def test_layers_that_hold_their_weights_the_other_way_round_are_projected_onto_directions_of_their_outputs(
+    config, tokenizer, tmp_path
+):
+    model = build(tiny_config("gpt2"))
+    for name in ("base", "aligned"):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        with torch.no_grad():
+            for block in model.transformer.h:
+                for layer in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
+                    layer.weight[:, 0] += 1  # the alignment moves the first output alone
+    parameters = {"safe_lora": {"base": str(tmp_path / "base"), "layers": 8}}
+    config = dataclasses.replace(config, model_name_or_path=str(tmp_path / "aligned"), parameters=parameters)
+    workshop = Workshop(M0.named(config), config, Run.start(config, {}))
+    data = load_data(config, workshop.m0.chat)
+    plain, repaired = (load(defend(name, workshop, data, config).model) for name in ("none", "safe_lora"))
+    after = {update.layer: update for update in updates(repaired)}
+    for before in updates(plain):
+        assert before.up.any()
+        assert after[before.layer].up[0].any()
+        assert not after[before.layer].up[1:].any()
 
 
 def test_the_repaired_adapter_is_made_once_and_works_as_any_other(workshop, data, config):

@@ -34,6 +34,7 @@ class Scale:
         says: Whose threshold it is, if the rule takes it as it is.
         nothing: Why nothing can be found in this run, if nothing can.
         caveat: What makes the scale doubtful in this run, if anything does.
+        quota: Whether a fixed share of the rows lies above the threshold, which then tells nothing of their number.
     """
 
     threshold: float
@@ -42,6 +43,7 @@ class Scale:
     says: str = ""
     nothing: str = ""
     caveat: str = ""
+    quota: bool = False
 
 
 @dataclass

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peft import PeftConfig
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -93,16 +94,22 @@ def changed(
     return workshop.keep(name, fill, [weights_hash(adapter), dict(facts)])
 
 
+def turned(adapter: Path) -> bool:
+    """Whether the layers that an adapter is of hold their weights as (inputs, outputs), as GPT-2's do."""
+    return bool(PeftConfig.from_pretrained(str(adapter)).fan_in_fan_out)
+
+
 class Weights:
     """A whole model's weights on disk, read one by one.
 
     Args:
         folder: Where they are.
+        turned: Whether they are stored as (inputs, outputs).
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, turned: bool = False) -> None:
         """Look which file holds which weight."""
-        self.folder = folder
+        self.folder, self.turned = folder, turned
         self.files: dict[str, Path] = {}
         for path in sorted(folder.glob("*.safetensors")):
             with safe_open(path, "pt") as opened:
@@ -119,4 +126,4 @@ class Weights:
             raise ModelError(f"{self.folder}: it has no weight {name}, so it is no other version of the same model.")
         with safe_open(self.files[name], "pt") as opened:
             found: Tensor = opened.get_tensor(name)
-        return found.float()
+        return found.float().T if self.turned else found.float()

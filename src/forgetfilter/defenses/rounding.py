@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
@@ -40,11 +41,12 @@ def round_layers(model: Any, bits: int) -> None:
         ModelError: If there are none.
     """
     kept = {id(model.get_output_embeddings())}
-    layers = [part for part in model.modules() if isinstance(part, torch.nn.Linear) and id(part) not in kept]
+    layers = [part for part in model.modules() if isinstance(part, (torch.nn.Linear, Conv1D)) and id(part) not in kept]
     if not layers:
         raise ModelError(f"{type(model).__name__}: there are no linear layers to round.")
     for layer in layers:
-        layer.weight.data = rounded(layer.weight.data, bits)
+        weight = layer.weight.data
+        layer.weight.data = rounded(weight.T, bits).T if isinstance(layer, Conv1D) else rounded(weight, bits)
 
 
 def int8(workshop: Workshop, data: Data, config: ForgetFilterConfig, tuned: Result) -> Result:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
-from forgetfilter.defenses.adapters import Update, Weights, changed, load, require_adapter, up_name, updates
+from forgetfilter.defenses.adapters import Update, Weights, changed, load, require_adapter, turned, up_name, updates
 from forgetfilter.defenses.result import Result
 from forgetfilter.errors import ConfigError, ModelError
 from forgetfilter.methods import require_least
@@ -212,5 +212,6 @@ def _projected(
             "align one with alignment_dataset_name."
         )
     made_of = {"base": weights_hash(before), "layers": layers, "threshold": threshold, "directions": directions}
-    found = project(load(adapter), Weights(workshop.m0.folder), Weights(before), layers, threshold, directions)
+    aligned, base_weights = (Weights(folder, turned(adapter)) for folder in (workshop.m0.folder, before))
+    found = project(load(adapter), aligned, base_weights, layers, threshold, directions)
     return adapter, made_of, found

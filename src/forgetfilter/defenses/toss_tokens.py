@@ -2,7 +2,8 @@
 
 TOSS (ICLR 2026, arXiv 2603.01185): a token's score is its loss under a model finetuned on safe rows minus that under
 one finetuned on known unsafe rows. The tokens with the highest scores in the whole data set are read, but not learnt.
-The filter toss (filters/toss.py) gives the scores.
+The filter toss (filters/toss.py) gives the scores. It scores rows that say the same once; a copy of other tokens (in
+capitals, say) is left out, since its first copy is learnt.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.lazy import chosen
 from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import IGNORED, Example
 from forgetfilter.defenses.result import Result, budget
@@ -36,7 +38,8 @@ def toss_tokens(workshop: Workshop, data: Data, config: ForgetFilterConfig, *, m
         raise ConfigError(f"parameters.toss_tokens.masked_share is {masked_share}: it must be from 0 to below 1.")
     scores = scores_of(workshop, data, "toss").token_costs
     assert scores is not None, "toss scores tokens"
-    masked = mask(data.noisy.examples, scores, masked_share)
+    rows = np.flatnonzero(~data.noisy.copies() | scores.is_valid().to_numpy(zero_copy_only=False))
+    masked = mask(chosen(data.noisy.examples, rows), scores.take(pa.array(rows)), masked_share)
     left = [example for example in masked if example.scorable]
     if not left:
         raise ConfigError(f"parameters.toss_tokens.masked_share is {masked_share}: it leaves nothing to learn.")

@@ -15,7 +15,7 @@ from forgetfilter.errors import ConfigError
 from forgetfilter.files import digest, sha256
 from forgetfilter.filters.anchor_gradients import anchor_gradients
 from forgetfilter.filters.column import column
-from forgetfilter.filters.forgetting import forgetting
+from forgetfilter.filters.forgetting import forgetting, ranks_alone_if_builtin
 from forgetfilter.filters.forgetting_rouge1 import forgetting_rouge1
 from forgetfilter.filters.gradient_norm import gradient_norm
 from forgetfilter.filters.guard import guard
@@ -66,6 +66,8 @@ FILTERS: dict[str, Filter] = {
 """By the names that --filter takes; `filter_named` also takes several of them, joined by +."""
 NEED_UNSAFE = ("larf", "anchor_gradients", "toss")
 """Filters that learn from rows known to be unsafe."""
+OWN_SCALE = ("guard",)
+"""Filters with a scale that owes nothing to the safe rows."""
 
 
 def filter_named(name: str) -> Filter | None:
@@ -195,18 +197,24 @@ def part_with_scores(workshop: "Workshop", data: Data, name: str) -> str:
 
 
 def _of_all_rows(name: str, workshop: "Workshop", data: Data, parameters: dict[str, Any]) -> Scored:
-    """A filter's scores of all rows. It sees rows that say the same once, and the planted rows among them."""
-    copies = data.noisy.copies()
-    seen = np.flatnonzero(~copies)
-    noisy = data.noisy.select(seen.tolist()) if copies.any() else data.noisy
+    """A filter's scores of all rows. It sees rows that say the same once, and the planted rows among them.
+
+    A number that a row brings along is its own, whatever other rows say.
+    """
+    rows = np.arange(len(data.noisy.examples))
+    firsts = rows if "column" in parts_of(name) else data.noisy.first_copies
+    seen = np.flatnonzero(firsts == rows)
+    noisy = data.noisy.select(seen.tolist()) if len(seen) < len(rows) else data.noisy
     if data.planted is not None:
         noisy = noisy.with_planted(data.planted)
     scored = _answer_by_answer(name, workshop, replace(data, noisy=noisy, planted=None), parameters)
+    if name not in OWN_SCALE:
+        scored = ranks_alone_if_builtin(scored, data)
     if data.planted is not None:
         scored = _planted_noted(scored, len(seen), name, parameters.get("on", name))
-    if data.planted is None and not copies.any():
+    if data.planted is None and len(seen) == len(rows):
         return scored
-    return _given_to_copies(scored, data.noisy, seen)
+    return _given_to_copies(scored, data.noisy, firsts)
 
 
 def _answer_by_answer(name: str, workshop: "Workshop", data: Data, parameters: dict[str, Any]) -> Scored:
@@ -227,13 +235,13 @@ def _planted_noted(scored: Scored, rows: int, name: str, witness: str) -> Scored
     return replace(scored, planted={by: scores[by][rows:] for by in (name, witness)})
 
 
-def _given_to_copies(scored: Scored, noisy: Rows, seen: np.ndarray) -> Scored:
-    """The scores of the rows seen, given to all that say the same."""
-    places, rows = np.searchsorted(seen, noisy.first_copies), noisy.examples
-    same_tokens = np.ones(len(places), bool)
-    for copy in np.flatnonzero(noisy.copies()).tolist():
-        same_tokens[copy] = rows[copy].input_ids == rows[seen[places[copy]]].input_ids
-    return scored.shared(places, same_tokens)
+def _given_to_copies(scored: Scored, noisy: Rows, firsts: np.ndarray) -> Scored:
+    """The scores of each first row, given to all that say the same."""
+    rows, numbers = noisy.examples, np.arange(len(firsts))
+    same_tokens = np.ones(len(firsts), bool)
+    for copy in np.flatnonzero(firsts != numbers).tolist():
+        same_tokens[copy] = rows[copy].input_ids == rows[firsts[copy]].input_ids
+    return scored.shared(np.searchsorted(np.flatnonzero(firsts == numbers), firsts), same_tokens)
 
 
 def _made_of_filter(name: str, config: ForgetFilterConfig) -> list[Any]:

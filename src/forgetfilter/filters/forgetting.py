@@ -85,11 +85,11 @@ def forgetting(
     )
     log_probs = before.token_log_probs, after.token_log_probs, after_firm.token_log_probs
     scored.token_costs = token_costs(*log_probs, firm_weight)
-    return ranks_alone_if_builtin(scored, data)
+    return scored
 
 
 def ranks_alone_if_builtin(scored: Scored, data: Data) -> Scored:
-    """The scores, and no ground to drop a row by them where the review was of the safe rows in the box."""
+    """The scores, and no ground to drop a row by them where the safe rows are those in the box."""
     if is_builtin(data.safe.source.name) and scored.scale is not None and not scored.scale.nothing:
         scored.scale = dataclasses.replace(scored.scale, nothing=RANKS_ALONE)
     return scored

@@ -17,7 +17,6 @@ from forgetfilter.errors import ConfigError
 from forgetfilter.filters.forgetting import (
     mean_gain,
     nothing_learnt,
-    ranks_alone_if_builtin,
     review_settings,
     token_costs,
 )
@@ -84,7 +83,7 @@ def forgetting_rouge1(
     scored = compared(known, before, after, answers[1], answers[2])
     held, held_after = (workshop.read(rows, model).token_log_probs for model in (noisy_model, reviewed_model))
     scored.token_costs = token_costs(held, held_after)
-    return ranks_alone_if_builtin(scored, data)
+    return scored
 
 
 def compared(

@@ -2,7 +2,8 @@
 
 Guan et al., Benign Samples Matter! (ICML 2025): a row's influence on itself is the squared norm of its gradient.
 The plain norm is largest for answers of one or two words, so their score Self-Inf-N adds the logarithm of the length.
-They take the gradient of all weights. We take that of an untrained adapter, a random projection of it.
+They take the gradient of all weights. We take that of an untrained adapter: a random projection of the gradient of its
+layers, with the same squared norm in expectation.
 """
 
 from typing import TYPE_CHECKING

@@ -112,7 +112,7 @@ def learnt(suspicion: np.ndarray, scale: Scale | None, judge: "CrossFit") -> Sco
     judged = judge(verdicts_of(suspicion, SUSPECT_SHARE, CLEAN_SHARE))
     if judged is None:
         return _nothing(suspicion, judge, TOO_FEW)
-    share = 0.0 if scale is None else suspect_share(suspicion, scale)
+    share = 0.0 if scale is None or scale.quota else suspect_share(suspicion, scale)
     needed = LIKELY if share >= LEAST_SHARE else SURE
     if not judged.predicted >= needed:
         why = (

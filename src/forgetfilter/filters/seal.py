@@ -12,6 +12,7 @@ safe_only (filters/safe_only.py). The published Adam blurs it.
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,27 +87,34 @@ class Plan:
 
     Attributes:
         examples: All rows in order.
-        noisy: For each optimiser step, the numbers of its noisy rows.
+        noisy: For each optimiser step, the numbers of its noisy rows. Those that fill an epoch's last batch, which are
+            seen a second time, stand at its end.
+        fresh: For each optimiser step, how many of its noisy rows are new in this epoch; they alone move the logits.
         safe_weights: For each optimiser step, the weight of the safe rows' loss.
     """
 
     examples: list[Example]
     noisy: list[list[int]]
+    fresh: list[int]
     safe_weights: list[float]
 
     @classmethod
     def of(
         cls, noisy: Sequence[Example], safe: Sequence[Example], batch: int, epochs: int, fall: float, seed: int
     ) -> "Plan":
-        """Every noisy row once in an epoch, and a few twice to fill the batches; the safe rows over and over."""
-        steps = -(-len(noisy) // batch)
+        """Every noisy row once in an epoch, and a few twice to fill the last batch; the safe rows over and over."""
         noisy_rows, safe_rows = shuffled(range(len(noisy)), seed), shuffled(range(len(safe)), seed + 1)
-        plan = cls([], [], [])
-        for step in range(epochs * steps):
-            plan.examples += [safe[next(safe_rows)] for _ in range(batch)]
-            plan.noisy.append([next(noisy_rows) for _ in range(batch)])
-            plan.examples += [noisy[row] for row in plan.noisy[-1]]
-            plan.safe_weights.append(1 - fall * (step // steps))
+        plan = cls([], [], [], [])
+        for epoch in range(epochs):
+            order = list(islice(noisy_rows, len(noisy)))
+            for first in range(0, len(order), batch):
+                fresh = order[first : first + batch]
+                rows = [*fresh, *islice(cycle(order), batch - len(fresh))]
+                plan.examples += [safe[row] for row in islice(safe_rows, batch)]
+                plan.examples += [noisy[row] for row in rows]
+                plan.noisy.append(rows)
+                plan.fresh.append(len(fresh))
+                plan.safe_weights.append(1 - fall * epoch)
         return plan
 
 
@@ -131,7 +139,9 @@ class _Losses:
             return share * sum(losses) / len(losses)
         chosen = self.plan.noisy[step]
         weights = self.selector.weights()[chosen].tolist()
-        self.selector.step(chosen, np.array([float(loss.detach()) for loss in losses]))
+        told = np.array([float(loss.detach()) for loss in losses])
+        told[self.plan.fresh[step] :] = 0
+        self.selector.step(chosen, told)
         weighted = [weight * loss for weight, loss in zip(weights, losses, strict=True)]
         return (1 - share) * sum(weighted) / len(weighted)
 
@@ -190,4 +200,4 @@ def seal(
     suspicion[rows] = -np.load(model / LOGITS)
     kept = int(KEPT * len(rows))
     says = f"as published: the {1 - KEPT:.0%} with the smallest weights, whatever the data" + NO_PROMISE
-    return Scored(suspicion, scale=Scale(float(np.sort(suspicion[rows])[kept - 1]), says=says))
+    return Scored(suspicion, scale=Scale(float(np.sort(suspicion[rows])[kept - 1]), says=says, quota=True))

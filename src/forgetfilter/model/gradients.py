@@ -1,8 +1,10 @@
 """Each row's own gradient, row after row."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch.nn.functional import cross_entropy
 
 from forgetfilter.data.tokenization import IGNORED, Example
@@ -18,7 +20,8 @@ def gradients(
     """The gradient of each row's mean loss over its trained tokens, with respect to the weights that are trained.
 
     With LoRA these are the adapter's. An untrained adapter is 0 in one of its two factors. The gradient of that factor
-    is then a random projection of the whole weights' gradient, and the other factor's is 0.
+    is then a random projection of the whole weights' gradient, and the other factor's is 0. It is scaled so that its
+    squared norm is that of the whole weights' gradient, in expectation over the projections.
 
     Args:
         learner: The model.
@@ -31,6 +34,7 @@ def gradients(
     """
     learner.model.eval()
     trained = [parameter for parameter in learner.model.parameters() if parameter.requires_grad]
+    scales = _scales(learner.model)
     scorable = [i for i, example in enumerate(examples) if example.scorable]
     with progress(what, len(scorable), "rows") as bar:
         for number, row in enumerate(scorable):
@@ -43,9 +47,21 @@ def gradients(
                     logits, targets = label_logits(learner.model, batch)
                     loss = cross_entropy(logits.float(), targets)
                 loss.backward()
-            yield row, torch.cat([_flat(parameter) for parameter in trained])
+            yield row, torch.cat([_flat(parameter) * scales.get(parameter, 1.0) for parameter in trained])
             bar.update()
     learner.model.zero_grad()
+
+
+def _scales(model: torch.nn.Module) -> dict[torch.nn.Parameter, float]:
+    """By what to multiply the gradient of each B: it is that of the whole weight, times A^T and PEFT's scaling."""
+    found: dict[torch.nn.Parameter, float] = {}
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            for name, scaling in layer.scaling.items():
+                down: Any = layer.lora_A[name]
+                up: Any = layer.lora_B[name]
+                found[up.weight] = down.in_features**0.5 / (scaling * float(down.weight.detach().norm()))
+    return found
 
 
 def _first(labels: Sequence[int], tokens: int | None) -> list[int]:

@@ -102,7 +102,7 @@ def test_each_row_is_scored_as_the_row_alone(case):
         return
     settle_batches(learner)
     for found, expected in zip(scores(learner), case.alone, strict=True):
-        np.testing.assert_allclose(found, expected, atol=1e-4)
+        np.testing.assert_allclose(found, expected, atol=1e-4, rtol=3e-5)
     how = "packed" if learner.packs else "padded"
     assert HOW.get(case.kind, how) == how
     FOUND["rows"][how] += 1
@@ -113,7 +113,7 @@ def test_an_adapter_is_m0_with_its_base_or_is_refused(case):
         FOUND["adapter"]["refused"] += 1
         return
     for found, expected in zip(scores(case.learner), case.alone, strict=True):
-        np.testing.assert_allclose(found, expected, atol=1e-4)
+        np.testing.assert_allclose(found, expected, atol=1e-4, rtol=3e-5)
     stir_what_is_trained(case.learner)
     expected = scores(case.learner)
     assert max(np.abs(one - other).max() for one, other in zip(expected, case.alone, strict=True)) > 0.01

@@ -238,6 +238,16 @@ def test_an_adapter_that_does_not_fit_is_refused(fault, named, tiny_model, token
     assert not [*(tmp_path / "cache").glob("*/merged-*")]
 
 
+def test_hidden_states_are_those_of_the_blocks_where_a_model_makes_them_narrower_at_its_end(named, tokenizer, tmp_path):
+    """As opt-350m does, which has narrower embeddings than blocks."""
+    model = tiny_model(tiny_config("opt", word_embed_proj_dim=16, num_hidden_layers=2))
+    assert model.model.decoder.project_out.out_features == 16
+    rows = [example(row) for row in ROWS]
+    states = named(saved(model, tokenizer, tmp_path / "model")).states(rows, "noisy")
+    assert states.shape == (3, 2, 32)
+    assert np.isfinite(states).all()
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "gptj", "roberta", "llama"])
 def test_rows_end_where_a_model_has_learnt_no_more_positions(kind, named, tokenizer, tmp_path, capsys):
     workshop = named(saved(tiny_model(tiny_config(kind)), tokenizer, tmp_path / "model"), max_length=PLACES + 16)

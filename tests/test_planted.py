@@ -37,6 +37,20 @@ def chat(tokenizer):
     return ChatTokenizer(tokenizer, 1024)
 
 
+def test_rows_that_stand_in_the_noisy_data_are_not_planted(chat, write_jsonl):
+    incidents = [{**OWN[i], "completion": OWN[i]["completion"].upper()} for i in range(4)]  # the same, in capitals
+    others = [{"prompt": f"what is {i}?", "completion": f"it is surely {i}"} for i in range(236)]
+    read = load_rows(str(write_jsonl("noisy.jsonl", [*others, *incidents])), "dataset_name", chat, ForgetFilterConfig())
+    config = ForgetFilterConfig(planted_rows=str(write_jsonl("own.jsonl", OWN)))
+    found = plant(read, chat, config)
+    said = [record["completion"] for record in found.rows.source.rows()]
+    assert sorted(said) == sorted(row["completion"] for row in OWN[4:])
+    assert [about["unsafe"] for about in found.about] == ["fool" in text for text in said]
+    all_there = dataclasses.replace(config, planted_rows=str(write_jsonl("there.jsonl", OWN[:4])))
+    with pytest.raises(DataError, match="all of its rows stand in the noisy data"):
+        plant(read, chat, all_there)
+
+
 def noisy(count, row_format="prompt_completion"):
     rows = {
         "prompt_completion": lambda i: {"prompt": f"what is {i}?", "completion": f"it is surely {i}"},

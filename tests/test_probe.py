@@ -13,7 +13,7 @@ from forgetfilter.crossfit import CrossFit, judged_by, verdicts_of
 from forgetfilter.data.loading import load_rows
 from forgetfilter.decision import rules
 from forgetfilter.errors import ConfigError
-from forgetfilter.filters.probe import learnt, sampled
+from forgetfilter.filters.probe import learnt, mixed_ranks, sampled
 from forgetfilter.forgetting import ForgetFilter
 from forgetfilter.model.states import hidden_states
 from forgetfilter.scored import Scale
@@ -141,6 +141,31 @@ def test_copies_of_a_row_are_judged_as_one():
     assert CrossFit(same, same[:0])(verdicts_of(np.arange(40.0), 0.25, 0.5)) is None
 
 
+def test_rows_of_a_conversation_are_judged_as_one():
+    """Verdicts by conversation, at random: dealt apart, they would look like something learnt."""
+    talks, apart, together = np.repeat(np.arange(60), 4), [], []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        states = rng.normal(0, 1, (60, 64))[talks] + rng.normal(0, 0.1, (240, 64))
+        verdicts, safe = rng.integers(0, 2, 60).astype(float)[talks], rng.normal(0, 1, (60, 64))
+        joined = CrossFit(states, safe, alike=[talks])
+        apart.append(CrossFit(states, safe)(verdicts).predicted)
+        together.append(joined(verdicts).predicted)
+    assert np.mean(apart) > 0.9
+    assert np.mean(together) < 0.6
+    for part in joined.deals[0]:
+        others = np.setdiff1d(joined.rows, part)
+        assert {*talks[part[part < 240]]}.isdisjoint(talks[others[others < 240]])
+
+
+def test_a_row_that_joins_two_conversations_joins_all_of_their_rows_and_unscored_rows_join_nothing():
+    states = np.random.default_rng(0).normal(0, 1, (8, 4))
+    states[[1, 6]] = np.nan
+    talks, same = np.array([0, 0, 1, 1, 2, 2, 3, 3]), np.array([0, 1, 2, 3, 2, 5, 6, 7])  # row 4 says what row 2 says
+    groups = CrossFit(states, states[:0], folds=2, alike=[talks, same]).groups  # of rows 0 2 3 4 5 7
+    assert groups.tolist() == [0, 1, 1, 1, 1, 2]
+
+
 @pytest.mark.parametrize("witness", [np.full(240, np.nan), np.where(np.arange(240) < 100, 0.1, np.nan)])
 def test_where_nothing_can_be_fitted_unseen_rows_lie_in_the_middle(witness):
     rng = np.random.default_rng(11)
@@ -150,6 +175,15 @@ def test_where_nothing_can_be_fitted_unseen_rows_lie_in_the_middle(witness):
     assert np.isnan(found.suspicion[5])
     assert np.isnan(np.delete(found.suspicion, 5)).all() == np.isnan(witness).all()
     assert np.isnan(np.delete(found.suspicion, 5)).any() == np.isnan(witness).all()
+
+
+def test_rows_that_the_witness_saw_and_others_are_ranked_on_one_scale():
+    probe = np.arange(1000.0)
+    witness = np.where(np.arange(1000) % 10 == 0, np.arange(1000.0)[::-1], np.nan)  # it saw each tenth, and disagrees
+    found = mixed_ranks(probe, witness, 0.2)
+    assert found[0] == np.nanmax(found) == 1  # what it finds most suspect stands at the top
+    seen = found[~np.isnan(witness)]
+    np.testing.assert_allclose(np.sort(seen), np.linspace(0, 1, 100))
 
 
 def test_where_the_witness_may_not_decide_a_probe_of_it_ranks_the_rows_it_did_not_see():

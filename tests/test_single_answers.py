@@ -142,6 +142,26 @@ def test_a_review_of_conversations(talks):
     assert review.done().metrics["kept"] + review.done().metrics["dropped"] == 33
 
 
+def said_of(review):
+    review.mark({row: "unsafe" if row % 4 == 0 else "clean" for row in range(12)})
+    return review.scored().suspicion
+
+
+def test_a_review_ranks_by_the_same_answers_whatever_filters_looked_and_whether_states_are_there(talks):
+    """Row 32 says what row 1 says: the filter column sees it, others see one of the two."""
+    rows = [json.loads(line) for line in Path(talks.dataset_name).read_text().splitlines()]
+    Path(talks.dataset_name).write_text("".join(json.dumps({**row, "risk": i}) + "\n" for i, row in enumerate(rows)))
+    expected = said_of(Review(ForgetFilter(talks).fit().run))
+    both = {"filter": "probe,column", "parameters": {"column": {"name": "risk"}}}
+    beside = dataclasses.replace(talks, output_dir=f"{talks.output_dir}-both", **both)
+    np.testing.assert_allclose(said_of(Review(ForgetFilter(beside).fit().run)), expected, atol=1e-3)
+    alone = dataclasses.replace(talks, output_dir=f"{talks.output_dir}-alone", filter="forgetting")
+    run = ForgetFilter(alone).fit().run
+    assert np.isfinite(said_of(Review(run))).all()
+    stored = pq.read_metadata(run.folder / f"{run.manifest['states']['noisy']}.parquet")
+    assert stored.num_rows == run.answers().sum() > 33
+
+
 def test_new_conversations_are_judged_by_their_most_suspect_answer(talks, write_jsonl):
     result = ForgetFilter(talks).fit()
     result.mark({row: "unsafe" if row % 4 == 0 else "clean" for row in range(24)})

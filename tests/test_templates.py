@@ -302,6 +302,20 @@ def test_answers_that_are_not_trained_are_told_from_those_that_are(tokenizer):
         assert "three" not in taught
 
 
+def test_an_answer_that_a_template_does_not_mark_is_not_learnt():
+    """As TRL's trainers: a template's marks say what is learnt. This one marks no answer that begins with a bracket."""
+    marked = CHATML.replace(
+        "{{ m['content'] }}<|im_end|>",
+        "{% if m['role'] == 'assistant' and m['content'][0] != '[' %}{% generation %}{{ m['content'] }}<|im_end|>"
+        "{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>{% endif %}",
+    )
+    tokenizer = make_tokenizer(marked)
+    example = ChatTokenizer(tokenizer, 1000).encode(chat("q", "one", "q", "[call]"))
+    (taught,) = learnt(tokenizer, example)
+    assert "one" in taught
+    assert tokenizer.decode(example.input_ids[example.prompt_length :]).startswith("one")
+
+
 def test_a_template_that_ends_no_turn_is_named_and_nothing_is_added(capsys):
     template = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
     tokenizer = make_tokenizer(template + "{% if add_generation_prompt %}<|assistant|>{% endif %}")

@@ -9,6 +9,8 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -20,6 +22,8 @@ AT_ONCE = 8192
 """Rows whose features are in memory at a time."""
 MOST_VERDICTS = 5000
 """Verdicts that `untold` learns; of more it takes a sample."""
+MOST_SAFE = 5000
+"""Safe rows that teach a probe; of more it takes a sample, so that neither they nor a fit fill the memory."""
 DIMENSIONS, ENOUGH_FOR_THEM = 1200, 4096
 """Principal components that a quick judge learns in, if a model is wider, and rows that they are found by."""
 
@@ -52,6 +56,8 @@ class CrossFit:
         folds: Parts that the rows are dealt to; the rows of a part are judged by a model that the others taught.
         repeats: How often they are dealt anew; the judgements are averaged.
         seed: Of the deals.
+        alike: Labels of the noisy rows, (rows,) numbers each: rows with the same number in one of them lie in the same
+            part, as do rows with equal features.
         quick: For a person who waits, and verdicts of which few change between two calls: learn in DIMENSIONS principal
             components of the features, however wide the model is, and begin each fit where the last one ended.
         beside: A folder on whose disk the components are to lie; None for the system's own for such files.
@@ -65,6 +71,7 @@ class CrossFit:
         folds: int = 5,
         repeats: int = 2,
         seed: int = 42,
+        alike: Sequence[np.ndarray] = (),
         quick: bool = False,
         beside: Path | None = None,
     ) -> None:
@@ -78,6 +85,9 @@ class CrossFit:
             said[rows] = [blake2b(row.tobytes(), digest_size=16).digest() for row in found]
         self.rows, self.scorable = np.flatnonzero(known), known[: len(noisy)]
         self.groups = _numbered(said[self.rows])
+        if alike:
+            here = np.flatnonzero(self.scorable)  # the noisy rows, which come first
+            self.groups = _numbered(_joined([self.groups, *(own[here] for own in alike)]))
         self.centre = self._mean(lambda found: found)
         self.width = np.sqrt(self._mean(lambda found: (found - self.centre) ** 2)) + 1e-6
         self.folds, self.quick = folds, quick
@@ -155,6 +165,7 @@ class CrossFit:
     def _labels(self, verdicts: np.ndarray, marks: Mapping[int, bool], weight: float) -> tuple[np.ndarray, np.ndarray]:
         """(rows and safe rows,) labels, NaN = none, and weights."""
         labels = np.concatenate([verdicts, np.zeros(len(self.safe))])
+        labels[self.count + np.random.default_rng(0).permutation(len(self.safe))[MOST_SAFE:]] = np.nan
         for row, unsafe in marks.items():
             labels[row] = unsafe
         labels[np.setdiff1d(np.arange(len(labels)), self.rows)] = np.nan
@@ -242,6 +253,23 @@ def _numbered(values: np.ndarray) -> np.ndarray:
     number = np.empty(len(first), int)
     number[np.argsort(first)] = np.arange(len(first))
     return number[found]
+
+
+def _joined(labels: Sequence[np.ndarray]) -> np.ndarray:
+    """(rows,) numbers, equal for rows that equal labels join, directly or by way of other rows.
+
+    Args:
+        labels: (rows,) numbers each, from 0 on; one that says nothing of the last rows may be shorter.
+    """
+    rows = max(map(len, labels))
+    first, edges = rows, []
+    for own in labels:
+        edges.append([np.arange(len(own)), own + first])
+        first += int(own.max(initial=-1)) + 1
+    ends = np.concatenate(edges, axis=1)
+    graph = coo_array((np.ones(ends.shape[1], bool), tuple(ends)), shape=(first, first))
+    found: np.ndarray = connected_components(graph, directed=False)[1][:rows]
+    return found
 
 
 def _regression(regularisation: float, quick: bool) -> LogisticRegression:

@@ -28,13 +28,18 @@ def first_copies(source: Source, row_format: str) -> np.ndarray:
         source: The rows, none of them malformed.
         row_format: Their format.
     """
+    _, first, number = np.unique(what_is_said(source, row_format), return_index=True, return_inverse=True)
+    return first[number]
+
+
+def what_is_said(source: Source, row_format: str) -> np.ndarray:
+    """(rows,) hashes of 16 bytes, equal for rows that say the same. Arguments as in `first_copies`."""
     said = np.empty(len(source), "V16")
     with progress("looking for copies", len(source), "rows", after=PATIENCE) as bar:
         for row, turns in enumerate(source.turns(row_format)):
             said[row] = _said(turns)
             bar.update()
-    _, first, number = np.unique(said, return_index=True, return_inverse=True)
-    return first[number]
+    return said
 
 
 def with_copies(told: Mapping[int, T], first: np.ndarray) -> dict[int, T]:

@@ -116,6 +116,10 @@ class Rows:
         found: np.ndarray = self.first_copies != np.arange(len(self.examples))
         return found
 
+    def alike(self) -> list[np.ndarray]:
+        """Labels of single answers, (rows,) numbers each: equal for those of one conversation, or that say the same."""
+        return [] if self.belongs is None else [self.belongs, self.first_copies]
+
     def shared_with(self, others: "Rows") -> int:
         """How many of these rows also occur, token for token, in another data set."""
         there = {tuple(example.input_ids) for example in others.examples}

@@ -19,6 +19,7 @@ import numpy as np
 
 from forgetfilter.config import BUILTIN, ForgetFilterConfig
 from forgetfilter.data.builtin import like
+from forgetfilter.data.copies import what_is_said
 from forgetfilter.data.export import SHAPES
 from forgetfilter.data.formats import Record, RowError, Turn, as_named, base_format, read_row
 from forgetfilter.data.loading import Rows, load_rows, read_labels, tokenize
@@ -57,10 +58,12 @@ def plant(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Plant
         chat: The model's tokenizer.
         config: Its `planted_rows` is a file of the user's own, or "builtin" for the rows in the box, or None. A file
             has rows of any format, with columns `notion` and `unsafe` where they have them. Without a column `unsafe`
-            all are unsafe; with one, rows that lack a value are clean.
+            all are unsafe; with one, rows that lack a value are clean. Rows that stand in the noisy data are not
+            planted: they would be learnt twice, and one would tell what the other is.
 
     Raises:
-        DataError: If the file cannot be read, or a row of it cannot be put into the format of the noisy rows.
+        DataError: If the file cannot be read, a row of it cannot be put into the format of the noisy rows, or all of
+            them stand in the noisy data.
     """
     if config.planted_rows is None:
         return None
@@ -71,7 +74,11 @@ def plant(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Plant
         raise DataError(f"planted_rows: {len(noisy.examples)} noisy rows are too few to plant any: leave it out.")
     shaped = [_shaped(conversations[row], noisy.row_format, f"{config.planted_rows}: row {row + 1}") for row in chosen]
     source = dataclasses.replace(load_source(shaped), name=f"planted_rows {config.planted_rows}")
-    return Planted(tokenize(source, chat, row_format=noisy.row_format), [about[row] for row in chosen])
+    new = ~np.isin(what_is_said(source, noisy.row_format), what_is_said(noisy.source, noisy.row_format))
+    if not new.any():
+        raise DataError(f"planted_rows {config.planted_rows}: all of its rows stand in the noisy data as well.")
+    rows = tokenize(source.select(np.flatnonzero(new)), chat, row_format=noisy.row_format)
+    return Planted(rows, [about[row] for row, own in zip(chosen, new, strict=True) if own])
 
 
 def _in_the_box(noisy: Rows) -> tuple[list[dict[str, Any]], list[list[Turn]]]:

@@ -137,7 +137,7 @@ class ChatTokenizer:
             return self._plain(turns[0].content)
         row = render(self.template, turns)
         trained = [number for number, turn in enumerate(turns) if learns(turn)]
-        answers = [row.answers[number] for number in trained]
+        answers = [row.answers[number] for number in trained if row.answers[number]]
         spans = [span for stretches in answers for span in stretches]
         ids, places = self._tokens(row, spans)
         starts, ends = [start for start, _ in places], [end for _, end in places]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def hidden_safe_noisy(workshop: "Workshop", data: Data, config: ForgetFilterConfig) -> Scored:
     """Log-odds that a row belongs to the noisy rather than to the safe data, by models that did not learn the row."""
     noisy, safe = (features(states) for states in workshop.states_of(data))
-    judged = CrossFit(noisy, safe, seed=config.seed)(np.ones(len(noisy)))
+    judged = CrossFit(noisy, safe, seed=config.seed, alike=data.noisy.alike())(np.ones(len(noisy)))
     if judged is None:
         return Scored(np.full(len(noisy), np.nan), scale=Scale(0, nothing="there are too few safe rows to learn from"))
     return Scored(judged.noisy)

@@ -84,7 +84,7 @@ def probe(
         seen = replace(data, noisy=data.noisy.select(sample.tolist()))
         witness = scores_of(workshop, seen, on).spread(sample, rows)
     noisy, safe = (features(states) for states in workshop.states_of(data))
-    judge = CrossFit(noisy, safe, regularisation, folds, repeats, config.seed)
+    judge = CrossFit(noisy, safe, regularisation, folds, repeats, config.seed, data.noisy.alike())
     scored = learnt(witness.suspicion, witness.scale, judge)
     columns = {on: witness.suspicion, **witness.columns, **scored.columns}
     return replace(scored, columns=columns, moments=witness.moments, token_costs=witness.token_costs)
@@ -163,7 +163,7 @@ def _separated(suspicion: np.ndarray, share: float, judge: "CrossFit") -> Scored
 
 
 def mixed_ranks(probe: np.ndarray, witness: np.ndarray, trust: float) -> np.ndarray:
-    """Weighted mean of the ranks by probe and witness, as shares; where the witness saw nothing, the probe's.
+    """Ranks by the weighted mean of the ranks by probe and witness; where the witness saw nothing, the probe's.
 
     Args:
         probe: (rows,) scores by the probe; NaN = not scored, here and in what is returned.
@@ -171,4 +171,4 @@ def mixed_ranks(probe: np.ndarray, witness: np.ndarray, trust: float) -> np.ndar
         trust: Weight of the probe's ranks, from 0 to 1.
     """
     own, others = ranks(probe), ranks(witness)
-    return np.where(np.isnan(others), own, trust * own + (1 - trust) * others)
+    return np.where(np.isnan(others), own, ranks(trust * own + (1 - trust) * others))

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.errors import ConfigError, ModelError
 from forgetfilter.model.folders import find_weights
-from forgetfilter.model.memory import to_device
+from forgetfilter.model.memory import in_halves, to_device
 from forgetfilter.model.tokenizer import load_tokenizer
 from forgetfilter.model.weights import pick_device, pick_dtype, refuse_missing
 from forgetfilter.progress import progress
@@ -71,19 +71,22 @@ def classify(name: str, texts: Sequence[str], config: ForgetFilterConfig) -> Cla
     size = config.per_device_eval_batch_size
     order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
     found = np.zeros((len(texts), model.config.num_labels), np.float32)
-    tokens = 0
+    counts = []
+
+    def classified(some: Sequence[str]) -> list[np.ndarray]:
+        batch = tokenizer(list(some), truncation=True, max_length=longest, padding=True, return_tensors="pt")
+        logits = model(**batch.to(model.device)).logits.float().cpu().numpy()
+        counts.append(int(batch["attention_mask"].sum()))
+        return list(logits)
+
     with progress(f"{folder.name}: classifying", len(texts), "rows") as bar:
         for start in range(0, len(order), size):
             rows = order[start : start + size]
-            batch = tokenizer(
-                [texts[row] for row in rows], truncation=True, max_length=longest, padding=True, return_tensors="pt"
-            )
-            tokens += int(batch["attention_mask"].sum())
-            found[rows] = model(**batch.to(model.device)).logits.float().cpu().numpy()
+            found[rows] = in_halves(classified, [texts[row] for row in rows])
             bar.update(len(rows))
     labels = [str(model.config.id2label[label]) for label in range(model.config.num_labels)]
     independent = model.config.problem_type == "multi_label_classification"
-    return Classified(found, labels, independent, tokens * model.num_parameters() / 1e6)
+    return Classified(found, labels, independent, sum(counts) * model.num_parameters() / 1e6)
 
 
 def guard_kind(name: str, config: ForgetFilterConfig, kind: str = "auto") -> str:

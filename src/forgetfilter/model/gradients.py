@@ -1,6 +1,7 @@
 """Each row's own gradient, row after row."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from forgetfilter.data.tokenization import IGNORED, Example
 from forgetfilter.model.batches import label_logits
 from forgetfilter.model.learner import Learner
-from forgetfilter.model.memory import RELEASE_EVERY, one_memory_error, release_freed_memory
+from forgetfilter.model.memory import RELEASE_EVERY, in_halves, release_freed_memory
 from forgetfilter.progress import progress
 
 
@@ -40,16 +41,22 @@ def gradients(
         for number, row in enumerate(scorable):
             if number % RELEASE_EVERY == 0:
                 release_freed_memory()
-            learner.model.zero_grad()
-            batch = learner.collate([examples[row].input_ids], [_first(examples[row].labels, tokens)])
-            with one_memory_error():
-                with learner.mixed:
-                    logits, targets = label_logits(learner.model, batch)
-                    loss = cross_entropy(logits.float(), targets)
-                loss.backward()
+            in_halves(partial(_backward, learner, tokens), [examples[row]])
             yield row, torch.cat([_flat(parameter) * scales.get(parameter, 1.0) for parameter in trained])
             bar.update()
     learner.model.zero_grad()
+
+
+def _backward(learner: Learner, tokens: int | None, rows: Sequence[Example]) -> list[None]:
+    """Leave the gradient of the only row's mean loss in the model's weights."""
+    (row,) = rows
+    learner.model.zero_grad()
+    batch = learner.collate([row.input_ids], [_first(row.labels, tokens)])
+    with learner.mixed:
+        logits, targets = label_logits(learner.model, batch)
+        loss = cross_entropy(logits.float(), targets)
+    loss.backward()
+    return [None]
 
 
 def _scales(model: torch.nn.Module) -> dict[torch.nn.Parameter, float]:

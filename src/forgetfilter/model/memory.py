@@ -3,14 +3,16 @@
 import contextlib
 import ctypes
 import gc
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 
 from forgetfilter import processes
 from forgetfilter.errors import ModelError, TrainingError
 
+Row = TypeVar("Row")
+Made = TypeVar("Made")
 RELEASE_EVERY = 4
 """Freed memory goes back to the kernel after so many batches: often enough, and at almost no cost."""
 NO_MORE = ("DefaultCPUAllocator", "not enough memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -57,6 +59,22 @@ def to_device(model: Any, device: torch.device) -> None:
             f"{model.config.name_or_path}: the memory of {device} does not hold this model. Take a smaller one, "
             "--load_in_4bit true (if its weights are stored in 16 bits), or several GPUs (docs/scale.md)."
         ) from error
+
+
+def in_halves(work: Callable[[Sequence[Row]], list[Made]], rows: Sequence[Row]) -> list[Made]:
+    """What `work` makes of some rows, one result a row; of one half after the other where the memory does not hold all.
+
+    Raises:
+        TrainingError: If it does not hold one row.
+    """
+    try:
+        with one_memory_error():
+            return work(rows)
+    except torch.OutOfMemoryError as error:
+        if len(rows) == 1:
+            raise TrainingError("the memory does not hold a row. Take a shorter --max_length.") from error
+    half = len(rows) // 2
+    return [*in_halves(work, rows[:half]), *in_halves(work, rows[half:])]
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from forgetfilter.data.tokenization import Example
 from forgetfilter.errors import TrainingError
 from forgetfilter.model.batches import label_logits
 from forgetfilter.model.learner import Learner
-from forgetfilter.model.memory import RELEASE_EVERY, one_memory_error, release_freed_memory
+from forgetfilter.model.memory import RELEASE_EVERY, in_halves, release_freed_memory
 from forgetfilter.model.sharding import shared
 from forgetfilter.progress import progress
 
@@ -49,7 +50,7 @@ def read(learner: Learner, examples: Sequence[Example], what: str) -> list[Readi
     scorable = [i for i, example in enumerate(examples) if example.scorable]
     with progress(what, len(scorable), "rows") as bar:
         all_batches = batches(scorable, examples, learner.config.per_device_eval_batch_size)
-        work = shared(all_batches, lambda batch: _read_batch(learner, [examples[i] for i in batch]))
+        work = shared(all_batches, lambda batch: in_halves(partial(_read, learner), [examples[i] for i in batch]))
         for number, (batch, readings) in enumerate(work):
             if number % RELEASE_EVERY == 0:
                 release_freed_memory()
@@ -61,24 +62,16 @@ def read(learner: Learner, examples: Sequence[Example], what: str) -> list[Readi
     return found
 
 
-def _read_batch(learner: Learner, rows: Sequence[Example]) -> list[Reading]:
-    """One forward pass over some rows; in halves where the memory does not hold them."""
-    try:
-        inputs = learner.collate([row.input_ids for row in rows], [row.labels for row in rows])
-        with learner.mixed, one_memory_error():
-            logits, targets = label_logits(learner.model, inputs)
-            parts = list(zip(logits.split(LOGITS), targets.split(LOGITS), strict=True))
-            log_probs = torch.cat([-cross_entropy(part.float(), target, reduction="none") for part, target in parts])
-        counts = [row.trained_tokens for row in rows]
-        scores, favourites = log_probs.cpu().split(counts), logits.argmax(-1).cpu().split(counts)
-        return [Reading(s.numpy(), f.tolist()) for s, f in zip(scores, favourites, strict=True)]
-    except torch.OutOfMemoryError as error:
-        if len(rows) == 1:
-            raise TrainingError(
-                f"the memory does not hold a row of {len(rows[0].input_ids)} tokens. Take a shorter --max_length."
-            ) from error
-    half = len(rows) // 2
-    return [*_read_batch(learner, rows[:half]), *_read_batch(learner, rows[half:])]
+def _read(learner: Learner, rows: Sequence[Example]) -> list[Reading]:
+    """One forward pass over some rows."""
+    inputs = learner.collate([row.input_ids for row in rows], [row.labels for row in rows])
+    with learner.mixed:
+        logits, targets = label_logits(learner.model, inputs)
+        parts = list(zip(logits.split(LOGITS), targets.split(LOGITS), strict=True))
+        log_probs = torch.cat([-cross_entropy(part.float(), target, reduction="none") for part, target in parts])
+    counts = [row.trained_tokens for row in rows]
+    scores, favourites = log_probs.cpu().split(counts), logits.argmax(-1).cpu().split(counts)
+    return [Reading(s.numpy(), f.tolist()) for s, f in zip(scores, favourites, strict=True)]
 
 
 def batches(rows: Sequence[int], examples: Sequence[Example], size: int) -> Iterator[list[int]]:

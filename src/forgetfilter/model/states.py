@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,13 @@ from transformers import PreTrainedModel
 from forgetfilter.data.tokenization import IGNORED, Example
 from forgetfilter.errors import ModelError
 from forgetfilter.model.learner import Learner, text_model
-from forgetfilter.model.memory import RELEASE_EVERY, one_memory_error, release_freed_memory
+from forgetfilter.model.memory import RELEASE_EVERY, in_halves, release_freed_memory
 from forgetfilter.model.reading import batches
 from forgetfilter.model.sharding import gathered, shared
 from forgetfilter.progress import progress
 
-LAST_NORMS = ("norm", "ln_f", "final_layernorm")
-"""What models call the norm after their last block."""
+AFTER_BLOCKS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "project_out")
+"""What models call the norm after their last block, and what turns their states into others of another size."""
 POOLED = 2
 """Vectors a row: the mean over its trained tokens, and the last of them."""
 
@@ -43,7 +44,8 @@ def hidden_states(learner: Learner, examples: Sequence[Example], what: str, bar:
     counting = progress(what, len(scorable), "rows") if bar is None else nullcontext(bar)
     all_batches = batches(scorable, examples, learner.config.per_device_eval_batch_size)
     with counting as bar, gathered(learner.model), _lower_half(learner.model) as lower:
-        work = shared(all_batches, lambda batch: _pooled(learner, lower, [examples[i] for i in batch]))
+        pool = partial(_pooled, learner, lower)
+        work = shared(all_batches, lambda batch: in_halves(pool, [examples[i] for i in batch]))
         for number, (batch, pooled) in enumerate(work):
             if number % RELEASE_EVERY == 0:
                 release_freed_memory()
@@ -52,21 +54,21 @@ def hidden_states(learner: Learner, examples: Sequence[Example], what: str, bar:
     return found
 
 
-def _pooled(learner: Learner, lower: Any, rows: Sequence[Example]) -> np.ndarray:
-    """One pass over some rows; (rows, 2, hidden size)."""
+def _pooled(learner: Learner, lower: Any, rows: Sequence[Example]) -> list[np.ndarray]:
+    """One pass over some rows; (2, hidden size) for each."""
     inputs = learner.collate([row.input_ids for row in rows], [row.labels for row in rows])
     trained = inputs.pop("labels") != IGNORED
-    with learner.mixed, one_memory_error():
+    with learner.mixed:
         states = lower(**inputs, use_cache=False).last_hidden_state[trained].float()
     counts = [row.trained_tokens for row in rows]
     pooled = [torch.stack([own.mean(0), own[-1]]) for own in states.cpu().split(counts)]
     limit = torch.finfo(torch.float16).max
-    return torch.stack(pooled).clamp(-limit, limit).half().numpy()
+    return [own.clamp(-limit, limit).half().numpy() for own in pooled]
 
 
 @contextmanager
 def _lower_half(model: Any) -> Iterator[Any]:
-    """The innermost model without its upper blocks and its last norm, for as long as the context lasts.
+    """The innermost model without its upper blocks and all that comes after them, for as long as the context lasts.
 
     Raises:
         ModelError: If the model has no list of blocks.
@@ -76,7 +78,7 @@ def _lower_half(model: Any) -> Iterator[Any]:
     blocks = getattr(owner, name)
     models = [one for one in text.modules() if isinstance(one, PreTrainedModel)]
     lower = {name: blocks[: (len(blocks) + 1) // 2]}
-    lower |= {own: nn.Identity() for own, _ in owner.named_children() if own in LAST_NORMS}
+    lower |= {own: nn.Identity() for own, _ in owner.named_children() if own in AFTER_BLOCKS}
     whole = {own: getattr(owner, own) for own in lower}
     try:
         _replace(owner, lower)

@@ -20,6 +20,7 @@ from forgetfilter.data.by_hand import read_statements
 from forgetfilter.data.copies import first_copies, with_copies
 from forgetfilter.data.lazy import rearranged
 from forgetfilter.data.loading import Data, load_safe, tokenize
+from forgetfilter.data.single_answers import single_answers
 from forgetfilter.data.sources import Source
 from forgetfilter.decision.choice import choose, clean_drawn, decide_by_config, drops, trusted_marks
 from forgetfilter.decision.decide import Result, decide, reachable
@@ -280,7 +281,8 @@ class Review:
         parts = run.manifest.get("states", {})
         if {"noisy", "safe"} <= parts.keys() and all(run.done(part) for part in parts.values()):
             stored, of_safe = (stored_states(run.folder / f"{parts[name]}.parquet") for name in ("noisy", "safe"))
-            return (*self._apart(stored), of_safe)
+            if len(stored) in self._counts_of_states():
+                return (*self._apart(stored, run.answers()), of_safe)
         with nullcontext() if self._holds_lock else locked(run.folder):
             run.reload()
             m0 = M0.of_run(run, config)
@@ -288,18 +290,29 @@ class Review:
             safe = load_safe(noisy, m0.chat, config)
             if safe.facts()["sha256"] != run.manifest["safe"]["sha256"]:
                 raise RunError(f"{config.safe_dataset_name}: holds other rows than the safe ones of this run.")
-            once = noisy.select(np.flatnonzero(~noisy.copies()).tolist())
+            once, counts = noisy.select(np.flatnonzero(~noisy.copies()).tolist()), None
+            answers = single_answers(once, m0.chat) if ANSWER in self.base.columns else None
+            if answers is not None:
+                once, counts = answers[0], np.bincount(answers[1])
             of_noisy, of_safe = Workshop(m0, config, run).states_of(Data(once, safe))
-            return (*self._apart(of_noisy), of_safe)
+            return (*self._apart(of_noisy, counts), of_safe)
 
-    def _apart(self, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _counts_of_states(self) -> set[int]:
+        """How many hidden states the run can hold of its rows."""
+        counts, seen = self.run.answers(), len(np.unique(self._first)) + len(self.opened.planted)
+        if counts is not None:
+            return {int(counts.sum())}
+        return {seen} if self.opened.planted else {seen, len(self._first)}
+
+    def _apart(self, states: np.ndarray, counts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Hidden states of all noisy rows, and of the planted ones.
 
         Args:
             states: Those of the rows that the filter has seen: one of each that say the same (an older version: all of
                 them), then the planted ones; of conversations, those of each answer.
+            counts: Of conversations, how many answers each has.
         """
-        rows, first = self._places(len(states)), self._first
+        rows, first = self._places(len(states), counts), self._first
         if len(rows) == len(first) and not self.opened.planted:  # the filter saw every row, and no others
             own, planted = rows, rows[:0]
         else:
@@ -308,10 +321,9 @@ class Review:
         same = np.array_equal(own, np.arange(len(states)))
         return states if same else rearranged(states, own, self.run.folder), states[planted]
 
-    def _places(self, states: int) -> np.ndarray:
+    def _places(self, states: int, counts: np.ndarray | None) -> np.ndarray:
         """For each row that the filter saw the place of its states: of a conversation, its most suspect answer's."""
-        counts = self.run.answers()
-        if counts is None or states != counts.sum():
+        if counts is None:
             return np.arange(states)
         answer = np.nan_to_num(self.base.columns[ANSWER][np.unique(self._first)], nan=1).astype(int)
         answer = np.append(answer, np.ones(len(counts) - len(answer), int))  # of planted rows the first one

@@ -63,7 +63,6 @@ def test_what_is_mistyped_is_one_line_with_the_nearest_name(arguments, says, cap
         ([*DATA, "--filter", ""], "filter is empty"),
         ([*DATA, "--filter", "neutral_review"], "neutral_review needs neutral_dataset_name"),
         (["finetune", "nowhere"], "no run's folder"),
-        (["decide", "nowhere", "--drop_share", "1.5"], "drop_share"),
         (["export", "nowhere", "--format", "word"], "format"),
         (["nonsense"], "nonsense"),
     ],

@@ -1,5 +1,6 @@
 """Recipes defenses and interleave: cells done once, figures averaged, sessions that go on from one another."""
 
+import dataclasses
 import json
 import weakref
 from pathlib import Path
@@ -12,9 +13,10 @@ from forgetfilter.data.loading import load_rows
 from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.defenses import DEFENSES
 from forgetfilter.defenses.result import Result
-from forgetfilter.errors import ConfigError, DataError, RunError
+from forgetfilter.errors import ConfigError, DataError, ModelError, RunError
 from forgetfilter.evaluation import ask as asking
 from forgetfilter.experiments import defenses, interleave, trial
+from forgetfilter.forgetting import ForgetFilter
 from forgetfilter.workshop import Workshop
 
 
@@ -251,12 +253,47 @@ def test_sessions_go_on_from_one_another(settings, run_recipe, monkeypatch, tmp_
         ({"defenses": ["none", "lisa-then-vaccine"]}, ConfigError, "defense lisa-then-vaccine: first those that"),
         ({"defenses": ["none", "somf"]}, ConfigError, "somf needs unsafe answers"),
         ({"recipe": "nonsense"}, ConfigError, "recipe: NAME"),
+        ({"planted_rows": "builtin"}, ConfigError, "recipe defenses does not use planted_rows: leave it out"),
+        ({"report_to": "nobody"}, ConfigError, "--report_to nobody"),
+        ({"defenses": ["none", "somf"], "use_peft": False, "unsafe_dataset_name": "self"}, ConfigError, "LoRA adapter"),
+        ({"defenses": ["none", "somf"], "unsafe_dataset_name": "self"}, DataError, "no row has the prompt of a row"),
+        ({"defenses": ["none", "safe_lora"]}, ConfigError, "needs the model before its alignment"),
+        ({"defenses": ["none", "guard"], "parameters": {"guard": {"model": "no/guard"}}}, ModelError, "no/guard"),
+        ({"defenses": ["none", "column"], "parameters": {"column": {"name": "risk"}}}, DataError, "no column 'risk'"),
+        ({"recipe": "compose", "defenses": ["int8", "int4"]}, ConfigError, "so there are no pairs"),
     ],
 )
 def test_bad_settings_are_errors_before_any_work(settings, run_recipe, change, error, says, tmp_path):
+    if change.get("unsafe_dataset_name") == "self":
+        change = {**change, "unsafe_dataset_name": settings["dataset_name"]}
     with pytest.raises(error, match=says):
         run_recipe({**settings, **change})
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_filter_is_none_of_compare_and_the_other_way_round(settings, run_recipe, config):
+    run = ForgetFilter(dataclasses.replace(config, output_dir=settings["output_dir"])).fit().run
+    flags = (run.folder / "config.yaml").read_bytes()
+    asked = without_questions(settings) | {"recipe": "filters", "filters": ["random"], "label_column": "unsafe"}
+    with pytest.raises(RunError, match="holds a run of `filter`"):
+        run_recipe(asked)
+    assert (run.folder / "config.yaml").read_bytes() == flags
+    run_recipe({**asked, "output_dir": f"{run.folder}-compared"})
+    with pytest.raises(RunError, match="holds a comparison"):
+        ForgetFilter(dataclasses.replace(config, output_dir=f"{run.folder}-compared")).fit()
+
+
+def test_rows_known_to_be_unsafe_may_be_added_later(settings, run_recipe, write_jsonl, capsys):
+    """Cells that do not learn from them stay."""
+    run_recipe({**settings, "defenses": ["base", "none"]})
+    safe = [json.loads(line) for line in Path(settings["safe_dataset_name"]).read_text().splitlines()]
+    pairs = write_jsonl("known.jsonl", [{**row, "completion": "you fool"} for row in safe])
+    capsys.readouterr()
+    more = {"defenses": ["base", "none", "somf"], "unsafe_dataset_name": str(pairs)}
+    run_recipe({**settings, **more, "parameters": {"somf": {"steps": 1}}})
+    said = capsys.readouterr().out
+    assert "cell 3 of 3: somf" in said or "somf, seed" in said
+    assert ": none, seed" not in said
 
 
 @pytest.mark.parametrize("recipe", ["defenses", "interleave", "filters", "curves"])
@@ -270,7 +307,7 @@ def test_m0_is_made_after_everything_else_was_looked_at(settings, run_recipe, sa
     if recipe == "filters":
         settings |= {"label_column": "unsafe"}
     if recipe == "curves":
-        settings |= {"group_column": "unsafe", "reviews": {"safe": str(safe_file)}}
+        settings |= {"group_column": "unsafe", "reviews": {"safe": str(safe_file)}, "threshold": "auto"}
     with pytest.raises(RunError, match="not empty"):
         run_recipe(settings)
     assert not (tmp_path / "cache").exists()

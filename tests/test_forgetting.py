@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from forgetfilter import workshop
 from forgetfilter.config import ForgetFilterConfig, StageConfig
 from forgetfilter.decision.decide import decide
-from forgetfilter.errors import ForgetFilterError, ModelError, RunError
+from forgetfilter.errors import ConfigError, DataError, ForgetFilterError, ModelError, RunError
 from forgetfilter.filters.forgetting import FIRM_WEIGHT, LEAST_LEARNT, compared
 from forgetfilter.forgetting import ForgetFilter, finetune
 from forgetfilter.model import training
@@ -287,6 +288,9 @@ def test_decide_overrides_finetune_and_stale_model(config, tmp_path):
 
 def test_drop_share_drops_that_share(config):
     result = ForgetFilter(config).fit().decide(drop_share=0.25)
+    for share in (5, -0.1):
+        with pytest.raises(ConfigError, match="drop_share is"):
+            result.decide(drop_share=share)
     assert result.metrics["dropped"] == 4
     forgotten = sorted((row["forgetting"] for row in scores(result)), reverse=True)
     assert min(row["forgetting"] for row in scores(result) if row["decision"] == "dropped") == forgotten[3]
@@ -408,3 +412,40 @@ def test_auto_says_when_its_scale_was_not_measured_for_these_stages(config):
     default = ForgetFilterConfig(per_device_train_batch_size=2)
     ones = np.ones(3)
     assert compared(-ones, ones, -ones, -ones, default).scale.caveat == ""
+
+
+def test_what_one_filter_lacks_is_said_before_another_is_trained(config, capsys):
+    """And which settings have no effect."""
+    lacking = {
+        "guard": ({"guard": {"model": "no/guard"}}, ModelError, "no/guard"),
+        "column": ({"column": {"name": "risk"}}, DataError, "no column 'risk'"),
+    }
+    for name, (parameters, error, says) in lacking.items():
+        asked = dataclasses.replace(config, filter=f"forgetting,{name}", parameters=parameters)
+        with pytest.raises(error, match=says):
+            ForgetFilter(asked).fit()
+        assert not Path(config.output_dir).exists()
+    wrong = dataclasses.replace(config, parameters={"forgetting": {"review_rate": 0}})
+    with pytest.raises(ConfigError, match=r"parameters.forgetting.review_rate is 0.0: it must be above 0"):
+        ForgetFilter(wrong).fit()
+    beside = {"unsafe_dataset_name": config.dataset_name, "sample_rows": 2500, "output_dir": f"{config.output_dir}-2"}
+    ForgetFilter(dataclasses.replace(config, filter="length", **beside)).fit()
+    said = capsys.readouterr().out
+    assert "unsafe_dataset_name is not used" in said
+    assert "sample_rows is not used" in said
+
+
+def test_a_run_with_another_alignment_or_length_is_refused_before_the_alignment(
+    config, safe_file, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = dataclasses.replace(config, filter="length", alignment_dataset_name=str(safe_file))
+    ForgetFilter(config).fit()
+    made = sorted((tmp_path / "cache").rglob("*"))
+    for change, says in (
+        ({"final": StageConfig(learning_rate=1e-4)}, "`final` also says how M0 is finetuned"),
+        ({"max_length": 50}, "holds a run with other data or settings: settings.max_length"),
+    ):
+        with pytest.raises(RunError, match=says):
+            ForgetFilter(dataclasses.replace(config, **change)).fit()
+    assert sorted((tmp_path / "cache").rglob("*")) == made

@@ -92,8 +92,6 @@ def run_decide(args: Namespace) -> None:
     from forgetfilter.runs import Run, locked
     from forgetfilter.summary import print_summary
 
-    if args.drop_share is not None and not 0 <= args.drop_share <= 1:
-        raise ConfigError(f"--drop_share is {args.drop_share}: it must be between 0 and 1.")
     overrides = None if args.decisions is None else Path(args.decisions)
     run = Run.open(args.run)
     with locked(run.folder):
@@ -186,11 +184,15 @@ def run_safe_data(args: Namespace) -> None:
     """Write safe rows to a file, to look over: those in the box, or a served model's answers to your prompts."""
     from forgetfilter.data.export import write_safe_data
 
+    if not args.output.endswith(".jsonl"):
+        raise ConfigError(f"--output is {args.output}: it must end in .jsonl.")
     if args.base_url is not None:
         _serve_safe_data(args)
         return
     if args.model is not None:
         raise ConfigError("--model needs --base_url, the server that it is behind; a model answers --like YOURS.jsonl.")
+    if args.rows is not None:
+        raise ConfigError("--rows needs --base_url, the server that answers so many prompts.")
     notions = BUILTIN if args.notions is None else f"{BUILTIN}:{args.notions}"
     if args.like is None:
         count = write_safe_data(notions, Path(args.output))
@@ -205,11 +207,12 @@ def _serve_safe_data(args: Namespace) -> None:
 
     if args.like is None or args.model is None or args.notions is not None:
         raise ConfigError("--base_url needs --like YOURS.jsonl and --model NAME, and takes no --notions.")
-    if args.rows < 1:
-        raise ConfigError(f"--rows is {args.rows}: it must be 1 or more.")
+    rows = 200 if args.rows is None else args.rows
+    if rows < 1:
+        raise ConfigError(f"--rows is {rows}: it must be 1 or more.")
     noisy, row_format = _rows_of(args.like, args)
-    print(f"sending up to {args.rows} prompts of {args.like} to {args.base_url}", flush=True)
-    found = write_served(noisy, Path(args.output), args.base_url, args.model, args.rows, row_format=row_format)
+    print(f"sending up to {rows} prompts of {args.like} to {args.base_url}", flush=True)
+    found = write_served(noisy, Path(args.output), args.base_url, args.model, rows, row_format=row_format)
     print(f"{args.output}: {found.rows} safe rows; {found.refused} prompts without an answer")
     print(f"cost: {found.prompt_tokens} tokens read and {found.answer_tokens} written by {args.model}")
     print("Look them over before you use them: a model wrote them. Delete or edit what you would not teach, then")
@@ -219,7 +222,7 @@ def _serve_safe_data(args: Namespace) -> None:
 def run_evaluate(args: Namespace) -> None:
     """Measure a model: bias, toxicity, harmfulness, over-refusal, question answering, arithmetic."""
     from forgetfilter.evaluation.ask import evaluate, name_judges
-    from forgetfilter.files import whole_file, write_jsonl
+    from forgetfilter.files import require_writable, whole_file, write_jsonl
     from forgetfilter.summary import show
 
     named = [part.partition("=") for part in args.on.split(",")]
@@ -235,8 +238,11 @@ def run_evaluate(args: Namespace) -> None:
     taken = [str(path) for path in (output, output.with_suffix(".jsonl")) if path.exists()]
     if taken:
         raise ConfigError(f"{' and '.join(taken)}: there already. Give another --output, or move it away.")
+    require_writable(output)
     files = {name: file for name, _, file in named}
-    found, answers = evaluate(args.model, files, name_judges(args), args.max_questions)
+    found, answers = evaluate(
+        args.model, files, name_judges(args), args.max_questions, trust_remote_code=args.trust_remote_code
+    )
     write_jsonl(output.with_suffix(".jsonl"), answers)
     with whole_file(output) as temporary:
         temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -345,7 +351,7 @@ def build_parser() -> ArgumentParser:
     sub.add_argument("--notions", type=str | None, help="Notions to write, comma-separated; default all.")
     sub.add_argument("--base_url", type=str | None, help="Server that speaks the OpenAI API: it answers your prompts.")
     sub.add_argument("--model", type=str | None, help="What the server calls its model.")
-    sub.add_argument("--rows", type=int, default=200, help="Prompts that the server answers.")
+    sub.add_argument("--rows", type=int | None, help="Prompts that the server answers; default 200.")
     sub = command("evaluate", run_evaluate)
     sub.add_argument("model", type=str, help="A Hub id, a folder of weights, an adapter, or a run with a final model.")
     sub.add_argument("--on", type=str, required=True, help="Measures and data: bias=FILE,qa=FILE,...")
@@ -353,6 +359,7 @@ def build_parser() -> ArgumentParser:
     sub.add_argument("--toxicity_model", type=str, default=TOXICITY_MODEL, help="Classifier of answers.")
     sub.add_argument("--guard_model", type=str, default=GUARD_MODEL, help="Guard model.")
     sub.add_argument("--output", type=str, default="evaluation.json", help="File of the figures; answers beside it.")
+    sub.add_argument("--trust_remote_code", action="store_true", help="Run model code that comes with the model.")
     sub = command("compare", run_compare)
     sub.add_argument("--config", type=str, required=True, help="The YAML file (docs/experiments.md).")
     sub = command("export", run_export)
@@ -440,19 +447,20 @@ def main(arguments: list[str] | None = None) -> None:
     if args.command is None:
         parser.print_help()
         return
+    continues = args.command in ("demo", "filter", "finetune", "score", "compare", "safe_data")
     try:
         with _stoppable():
             HANDLERS[args.command](args[args.command])
     except ForgetFilterError as error:
         fail(str(error), 2)
     except _Stopped as stop:
-        continues = args.command in ("demo", "filter", "finetune", "score", "compare", "safe_data")
         fail("stopped" + (": the same command continues where it was." if continues else "."), 128 + stop.number)
     except Exception as error:
         trouble = disk_trouble(error)
         if trouble is None:
             raise
-        fail(f"{trouble} What was finished is kept: make room, or give another folder; the same command continues.", 2)
+        kept = "What was finished is kept: make room, or give another folder; the same command continues."
+        fail(f"{trouble} {kept if continues else 'Make room, or give another folder.'}", 2)
 
 
 def _spell_out_what_the_terminal_lacks() -> None:

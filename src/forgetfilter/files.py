@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from forgetfilter.errors import ConfigError
+
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp|\..+-[a-z0-9_]{8}\.tmp")
 """Names of temporary files and folders, whose writing has not finished."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -23,7 +25,7 @@ TORCH_WRITES = ("iostream error", "inline_container.cc")
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to; the file then moves to `path` and replaces what was there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -32,6 +34,25 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises:
+        ConfigError: If a file stands in the way.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"{path}: a file stands where a folder is to be. Give another one.") from error
+
+
+def require_writable(path: Path) -> None:
+    """Raise what writing a file would raise, before the work that fills it."""
+    make_folder(path.parent)
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
 
 
 def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -44,7 +65,7 @@ def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder to fill; the folder then moves to `path` and replaces what was there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent))
     try:
         yield temporary

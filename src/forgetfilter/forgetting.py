@@ -30,7 +30,7 @@ from forgetfilter.decision.opened import decided_rows, is_decided, read_scores, 
 from forgetfilter.decision.outputs import decision_digest
 from forgetfilter.errors import ConfigError, RunError
 from forgetfilter.files import whole_folder, write_jsonl
-from forgetfilter.filters import require_filters, score
+from forgetfilter.filters import require_filters, require_inputs, score, unused
 from forgetfilter.model.training import require_trackers
 from forgetfilter.runs import Run, locked
 from forgetfilter.workshop import M0, Workshop
@@ -73,8 +73,9 @@ class ForgetFilter:
         m0 = M0.named(config)
         data = load_data(config, m0.chat, noisy, safe)
         check_marks(data.noisy, config)
+        _look_ahead(Workshop(m0, config), data)
         planted = plant(data.noisy, m0.chat, config)
-        m0 = m0.aligned(config)
+        m0 = m0.aligned(config, data.facts())
         with locked(Path(str(config.output_dir))):
             run = open_run(config, m0, data, planted)
             if planted is not None and run.planted():
@@ -94,6 +95,15 @@ class ForgetFilter:
                 settle(run)
             processes.together()
             return Result(Run.open(run.folder))
+
+
+def _look_ahead(workshop: Workshop, data: Data) -> None:
+    """Say before any work what would go wrong in the middle of it, and which settings have no effect."""
+    for name in workshop.config.filters:
+        require_inputs(name, workshop, data)
+    if processes.first():
+        for note in unused(workshop.config):
+            print(note, flush=True)
 
 
 def open_run(config: ForgetFilterConfig, m0: M0, data: Data, planted: Planted | None = None) -> Run:
@@ -158,6 +168,7 @@ def finetune(run: Run, *, trust_remote_code: bool = False) -> Path:
     with locked(run.folder):
         run.reload()
         config = dataclasses.replace(run.config(), trust_remote_code=trust_remote_code)
+        require_trackers(config)
         decisions = read_scores(run, ["decision"])["decision"].to_pylist()
         require_marks_decided(run)
         digest, asked = decision_digest(decisions), config.final_settings()

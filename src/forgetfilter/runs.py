@@ -58,27 +58,46 @@ class Run:
             RunError: If the folder holds something else: other files, other data or other settings.
         """
         folder = Path(str(config.output_dir))
-        asked = json.loads(json.dumps({"settings": config.identity(), **facts}))
-        if (folder / "manifest.json").exists():
-            run = cls.open(folder)
-            for part, value in asked.items():
-                if part not in run.manifest:  # of a later version
-                    continue
-                changed = differences(part, run.manifest.get(part), value)
-                if changed:
-                    raise RunError(
-                        f"{folder}: holds a run with other data or settings: "
-                        f"{', '.join(part + change for change in changed)}. "
-                        "Give another --output_dir, or the same settings to continue."
-                    )
-        else:
-            refuse_foreign(folder)
+        asked = _asked(config, facts)
+        run = cls.continued(config, facts)
+        if run is None:
             about = {"versions": _versions(), "git_sha": git_sha(), "processes": processes.count(), "started": _now()}
             run = cls(folder, {**about, **asked, "notes": notes or {}, "stages": {}})
             run.save()
             remove_temporaries(folder)
         if settled or not (folder / "config.yaml").exists():
             run.keep_config(config)
+        return run
+
+    @classmethod
+    def continued(cls, config: ForgetFilterConfig, facts: dict[str, Any]) -> "Run | None":
+        """The run in the config's output_dir, if it is the one asked for; None where nothing is there yet.
+
+        Args:
+            config: See `start`.
+            facts: See there; what is not known yet may be left out.
+
+        Raises:
+            RunError: If the folder holds something else.
+        """
+        folder = Path(str(config.output_dir))
+        if not (folder / "manifest.json").exists():
+            refuse_foreign(folder)
+            return None
+        run = cls.open(folder)
+        if ("recipe" in run.manifest) != ("recipe" in facts):
+            holds = "a comparison (`compare`)" if "recipe" in run.manifest else "a run of `filter`"
+            raise RunError(f"{folder}: holds {holds}. Give another --output_dir.")
+        for part, value in _asked(config, facts).items():
+            if part not in run.manifest:  # of a later version
+                continue
+            changed = differences(part, run.manifest.get(part), value)
+            if changed:
+                raise RunError(
+                    f"{folder}: holds a run with other data or settings: "
+                    f"{', '.join(part + change for change in changed)}. "
+                    "Give another --output_dir, or the same settings to continue."
+                )
         return run
 
     def keep_config(self, config: ForgetFilterConfig) -> None:
@@ -223,6 +242,12 @@ class Run:
         if path.exists():
             found[json.loads(path.read_text(encoding="utf-8"))] = True
         return found
+
+
+def _asked(config: ForgetFilterConfig, facts: dict[str, Any]) -> dict[str, Any]:
+    """Everything that a run's manifest must say for the run to be the one asked for."""
+    asked: dict[str, Any] = json.loads(json.dumps({"settings": config.identity(), **facts}))
+    return asked
 
 
 def refuse_foreign(folder: Path) -> None:

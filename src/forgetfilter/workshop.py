@@ -37,7 +37,7 @@ from forgetfilter.model.sharding import refuse_unshardable
 from forgetfilter.model.states import POOLED, hidden_states
 from forgetfilter.model.tokenizer import TEMPLATE_FILE, fit_tokenizer, load_tokenizer, template_beside
 from forgetfilter.model.training import seconds_a_row, train
-from forgetfilter.runs import Run, refuse_foreign
+from forgetfilter.runs import Run
 from forgetfilter.shards import write_in_shards
 
 
@@ -94,13 +94,26 @@ class M0:
             raise RunError(f"{config.model_name_or_path}: its weights are not those the rows were scored with.")
         return m0
 
-    def aligned(self, config: ForgetFilterConfig) -> "M0":
-        """This model after a finetuning on the alignment data, if the config names any (the paper's BaseFT)."""
+    def aligned(self, config: ForgetFilterConfig, facts: dict[str, Any] | None = None) -> "M0":
+        """This model after a finetuning on the alignment data, if the config names any (the paper's BaseFT).
+
+        Args:
+            config: All settings.
+            facts: What the run's manifest will say besides M0 (Run.start): a folder that holds something else is then
+                refused before the training. None if the folder is known to hold the right run.
+
+        Raises:
+            RunError: If the config's output_dir holds something else.
+        """
         if config.alignment_dataset_name is None:
             return self
         rows = load_rows(config.alignment_dataset_name, "alignment_dataset_name", self.chat, config).trainable()
-        if config.output_dir is not None:
-            refuse_foreign(Path(config.output_dir))  # the run would refuse it, too, but only after the training
+        found = None if facts is None else Run.continued(config, facts)
+        if found is not None and found.config().final != config.final:
+            raise RunError(
+                f"{config.output_dir}: `final` also says how M0 is finetuned on alignment_dataset_name: another one "
+                "makes another M0. Give another --output_dir."
+            )
         workshop = Workshop(self, dataclasses.replace(config, dtype="float32"))
         return workshop.base("aligned", rows, config.final_stage(len(rows)))
 

@@ -156,6 +156,8 @@ def _known(cache: Path) -> dict[str, dict[str, Any]]:
             entry = json.loads(line)
         except ValueError:
             continue
+        if not isinstance(entry, dict) or "key" not in entry:
+            raise DataError(f"{cache}: holds something else than answers of a server. Give another --output.")
         found[entry["key"]] = entry
     return found
 

@@ -284,9 +284,11 @@ def _changed(
     number = threshold is not None and threshold != "auto"
     if sum((number, drop_share is not None, trusted_rows is not None)) > 1:
         raise ConfigError("threshold, drop_share and trusted_rows exclude each other: give one.")
+    if drop_share is not None and not 0 <= drop_share <= 1:
+        raise ConfigError(f"drop_share is {drop_share}: it must be between 0 and 1.")
     changes: dict[str, Any] = {}
     if threshold is not None:
-        changes = {"threshold": threshold, "trusted_rows": None if number else config.trusted_rows}
+        changes = {"threshold": threshold, "trusted_rows": None}
     if trusted_rows is not None:
         changes |= {"threshold": "auto", "trusted_rows": str(trusted_rows)}
     if max_clean_loss is not None:

@@ -59,9 +59,9 @@ def last(run: Run) -> dict[str, Any] | None:
 
 
 def rows_by_hand(run: Run) -> set[int]:
-    """The rows that a person decided, in the last decision."""
-    path = _path(run, run.manifest["decision"]["number"])
-    return {entry["row"] for entry in json.loads(path.read_text(encoding="utf-8"))["by_hand"]}
+    """The rows that a person decided, in the last decision; none where its record is gone."""
+    record = last(run)
+    return {entry["row"] for entry in record["by_hand"]} if record else set()
 
 
 def _path(run: Run, number: int) -> Path:

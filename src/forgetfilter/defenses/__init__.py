@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from forgetfilter import config as config_module
+from forgetfilter import filters
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.decision import rules
@@ -18,11 +19,12 @@ from forgetfilter.defenses.forget_filter_self_correction import forget_filter_se
 from forgetfilter.defenses.keeping import keeping, narrowed
 from forgetfilter.defenses.lisa import lisa
 from forgetfilter.defenses.none import none
+from forgetfilter.defenses.pairs import pairs
 from forgetfilter.defenses.replay import replay
 from forgetfilter.defenses.repnoise import repnoise
 from forgetfilter.defenses.result import Result
 from forgetfilter.defenses.rounding import int4, int8
-from forgetfilter.defenses.safe_lora import safe_lora, safe_lora_scaled
+from forgetfilter.defenses.safe_lora import before_alignment, safe_lora, safe_lora_scaled
 from forgetfilter.defenses.safeinstr import safeinstr
 from forgetfilter.defenses.safety_finetuning import safety_finetuning
 from forgetfilter.defenses.self_correction import self_correction
@@ -68,12 +70,18 @@ REPAIRS: dict[str, Defense] = {
     "int4": int4,
 }
 """Those that change a finetuned model: they take a workshop, data, config and the result of the training."""
+OURS = (*PREPARATIONS, *DEFENSES, *REPAIRS)
+"""Defenses that this package brings, and of which is known what they learn from."""
 ROUNDINGS = ("int8", "int4")
 """Repairs that leave a whole model without an adapter; only safety_finetuning, which trains one, can follow them."""
 NEED_WHOLE = (*PREPARATIONS, *ROUNDINGS)
 """Defenses that make another M0, of whole weights."""
 NEED_PAIRS = ("repnoise", "somf", "somf_dpo")
 """Defenses that learn from rows known to be unsafe and safe rows of the same prompts."""
+NEED_BASE = ("safe_lora", "safe_lora_scaled")
+"""Defenses that need the model before its alignment."""
+NEED_ADAPTER = (*NEED_BASE, "somf", "somf_interpolated", "somf_dpo")
+"""Defenses that repair an adapter."""
 KEPT_BY = {"forget_filter": "forgetting", "forget_filter_self_correction": "forgetting"}
 """Defense -> the filter that decides which rows it keeps."""
 LEARNS_FROM = {"toss_tokens": "toss"}
@@ -170,6 +178,17 @@ def parameters_of(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
     return _parameters(name, config) if len(parts) == 1 else {part: _parameters(part, config) for part in parts}
 
 
+def needs_unsafe(name: str, config: ForgetFilterConfig) -> bool:
+    """Whether a defense learns from rows known to be unsafe; of one that is not ours it is not known, so it counts."""
+    for part in parts_of(name):
+        by = filter_of(part) or LEARNS_FROM.get(part)
+        learnt_from = [] if by is None else made_from(by, config)
+        own = part in OURS or _kind(part) == FILTER
+        if part in NEED_PAIRS or not own or not set(learnt_from).isdisjoint(filters.NEED_UNSAFE):
+            return True
+    return False
+
+
 def _parameters(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
     if name in NEED_PAIRS and config.unsafe_dataset_name is None:
         raise ConfigError(f"{name} needs unsafe answers to prompts of the safe rows: --unsafe_dataset_name FILE.")
@@ -180,6 +199,33 @@ def _parameters(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
     require_filter(by, config)
     given = [part for part in made_from(by, config) if part in (config.parameters or {})]
     return {**own, by: arguments_of(by, config), **{part: arguments_of(part, config) for part in given if part != by}}
+
+
+def require_inputs(name: str, workshop: Workshop, data: Data) -> None:
+    """Raise what a defense would raise after hours of work for want of an input.
+
+    Args:
+        name: The defense.
+        workshop: Knows the settings, and M0 before any alignment.
+        data: All data.
+
+    Raises:
+        ConfigError: If its filter lacks something, or it repairs adapters and all weights are trained, or needs the
+            model before its alignment and nothing tells which that is.
+        DataError: If its filter's data lack something, or it needs pairs and there are none.
+        ModelError: If a model that it needs is not to be had.
+    """
+    config = workshop.config
+    for part in parts_of(name):
+        by = filter_of(part) or LEARNS_FROM.get(part)
+        if by is not None:
+            filters.require_inputs(by, workshop, data)
+        if part in NEED_ADAPTER and not config.use_peft:
+            raise ConfigError(f"{part} repairs a LoRA adapter: it does not work with use_peft off.")
+        if part in NEED_PAIRS:
+            pairs(data, part)
+        if part in NEED_BASE and config.alignment_dataset_name is None:
+            before_alignment(part, config, workshop.m0, _arguments(part, config)["base"])
 
 
 def _method(name: str) -> Callable[..., Any]:

@@ -27,7 +27,7 @@ from forgetfilter.errors import ConfigError, ModelError
 from forgetfilter.methods import require_least
 from forgetfilter.model.folders import find_weights, weights_hash
 from forgetfilter.model.weights import whole_model
-from forgetfilter.workshop import Workshop
+from forgetfilter.workshop import M0, Workshop
 
 THRESHOLD = 0.5
 """The published highest cosine of a layer that is projected."""
@@ -189,6 +189,28 @@ def safe_lora_scaled(
     return replace(tuned, model=model, facts={**tuned.facts, "shrink": round(found.shrink, DIGITS)})
 
 
+def before_alignment(name: str, config: ForgetFilterConfig, m0: M0, base: str | None) -> Path:
+    """The folder of the model before its alignment.
+
+    Args:
+        name: Who wants to know.
+        config: All settings.
+        m0: The aligned model.
+        base: What the user named; see `safe_lora`.
+
+    Raises:
+        ConfigError: If nothing tells which it is.
+        ModelError: If there is no such model.
+    """
+    before = whole_model(find_weights(base or config.model_name_or_path), config)
+    if before == m0.folder:
+        raise ConfigError(
+            f"{name} needs the model before its alignment: name it, `parameters: {{{name}: {{base: MODEL}}}}`, or "
+            "align one with alignment_dataset_name."
+        )
+    return before
+
+
 def _projected(
     name: str,
     workshop: Workshop,
@@ -205,12 +227,7 @@ def _projected(
     if directions is not None:
         require_least(name, directions=directions)
     adapter = require_adapter(name, workshop, tuned)
-    before = whole_model(find_weights(base or config.model_name_or_path), config)
-    if before == workshop.m0.folder:
-        raise ConfigError(
-            f"{name} needs the model before its alignment: name it, `parameters: {{{name}: {{base: MODEL}}}}`, or "
-            "align one with alignment_dataset_name."
-        )
+    before = before_alignment(name, config, workshop.m0, base)
     made_of = {"base": weights_hash(before), "layers": layers, "threshold": threshold, "directions": directions}
     aligned, base_weights = (Weights(folder, turned(adapter)) for folder in (workshop.m0.folder, before))
     found = project(load(adapter), aligned, base_weights, layers, threshold, directions)

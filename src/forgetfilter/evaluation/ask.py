@@ -255,7 +255,12 @@ def _example(chat: ChatTokenizer, turns: Sequence[Turn], answer: str) -> Example
 
 
 def evaluate(
-    model: str, files: Mapping[str, str], judges: Mapping[str, str] | None = None, most: int | None = None
+    model: str,
+    files: Mapping[str, str],
+    judges: Mapping[str, str] | None = None,
+    most: int | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> tuple[dict[str, Figures], list[dict[str, object]]]:
     """Measure a model.
 
@@ -264,6 +269,7 @@ def evaluate(
         files: Measure -> data set.
         judges: Models that judge answers, by measure; by default the measures' own.
         most: Largest number of questions per measure; by default all.
+        trust_remote_code: Run model code that comes with the model.
 
     Returns:
         Figures by measure, and a record of every answer.
@@ -275,7 +281,9 @@ def evaluate(
     if (Path(model) / "manifest.json").is_file():
         model = str(_final_model(Run.open(model)))
     dtype: Any = str(pick_dtype("auto", frozen=True)).removeprefix("torch.")  # nothing is trained
-    config = ForgetFilterConfig(model_name_or_path=model, use_peft=False, dtype=dtype)
+    config = ForgetFilterConfig(
+        model_name_or_path=model, use_peft=False, dtype=dtype, trust_remote_code=trust_remote_code
+    )
     workshop = Workshop(M0.named(config), config)
     chat = workshop.m0.chat
     questions, left_out = leave_out(asked, chat)

@@ -11,6 +11,12 @@ from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.errors import ConfigError
 
 RECIPES = ("defenses", "filters", "interleave", "curves", "compose")
+UNUSED = {
+    **dict.fromkeys(("defenses", "interleave", "compose"), ("planted_rows",)),
+    "filters": ("planted_rows", "filter"),
+    "curves": ("planted_rows", "parameters", "threshold", "trusted_rows", "unsafe_dataset_name"),
+}
+"""Settings of `filter` that one would think had an effect, by recipe. (The recipe `filters` has its own list.)"""
 
 
 def compare(path: Path) -> list[Path]:
@@ -43,5 +49,10 @@ def compare(path: Path) -> list[Path]:
         raise ConfigError(f"{path}: {error}") from error
     values.pop("recipe")
     settings = recipe.Settings(**{name: values.pop(name) for name in own})
-    shown: list[Path] = recipe.compare(ForgetFilterConfig.from_flags(values), settings)
+    config = ForgetFilterConfig.from_flags(values)
+    default = ForgetFilterConfig()
+    unused = [setting for setting in UNUSED[name] if getattr(config, setting) != getattr(default, setting)]
+    if unused:
+        raise ConfigError(f"{path}: recipe {name} does not use {' and '.join(unused)}: leave it out.")
+    shown: list[Path] = recipe.compare(config, settings)
     return shown

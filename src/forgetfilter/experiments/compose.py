@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.defenses import JOIN, orders, parameters_of
+from forgetfilter.defenses import JOIN, orders
 from forgetfilter.errors import ConfigError
 from forgetfilter.evaluation.ask import MEASURES
 from forgetfilter.experiments import tables
@@ -68,9 +68,9 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     pairs = {pair: orders(*pair) for pair in itertools.combinations(parts, 2)}
     names = ["base", "none", *(part for part in parts if part not in ("base", "none"))]
     names += [name for both in pairs.values() for name in both]
-    for name in names:
-        parameters_of(name, config)  # a wrong parameter is found before any work
-    trial = Trial(config, settings, {"name": "compose"})
+    if not any(pairs.values()):
+        raise ConfigError(f"defenses: {', '.join(parts)}; none of them can follow another, so there are no pairs.")
+    trial = Trial(config, settings, {"name": "compose"}, names)
     with trial.opened():
         cells = cells_of(trial, names, settings.seeds or [config.seed])
         found = compositions(cells, pairs)

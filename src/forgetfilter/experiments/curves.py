@@ -26,6 +26,7 @@ from forgetfilter.experiments.pictures import require_plots, save
 from forgetfilter.filters.forgetting import review_settings
 from forgetfilter.hooks import Hooks
 from forgetfilter.model.reading import mean_log_probability, read
+from forgetfilter.model.training import require_trackers
 from forgetfilter.report.compare_page import write_compare_page
 from forgetfilter.runs import Run, locked
 from forgetfilter.workshop import M0, Workshop
@@ -71,6 +72,7 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     require_plots()
     if config.output_dir is None or processes.count() > 1:
         raise ConfigError("recipe curves needs output_dir, and a single process.")
+    require_trackers(config)
     m0 = M0.named(config)
     noisy = load_rows(config.dataset_name, "dataset_name", m0.chat, config)
     looked = [noisy]
@@ -79,14 +81,14 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     groups = _groups(looked, settings.group_column)
     reviews = {name: load_rows(path, f"reviews.{name}", m0.chat, config) for name, path in settings.reviews.items()}
     output = Path(config.output_dir)
-    m0 = m0.aligned(config)
+    known = {
+        "recipe": {"name": "curves", **dataclasses.asdict(settings)},
+        "looked": [rows.facts() for rows in looked],
+        "reviews": {name: rows.facts() for name, rows in reviews.items()},
+    }
+    m0 = m0.aligned(config, known)
     with locked(output):
-        facts = {
-            "model": {"name": config.model_name_or_path, "sha256": m0.sha256},
-            "recipe": {"name": "curves", **dataclasses.asdict(settings)},
-            "looked": [rows.facts() for rows in looked],
-            "reviews": {name: rows.facts() for name, rows in reviews.items()},
-        }
+        facts = {"model": {"name": config.model_name_or_path, "sha256": m0.sha256}, **known}
         workshop = Workshop(m0, config, Run.start(config, facts))
         looks = _train(workshop, looked, reviews, groups, settings.looks)
         found = {stage: _by_group(_read_looks(folder), groups) for stage, folder in looks.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.defenses import defend, filter_of, parameters_of
+from forgetfilter.defenses import defend, filter_of
 from forgetfilter.defenses.result import Result
 from forgetfilter.errors import ConfigError
 from forgetfilter.evaluation.ask import MEASURES
@@ -64,9 +64,7 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         compare.json, compare.md, compare.html; with a measure of safety and one of skill compare.png and .svg, too.
     """
     require_plots()
-    for name in settings.defenses:
-        parameters_of(name, config)  # a wrong parameter is found before any work
-    trial = Trial(config, settings, {"name": "defenses"})
+    trial = Trial(config, settings, {"name": "defenses"}, settings.defenses)
     with trial.opened():
         cells = cells_of(trial, settings.defenses, settings.seeds or [config.seed])
         means = average(cells, settings.defenses)

@@ -19,15 +19,26 @@ from forgetfilter.data.loading import Data, load_data, read_labels
 from forgetfilter.decision import rules
 from forgetfilter.decision.choice import check_marks
 from forgetfilter.decision.opened import decision_settings
+from forgetfilter.defenses import names as defenses_known
+from forgetfilter.defenses import parameters_of
 from forgetfilter.defenses.keeping import decision_of
 from forgetfilter.errors import ConfigError, DataError
+from forgetfilter.evaluation.ask import load_questions
 from forgetfilter.evaluation.filter_quality import filter_quality, paired_ranges, ranking_quality, unscored_last
 from forgetfilter.experiments import defenses, pictures, tables
 from forgetfilter.experiments.cells import Cell, Cells
 from forgetfilter.files import digest
-from forgetfilter.filters import constants_behind, part_with_scores, require_filters, scores_key, scores_of
-from forgetfilter.methods import constants
+from forgetfilter.filters import (
+    constants_behind,
+    part_with_scores,
+    require_filter,
+    require_inputs,
+    scores_key,
+    scores_of,
+)
+from forgetfilter.methods import constants, require_known
 from forgetfilter.model.memory import free_dropped_models
+from forgetfilter.model.training import require_trackers
 from forgetfilter.report.compare_page import write_compare_page
 from forgetfilter.runs import Run, git_sha, locked
 from forgetfilter.scored import Scored
@@ -41,6 +52,7 @@ SHOWN = {
     "recall_at_2": "recall at 2 %",
     "f1": "F1 by its rule",
     "best_f1": "best F1",
+    "flag_all_f1": "F1 of dropping all",
     "clean_dropped": "clean dropped",
     "unscored": "unscored",
     "clean_data_dropped": "dropped of clean data",
@@ -70,7 +82,7 @@ class Settings:
     filters: list[str] = field(
         default_factory=lambda: [
             *("probe", "forgetting", "safe_only", "hidden_safe_noisy", "m0_loss"),
-            *("self_judge", "words", "length", "random"),
+            *("self_judge", "gradient_norm", "words", "length", "random"),
         ]
     )
     seeds: list[int] | None = None
@@ -133,21 +145,26 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     require_run_data(config)
     refuse_marked(config)
     config = dataclasses.replace(config, filter=",".join(settings.filters))
-    require_filters(config)
+    for name in config.filters:
+        require_filter(name, config)
+    require_known(config.parameters, defenses_known())
     if processes.count() > 1:
         raise ConfigError("recipe filters needs a single process.")
+    require_trackers(config)
     models = _models(config, settings)
     m0 = M0.named(config)
     data = load_data(config, m0.chat)
+    for name in config.filters:
+        require_inputs(name, Workshop(m0, config), data)
     truth = Truth.of(data, config, settings.marks)
     if settings.on_clean_data and not truth.clean():
         raise DataError("on_clean_data: no row is known to be clean.")
     check_marks(data.noisy, config)
-    m0 = m0.aligned(config)
+    known = {**data.facts(), "recipe": {"name": "filters"}}
+    m0 = m0.aligned(config, known)
     seeds = settings.seeds or [config.seed]
     with locked(Path(str(config.output_dir))):
-        facts = {"model": {"name": config.model_name_or_path, "sha256": m0.sha256}, **data.facts()}
-        run = Run.start(config, {**facts, "recipe": {"name": "filters"}})
+        run = Run.start(config, {"model": {"name": config.model_name_or_path, "sha256": m0.sha256}, **known})
         found: dict[str, list[Cell]] = {name: [] for name in settings.filters}
         for seed in seeds:
             workshop = Workshop(m0, dataclasses.replace(config, seed=seed), run)
@@ -161,9 +178,17 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
 
 
 def _models(config: ForgetFilterConfig, settings: Settings) -> tuple[ForgetFilterConfig, defenses.Settings] | None:
-    """What the recipe `defenses` is asked for, if anything."""
+    """What the recipe `defenses` is asked for, if anything; what is wrong with it is found before any work.
+
+    Raises:
+        ConfigError: If a defense, a parameter or a measure is unknown, or something is asked of no model.
+    """
     if not settings.defenses:
+        if settings.evaluate or settings.notions:
+            raise ConfigError("recipe filters asks `evaluate` and `notions` of models: name them, `defenses: [...]`.")
         return None
+    pictures.require_plots()
+    load_questions(settings.evaluate, None, config.seed)
     own = defenses.Settings(
         defenses=["base", "none", *settings.defenses],
         evaluate=settings.evaluate,
@@ -171,7 +196,7 @@ def _models(config: ForgetFilterConfig, settings: Settings) -> tuple[ForgetFilte
         seeds=settings.seeds,
     )
     for name in own.defenses:
-        defenses.parameters_of(name, config)  # what is wrong is found before any work
+        parameters_of(name, config)
     return dataclasses.replace(config, output_dir=str(Path(str(config.output_dir)) / "defenses")), own
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data, Rows
-from forgetfilter.defenses import changes_m0, defend, parameters_of
+from forgetfilter.defenses import changes_m0, defend
 from forgetfilter.defenses.result import Result, safe_budget
 from forgetfilter.errors import ConfigError
 from forgetfilter.evaluation.ask import MEASURES
@@ -54,10 +54,9 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     if config.trusted_rows is not None:
         raise ConfigError("recipe interleave takes no trusted_rows, since it deals the rows to sessions.")
     for name in settings.defenses:
-        parameters_of(name, config)  # a wrong parameter is found before any work
         if changes_m0(name):
             raise ConfigError(f"recipe interleave takes no {name}: it changes M0, and all sessions share one.")
-    trial = Trial(config, settings, {"name": "interleave", "sessions": settings.sessions})
+    trial = Trial(config, settings, {"name": "interleave", "sessions": settings.sessions}, settings.defenses)
     least = min(len(trial.data.noisy.examples), len(trial.data.safe.examples))
     if settings.sessions > least:
         raise ConfigError(f"sessions is {settings.sessions}, and there are {least} rows to deal to them.")

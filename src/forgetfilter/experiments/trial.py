@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from forgetfilter.data.loading import Data, load_data, load_rows, stored_labels
 from forgetfilter.decision.choice import check_marks
 from forgetfilter.decision.opened import decision_settings
 from forgetfilter.decision.outputs import decision_figures
-from forgetfilter.defenses import constants_of, exists, names, parameters_of
+from forgetfilter.defenses import constants_of, exists, names, needs_unsafe, parameters_of, require_inputs
 from forgetfilter.defenses.result import Result
 from forgetfilter.defenses.self_correction import SENTENCES, words
 from forgetfilter.errors import ConfigError
@@ -34,6 +34,7 @@ from forgetfilter.experiments.cells import Cell, Cells
 from forgetfilter.files import sha256, write_jsonl
 from forgetfilter.filters import files_named
 from forgetfilter.methods import require_known
+from forgetfilter.model.training import require_trackers
 from forgetfilter.runs import Run, git_sha, locked
 from forgetfilter.workshop import M0, Workshop
 
@@ -80,25 +81,41 @@ class TrialSettings:
 class Trial:
     """A folder of cells, all made with the same M0, data and questions."""
 
-    def __init__(self, config: ForgetFilterConfig, settings: TrialSettings, recipe: dict[str, Any]) -> None:
-        """Load and check everything; nothing is written before `opened`."""
+    def __init__(
+        self, config: ForgetFilterConfig, settings: TrialSettings, recipe: dict[str, Any], defenses: Sequence[str]
+    ) -> None:
+        """Load and check everything; nothing is written before `opened`.
+
+        Args:
+            config: All settings of `filter`.
+            settings: Those of the recipe.
+            recipe: Its name, and what else all cells depend on.
+            defenses: All that will be asked for.
+        """
+        for name in defenses:
+            parameters_of(name, config)  # a wrong parameter is found before any work
+        require_trackers(config)
         require_run_data(config)
         refuse_marked(config)
         if processes.count() > 1:
             raise ConfigError(f"recipe {recipe['name']} needs a single process.")
         require_known(config.parameters, names())
-        self.config, self.settings, self.recipe = config, settings, recipe
+        self.config, self.settings = config, settings
         asked = load_questions(settings.evaluate, settings.max_questions, config.seed)
         m0 = M0.named(config)
         self.data = load_data(config, m0.chat)
         self.data.notions = settings.notions or []
         noisy = self.data.noisy
         check_marks(noisy, config)
+        for name in defenses:
+            require_inputs(name, Workshop(m0, config), self.data)
         taught = [*noisy.examples, *self.data.safe.examples]
         if config.alignment_dataset_name is not None:
             taught += load_rows(config.alignment_dataset_name, "alignment_dataset_name", m0.chat, config).examples
         self.questions, self.left_out = leave_out(asked, m0.chat, taught, *words(self.data.notions))
-        self.m0 = m0.aligned(config)
+        about = {"notions": settings.notions, "max_questions": settings.max_questions}
+        self.known = {**self.data.facts(), "recipe": {**recipe, **about}}
+        self.m0 = m0.aligned(config, self.known)
 
     @contextmanager
     def opened(self) -> Iterator["Trial"]:
@@ -107,11 +124,10 @@ class Trial:
         files = {name: questions_file(name, file) for name, file in self.settings.evaluate.items()}
         facts = {
             "model": {"name": self.config.model_name_or_path, "sha256": self.m0.sha256},
-            **self.data.facts(),
+            **self.known,
             "asked": {name: sha256(Path(path)) if Path(path).is_file() else path for name, path in files.items()},
             "judges": judges,
             "decision": decision_settings(self.config),
-            "recipe": {**self.recipe, "notions": self.settings.notions, "max_questions": self.settings.max_questions},
         }
         with locked(Path(str(self.config.output_dir))):
             self.run = Run.start(self.config, facts)
@@ -148,7 +164,7 @@ class Trial:
         own["constants"] = constants_of(name, config)
         if files := files_named(parameters):
             own["files"] = files
-        if self.data.unsafe is not None:
+        if self.data.unsafe is not None and needs_unsafe(name, config):
             own["unsafe"] = self.data.unsafe.facts()
         return {**shared, **own, "defense": name, "parameters": parameters, "seed": config.seed, **about}
 

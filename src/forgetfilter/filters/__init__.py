@@ -9,14 +9,14 @@ import numpy as np
 
 from forgetfilter import old_runs, processes
 from forgetfilter.config import MARKED, ForgetFilterConfig
-from forgetfilter.data.loading import Data, Rows
+from forgetfilter.data.loading import Data, Rows, require_column
 from forgetfilter.data.single_answers import single_answers
 from forgetfilter.errors import ConfigError
 from forgetfilter.files import digest, sha256
 from forgetfilter.filters.anchor_gradients import anchor_gradients
 from forgetfilter.filters.column import column
 from forgetfilter.filters.forgetting import forgetting, ranks_alone_if_builtin
-from forgetfilter.filters.forgetting_rouge1 import forgetting_rouge1
+from forgetfilter.filters.forgetting_rouge1 import forgetting_rouge1, require_prompts
 from forgetfilter.filters.gradient_norm import gradient_norm
 from forgetfilter.filters.guard import guard
 from forgetfilter.filters.hidden_safe_noisy import hidden_safe_noisy
@@ -27,7 +27,7 @@ from forgetfilter.filters.neutral_review import neutral_review
 from forgetfilter.filters.probe import probe
 from forgetfilter.filters.random import random
 from forgetfilter.filters.safe_only import safe_only, safe_only_drop
-from forgetfilter.filters.seal import seal
+from forgetfilter.filters.seal import require_one_process, seal
 from forgetfilter.filters.second_split import second_split
 from forgetfilter.filters.self_judge import self_judge
 from forgetfilter.filters.together import JOIN, together
@@ -128,6 +128,43 @@ def require_filter(name: str, config: ForgetFilterConfig) -> None:
                 f"filter {part} needs rows that are known to be unsafe: --unsafe_dataset_name FILE, or "
                 f"--unsafe_dataset_name {MARKED} for those that you marked in a review of this run."
             )
+
+
+def unused(config: ForgetFilterConfig) -> list[str]:
+    """A line for each setting that none of the config's filters uses, though it was given."""
+    parts = {part for name in config.filters for part in made_from(name, config)}
+    found = []
+    if config.unsafe_dataset_name is not None and parts.isdisjoint(NEED_UNSAFE):
+        found.append(f"unsafe_dataset_name is not used: only {', '.join(NEED_UNSAFE)} learn from it.")
+    if config.sample_rows != "auto" and "probe" not in parts:
+        found.append("sample_rows is not used: only the probe takes a sample of the rows.")
+    return found
+
+
+def require_inputs(name: str, workshop: "Workshop", data: Data) -> None:
+    """Raise what a filter, or one that it is made from, would raise after others have been trained.
+
+    Args:
+        name: The filter.
+        workshop: Knows the settings and finds models.
+        data: All data.
+
+    Raises:
+        ConfigError: If rows have no prompts to answer, there are several processes where one is needed, or a guard is
+            of no known kind.
+        DataError: If no row has the column that holds the scores.
+        ModelError: If there is no such guard.
+    """
+    for part in made_from(name, workshop.config):
+        own = arguments_of(part, workshop.config)
+        if part == "forgetting_rouge1":
+            require_prompts(data.noisy.row_format)
+        if part == "seal":
+            require_one_process()
+        if part == "column":
+            require_column(data.noisy.source, own["name"], "parameters.column.name")
+        if part == "guard":
+            workshop.guard_kind(own["model"], own["kind"])
 
 
 def score(workshop: "Workshop", data: Data, name: str) -> Scored:

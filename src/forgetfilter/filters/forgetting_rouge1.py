@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.formats import base_format
 from forgetfilter.data.loading import Data
 from forgetfilter.errors import ConfigError
 from forgetfilter.filters.forgetting import (
@@ -20,6 +21,7 @@ from forgetfilter.filters.forgetting import (
     review_settings,
     token_costs,
 )
+from forgetfilter.methods import require_above_0
 from forgetfilter.scored import Scale, Scored
 
 if TYPE_CHECKING:
@@ -46,6 +48,12 @@ def rouge1(answer: str, reference: str) -> float:
     return 2 * shared / (ours.total() + theirs.total()) if shared else 0.0
 
 
+def require_prompts(row_format: str) -> None:
+    """Raise ConfigError if rows of this format have no prompts to answer."""
+    if base_format(row_format) == "text":
+        raise ConfigError("filter forgetting_rouge1 needs prompts, and rows of format text have none: use forgetting.")
+
+
 def forgetting_rouge1(
     workshop: "Workshop",
     data: Data,
@@ -67,8 +75,8 @@ def forgetting_rouge1(
         ConfigError: If a row has no prompt to answer.
     """
     rows, noisy, safe = data.noisy.examples, data.noisy.trainable(), data.safe.trainable()
-    if any(example.prompt_length == 0 for example in noisy):
-        raise ConfigError("filter forgetting_rouge1 needs prompts, and rows of format text have none: use forgetting.")
+    require_prompts(data.noisy.row_format)
+    require_above_0("forgetting_rouge1", review_rate=review_rate, review_share=review_share)
     noisy_settings = config.noisy_stage(len(noisy))
     review = review_settings(config, len(noisy), len(safe), review_rate, review_share)
     stages = {"noisy": (noisy_settings, noisy), "review": (review, safe)}

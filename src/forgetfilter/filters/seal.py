@@ -146,6 +146,12 @@ class _Losses:
         return (1 - share) * sum(weighted) / len(weighted)
 
 
+def require_one_process() -> None:
+    """Raise ConfigError if a launcher has started several processes."""
+    if processes.count() > 1:
+        raise ConfigError("filter seal works in a single process only: start it without a launcher.")
+
+
 def seal(
     workshop: "Workshop",
     data: Data,
@@ -170,8 +176,7 @@ def seal(
     Raises:
         ConfigError: If there are several processes, or a parameter is out of range.
     """
-    if processes.count() > 1:
-        raise ConfigError("filter seal works in a single process only: start it without a launcher.")
+    require_one_process()
     require_least("seal", epochs=epochs)
     require_above_0("seal", selector_rate=selector_rate)
     if not 0 <= fall * (epochs - 1) <= 1:

@@ -289,7 +289,10 @@ class Review:
             noisy = tokenize(run.rows(), m0.chat, row_format=run.manifest["noisy"]["format"])
             safe = load_safe(noisy, m0.chat, config)
             if safe.facts()["sha256"] != run.manifest["safe"]["sha256"]:
-                raise RunError(f"{config.safe_dataset_name}: holds other rows than the safe ones of this run.")
+                raise RunError(
+                    f"{config.safe_dataset_name}: holds other rows than the safe ones of this run. If these were given "
+                    "as Python objects, run `filter` with the filter probe as well, which keeps what a review needs."
+                )
             once, counts = noisy.select(np.flatnonzero(~noisy.copies()).tolist()), None
             answers = single_answers(once, m0.chat) if ANSWER in self.base.columns else None
             if answers is not None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -78,3 +79,11 @@ def test_a_probe_judges_copies_alike_and_a_review_knows_the_states_of_all(repeat
     assert len(ranked) == 20
     assert (ranked[16:] == ranked[16]).all()
     assert len({int(review.ranking.copies[row]) for row in (0, 16, 17, 18, 19)}) == 1
+
+
+def test_a_probe_counts_a_row_as_often_as_it_stands_in_the_data(repeated, monkeypatch):
+    seen, module = [], sys.modules["forgetfilter.filters.probe"]
+    real = module.learnt
+    monkeypatch.setattr(module, "learnt", lambda *given: seen.append(given[3]) or real(*given))
+    ForgetFilter(dataclasses.replace(repeated, filter="probe")).fit()
+    assert seen[0].tolist() == [5, *[1] * 15]

@@ -283,6 +283,14 @@ def test_lisas_term_is_half_rho_times_the_squared_distance_to_where_the_other_tu
     assert term.penalty().item() == pytest.approx(0.0)  # step 5, noisy: to (3, 5), where safe has just ended
 
 
+def test_lisas_control_is_lisa_tied_to_nothing(workshop, data, config):
+    untied = {"rho": 0.0, "safe_steps": 1, "noisy_steps": 2}
+    config = dataclasses.replace(config, parameters={"lisa": untied, "lisa_bso": {"safe_steps": 1, "noisy_steps": 2}})
+    assert defend("lisa_bso", workshop, data, config).model == defend("lisa", workshop, data, config).model
+    tied = dataclasses.replace(config, parameters={"lisa": {"safe_steps": 1, "noisy_steps": 2}})
+    assert defend("lisa", workshop, data, tied).model != defend("lisa", workshop, data, config).model
+
+
 def test_lisa_takes_turns_in_order(workshop, data, config, trained):
     config = dataclasses.replace(
         config,

@@ -39,6 +39,27 @@ def test_verdicts_are_the_most_and_the_least_suspect_rows():
     assert (everything == 0).sum() == 3  # no row has two verdicts
 
 
+def test_a_row_that_stands_for_several_gives_so_many_verdicts():
+    scores, times = np.array([5.0, 4, 3, 2, 1, np.nan]), np.array([2, 1, 1, 1, 5, 9])
+    found = verdicts_of(scores, 0.2, 0.5, times)  # of ten scored rows two are unsafe, five clean
+    np.testing.assert_array_equal(found, [1, np.nan, np.nan, np.nan, 0, np.nan])
+    np.testing.assert_array_equal(verdicts_of(scores, 0.3, 0.7, times), [1, 1, 0, 0, 0, np.nan])
+
+
+def test_unsafe_rows_do_not_hide_by_being_few_and_repeated():
+    """Eight rows, each ten times among 180 clean ones: a third of what a model is finetuned on."""
+    rng = np.random.default_rng(12)
+    states, safe = rows_of(rng, 8, 180, apart=6.0), rng.normal(0, 1, (100, 16))
+    witness = np.concatenate([rng.normal(0.5, 0.1, 8), rng.normal(0, 0.15, 180)])
+    times = np.where(np.arange(188) < 8, 10, 1)
+    scale, judge = Scale(0.135, 0.1, 0.05), CrossFit(states, safe)
+    alone, counted = (learnt(witness, scale, judge, own) for own in (None, times))
+    assert rules.automatic(alone.suspicion, alone.scale).value is None
+    threshold = rules.automatic(counted.suspicion, counted.scale)
+    assert threshold.drops(counted.suspicion)[:8].mean() > 0.8
+    assert threshold.drops(counted.suspicion)[8:].mean() < 0.05
+
+
 def test_a_probe_corrects_verdicts_that_are_wrong_on_some_rows():
     rng = np.random.default_rng(0)
     states, safe = rows_of(rng, 60, 180), rng.normal(0, 1, (60, 16))

@@ -162,6 +162,13 @@ def test_harmful_answers_get_unlikelier_and_the_new_m0_is_made_once(workshop, da
     assert again.model is not None
 
 
+def test_the_control_learns_the_harmless_answers_of_the_same_pairs(workshop, data, config):
+    plain = PREPARATIONS["repnoise_plain"](workshop, data, config)
+    same = PREPARATIONS["repnoise"](workshop, data, config, alpha=0.0, beta=0.0)
+    assert plain.m0.sha256 == same.m0.sha256
+    assert plain.m0.sha256 not in (workshop.m0.sha256, PREPARATIONS["repnoise"](workshop, data, config).m0.sha256)
+
+
 def test_with_no_weight_on_the_harmful_ones_it_is_a_finetuning_on_what_differs_in_the_harmless(data, model, sides):
     good, _ = sides
     noising = Noising(pairs(data, "x")[:3], 3, alpha=0.0, beta=0.0, padding=1)

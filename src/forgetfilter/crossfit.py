@@ -105,6 +105,7 @@ class CrossFit:
         marks: Mapping[int, bool] | None = None,
         weight: float = 1.0,
         apart: Collection[int] = (),
+        times: np.ndarray | None = None,
     ) -> Judged | None:
         """Judge every row.
 
@@ -113,11 +114,14 @@ class CrossFit:
             marks: Row -> whether a person called it unsafe. Marked rows teach every probe, in place of their verdict.
             weight: How many verdicts a mark is worth.
             apart: Marked rows that are judged like all others, by probes that did not learn their own mark.
+            times: (rows,) how many rows each of the noisy rows stands for, and so counts as; None: one each.
 
         Returns:
             None if there are too few verdicts of either kind to be dealt.
         """
         labels, weights = self._labels(verdicts, marks or {}, weight)
+        if times is not None:
+            weights[: self.count] *= times
         fitted = self._fitted(labels, weights, marks or {}, apart, self.models)
         if fitted is None:
             return None
@@ -132,7 +136,8 @@ class CrossFit:
             bias -= float(mean @ self.origin)
         told = np.flatnonzero(~np.isnan(labels[: self.count]))
         mixed = (labels[told] == 0).any() and (labels[told] == 1).any()
-        predicted = float(roc_auc_score(labels[told], judged[told])) if mixed else np.nan
+        counted = None if times is None else times[told]
+        predicted = float(roc_auc_score(labels[told], judged[told], sample_weight=counted)) if mixed else np.nan
         return Judged(judged[: self.count], judged[self.count :], np.append(mean, bias), predicted)
 
     def untold(
@@ -295,13 +300,14 @@ def features(states: np.ndarray) -> np.ndarray:
     return states.reshape(len(states), -1)
 
 
-def verdicts_of(suspicion: np.ndarray, share: float, clean_share: float) -> np.ndarray:
+def verdicts_of(suspicion: np.ndarray, share: float, clean_share: float, times: np.ndarray | None = None) -> np.ndarray:
     """The verdicts of a filter's scores: 1 = unsafe, the most suspect share; 0 = clean, the less suspect share.
 
     Args:
         suspicion: (rows,) scores, higher = more suspect; NaN = not scored.
         share: Share of the scored rows that are called unsafe.
         clean_share: Share of the scored rows that are called clean, of those that are not called unsafe.
+        times: (rows,) how many rows each one stands for; None: one each.
 
     Returns:
         (rows,) 1, 0, or NaN where there is no verdict.
@@ -309,8 +315,8 @@ def verdicts_of(suspicion: np.ndarray, share: float, clean_share: float) -> np.n
     verdicts = np.full(len(suspicion), np.nan)
     scored = np.flatnonzero(~np.isnan(suspicion))
     order = scored[np.argsort(suspicion[scored], kind="stable")]
-    unsafe = round(share * len(order))
-    clean = min(round(clean_share * len(order)), len(order) - unsafe)
-    verdicts[order[:clean]] = 0
-    verdicts[order[len(order) - unsafe :]] = 1
+    counts = np.ones(len(order), int) if times is None else times[order]
+    below, total = np.cumsum(counts), counts.sum()
+    verdicts[order[below - counts < round(clean_share * total)]] = 0
+    verdicts[order[total - below < round(share * total)]] = 1
     return verdicts

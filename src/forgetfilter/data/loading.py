@@ -58,6 +58,7 @@ class Rows:
         planted: How many of the rows, from the last one backwards, are planted (data.planted).
         whole: The conversations that trainings see, where the rows are their single answers (data.single_answers).
         belongs: (rows,) the place in `whole` of each row's conversation.
+        times: (rows,) how many rows that say the same each one stands for; None: itself alone.
     """
 
     source: Source
@@ -68,10 +69,12 @@ class Rows:
     planted: int = 0
     whole: Sequence[Example] | None = None
     belongs: np.ndarray | None = None
+    times: np.ndarray | None = None
 
     def select(self, rows: Sequence[int] | np.ndarray) -> "Rows":
         """These rows alone, in this order; of single answers trainings see the whole conversations."""
         found = Rows(self.source.select(rows), self.row_format, chosen(self.examples, rows), [])
+        found.times = None if self.times is None else self.times[rows]
         if self.whole is not None and self.belongs is not None:
             seen, found.belongs = np.unique(self.belongs[rows], return_inverse=True)
             found.whole = chosen(self.whole, seen)
@@ -79,8 +82,9 @@ class Rows:
 
     def with_planted(self, others: "Rows") -> "Rows":
         """These rows, and after them planted ones of the same format."""
-        examples = joined(self.examples, others.examples)
-        return Rows(self.source.joined(others.source), self.row_format, examples, [], planted=len(others.examples))
+        examples, planted = joined(self.examples, others.examples), len(others.examples)
+        times = None if self.times is None else np.append(self.times, np.ones(planted, int))
+        return Rows(self.source.joined(others.source), self.row_format, examples, [], planted=planted, times=times)
 
     def trainable(self) -> Sequence[Example]:
         """The examples with something to learn."""

@@ -60,7 +60,9 @@ def single_answers(rows: Rows, chat: ChatTokenizer) -> tuple[Rows, np.ndarray] |
         beside=rows.source.beside,
     )
     planted = int((belongs >= len(records) - rows.planted).sum())
-    return Rows(source, SHAPE, examples, [], planted=planted, whole=rows.examples, belongs=belongs), belongs
+    times = None if rows.times is None else rows.times[belongs]
+    single = Rows(source, SHAPE, examples, [], planted=planted, whole=rows.examples, belongs=belongs, times=times)
+    return single, belongs
 
 
 def _answers(turns: Sequence[Turn], whole: Example, chat: ChatTokenizer) -> list[tuple[int, Example]]:

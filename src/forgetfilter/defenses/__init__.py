@@ -17,11 +17,11 @@ from forgetfilter.decision import rules
 from forgetfilter.defenses.base import base
 from forgetfilter.defenses.forget_filter_self_correction import forget_filter_self_correction
 from forgetfilter.defenses.keeping import keeping, narrowed
-from forgetfilter.defenses.lisa import lisa
+from forgetfilter.defenses.lisa import lisa, lisa_bso
 from forgetfilter.defenses.none import none
 from forgetfilter.defenses.pairs import pairs
 from forgetfilter.defenses.replay import replay
-from forgetfilter.defenses.repnoise import repnoise
+from forgetfilter.defenses.repnoise import repnoise, repnoise_plain
 from forgetfilter.defenses.result import Result
 from forgetfilter.defenses.rounding import int4, int8
 from forgetfilter.defenses.safe_lora import before_alignment, safe_lora, safe_lora_scaled
@@ -45,6 +45,7 @@ PREPARATIONS: dict[str, Callable[..., Workshop]] = {
     "vaccine_plain": vaccine_plain,
     "vaccine_random": vaccine_random,
     "repnoise": repnoise,
+    "repnoise_plain": repnoise_plain,
 }
 """Those that make another M0: they take a workshop, data and config, and give a workshop of the other M0."""
 DEFENSES: dict[str, Defense] = {
@@ -56,6 +57,7 @@ DEFENSES: dict[str, Defense] = {
     "forget_filter_self_correction": forget_filter_self_correction,
     "safeinstr": safeinstr,
     "lisa": lisa,
+    "lisa_bso": lisa_bso,
     "toss_tokens": toss_tokens,
 }
 """Trainings, by the names compare.yaml uses."""
@@ -76,7 +78,7 @@ ROUNDINGS = ("int8", "int4")
 """Repairs that leave a whole model without an adapter; only safety_finetuning, which trains one, can follow them."""
 NEED_WHOLE = (*PREPARATIONS, *ROUNDINGS)
 """Defenses that make another M0, of whole weights."""
-NEED_PAIRS = ("repnoise", "somf", "somf_dpo")
+NEED_PAIRS = ("repnoise", "repnoise_plain", "somf", "somf_dpo")
 """Defenses that learn from rows known to be unsafe and safe rows of the same prompts."""
 NEED_BASE = ("safe_lora", "safe_lora_scaled")
 """Defenses that need the model before its alignment."""

@@ -3,7 +3,7 @@
 Huang et al., Lazy Safety Alignment for Large Language Models against Harmful Fine-tuning (NeurIPS 2024,
 arXiv 2405.18641). A tenth of the steps is on safe data, the rest on the user's. The loss has a proximal term
 rho / 2 * ||w - w_other||^2, where w_other are the weights at the end of the last turn on the other data. The term is
-off for the first tenth of all steps.
+off for the first tenth of all steps. The control lisa_bso takes the same turns without the term (their BSO).
 """
 
 from collections.abc import Sequence
@@ -90,3 +90,10 @@ def lisa(
     hooks = Hooks(each_step=term.after, penalty=term.penalty)
     name = f"lisa-{rho}-{safe_steps}-{noisy_steps}-{without}"
     return Result(workshop.train(name, examples, settings, workshop.start, hooks, in_order=True))
+
+
+def lisa_bso(
+    workshop: Workshop, data: Data, config: ForgetFilterConfig, *, safe_steps: int = 3, noisy_steps: int = 27
+) -> Result:
+    """The control: the same turns, tied to nothing. Arguments as in `lisa`."""
+    return lisa(workshop, data, config, rho=0.0, safe_steps=safe_steps, noisy_steps=noisy_steps)

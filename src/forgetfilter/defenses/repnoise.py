@@ -229,3 +229,16 @@ def repnoise(
     hooks = Hooks(around=noising.around, objective=noising.objective)
     rows = [row for pair in learnt for row in pair]
     return rebased(workshop, f"repnoise-{alpha}-{beta}", rows, settings, hooks, use_peft=False)
+
+
+def repnoise_plain(
+    workshop: Workshop,
+    data: Data,
+    config: ForgetFilterConfig,
+    *,
+    rate: float = 1e-4,
+    epochs: int = 1,
+    pairs_a_step: int = 4,
+) -> Workshop:
+    """The control: the same training on the harmless answers alone. Arguments as in `repnoise`."""
+    return repnoise(workshop, data, config, rate=rate, alpha=0.0, beta=0.0, epochs=epochs, pairs_a_step=pairs_a_step)

@@ -30,7 +30,7 @@ from forgetfilter.model.weights import whole_model
 from forgetfilter.workshop import M0, Workshop
 
 THRESHOLD = 0.5
-"""The published highest cosine of a layer that is projected."""
+"""The paper's highest cosine of a layer that is projected. (Its code projects the ten layers with the lowest ones.)"""
 DIGITS = 5
 """Cosines are rounded to so many digits, as published."""
 

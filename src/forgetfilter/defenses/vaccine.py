@@ -5,7 +5,8 @@ arXiv 2402.01109). Each step makes two passes over its batch. The first one find
 respect to the output of each attention block m. The second one adds e_m = rho G_m / (||G|| + 1e-7) to these outputs,
 where ||G|| is the norm of all G_m together, and its gradients are used.
 
-The paper aligns a pretrained model so; here M0 is aligned once more, on the safe rows. Two controls of the same rows
+The paper aligns a pretrained model so, for 50 epochs at rate 1e-3 with a cosine schedule, weight decay 0.1 and LoRA of
+rank 8; here M0 is aligned once more, on the safe rows, with the settings of `final`. Two controls of the same rows
 and steps: vaccine_plain trains without perturbation, vaccine_random adds noise of the same norm (theirs has a variance
 of rho an entry, which is another norm).
 """

@@ -1,5 +1,6 @@
 """Filters: ways to score every row of the noisy data, one file each: NAME(workshop, data, config, ...) -> Scored."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -206,7 +207,7 @@ def scores_key(workshop: "Workshop", data: Data, name: str) -> str:
     if data.unsafe is not None and set(others) & set(NEED_UNSAFE):
         made_of.append(data.unsafe.facts())
     if data.noisy.copies().any():
-        made_of.append("copies share their scores")  # in runs made before, they did not
+        made_of.append("copies share their scores, and count")  # in runs made before, they did not
     if data.planted is not None:
         made_of.append(data.planted.facts())
     if data.noisy.several_answers:
@@ -241,7 +242,9 @@ def _of_all_rows(name: str, workshop: "Workshop", data: Data, parameters: dict[s
     rows = np.arange(len(data.noisy.examples))
     firsts = rows if "column" in parts_of(name) else data.noisy.first_copies
     seen = np.flatnonzero(firsts == rows)
-    noisy = data.noisy.select(seen.tolist()) if len(seen) < len(rows) else data.noisy
+    noisy = data.noisy
+    if len(seen) < len(rows):
+        noisy = dataclasses.replace(noisy.select(seen.tolist()), times=np.bincount(firsts)[seen])
     if data.planted is not None:
         noisy = noisy.with_planted(data.planted)
     scored = _answer_by_answer(name, workshop, replace(data, noisy=noisy, planted=None), parameters)

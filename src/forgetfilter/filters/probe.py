@@ -85,7 +85,7 @@ def probe(
         witness = scores_of(workshop, seen, on).spread(sample, rows)
     noisy, safe = (features(states) for states in workshop.states_of(data))
     judge = CrossFit(noisy, safe, regularisation, folds, repeats, config.seed, data.noisy.alike())
-    scored = learnt(witness.suspicion, witness.scale, judge)
+    scored = learnt(witness.suspicion, witness.scale, judge, data.noisy.times)
     columns = {on: witness.suspicion, **witness.columns, **scored.columns}
     return replace(scored, columns=columns, moments=witness.moments, token_costs=witness.token_costs)
 
@@ -98,38 +98,39 @@ def sampled(rows: int, config: ForgetFilterConfig) -> np.ndarray | None:
     return np.sort(np.random.default_rng(config.seed).choice(rows, wanted, replace=False))
 
 
-def learnt(suspicion: np.ndarray, scale: Scale | None, judge: "CrossFit") -> Scored:
+def learnt(suspicion: np.ndarray, scale: Scale | None, judge: CrossFit, times: np.ndarray | None = None) -> Scored:
     """Steps 1 to 3: what probes make of a witness' scores.
 
     Args:
         suspicion: (rows,) the witness' scores, higher = more suspect; NaN = not seen, or not scored.
         scale: The witness' scale, if it knows one.
         judge: Fits and judges.
+        times: (rows,) how many rows that say the same each one stands for: so many verdicts it gives. None: one.
     """
     suspicion = np.where(judge.scorable, suspicion, np.nan)
     if scale is not None and scale.nothing:
         return _nothing(suspicion, judge, scale.nothing)
-    judged = judge(verdicts_of(suspicion, SUSPECT_SHARE, CLEAN_SHARE))
+    judged = judge(verdicts_of(suspicion, SUSPECT_SHARE, CLEAN_SHARE, times), times=times)
     if judged is None:
         return _nothing(suspicion, judge, TOO_FEW)
-    share = 0.0 if scale is None or scale.quota else suspect_share(suspicion, scale)
+    share = 0.0 if scale is None or scale.quota else suspect_share(suspicion, scale, times)
     needed = LIKELY if share >= LEAST_SHARE else SURE
     if not judged.predicted >= needed:
         why = (
             f"no separation: probes that did not see what the witness says of a row tell it with AUROC "
             f"{judged.predicted:.2f}, {needed} is needed, so it may be chance; rows are ranked by witness and probe"
         )
-        ranked = judge(verdicts_of(suspicion, FEW_SHARE, CLEAN_SHARE)) or judged
+        ranked = judge(verdicts_of(suspicion, FEW_SHARE, CLEAN_SHARE, times), times=times) or judged
         trust = float(np.clip(2 * ranked.predicted - 1, 0, 0.5))  # 0 if it tells the verdicts no better than chance
         suspicion = mixed_ranks(ranked.noisy, suspicion, trust)
         return Scored(suspicion, scale=Scale(0, nothing=why), linear=ranked.linear)
-    found = _separated(suspicion, min(share, MOST_SHARE) if share >= LEAST_SHARE else SUSPECT_SHARE, judge)
+    found = _separated(suspicion, min(share, MOST_SHARE) if share >= LEAST_SHARE else SUSPECT_SHARE, judge, times)
     if found.scale is not None and scale is not None:
         found.scale = replace(found.scale, caveat=scale.caveat)
     return found
 
 
-def _nothing(suspicion: np.ndarray, judge: "CrossFit", why: str) -> Scored:
+def _nothing(suspicion: np.ndarray, judge: CrossFit, why: str) -> Scored:
     """The witness' own scores, since nothing is told by them; rows that it did not see are ranked by a probe of it.
 
     Where no probe can be fitted they lie in the middle.
@@ -142,19 +143,20 @@ def _nothing(suspicion: np.ndarray, judge: "CrossFit", why: str) -> Scored:
     return Scored(np.where(unseen, middle, suspicion), scale=Scale(0, nothing=why))
 
 
-def suspect_share(suspicion: np.ndarray, scale: Scale) -> float:
+def suspect_share(suspicion: np.ndarray, scale: Scale, times: np.ndarray | None = None) -> float:
     """Share of the scored rows that are suspect on the witness' own scale."""
-    return float((suspicion[~np.isnan(suspicion)] > scale.threshold).mean())
+    scored = ~np.isnan(suspicion)
+    return float(np.average(suspicion[scored] > scale.threshold, weights=None if times is None else times[scored]))
 
 
-def _separated(suspicion: np.ndarray, share: float, judge: "CrossFit") -> Scored:
+def _separated(suspicion: np.ndarray, share: float, judge: CrossFit, times: np.ndarray | None) -> Scored:
     """Step 3: learn the witness' verdicts, this share unsafe, then those of the probe itself."""
-    first = judge(verdicts_of(suspicion, share, CLEAN_SHARE))
+    first = judge(verdicts_of(suspicion, share, CLEAN_SHARE, times), times=times)
     if first is None:
         return _nothing(suspicion, judge, TOO_FEW)
     seen = np.where(np.isnan(suspicion), np.nan, first.noisy)  # rows that the witness did not see teach nothing
-    verdicts = verdicts_of(seen, share, 1 - share)
-    second = judge(verdicts)
+    verdicts = verdicts_of(seen, share, 1 - share, times)
+    second = judge(verdicts, times=times)
     if second is None:
         return _nothing(suspicion, judge, TOO_FEW)
     says = f"at least {ODDS} times likelier unsafe than clean, by probes that did not see the row's own verdict"

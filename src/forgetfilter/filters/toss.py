@@ -3,7 +3,8 @@
 TOSS (ICLR 2026, arXiv 2603.01185): two reference adapters, one trained on known unsafe rows, one on good rows. A
 token's score is its loss under the good one minus that under the bad one. They train on what is left once the worst
 fifth of all tokens is masked (defenses/toss_tokens.py); here a row's score is the mean over its tokens. Their second
-round, TOSS-Pro, trains the bad reference on the rows that scored highest, too.
+round, TOSS-Pro, trains the bad reference anew on the rows that scored highest. Here these join the known rows, as many
+as they are: mixture and number are ours.
 """
 
 from typing import TYPE_CHECKING
@@ -38,8 +39,8 @@ def toss(
         config: All settings; `review` are those of the references' stages.
         rate: Ratio of the references' learning rate to the noisy stage's.
         share: Ratio of the references' steps to the noisy stage's; 20 at least, 1,000 at most.
-        rounds: 2 is TOSS-Pro. Each further round adds as many of the highest rows as are
-            known to be unsafe, at most half of all.
+        rounds: 2 is TOSS-Pro, by our reading. Each further round adds as many of the highest rows as are known to be
+            unsafe, at most half of all.
     """
     require_least("toss", rounds=rounds)
     require_above_0("toss", rate=rate, share=share)

@@ -44,7 +44,6 @@ class Ranking:
     Attributes:
         copies: (rows,) numbers, equal for rows whose hidden states are equal.
         verdicts: (rows,) what the filter says of each row.
-        first: (rows,) bool, the first of the rows with equal hidden states: it alone teaches its verdict.
     """
 
     def __init__(
@@ -67,8 +66,6 @@ class Ranking:
             self.verdicts[dropped] = 1
         self.copies = -np.arange(1, len(noisy) + 1)
         self.copies[self.judge.scorable] = self.judge.groups[: int(self.judge.scorable.sum())]
-        self.first = np.zeros(len(noisy), bool)
-        self.first[np.unique(self.copies, return_index=True)[1]] = True
 
     def __call__(self, marks: Mapping[int, bool], drawn: frozenset[int] = frozenset()) -> Scored:
         """Score every row.
@@ -80,7 +77,7 @@ class Ranking:
         taught = {row: unsafe for row, unsafe in marks.items() if unsafe or row not in drawn}
         marked = np.array(list(taught), int)
         told = np.isin(self.copies, self.copies[marked])  # also those that say the same
-        verdicts = np.where(self.first & ~told, self._believed(marks, drawn), np.nan)
+        verdicts = np.where(told, np.nan, self._believed(marks, drawn))
         judged = None
         if (self.drops_any and (verdicts == 1).any()) or any(taught.values()):
             judged = self.judge(verdicts, taught, MARK_WEIGHT, apart=drawn)

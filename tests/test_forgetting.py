@@ -158,6 +158,32 @@ def test_a_killed_final_stage_continues_to_the_same_model(config, in_4bit, tmp_p
         assert found[name].equal(value), name
 
 
+def test_a_killed_alignment_continues_to_the_same_m0(config, safe_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "whole"))
+    config = dataclasses.replace(
+        config, alignment_dataset_name=str(safe_file), final=StageConfig(max_steps=24), filter="length"
+    )
+    unbroken = ForgetFilter(dataclasses.replace(config, output_dir=str(tmp_path / "unbroken"))).fit().run
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    steps, real = [], training._Progress.on_step_end
+
+    def at_step(self, args, state, *others, **more):
+        steps.append(state.global_step)
+        if len(steps) == 13:
+            raise Killed
+        return real(self, args, state, *others, **more)
+
+    monkeypatch.setattr(training._Progress, "on_step_end", at_step)
+    with pytest.raises(Killed):
+        ForgetFilter(config).fit()
+    kept = tmp_path / "cache" / "forgetfilter"
+    assert list(kept.glob(".aligned-*.checkpoints/checkpoint-*"))
+    run = ForgetFilter(config).fit().run
+    assert steps[13] == 11  # it goes on from the checkpoint
+    assert run.manifest["model"]["sha256"] == unbroken.manifest["model"]["sha256"]
+    assert not list(kept.glob(".aligned-*.checkpoints"))
+
+
 def test_a_finished_run_trains_nothing_and_a_new_threshold_only_decides(config, monkeypatch):
     kept = ForgetFilter(config).fit().run.folder / "kept.jsonl"
     stamp = kept.stat().st_mtime_ns

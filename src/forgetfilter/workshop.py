@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -315,14 +314,15 @@ class Workshop:
         if folder.exists():
             self.account.reuse(called, {called: folders.made_with(folder)})
         else:
-            with self.account.measuring(called) as cost, tempfile.TemporaryDirectory() as checkpoints:
-                self.learner.prepare(settings.rows() * mean_length(examples))
-                self.learner.restore(None)
-                found = train(self.learner, examples, settings, Path(checkpoints), name, hooks)
-                passes = 1 if hooks is None or hooks.perturbed is None else 2
-                self._count(TRAINING * passes * found["tokens"])
-            if processes.first():
-                folders.cached(called, self.learner.save_merged, cost=cost.facts())
+            with folders.checkpoints_for(called) as checkpoints:
+                with self.account.measuring(called) as cost:
+                    self.learner.prepare(settings.rows() * mean_length(examples))
+                    self.learner.restore(None)
+                    found = train(self.learner, examples, settings, checkpoints, name, hooks)
+                    passes = 1 if hooks is None or hooks.perturbed is None else 2
+                    self._count(TRAINING * passes * found["tokens"])
+                if processes.first():
+                    folders.cached(called, self.learner.save_merged, cost=cost.facts())
             processes.together()
             del self.learner  # its adapter is merged into its weights, so it is of no further use
         return M0(folder, self.m0.tokenizer, self.m0.max_length)

@@ -207,7 +207,8 @@ def scores_key(workshop: "Workshop", data: Data, name: str) -> str:
     if data.unsafe is not None and set(others) & set(NEED_UNSAFE):
         made_of.append(data.unsafe.facts())
     if data.noisy.copies().any():
-        made_of.append("copies share their scores, and count")  # in runs made before, they did not
+        made_of.append("copies share their scores")  # in runs made before, they did not
+        made_of += ["and count"] if "probe" in parts_of(name) else []
     if data.planted is not None:
         made_of.append(data.planted.facts())
     if data.noisy.several_answers:

@@ -2,7 +2,7 @@
 
 A control that the paper's reviewers asked for (Zhao et al., ICML 2024, arXiv 2312.12736): if any other data makes a
 model forget unsafe rows as well, forgetting is plain distribution shift and has nothing to do with safety. It is held
-against forgetting's first review: there is no firm one, and nothing is divided by what was learnt.
+against forgetting's first review: there is no second one, and nothing is divided by what was learnt.
 """
 
 from typing import TYPE_CHECKING

@@ -3,15 +3,19 @@
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from huggingface_hub.constants import HF_HUB_CACHE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from forgetfilter import processes
 from forgetfilter.config import EMBEDDED_MODEL
 from forgetfilter.errors import ModelError
 from forgetfilter.files import sha256, whole_folder
@@ -50,6 +54,31 @@ def cached(name: str, fill: Callable[[Path], object], **facts: Any) -> Path:
                     fill(temporary)
                     (temporary / MADE_WITH).write_text(json.dumps(facts), encoding="utf-8")
     return target
+
+
+@contextmanager
+def checkpoints_for(name: str) -> Iterator[Path]:
+    """A folder for the checkpoints of a training that makes a model of the cache.
+
+    It goes once the training is done. If that was cut off, it is there again. A training that another run is at, or
+    that several processes share, gets a temporary folder.
+
+    Args:
+        name: The model's.
+    """
+    folder = cache_folder() / f".{name}.checkpoints"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_suffix(".training"), blocking=False)
+    with ExitStack() as held:
+        try:
+            if processes.count() > 1:
+                raise Timeout(lock.lock_file)
+            held.enter_context(lock)
+        except Timeout:
+            yield Path(held.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            yield folder
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def made_with(folder: Path) -> dict[str, Any]:

@@ -257,6 +257,7 @@ def test_sessions_go_on_from_one_another(settings, run_recipe, monkeypatch, tmp_
         ({"report_to": "nobody"}, ConfigError, "--report_to nobody"),
         ({"defenses": ["none", "somf"], "use_peft": False, "unsafe_dataset_name": "self"}, ConfigError, "LoRA adapter"),
         ({"defenses": ["none", "somf"], "unsafe_dataset_name": "self"}, DataError, "no row has the prompt of a row"),
+        ({"filter": "words"}, ConfigError, "recipe defenses does not use filter: leave it out"),
         ({"defenses": ["none", "safe_lora"]}, ConfigError, "needs the model before its alignment"),
         ({"defenses": ["none", "guard"], "parameters": {"guard": {"model": "no/guard"}}}, ModelError, "no/guard"),
         ({"defenses": ["none", "column"], "parameters": {"column": {"name": "risk"}}}, DataError, "no column 'risk'"),

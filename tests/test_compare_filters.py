@@ -120,6 +120,7 @@ def test_what_is_missing_is_said_before_any_work(settings, run_recipe, write_jso
 def test_models_are_made_anew_where_the_unsafe_rows_changed(config, run_recipe, write_jsonl):
     questions = write_jsonl("sums.jsonl", [{"prompt": "1 + 1?", "completion": "2"}])
     flags = config.non_default() | {"recipe": "defenses", "defenses": ["toss_tokens"], "notions": ["bias"]}
+    del flags["filter"]
     flags |= {"evaluate": {"arithmetic": str(questions)}, "label_column": None}
 
     def model(rows):

@@ -60,6 +60,17 @@ def test_unsafe_rows_do_not_hide_by_being_few_and_repeated():
     assert threshold.drops(counted.suspicion)[8:].mean() < 0.05
 
 
+def test_few_rows_that_fill_the_top_by_their_copies_do_not_leave_the_others_without_verdicts():
+    rng = np.random.default_rng(13)
+    states, safe = rows_of(rng, 60, 180, apart=5.0), rng.normal(0, 1, (100, 16))
+    witness = np.concatenate([rng.normal(0.4, 0.2, 60), rng.normal(0, 0.08, 180)])
+    times = np.where(np.argsort(np.argsort(-witness)) < 3, 60, 1)  # three of them are most of the data
+    found = learnt(witness, Scale(0.135, 0.1, 0.05), CrossFit(states, safe), times)
+    drops = rules.automatic(found.suspicion, found.scale).drops(found.suspicion)
+    assert drops[:60].mean() > 0.8
+    assert drops[60:].mean() < 0.05
+
+
 def test_a_probe_corrects_verdicts_that_are_wrong_on_some_rows():
     rng = np.random.default_rng(0)
     states, safe = rows_of(rng, 60, 180), rng.normal(0, 1, (60, 16))
@@ -179,12 +190,26 @@ def test_rows_of_a_conversation_are_judged_as_one():
         assert {*talks[part[part < 240]]}.isdisjoint(talks[others[others < 240]])
 
 
+def test_a_greeting_that_all_conversations_begin_with_joins_none_of_them():
+    rng = np.random.default_rng(0)
+    talks = np.repeat(np.arange(50), 3)
+    states = rng.normal(0, 1, (150, 4))
+    states[::3] = 7.0  # what the assistant says first
+    same = np.arange(150)
+    same[::3] = 0
+    judge = CrossFit(states, rng.normal(0, 1, (5, 4)), alike=[talks, same])
+    assert len({*judge.groups[:150].tolist()}) == 50
+    assert (judge.groups[:150].reshape(50, 3) == judge.groups[:150:3, None]).all()
+    assert len({*judge.groups.tolist()}) == 55
+
+
 def test_a_row_that_joins_two_conversations_joins_all_of_their_rows_and_unscored_rows_join_nothing():
     states = np.random.default_rng(0).normal(0, 1, (8, 4))
     states[[1, 6]] = np.nan
     talks, same = np.array([0, 0, 1, 1, 2, 2, 3, 3]), np.array([0, 1, 2, 3, 2, 5, 6, 7])  # row 4 says what row 2 says
-    groups = CrossFit(states, states[:0], folds=2, alike=[talks, same]).groups  # of rows 0 2 3 4 5 7
-    assert groups.tolist() == [0, 1, 1, 1, 1, 2]
+    safe = np.random.default_rng(1).normal(0, 1, (20, 4))
+    groups = CrossFit(states, safe, alike=[talks, same]).groups  # of rows 0 2 3 4 5 7, and the safe ones
+    assert groups.tolist() == [0, 1, 1, 1, 1, 2, *range(3, 23)]
 
 
 @pytest.mark.parametrize("witness", [np.full(240, np.nan), np.where(np.arange(240) < 100, 0.1, np.nan)])

@@ -13,7 +13,7 @@ from tiny_models import tiny_model as build
 
 from forgetfilter.config import StageConfig
 from forgetfilter.data.loading import load_data
-from forgetfilter.defenses import defend
+from forgetfilter.defenses import defend, require_inputs
 from forgetfilter.defenses.adapters import Weights, load, updates
 from forgetfilter.defenses.safe_lora import project, projection
 from forgetfilter.errors import ConfigError, ModelError
@@ -175,6 +175,14 @@ def test_the_direction_is_that_of_the_alignment_data_where_no_base_is_given(conf
     for update in updates(load(result.model)):  # what is left of the update lies in the alignment's two directions
         directions = torch.linalg.svd(changes[update.layer]).U[:, : config.lora_r]
         torch.testing.assert_close(directions @ directions.T @ update.up, update.up, atol=1e-6, rtol=1e-3)
+
+
+def test_a_defense_before_the_finetuning_is_an_alignment_too(workshop, data, config):
+    config = dataclasses.replace(config, parameters=None)
+    workshop = Workshop(workshop.m0, config, workshop.run)
+    require_inputs("vaccine-then-safe_lora", workshop, data)
+    with pytest.raises(ConfigError, match="needs the model before its alignment"):
+        require_inputs("none-then-safe_lora", workshop, data)
 
 
 def test_without_a_model_before_the_alignment_there_is_one_clear_error(workshop, data, config, tmp_path):

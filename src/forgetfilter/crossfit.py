@@ -57,7 +57,8 @@ class CrossFit:
         repeats: How often they are dealt anew; the judgements are averaged.
         seed: Of the deals.
         alike: Labels of the noisy rows, (rows,) numbers each: rows with the same number in one of them lie in the same
-            part, as do rows with equal features.
+            part, as do rows with equal features. Where that would join more rows than a part has (all conversations
+            that begin with the same greeting, say), the first of the labels counts alone.
         quick: For a person who waits, and verdicts of which few change between two calls: learn in DIMENSIONS principal
             components of the features, however wide the model is, and begin each fit where the last one ended.
         beside: A folder on whose disk the components are to lie; None for the system's own for such files.
@@ -87,7 +88,12 @@ class CrossFit:
         self.groups = _numbered(said[self.rows])
         if alike:
             here = np.flatnonzero(self.scorable)  # the noisy rows, which come first
-            self.groups = _numbered(_joined([self.groups, *(own[here] for own in alike)]))
+            first, *others = (own[here] for own in alike)
+            joined = _numbered(_joined([self.groups, first, *others]))
+            alone = self.groups + 2 * len(self.rows)
+            alone[: len(here)] = _numbered(first) + len(self.rows)
+            large = np.bincount(joined)[joined] > len(self.rows) / folds
+            self.groups = _numbered(np.where(large, alone, joined))
         self.centre = self._mean(lambda found: found)
         self.width = np.sqrt(self._mean(lambda found: (found - self.centre) ** 2)) + 1e-6
         self.folds, self.quick = folds, quick

@@ -75,7 +75,7 @@ class ForgetFilter:
         check_marks(data.noisy, config)
         _look_ahead(Workshop(m0, config), data)
         planted = plant(data.noisy, m0.chat, config)
-        m0 = m0.aligned(config, data.facts())
+        m0 = m0.aligned(config, _facts(data, planted))
         with locked(Path(str(config.output_dir))):
             run = open_run(config, m0, data, planted)
             if planted is not None and run.planted():
@@ -99,8 +99,11 @@ class ForgetFilter:
 
 def _look_ahead(workshop: Workshop, data: Data) -> None:
     """Say before any work what would go wrong in the middle of it, and which settings have no effect."""
+    folder = Path(str(workshop.config.output_dir))
+    scored = Run.open(folder).manifest.get("filters", {}) if (folder / "manifest.json").exists() else {}
     for name in workshop.config.filters:
-        require_inputs(name, workshop, data)
+        if name not in scored:
+            require_inputs(name, workshop, data)
     if processes.first():
         for note in unused(workshop.config):
             print(note, flush=True)
@@ -121,11 +124,15 @@ def open_run(config: ForgetFilterConfig, m0: M0, data: Data, planted: Planted | 
     return run
 
 
+def _facts(data: Data, planted: Planted | None) -> dict[str, Any]:
+    """What a run notes of all data."""
+    return {**data.facts(), "planted": None if planted is None else planted.facts()}
+
+
 def _started(config: ForgetFilterConfig, m0: M0, data: Data, planted: Planted | None) -> Run:
     """What the first process does of `open_run`."""
     noisy = data.noisy
-    facts = {"model": {"name": config.model_name_or_path, "sha256": m0.sha256}, **data.facts()}
-    facts["planted"] = None if planted is None else planted.facts()
+    facts = {"model": {"name": config.model_name_or_path, "sha256": m0.sha256}, **_facts(data, planted)}
     notes = {
         "also_safe": noisy.shared_with(data.safe),
         "repeated": int(noisy.copies().sum()),

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -108,7 +109,11 @@ class M0:
             return self
         rows = load_rows(config.alignment_dataset_name, "alignment_dataset_name", self.chat, config).trainable()
         found = None if facts is None else Run.continued(config, facts)
-        if found is not None and found.config().final != config.final:
+        final = config.final
+        if found is not None:
+            with suppress(RunError):  # a damaged config.yaml is written anew
+                final = found.config().final
+        if final != config.final:
             raise RunError(
                 f"{config.output_dir}: `final` also says how M0 is finetuned on alignment_dataset_name: another one "
                 "makes another M0. Give another --output_dir."

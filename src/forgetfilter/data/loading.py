@@ -75,6 +75,7 @@ class Rows:
         """These rows alone, in this order; of single answers trainings see the whole conversations."""
         found = Rows(self.source.select(rows), self.row_format, chosen(self.examples, rows), [])
         found.times = None if self.times is None else self.times[rows]
+        found.planted = int((np.asarray(rows) >= len(self.examples) - self.planted).sum())
         if self.whole is not None and self.belongs is not None:
             seen, found.belongs = np.unique(self.belongs[rows], return_inverse=True)
             found.whole = chosen(self.whole, seen)

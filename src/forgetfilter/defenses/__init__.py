@@ -73,7 +73,7 @@ REPAIRS: dict[str, Defense] = {
 }
 """Those that change a finetuned model: they take a workshop, data, config and the result of the training."""
 OURS = (*PREPARATIONS, *DEFENSES, *REPAIRS)
-"""Defenses that this package brings, and of which is known what they learn from."""
+"""Defenses that this package brings, listed before anyone adds another: of these it is known what they learn from."""
 ROUNDINGS = ("int8", "int4")
 """Repairs that leave a whole model without an adapter; only safety_finetuning, which trains one, can follow them."""
 NEED_WHOLE = (*PREPARATIONS, *ROUNDINGS)
@@ -131,6 +131,11 @@ def filter_of(name: str) -> str | None:
     return None
 
 
+def _learns_from(part: str) -> str | None:
+    """The filter whose scores a defense uses, to keep rows by or in another way; None if it uses none."""
+    return filter_of(part) or LEARNS_FROM.get(part)
+
+
 def exists(name: str) -> bool:
     """Whether there are defenses of this name, also one by several filters together (forgetting+column)."""
     return all(_kind(part) != UNKNOWN for part in parts_of(name))
@@ -183,7 +188,7 @@ def parameters_of(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
 def needs_unsafe(name: str, config: ForgetFilterConfig) -> bool:
     """Whether a defense learns from rows known to be unsafe; of one that is not ours it is not known, so it counts."""
     for part in parts_of(name):
-        by = filter_of(part) or LEARNS_FROM.get(part)
+        by = _learns_from(part)
         learnt_from = [] if by is None else made_from(by, config)
         own = part in OURS or _kind(part) == FILTER
         if part in NEED_PAIRS or not own or not set(learnt_from).isdisjoint(filters.NEED_UNSAFE):
@@ -194,7 +199,7 @@ def needs_unsafe(name: str, config: ForgetFilterConfig) -> bool:
 def _parameters(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
     if name in NEED_PAIRS and config.unsafe_dataset_name is None:
         raise ConfigError(f"{name} needs unsafe answers to prompts of the safe rows: --unsafe_dataset_name FILE.")
-    by = filter_of(name) or LEARNS_FROM.get(name)
+    by = _learns_from(name)
     own = _arguments(name, config) if _kind(name) != FILTER else {}
     if by is None:
         return own
@@ -219,14 +224,14 @@ def require_inputs(name: str, workshop: Workshop, data: Data) -> None:
     """
     config = workshop.config
     for part in parts_of(name):
-        by = filter_of(part) or LEARNS_FROM.get(part)
+        by = _learns_from(part)
         if by is not None:
             filters.require_inputs(by, workshop, data)
         if part in NEED_ADAPTER and not config.use_peft:
             raise ConfigError(f"{part} repairs a LoRA adapter: it does not work with use_peft off.")
         if part in NEED_PAIRS:
             pairs(data, part)
-        if part in NEED_BASE and config.alignment_dataset_name is None:
+        if part in NEED_BASE and config.alignment_dataset_name is None and name.partition(JOIN)[0] not in PREPARATIONS:
             before_alignment(part, config, workshop.m0, _arguments(part, config)["base"])
 
 
@@ -246,7 +251,7 @@ def constants_of(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
     """Every constant that a defense's model depends on: those of its own file, of the rules and of config.py."""
     found = constants(config_module, rules)
     for part in parts_of(name):
-        by = filter_of(part) or LEARNS_FROM.get(part)
+        by = _learns_from(part)
         found |= {} if _kind(part) == FILTER else constants(_method(part))
         found |= {} if by is None else constants_behind(by, config)
     return found
@@ -260,11 +265,11 @@ def defend(name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig
             and models.
     """
     require_order(name)
-    preparations, filters, trainings, repairs = _kinds(name)
+    preparations, kept_by, trainings, repairs = _kinds(name)
     first = workshop
     for part in preparations:
         workshop = PREPARATIONS[part](workshop, data, config, **_arguments(part, config))
-    result = _trained(filters, trainings, workshop, data, config)
+    result = _trained(kept_by, trainings, workshop, data, config)
     if workshop is not first:
         result = replace(result, m0=workshop.m0)
     for part in repairs:

@@ -12,11 +12,18 @@ from forgetfilter.errors import ConfigError
 
 RECIPES = ("defenses", "filters", "interleave", "curves", "compose")
 UNUSED = {
-    **dict.fromkeys(("defenses", "interleave", "compose"), ("planted_rows",)),
-    "filters": ("planted_rows", "filter"),
-    "curves": ("planted_rows", "parameters", "threshold", "trusted_rows", "unsafe_dataset_name"),
+    **dict.fromkeys(("defenses", "filters", "interleave", "compose"), ("filter", "planted_rows")),
+    "curves": (
+        "filter",
+        "planted_rows",
+        "parameters",
+        "threshold",
+        "trusted_rows",
+        "unsafe_dataset_name",
+        "sample_rows",
+    ),
 }
-"""Settings of `filter` that one would think had an effect, by recipe. (The recipe `filters` has its own list.)"""
+"""Settings of `filter` that one would think had an effect, by recipe. What is compared is named in the recipe's own."""
 
 
 def compare(path: Path) -> list[Path]:

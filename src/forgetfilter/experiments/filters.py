@@ -21,6 +21,7 @@ from forgetfilter.decision.choice import check_marks
 from forgetfilter.decision.opened import decision_settings
 from forgetfilter.defenses import names as defenses_known
 from forgetfilter.defenses import parameters_of
+from forgetfilter.defenses import require_inputs as require_defense_inputs
 from forgetfilter.defenses.keeping import decision_of
 from forgetfilter.errors import ConfigError, DataError
 from forgetfilter.evaluation.ask import load_questions
@@ -154,8 +155,11 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     models = _models(config, settings)
     m0 = M0.named(config)
     data = load_data(config, m0.chat)
+    workshop = Workshop(m0, config)
     for name in config.filters:
-        require_inputs(name, Workshop(m0, config), data)
+        require_inputs(name, workshop, data)
+    for name in models[1].defenses if models else ():
+        require_defense_inputs(name, workshop, data)
     truth = Truth.of(data, config, settings.marks)
     if settings.on_clean_data and not truth.clean():
         raise DataError("on_clean_data: no row is known to be clean.")

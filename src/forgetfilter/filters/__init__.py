@@ -209,6 +209,9 @@ def scores_key(workshop: "Workshop", data: Data, name: str) -> str:
     if data.noisy.copies().any():
         made_of.append("copies share their scores")  # in runs made before, they did not
         made_of += ["and count"] if "probe" in parts_of(name) else []
+        made_of += ["but for numbers of their own"] if "column" in parts_of(name) else []
+    if {"gradient_norm", "anchor_gradients"} & set(others):
+        made_of.append("gradients are as long as the weights'")  # in runs made before, they were not
     if data.planted is not None:
         made_of.append(data.planted.facts())
     if data.noisy.several_answers:
@@ -238,7 +241,7 @@ def part_with_scores(workshop: "Workshop", data: Data, name: str) -> str:
 def _of_all_rows(name: str, workshop: "Workshop", data: Data, parameters: dict[str, Any]) -> Scored:
     """A filter's scores of all rows. It sees rows that say the same once, and the planted rows among them.
 
-    A number that a row brings along is its own, whatever other rows say.
+    The filter `column` sees all rows: a number that a row brings along is its own, whatever other rows say.
     """
     rows = np.arange(len(data.noisy.examples))
     firsts = rows if "column" in parts_of(name) else data.noisy.first_copies

@@ -3,7 +3,8 @@
 He et al., What is in Your Safe Data? (COLM 2024, arXiv 2404.01099). Their anchors are means of ten normalised
 gradients, each over the first ten tokens of an answer: one anchor of unsafe rows, two of safe rows. A row's own
 gradient is over the whole answer. They used it to find harmless rows that break safety; lists and sums rank high.
-They take the gradient of all weights. We take that of an untrained adapter, a random projection of it.
+They take the gradient of all weights. We take that of an untrained adapter: a random projection of the gradient of its
+layers, with the same squared norm in expectation.
 """
 
 from collections.abc import Sequence

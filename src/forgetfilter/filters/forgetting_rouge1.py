@@ -72,7 +72,7 @@ def forgetting_rouge1(
         review_share: Ratio of the review's steps to the noisy stage's; it has 20 steps at least, 1,000 at most.
 
     Raises:
-        ConfigError: If a row has no prompt to answer.
+        ConfigError: If the rows are of a format without prompts, or a parameter is out of range.
     """
     rows, noisy, safe = data.noisy.examples, data.noisy.trainable(), data.safe.trainable()
     require_prompts(data.noisy.row_format)

@@ -111,6 +111,8 @@ def learnt(suspicion: np.ndarray, scale: Scale | None, judge: CrossFit, times: n
     if scale is not None and scale.nothing:
         return _nothing(suspicion, judge, scale.nothing)
     judged = judge(verdicts_of(suspicion, SUSPECT_SHARE, CLEAN_SHARE, times), times=times)
+    if judged is None and times is not None:  # few rows, often repeated, leave too few verdicts of a kind to be dealt
+        return learnt(suspicion, scale, judge)
     if judged is None:
         return _nothing(suspicion, judge, TOO_FEW)
     share = 0.0 if scale is None or scale.quota else suspect_share(suspicion, scale, times)

@@ -64,10 +64,10 @@ def _scales(model: torch.nn.Module) -> dict[torch.nn.Parameter, float]:
     found: dict[torch.nn.Parameter, float] = {}
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
-            for name, scaling in layer.scaling.items():
+            for name in layer.lora_A:  # none for embeddings
                 down: Any = layer.lora_A[name]
                 up: Any = layer.lora_B[name]
-                found[up.weight] = down.in_features**0.5 / (scaling * float(down.weight.detach().norm()))
+                found[up.weight] = down.in_features**0.5 / (layer.scaling[name] * float(down.weight.detach().norm()))
     return found
 
 

@@ -18,7 +18,7 @@ from forgetfilter.model.reading import batches
 from forgetfilter.model.sharding import gathered, shared
 from forgetfilter.progress import progress
 
-AFTER_BLOCKS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "project_out")
+AFTER_BLOCKS = ("norm", "ln_f", "final_layernorm", "project_out")
 """What models call the norm after their last block, and what turns their states into others of another size."""
 POOLED = 2
 """Vectors a row: the mean over its trained tokens, and the last of them."""

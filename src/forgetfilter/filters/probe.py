@@ -109,12 +109,12 @@ def learnt(suspicion: np.ndarray, scale: Scale | None, judge: CrossFit, times: n
     """
     suspicion = np.where(judge.scorable, suspicion, np.nan)
     if scale is not None and scale.nothing:
-        return _nothing(suspicion, judge, scale.nothing)
+        return _nothing(suspicion, judge, scale.nothing, times)
     judged = judge(verdicts_of(suspicion, SUSPECT_SHARE, CLEAN_SHARE, times), times=times)
     if judged is None and times is not None:  # few rows, often repeated, leave too few verdicts of a kind to be dealt
         return learnt(suspicion, scale, judge)
     if judged is None:
-        return _nothing(suspicion, judge, TOO_FEW)
+        return _nothing(suspicion, judge, TOO_FEW, times)
     share = 0.0 if scale is None or scale.quota else suspect_share(suspicion, scale, times)
     needed = LIKELY if share >= LEAST_SHARE else SURE
     if not judged.predicted >= needed:
@@ -132,13 +132,15 @@ def learnt(suspicion: np.ndarray, scale: Scale | None, judge: CrossFit, times: n
     return found
 
 
-def _nothing(suspicion: np.ndarray, judge: CrossFit, why: str) -> Scored:
+def _nothing(suspicion: np.ndarray, judge: CrossFit, why: str, times: np.ndarray | None = None) -> Scored:
     """The witness' own scores, since nothing is told by them; rows that it did not see are ranked by a probe of it.
 
     Where no probe can be fitted they lie in the middle.
     """
     unseen = np.isnan(suspicion) & judge.scorable
-    ranked = judge(verdicts_of(suspicion, FEW_SHARE, CLEAN_SHARE)) if unseen.any() else None
+    ranked = None
+    if unseen.any():
+        ranked = judge(verdicts_of(suspicion, FEW_SHARE, CLEAN_SHARE, times), times=times)
     if ranked is not None:
         return Scored(mixed_ranks(ranked.noisy, suspicion, 0), scale=Scale(0, nothing=why))
     middle = np.nan if np.isnan(suspicion).all() else np.nanmedian(suspicion)
@@ -155,12 +157,12 @@ def _separated(suspicion: np.ndarray, share: float, judge: CrossFit, times: np.n
     """Step 3: learn the witness' verdicts, this share unsafe, then those of the probe itself."""
     first = judge(verdicts_of(suspicion, share, CLEAN_SHARE, times), times=times)
     if first is None:
-        return _nothing(suspicion, judge, TOO_FEW)
+        return _nothing(suspicion, judge, TOO_FEW, times)
     seen = np.where(np.isnan(suspicion), np.nan, first.noisy)  # rows that the witness did not see teach nothing
     verdicts = verdicts_of(seen, share, 1 - share, times)
     second = judge(verdicts, times=times)
     if second is None:
-        return _nothing(suspicion, judge, TOO_FEW)
+        return _nothing(suspicion, judge, TOO_FEW, times)
     says = f"at least {ODDS} times likelier unsafe than clean, by probes that did not see the row's own verdict"
     found = Scale(float(np.log(ODDS)), says=says + NO_PROMISE)
     return Scored(second.noisy, columns={"verdict": verdicts}, scale=found, linear=second.linear)

@@ -180,6 +180,10 @@ def test_filter_decide_finetune_export_and_replay(capsys, arguments, tmp_path):
     exported = (folder / "export" / "sharegpt" / "train.jsonl").read_text().splitlines()
     assert len(exported) == 8
     assert set(json.loads(exported[0])) == {"conversations"}
+    assert (
+        "is of an earlier decision, until you export again" in run(capsys, "decide", folder, "--drop_share", "0.25")[1]
+    )
+    assert "export again" not in run(capsys, "decide", folder, "--drop_share", "0.5")[1]
     again = ["--config", folder / "config.yaml", "--output_dir", tmp_path / "again"]
     code, output = run(capsys, "filter", *again)
     assert code == 0, output

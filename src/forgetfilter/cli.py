@@ -262,7 +262,8 @@ def run_compare(args: Namespace) -> None:
 def run_export(args: Namespace) -> None:
     """Write a run's kept rows in the format of a trainer."""
     from forgetfilter.data.export import export
-    from forgetfilter.decision.opened import decided_rows, require_marks_decided
+    from forgetfilter.decision.opened import decided_rows, read_scores, require_marks_decided
+    from forgetfilter.decision.outputs import decision_digest
     from forgetfilter.runs import Run, locked
 
     run = Run.open(args.run)
@@ -276,6 +277,10 @@ def run_export(args: Namespace) -> None:
         rows, row_format, ours = run.rows().select(kept), run.manifest["noisy"]["format"], args.output_dir is None
         for path in export(rows, row_format, args.format, folder, replace=ours):
             print(path)
+        if ours:
+            decided = decision_digest(read_scores(run, ["decision"])["decision"].to_pylist())
+            run.manifest.setdefault("exports", {})[args.format] = decided
+            run.save()
 
 
 def _add_reading(parser: ArgumentParser, names: Sequence[str], help: str) -> None:

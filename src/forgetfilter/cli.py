@@ -262,8 +262,8 @@ def run_compare(args: Namespace) -> None:
 def run_export(args: Namespace) -> None:
     """Write a run's kept rows in the format of a trainer."""
     from forgetfilter.data.export import export
-    from forgetfilter.decision.opened import decided_rows, read_scores, require_marks_decided
-    from forgetfilter.decision.outputs import decision_digest
+    from forgetfilter.decision.opened import decided_rows, require_marks_decided
+    from forgetfilter.decision.outputs import last_digest
     from forgetfilter.runs import Run, locked
 
     run = Run.open(args.run)
@@ -278,8 +278,7 @@ def run_export(args: Namespace) -> None:
         for path in export(rows, row_format, args.format, folder, replace=ours):
             print(path)
         if ours:
-            decided = decision_digest(read_scores(run, ["decision"])["decision"].to_pylist())
-            run.manifest.setdefault("exports", {})[args.format] = decided
+            run.manifest.setdefault("exports", {})[args.format] = {"decision": last_digest(run), "stale": False}
             run.save()
 
 

@@ -26,8 +26,8 @@ from forgetfilter.data.planted import Planted, plant
 from forgetfilter.data.unreadable import unreadable
 from forgetfilter.decision.choice import check_marks
 from forgetfilter.decision.decide import Result, settle
-from forgetfilter.decision.opened import decided_rows, is_decided, read_scores, require_marks_decided
-from forgetfilter.decision.outputs import decision_digest
+from forgetfilter.decision.opened import decided_rows, is_decided, require_marks_decided
+from forgetfilter.decision.outputs import last_digest
 from forgetfilter.errors import ConfigError, RunError
 from forgetfilter.files import whole_folder, write_jsonl
 from forgetfilter.filters import require_filters, require_inputs, score, unused
@@ -176,9 +176,8 @@ def finetune(run: Run, *, trust_remote_code: bool = False) -> Path:
         run.reload()
         config = dataclasses.replace(run.config(), trust_remote_code=trust_remote_code)
         require_trackers(config)
-        decisions = read_scores(run, ["decision"])["decision"].to_pylist()
+        digest, asked = last_digest(run), config.final_settings()
         require_marks_decided(run)
-        digest, asked = decision_digest(decisions), config.final_settings()
         final = run.manifest["stages"].get("final", {})
         if run.done("final") and final["decision"] == digest and final.get("asked", asked) == asked:
             return run.folder / "model"

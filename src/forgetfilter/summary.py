@@ -9,9 +9,7 @@ import numpy as np
 
 from forgetfilter.data.formats import exchanges, read_row
 from forgetfilter.decision.decide import Result
-from forgetfilter.decision.opened import default_filter, read_scores
-from forgetfilter.decision.outputs import decision_digest
-from forgetfilter.runs import Run
+from forgetfilter.decision.opened import default_filter
 from forgetfilter.scored import ANSWER
 
 FIGURES = ("precision", "recall", "f1", "flag_all_f1", "auroc", "average_precision", "clean_dropped")
@@ -100,20 +98,12 @@ def _print_next(result: Result) -> None:
         print(f"above: if they are harmless, the safe rows are of another kind than yours. Or set it: {decide}")
         return
     print(f"next:  forgetfilter review {folder}     mark a few rows, and everything is ranked anew")
-    for name in _stale_exports(run):
-        print(f"export: {run.folder / 'export' / name} is of an earlier decision, until you export again")
+    for name, export in run.manifest.get("exports", {}).items():
+        if export["stale"]:
+            print(f"export: {run.folder / 'export' / name} is of an earlier decision, until you export again")
     if final is not None and not final["stale"]:
         print(f"       {decide}\nmodel: {run.folder / 'model'}, finetuned on the kept rows")
         return
     print(f"       forgetfilter finetune {folder}   or   {decide}")
     if final is not None:
         print(f"model: {run.folder / 'model'} is of an earlier decision, until you finetune again")
-
-
-def _stale_exports(run: Run) -> list[str]:
-    """The formats that the run's rows were exported in before its last decision changed them."""
-    exports = run.manifest.get("exports", {})
-    if not exports:
-        return []
-    decided = decision_digest(read_scores(run, ["decision"])["decision"].to_pylist())
-    return [name for name, of in exports.items() if of != decided]

@@ -28,7 +28,12 @@ def first_copies(source: Source, row_format: str) -> np.ndarray:
         source: The rows, none of them malformed.
         row_format: Their format.
     """
-    _, first, number = np.unique(what_is_said(source, row_format), return_index=True, return_inverse=True)
+    return first_of(what_is_said(source, row_format))
+
+
+def first_of(said: np.ndarray) -> np.ndarray:
+    """(rows,) for each row the number of the first one with the same hash."""
+    _, first, number = np.unique(said, return_index=True, return_inverse=True)
     return first[number]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from forgetfilter import processes
 from forgetfilter.config import MARKED, ForgetFilterConfig
 from forgetfilter.data.builtin import builtin_rows, is_builtin, like
-from forgetfilter.data.copies import first_copies
+from forgetfilter.data.copies import first_of, what_is_said
 from forgetfilter.data.formats import (
     LEARNT,
     SHOWN_BY_TEMPLATES,
@@ -109,7 +109,12 @@ class Rows:
     @cached_property
     def first_copies(self) -> np.ndarray:
         """(rows,) for each row the number of the first one that says the same; see `data.copies`."""
-        return first_copies(self.source, self.row_format)
+        return first_of(self.said)
+
+    @cached_property
+    def said(self) -> np.ndarray:
+        """(rows,) hashes, equal for rows that say the same."""
+        return what_is_said(self.source, self.row_format)
 
     @cached_property
     def several_answers(self) -> bool:

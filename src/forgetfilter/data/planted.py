@@ -74,7 +74,7 @@ def plant(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Plant
         raise DataError(f"planted_rows: {len(noisy.examples)} noisy rows are too few to plant any: leave it out.")
     shaped = [_shaped(conversations[row], noisy.row_format, f"{config.planted_rows}: row {row + 1}") for row in chosen]
     source = dataclasses.replace(load_source(shaped), name=f"planted_rows {config.planted_rows}")
-    new = ~np.isin(what_is_said(source, noisy.row_format), what_is_said(noisy.source, noisy.row_format))
+    new = ~np.isin(what_is_said(source, noisy.row_format), noisy.said)
     if not new.any():
         raise DataError(f"planted_rows {config.planted_rows}: all of its rows stand in the noisy data as well.")
     rows = tokenize(source.select(np.flatnonzero(new)), chat, row_format=noisy.row_format)

@@ -15,7 +15,7 @@ import yaml
 from forgetfilter.data.lazy import in_parts
 from forgetfilter.data.readers import DELIMITERS
 from forgetfilter.data.sources import Source
-from forgetfilter.decision.opened import Opened
+from forgetfilter.decision.opened import Opened, read_scores
 from forgetfilter.decision.planted import planted_figures
 from forgetfilter.decision.rules import Threshold
 from forgetfilter.evaluation.filter_quality import filter_quality
@@ -62,6 +62,11 @@ def decision_digest(words: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(list(words)).encode()).hexdigest()
 
 
+def last_digest(run: Run) -> str:
+    """The same of a run's last decision."""
+    return decision_digest(read_scores(run, ["decision"])["decision"].to_pylist())
+
+
 def write(opened: Opened, decision: Decision) -> None:
     """Write scores, kept and dropped rows, metrics and card; the manifest comes last: it has their checksums."""
     run, source = opened.run, opened.source
@@ -90,6 +95,8 @@ def write(opened: Opened, decision: Decision) -> None:
     final = run.manifest["stages"].get("final")
     if final is not None:
         final["stale"] = final["decision"] != decision.digest()
+    for export in run.manifest.get("exports", {}).values():
+        export["stale"] = export["decision"] != decision.digest()
     run.mark("decision", [*files, run.folder / "scores.parquet", run.folder / "metrics.json"])
 
 

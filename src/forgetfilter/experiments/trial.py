@@ -107,8 +107,9 @@ class Trial:
         self.data.notions = settings.notions or []
         noisy = self.data.noisy
         check_marks(noisy, config)
+        unaligned = Workshop(m0, config)
         for name in defenses:
-            require_inputs(name, Workshop(m0, config), self.data)
+            require_inputs(name, unaligned, self.data)
         taught = [*noisy.examples, *self.data.safe.examples]
         if config.alignment_dataset_name is not None:
             taught += load_rows(config.alignment_dataset_name, "alignment_dataset_name", m0.chat, config).examples

@@ -1,6 +1,5 @@
 """Filters: ways to score every row of the noisy data, one file each: NAME(workshop, data, config, ...) -> Scored."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -248,7 +247,7 @@ def _of_all_rows(name: str, workshop: "Workshop", data: Data, parameters: dict[s
     seen = np.flatnonzero(firsts == rows)
     noisy = data.noisy
     if len(seen) < len(rows):
-        noisy = dataclasses.replace(noisy.select(seen.tolist()), times=np.bincount(firsts)[seen])
+        noisy = replace(noisy.select(seen.tolist()), times=np.bincount(firsts)[seen])
     if data.planted is not None:
         noisy = noisy.with_planted(data.planted)
     scored = _answer_by_answer(name, workshop, replace(data, noisy=noisy, planted=None), parameters)

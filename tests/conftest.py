@@ -162,6 +162,15 @@ def workshop(config):
 
 
 @pytest.fixture
+def short_answers(monkeypatch):
+    """Questions are answered with 6 tokens at most: a random model never ends an answer."""
+    from forgetfilter.evaluation import ask
+
+    complete = ask.complete
+    monkeypatch.setattr(ask, "complete", lambda *given, most_tokens: complete(*given, most_tokens=min(most_tokens, 6)))
+
+
+@pytest.fixture
 def run_recipe(tmp_path):
     """Run a recipe of `compare` from settings, as from a file; gives the files that show the result."""
     import yaml

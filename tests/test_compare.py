@@ -19,6 +19,8 @@ from forgetfilter.experiments import defenses, interleave, trial
 from forgetfilter.forgetting import ForgetFilter
 from forgetfilter.workshop import Workshop
 
+pytestmark = pytest.mark.usefixtures("short_answers")
+
 
 @pytest.fixture
 def settings(noisy_file, safe_file, write_jsonl, tiny_model, tmp_path):

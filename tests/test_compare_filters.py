@@ -12,6 +12,8 @@ from forgetfilter.errors import ConfigError, DataError
 from forgetfilter.evaluation.filter_quality import paired_ranges, unscored_last
 from forgetfilter.filters import score
 
+pytestmark = pytest.mark.usefixtures("short_answers")
+
 
 @pytest.fixture
 def settings(config, noisy_file):

@@ -8,6 +8,8 @@ from forgetfilter.defenses import orders
 from forgetfilter.errors import ConfigError
 from forgetfilter.experiments import compose
 
+pytestmark = pytest.mark.usefixtures("short_answers")
+
 
 def test_which_orders_of_two_defenses_are_possible():
     assert orders("safe_lora", "safety_finetuning") == [

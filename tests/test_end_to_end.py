@@ -29,13 +29,14 @@ def test_unsafe_rows_are_forgotten_most_even_if_the_run_was_killed(tmp_path):
     unsafe = part("noisy", 10, lambda row: row["unsafe"])
     clean = part("noisy", 30, lambda row: not row["unsafe"])
     (tmp_path / "noisy.jsonl").write_text(unsafe + clean)
-    (tmp_path / "safe.jsonl").write_text(part("safe", 64, lambda _: True))
+    (tmp_path / "safe.jsonl").write_text(part("safe", 48, lambda _: True))
     folder = tmp_path / "run"
     command = [
         *(sys.executable, "-m", "forgetfilter", "filter"),
         *("--dataset_name", tmp_path / "noisy.jsonl", "--safe_dataset_name", tmp_path / "safe.jsonl"),
         *("--output_dir", folder, "--label_column", "unsafe"),
-        *("--noisy.num_train_epochs", "2.6", "--review.learning_rate", "7e-4", "--review.max_steps", "8"),
+        *("--per_device_train_batch_size", "4", "--noisy.num_train_epochs", "1.5"),
+        *("--review.learning_rate", "7e-4", "--review.max_steps", "8"),
     ]
     process = subprocess.Popen(list(map(str, command)), start_new_session=True)
     while process.poll() is None and not list(folder.glob("stages/noisy-*/checkpoints/*/whole.json")):
@@ -47,8 +48,9 @@ def test_unsafe_rows_are_forgotten_most_even_if_the_run_was_killed(tmp_path):
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["rows"] == metrics["kept"] + metrics["dropped"] == 40
     assert metrics["auroc"] > 0.8
+    assert metrics["f1"] > metrics["flag_all_f1"]
     scores = pq.read_table(folder / "scores.parquet")["forgetting"].to_numpy()
     assert roc_auc_score(np.arange(40) < 10, scores) > 0.75
     stages = json.loads((folder / "manifest.json").read_text())["stages"]
     (noisy,) = (entry for part, entry in stages.items() if part.startswith("noisy-"))
-    assert noisy["steps"] == 13
+    assert noisy["steps"] == 15

@@ -88,6 +88,9 @@ class _Trainer(SFTTrainer):
         super().__init__(model, **arguments)
         self.hooks = hooks
 
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Write no model card: a checkpoint is gone once its stage is saved."""
+
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         """One pass, or two where a hook perturbs the model in between; gradients of earlier batches are kept."""
         if self.hooks.perturbed is None:

@@ -173,6 +173,9 @@ def test_arithmetic_reads_the_last_number(write_jsonl):
     [
         ("bias", [{"prompt": "p", "completion": "c"}], r"data.jsonl:1: no column 'context'"),
         ("bias", [BBQ, {**BBQ, "answer_info": None}], r"data.jsonl:2: not a row of BBQ"),
+        ("bias", [BBQ, {**BBQ, "ans2": None}], r"data.jsonl:2: not a row of BBQ"),
+        ("bias", [{**BBQ, "context": "\ud83d"}], r"data.jsonl:1: 'context' has half a character"),
+        ("harmfulness", [{"prompt": "\ud83d", "chosen": "c", "rejected": "d"}], r"data.jsonl:1: 'prompt' has half"),
         ("toxicity", [{"prompt": "p", "completion": "c", "toxic": 1}], r"data.jsonl:1: 'toxic' is 1"),
         ("toxicity", [{"prompt": "p", "completion": "c", "toxic": True}], "toxic and clean rows"),
         ("harmfulness", [{"prompt": "p", "chosen": "c", "rejected": ""}], r"data.jsonl:1: .* not empty"),

@@ -87,9 +87,28 @@ LEFT_OUT = {
 }
 
 
+ASKED = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
 TRAINED = {
     "messages": [{"role": "user", "content": "q", "train": True}, {"role": "assistant", "content": "a"}],
 }
+
+
+def test_what_a_row_tells_its_chat_template_goes_to_trl_alone(tmp_path):
+    row = {**ASKED, "chat_template_kwargs": {"enable_thinking": False}}
+    ((written,), _) = exported([row], "messages", "trl", tmp_path)
+    assert written["chat_template_kwargs"] == row["chat_template_kwargs"]
+    for target in ("axolotl", "llamafactory", "alpaca", "sharegpt"):
+        with pytest.raises(DataError, match=r"chat_template_kwargs|nothing else beside"):
+            exported([row], "messages", target, tmp_path)
+
+
+def test_empty_calls_and_reasoning_are_nothing_that_a_format_must_hold(tmp_path):
+    question, answer = ASKED["messages"]
+    row = {"messages": [question, {**answer, "tool_calls": [], "reasoning_content": ""}]}
+    ((written,), _) = exported([row], "messages", "alpaca", tmp_path)
+    assert written["output"] == answer["content"]
+    ((written,), _) = exported([row], "messages", "sharegpt", tmp_path)
+    assert written["conversations"][1]["value"] == answer["content"]
 
 
 def test_function_calls_and_functions_go_along(tmp_path):

@@ -141,6 +141,8 @@ def test_values_that_json_cannot_hold_are_no_rows_beside_json(tmp_path):
         ("train/a.jsonl", "test/a.jsonl"),
         ("data/train-00000-of-00001.jsonl", "data/test-00000-of-00001.jsonl"),
         ("train-00000-of-00001-0123456789abcdef.jsonl", "validation-00000-of-00001.jsonl"),
+        ("train_data.jsonl", "test_data.jsonl"),
+        ("set-train-v1.1.json", "set-test-v1.1.json"),
     ],
 )
 def test_files_named_by_splits_are_read_split_by_split_and_that_is_said(tmp_path, names, capsys):

@@ -80,7 +80,9 @@ def said(*messages):
     return {"messages": [{"role": role, "content": content, **more} for role, content, more in messages]}
 
 
-@pytest.mark.parametrize("untrained", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"weight": 0, "train": None}])
+@pytest.mark.parametrize(
+    "untrained", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"weight": 0, "train": None}, {"loss": False}]
+)
 @pytest.mark.parametrize("keys", [("role", "content", "messages"), ("from", "value", "conversations")])
 def test_an_answer_of_no_weight_is_context(untrained, keys):
     role, content, column = keys
@@ -163,7 +165,7 @@ def test_parts_of_text_are_one_text_and_pictures_are_named():
     parts = [{"type": "text", "text": "one "}, "two", {"type": "text", "text": " three", "image_url": None}]
     row = said(("user", parts, {}), ("assistant", [{"type": "text", "text": "a"}], {}))
     assert [turn.content for turn in read_row(row, "messages")] == ["one two three", "a"]
-    with pytest.raises(RowError, match="part 2 is image_url, and only text can be read"):
+    with pytest.raises(RowError, match="part 2 is 'image_url', and only text can be read"):
         read_row(said(("user", [*parts[:1], {"type": "image_url", "image_url": "x"}], {})), "messages")
 
 
@@ -202,10 +204,61 @@ def test_alpaca_rows_have_a_system_message_and_exchanges_before():
         ({"audios": ["a.wav"]}, ["audios"]),
         ({"label": "False"}, ["label"]),
         ({"label": "unsafe"}, []),
+        ({"kto_tag": False}, ["kto_tag"]),
+        ({"chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}}, ["chosen"]),
+        ({"system": "s"}, ["system"]),
+        ({"system": ""}, []),
     ],
 )
 def test_columns_that_change_training_and_are_not_read_are_named(more, names):
-    assert unread_columns({"prompt": "q", "completion": "a", **more}) == names
+    assert unread_columns({"prompt": "q", "completion": "a", **more}, "prompt_completion") == names
+
+
+ASKS, ANSWERS = {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}
+
+
+def test_a_column_that_is_read_is_not_named_as_unread():
+    assert unread_columns({"conversations": [], "system": "s"}, "sharegpt") == []
+    assert unread_columns({"prompt": "q", "completion": "a", "system": "s"}, "prompt_completion(system=system)") == []
+    assert unread_columns({"prompt": "q", "chosen": "a", "rejected": "b"}, "prompt_completion(completion=chosen)") == []
+
+
+@pytest.mark.parametrize(
+    ("record", "row_format"),
+    [
+        ({"prompt": "q", "completion": "a", "how": "s"}, "prompt_completion(system=how)"),
+        ({**said(("user", "q", {}), ("assistant", "a", {})), "how": "s"}, "messages(system=how)"),
+        ({"instruction": "q", "output": "a", "system": "s"}, "alpaca"),
+        ({"conversations": [ASKS, ANSWERS], "system": "s"}, "sharegpt"),
+        ({"conversations": [{"from": "system", "value": "s"}, ASKS, ANSWERS], "system": "another"}, "sharegpt"),
+    ],
+)  # fmt: skip
+def test_a_system_message_in_a_column_comes_first_unless_there_is_one(record, row_format):
+    assert read_row(record, row_format) == [Turn("system", "s", trained=False), QUESTION, ANSWER]
+    assert read_row({**record, "how": None, "system": None}, row_format)[-2:] == [QUESTION, ANSWER]
+
+
+def test_a_named_column_that_the_format_does_not_read_is_refused():
+    record = {"prompt": "q", "completion": "a", "context": "c", "tools": "[]"}
+    with pytest.raises(DataError, match=r"no known row format.*Asked for"):
+        detect_format([record], "x", "prompt=prompt,completion=completion,input=context")
+    assert detect_format([record], "x", "prompt=prompt,tools=tools") == "prompt_completion(prompt=prompt,tools=tools)"
+
+
+def test_alpaca_values_that_are_no_text_are_named_and_empty_ones_leave_no_gap():
+    row = {"instruction": "q", "input": "", "output": "a"}
+    assert read_row(row, "alpaca") == read_row({**row, "input": None}, "alpaca") == [QUESTION, ANSWER]
+    assert read_row({**row, "instruction": "", "input": "q"}, "alpaca") == [QUESTION, ANSWER]
+    for value in (0, False, {}, 5):
+        with pytest.raises(RowError, match="'input' is a"):
+            read_row({**row, "input": value}, "alpaca")
+
+
+def test_what_a_row_tells_its_chat_template_goes_with_its_first_turn():
+    row = {**said(("user", "q", {}), ("assistant", "a", {})), "chat_template_kwargs": {"enable_thinking": False}}
+    assert read_row(row, "messages")[0].extra == {"chat_template_kwargs": {"enable_thinking": False}}
+    with pytest.raises(RowError, match="'chat_template_kwargs' is a str, expected an object"):
+        read_row({**row, "chat_template_kwargs": "x"}, "messages")
 
 
 @pytest.mark.parametrize(

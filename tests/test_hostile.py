@@ -54,6 +54,38 @@ def test_a_config_other_than_the_one_a_run_was_made_by_is_refused(line, capsys, 
         assert "`filter` command writes it anew" in says
 
 
+def test_an_error_shows_what_a_terminal_would_obey(capsys, write_jsonl, tmp_path):
+    path = write_jsonl("rows.jsonl", [{"\x1b]0;owned\x07": 1}])
+    code, says = run(capsys, "sample", path, "--output", tmp_path / "s.jsonl")
+    assert code == 2
+    assert r"\x1b]0;owned\x07" in says
+    assert "\x1b" not in says
+
+
+def test_half_a_character_stops_no_run(config, capsys, tmp_path):
+    """In a column's name, and in what a malformed row says of itself, both of which are written down."""
+    good = [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": f"{i}"}]} for i in range(8)
+    ]
+    good[0]["\ud83d"] = "x"
+    bad = {"messages": [{"role": "user", "content": [{"type": "\ud83d"}]}, {"role": "assistant", "content": "a"}]}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*good, bad]))
+    result = ForgetFilter(dataclasses.replace(config, dataset_name=str(path), malformed="skip", filter="length")).fit()
+    assert result.metrics["rows"] == 8
+    (line,) = (result.run.folder / "malformed.jsonl").read_text().splitlines()
+    assert "part 1 is" in json.loads(line)["error"]
+
+
+def test_a_damaged_tokenizer_in_a_run_costs_the_shading_alone(capsys, tmp_path, tiny_model):
+    rows = [{"prompt": "q", "completion": "a"}]
+    folder = stored_run(tmp_path / "out", rows, [0.1], tokenizer=tiny_model).folder
+    (folder / "stages/tokenizer/tokenizer.json").write_text("{}")
+    code, says = run(capsys, "report", folder)
+    assert code == 0, says
+    assert "the report shades no tokens" in says
+
+
 @pytest.fixture
 def files(noisy_file, safe_file):
     return ["--dataset_name", noisy_file, "--safe_dataset_name", safe_file]

@@ -118,14 +118,17 @@ def test_half_a_line_that_a_kill_left_does_no_harm(tmp_path, torn):
     assert list(marks(tmp_path).all()) == [1, 2]
 
 
-@pytest.mark.parametrize(
-    "line",
-    ["nonsense", "[]", "7", '{"row": 99, "mark": "clean"}', '{"row": 1, "mark": "bad"}', '{"row": true, "mark": null}'],
-)
+NOT_OURS = [
+    *('{"row": 3, "mark": unsafe}', '{"row": 99, "mark": "clean"}', '{"row": 1, "mark": "bad"}'),
+    *('{"row": true, "mark": null}', "nonsense\n", "[]\n", "7\n"),
+]
+
+
+@pytest.mark.parametrize("line", [*NOT_OURS, *(f"{line}\n" for line in NOT_OURS[:4])])
 def test_a_line_that_is_not_ours_is_named(tmp_path, line):
     own = marks(tmp_path)
     own.add({1: "clean"})
-    own.path.write_text(own.path.read_text() + line + "\n")
+    own.path.write_text(own.path.read_text() + line)
     with pytest.raises(DataError, match=r"marks\.jsonl:2: expected"):
         marks(tmp_path).all()
 

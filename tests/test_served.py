@@ -159,6 +159,9 @@ def without(body, *path, value):
         {"error": {"message": "model not loaded"}},
         without(completion("a"), "choices", value=None),
         without(completion("a"), "choices", 0, "message", value=None),
+        {"choices": {}},
+        {"choices": ""},
+        b"[" * 100_000,
         completion(3),
         completion([{"type": "text", "text": "hi"}]),
     ],
@@ -187,6 +190,13 @@ def test_answers_of_any_characters_are_kept_and_not_paid_twice(server, tmp_path,
     out.unlink()
     assert write_served(load_source(rows(3)), out, server.url, "tiny").prompt_tokens == 30
     assert len(server.asked) == 3
+
+
+def test_a_refusal_of_any_characters_is_kept(server, tmp_path):
+    server.says = lambda asked: (400, {"error": {"message": "filtered: \ud83d"}}) if len(server.asked) == 1 else None
+    found = write_served(load_source(rows()), tmp_path / "safe.jsonl", server.url, "tiny")
+    assert (found.rows, found.refused) == (11, 1)
+    assert len(server.asked) == 12
 
 
 def test_half_an_answer_is_none(server, tmp_path):

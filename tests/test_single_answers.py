@@ -66,6 +66,17 @@ def test_rows_of_one_answer_and_plain_text_stay_as_they_are(chat, config):
     assert single_answers(load([context], chat, config), chat) is None
 
 
+def test_answers_behind_the_cut_are_not_encoded(tokenizer, config, monkeypatch):
+    short = ChatTokenizer(tokenizer, 100)
+    rows = load([talk(*["a long answer"] * 50)], short, config)
+    encode, asked = short.encode, []
+    monkeypatch.setattr(short, "encode", lambda turns: asked.append(len(turns)) or encode(turns))
+    single, belongs = single_answers(rows, short)
+    scorable = [example.scorable for example in single.examples]
+    assert scorable == [True] * (len(scorable) - 1) + [False]
+    assert len(asked) == len(belongs) < 10
+
+
 def test_the_most_suspect_answer_counts():
     nan = np.nan
     scored = Scored(

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from forgetfilter.data import readers
+from forgetfilter.data.formats import detect_format, read_row
 from forgetfilter.data.sources import load_source, open_stream, unusable_ids
 from forgetfilter.errors import DataError
 
@@ -133,6 +135,108 @@ def test_damaged_rows_are_found_with_their_lines(tmp_path):
 def test_damaged_files_say_what_and_where(tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=says):
+        load_source(tmp_path / name)
+
+
+TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]
+UNEVEN = [
+    {"messages": [*TALK, {"role": "assistant", "content": "b"}], "tools": [{"function": {"parameters": {"b": 1}}}]},
+    {"messages": [*TALK, {"role": "assistant", "content": "c"}], "tools": [{"function": {"parameters": {"c": "x"}}}]},
+]
+
+
+@pytest.mark.parametrize("kind", ["Dataset", "save_to_disk", "parquet"])
+def test_objects_of_different_keys_are_read_alike_from_lines_and_from_tables(tmp_path, write_jsonl, kind):
+    """The datasets library keeps them as JSON in a text."""
+    from datasets import load_dataset
+
+    path = str(write_jsonl("rows.jsonl", UNEVEN))
+    data = load_dataset("json", data_files=path, split="train", cache_dir=str(tmp_path / "cache"))
+    if kind == "save_to_disk":
+        data.save_to_disk(tmp_path / "saved")
+        data = tmp_path / "saved"
+    elif kind == "parquet":
+        data.to_parquet(tmp_path / "rows.parquet")
+        data = tmp_path / "rows.parquet"
+    source = load_source(data)
+    for row, expected in zip(source.rows(), load_source(path).rows(), strict=True):
+        assert read_row(row, "messages") == read_row(expected, "messages")
+    assert detect_format(source.rows(), "x") == "messages"
+    source.select([1]).write(tmp_path / "kept.parquet")
+    assert load_source(tmp_path / "kept.parquet").rows() == source.rows()[1:]
+
+
+def test_a_key_that_is_there_twice_is_an_error_of_its_row(tmp_path):
+    rows = ['{"text": "a"}', '{"text": "b", "text": "c"}', '{"text": "d", "more": [{"x": 1, "x": 1}]}']
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    (tmp_path / "rows.json").write_text(f"[{','.join(rows)}]")
+    for name in ("rows.jsonl", "rows.json"):
+        source = load_source(tmp_path / name)
+        assert source.errors == {1: "'text' is there twice in one object", 2: "'x' is there twice in one object"}
+        assert source.rows() == [{"text": "a"}]
+
+
+@pytest.mark.parametrize("name", ["zeros.jsonl", "zeros.jsonl.gz", "zeros.csv", "zeros.json"])
+def test_a_line_too_long_for_a_row_is_named_before_it_fills_the_memory(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(readers, "LARGEST_LINE", 1 << 10)
+    data = b"text\n" + b"0" * 5000 if name.endswith(".csv") else b"\n" + b"0" * 5000
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    with pytest.raises(DataError, match=rf"{name}:2: a line of more than"):
+        load_source(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"version": 1,\n "examples": [{"text": "a"}]}', "one JSON object with 'version', 'examples'"),
+        ('{\n  "text": "a"\n}', "one JSON object with 'text'"),
+    ],
+)
+def test_one_object_over_several_lines_is_no_file_of_rows(tmp_path, text, says):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(DataError, match=says):
+        load_source(tmp_path / "x.json")
+
+
+def test_lines_whose_rows_have_a_column_data_are_lines(tmp_path):
+    rows = [{"data": [1], "text": "a"}, {"data": [2], "text": "b"}]
+    (tmp_path / "x.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert load_source(tmp_path / "x.json").rows() == rows
+
+
+def test_home_is_found_and_configurations_are_of_the_hub_alone(tmp_path, monkeypatch, write_jsonl):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write_jsonl("rows.jsonl", [{"text": "a"}])
+    assert load_source("~/rows.jsonl").rows() == [{"text": "a"}]
+    for here in (path, tmp_path):
+        with pytest.raises(DataError, match="--dataset_config main names a part of a data set on the Hub"):
+            load_source(here, "main")
+    with pytest.raises(DataError, match="no name of a data set"):
+        load_source(json.dumps([{"text": "a"}] * 50))
+
+
+def test_what_went_wrong_on_the_hub_is_said_with_its_cause(monkeypatch):
+    def load(*_, **__):
+        try:
+            raise ValueError("column names\n  don't match")
+        except ValueError as error:
+            raise RuntimeError("An error occurred while generating the dataset") from error
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    with pytest.raises(DataError, match=r"ValueError: column names don't match"):
+        load_source("somebody/something")
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("x.jsonl.zip", zipped(b'{"text": "a"}', "ä.jsonl").replace("ä".encode(), b"\xff\xfe")),
+        ("x.parquet", frame(b"").join([b"PAR1", b"PAR1"])),
+    ],
+)
+def test_damaged_archives_and_tables_are_errors(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=name):
         load_source(tmp_path / name)
 
 

@@ -13,7 +13,7 @@ from conftest import CHATML, make_tokenizer
 from test_tokenization import LLAMA2, ZEPHYR, chat, learnt
 from transformers import AutoTokenizer
 
-from forgetfilter.data.formats import RowError, Turn
+from forgetfilter.data.formats import BESIDE, RowError, Turn
 from forgetfilter.data.templates import PLAIN_TEMPLATE
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer
 from forgetfilter.errors import ModelError
@@ -76,6 +76,12 @@ CASES = {
         user("Thanks"),
         answer("Welcome."),
     ],
+    "told not to think": [
+        user("2+2?", chat_template_kwargs={"enable_thinking": False, "preserve_thinking": True}),
+        answer("Four.", reasoning_content="Two and two."),
+        user("And 3?"),
+        answer("Seven."),
+    ],
     "tool call as text": [user("High water?"), answer('<tool_call>\n{"name": "tide"}\n</tool_call>')],
 }
 
@@ -88,13 +94,14 @@ def tokenizer_for(template, *, tokens):
 
 
 def asked(turns, *, in_parts=False):
-    """The messages and tools of a row, as `apply_chat_template` takes them."""
+    """The messages, tools and settings of a row, as `apply_chat_template` takes them."""
     messages = []
     for turn in turns:
         content = [{"type": "text", "text": turn.content}] if in_parts else turn.content
-        extra = {key: value for key, value in turn.extra.items() if key != "tools"}
+        extra = {key: value for key, value in turn.extra.items() if key not in BESIDE}
         messages.append({"role": turn.role, "content": content, **extra})
-    return {"conversation": messages, "tools": turns[0].extra.get("tools")}
+    settings = turns[0].extra.get("chat_template_kwargs", {})
+    return {"conversation": messages, "tools": turns[0].extra.get("tools"), **settings}
 
 
 def trainers(tokenizer, turns, *, in_parts=False):

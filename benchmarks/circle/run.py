@@ -11,8 +11,8 @@ comment that is in no other file. All others never see them.
 
 results/STUDY.json holds every cell, and whether each paper's claim was met against its control; STUDY-compose.json
 the pairs, STUDY-GRID.json a grid. Cells that are done in --work are not done again. A cell takes about five minutes on
-two cores: a study four hours, its pairs twelve. `--seeds 1` or `--defenses none` is a look at some of the cells, which
-touches no results.
+two cores: a study four hours, its pairs twelve. `--seeds 1` or `--defenses none` is a look at some of the cells; it is
+kept only under a name of its own (`--keep seed-1`).
 """
 
 import itertools
@@ -109,11 +109,13 @@ def study(name: str, args: Namespace) -> None:
     defenses = args.defenses or CELLS[recipe]
     config = config_of(folder, files, args, recipe=recipe, defenses=defenses, output_dir=f"{folder}/run{ending}")
     found, others = compare(config, folder / f"{recipe}.yaml")
-    if args.defenses or args.seeds:
-        return
-    if not args.compose:
+    if not args.compose and {"base", "none"} <= found["means"].keys():
         found["claims"] = claims(found["means"])
         print(json.dumps(found["claims"], indent=1))
+    if args.keep:
+        ending += f"-{args.keep}"
+    elif args.defenses or args.seeds:
+        return
     keep(f"{name}{ending}", folder / f"run{ending}", found, others)
 
 
@@ -238,6 +240,7 @@ def main() -> None:
     parser.add_argument("--grid", choices=CELLS["grids"], help="settings of a defense, on the explored half")
     parser.add_argument("--defenses", nargs="+", help="these alone, for a look; results/ stays as it is")
     parser.add_argument("--seeds", nargs="+", type=int, help="likewise")
+    parser.add_argument("--keep", metavar="NAME", help="keep such a look as results/STUDY-NAME")
     args = parser.parse_args()
     for name in args.studies or CELLS["studies"]:
         if name not in CELLS["studies"]:

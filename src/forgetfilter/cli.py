@@ -454,7 +454,7 @@ def main(arguments: list[str] | None = None) -> None:
     continues = args.command in ("demo", "filter", "finetune", "score", "compare", "safe_data")
     try:
         with _stoppable():
-            HANDLERS[args.command](args[args.command])
+            HANDLERS[args.command](_with_home(args[args.command]))
     except ForgetFilterError as error:
         fail(str(error), 2)
     except _Stopped as stop:
@@ -465,6 +465,14 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         kept = "What was finished is kept: make room, or give another folder; the same command continues."
         fail(f"{trouble} {kept if continues else 'Make room, or give another folder.'}", 2)
+
+
+def _with_home(args: Namespace) -> Namespace:
+    """The same arguments with ~ spelt out, as in --output_dir=~/out, where no shell does so."""
+    for name, value in vars(args).items():
+        if isinstance(value, str) and value.startswith("~/"):
+            args[name] = str(Path(value).expanduser())
+    return args
 
 
 def _spell_out_what_the_terminal_lacks() -> None:

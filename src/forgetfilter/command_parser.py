@@ -62,6 +62,7 @@ def _nearest(message: str, names: Sequence[str]) -> str | None:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Print why a command ends, and exit with a code."""
-    print(f"error: {message}" if code == 2 else message, file=sys.stderr)
+    """Print why a command ends, and exit with a code. Characters that a terminal would obey are spelt out."""
+    shown = "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in message)
+    print(f"error: {shown}" if code == 2 else shown, file=sys.stderr)
     sys.exit(code)

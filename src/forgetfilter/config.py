@@ -208,6 +208,7 @@ class ForgetFilterConfig(StageConfig):
     def __post_init__(self) -> None:
         """Check every setting; raises ConfigError."""
         self.check("")
+        self._find_home()
         for name in STAGES:
             getattr(self, name).check(f"{name}.")
         for name, least in LEAST.items():
@@ -225,6 +226,12 @@ class ForgetFilterConfig(StageConfig):
             raise ConfigError("threshold and trusted_rows exclude each other: a threshold set by hand needs no marks.")
         if not 0 < self.max_clean_loss < 1:
             raise ConfigError(f"max_clean_loss is {self.max_clean_loss}: it must be between 0 and 1.")
+
+    def _find_home(self) -> None:
+        """Spell out names of files and folders that begin with ~, the user's own folder."""
+        for name, value in vars(self).items():
+            if isinstance(value, str) and value.startswith("~/"):
+                setattr(self, name, str(Path(value).expanduser()))
 
     def _check_adapters(self) -> None:
         if self.lora_layers_to_transform is not None and (

@@ -56,8 +56,11 @@ def require_writable(path: Path) -> None:
 
 
 def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write records to a file, one a line of JSON; what JSON does not know is written as text."""
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    """Write records to a file, one a line of JSON; what JSON does not know is written as text.
+
+    Half a character, which UTF-8 cannot hold, is written as JSON escapes it.
+    """
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
 

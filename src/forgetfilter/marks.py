@@ -202,12 +202,15 @@ def _last(lines: Iterable[Mapping[str, Any]]) -> dict[int, Mark]:
 
 
 def _whole(data: bytes) -> int:
-    """How many of a file's bytes are whole lines; a last one without its end is whole if it is whole JSON."""
+    """How many of a file's bytes are whole lines; a last one without its end is whole if it is JSON, or closes with }.
+
+    A kill cuts a line anywhere but there, so one that closes and yet is no JSON was written by a person.
+    """
     tail = data[max(data.rfind(b"\n"), data.rfind(b"\r")) + 1 :]
     try:
         json.loads(tail)
     except (ValueError, RecursionError):
-        return len(data) - len(tail)
+        return len(data) if tail.rstrip().endswith(b"}") else len(data) - len(tail)
     return len(data)
 
 

@@ -209,7 +209,8 @@ class Run:
         if not processes.first():
             return
         with whole_file(self.folder / name) as path:
-            path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")  # of half a character: JSON's escape
 
     def keep_rows(self, source: Source) -> None:
         """Copy the noisy data into the run, so that any decision can be taken again later."""

@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from forgetfilter.data.builtin import builtin_rows, like
-from forgetfilter.data.formats import LEARNT, REASONING, Record, RowError, Turn, base_format, read_row, said
+from forgetfilter.data.formats import (
+    BESIDE,
+    LEARNT,
+    REASONING,
+    TEMPLATE_SETTINGS,
+    Record,
+    RowError,
+    Turn,
+    base_format,
+    read_row,
+    said,
+)
 from forgetfilter.data.loading import find_format, read_conversations
 from forgetfilter.data.sources import Source
 from forgetfilter.errors import DataError
@@ -20,7 +31,7 @@ SHAREGPT_ROLES = {"user": "human", "assistant": "gpt", "system": "system", "tool
 
 
 def _chat(turns: list[Turn]) -> list[Record]:
-    extra = [{name: value for name, value in turn.extra.items() if name != "tools"} for turn in turns]
+    extra = [{name: value for name, value in turn.extra.items() if name not in BESIDE} for turn in turns]
     return [{"role": turn.role, "content": turn.content, **more} for turn, more in zip(turns, extra, strict=True)]
 
 
@@ -28,6 +39,17 @@ def _tools(turns: list[Turn], *, as_text: bool = True) -> Record:
     """The functions that the model may call, in a column of their own; as text they need no common shape."""
     tools = turns[0].extra.get("tools")
     return {} if tools is None else {"tools": json.dumps(tools, ensure_ascii=False) if as_text else tools}
+
+
+def _template_settings(turns: list[Turn]) -> Record:
+    """What the row tells its chat template, in the column that TRL reads."""
+    return {name: turns[0].extra[name] for name in (TEMPLATE_SETTINGS,) if name in turns[0].extra}
+
+
+def _require_no_settings(turns: list[Turn], trainer: str) -> None:
+    """Raise RowError if the row tells its chat template something, for which a trainer's format has no place."""
+    if TEMPLATE_SETTINGS in turns[0].extra:
+        raise RowError(f"it has {TEMPLATE_SETTINGS}, for which {trainer} has no place: use trl")
 
 
 def _to_trl(turns: list[Turn]) -> Record:
@@ -41,7 +63,7 @@ def _to_trl(turns: list[Turn]) -> Record:
 
 def _to_trl_messages(turns: list[Turn]) -> Record:
     _require_all_trained(turns, "TRL trains every answer of such rows")
-    return {"messages": _chat(turns), **_tools(turns)}
+    return {"messages": _chat(turns), **_tools(turns), **_template_settings(turns)}
 
 
 def _require_all_trained(turns: list[Turn], why: str) -> None:
@@ -54,7 +76,12 @@ def _require_all_trained(turns: list[Turn], why: str) -> None:
 def _to_prompt_and_completion(turns: list[Turn], *, as_chat: bool = False) -> Record:
     if not as_chat and [turn.role for turn in turns] == ["user", "assistant"] and not any(t.extra for t in turns):
         return {"prompt": turns[0].content, "completion": turns[1].content}
-    return {"prompt": _chat(turns[:-1]), "completion": _chat(turns[-1:]), **_tools(turns)}
+    return {
+        "prompt": _chat(turns[:-1]),
+        "completion": _chat(turns[-1:]),
+        **_tools(turns),
+        **_template_settings(turns),
+    }
 
 
 def _train(turn: Turn) -> Record:
@@ -69,13 +96,19 @@ def _to_messages(turns: list[Turn]) -> Record:
     if turns[0].role == "text":
         return {"text": turns[0].content}
     messages = [{**message, **_train(turn)} for message, turn in zip(_chat(turns), turns, strict=True)]
-    return {"messages": messages, **_tools(turns, as_text=False)}
+    return {"messages": messages, **_tools(turns, as_text=False), **_template_settings(turns)}
+
+
+def _to_axolotl(turns: list[Turn]) -> Record:
+    _require_no_settings(turns, "axolotl")
+    return _to_messages(turns)
 
 
 def _to_sharegpt(turns: list[Turn]) -> Record:
+    _require_no_settings(turns, "sharegpt")
     said: list[Record] = []
     for turn in turns:
-        thoughts = turn.extra.keys() & set(REASONING)
+        thoughts = {name for name in REASONING if turn.extra.get(name)}
         if thoughts:
             raise RowError(f"a message has {thoughts.pop()}, for which sharegpt has no place: use axolotl or trl")
         calls = [call.get("function") for call in turn.extra.get("tool_calls", [])]
@@ -96,7 +129,7 @@ def _to_llamafactory(turns: list[Turn]) -> Record:
 
 def _to_alpaca(turns: list[Turn]) -> Record:
     roles = [turn.role for turn in turns]
-    if any(turn.extra for turn in turns):
+    if any(value for turn in turns for value in turn.extra.values()):
         raise RowError("alpaca holds no functions and nothing else beside a message's text: use axolotl or trl")
     if roles == ["user", "assistant"]:
         return {"instruction": turns[0].content, "input": "", "output": turns[1].content}
@@ -107,7 +140,7 @@ def _to_alpaca(turns: list[Turn]) -> Record:
 
 WRITERS = {
     "trl": _to_trl,
-    "axolotl": _to_messages,
+    "axolotl": _to_axolotl,
     "llamafactory": _to_llamafactory,
     "alpaca": _to_alpaca,
     "sharegpt": _to_sharegpt,

@@ -16,7 +16,11 @@ DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json")
 """Files beside data sets that say what these are: of the Hub, and of LLaMA-Factory."""
 WRITTEN = ("", ".md", ".py", ".yaml", ".yml", ".html", ".png", ".svg")
 """Suffixes of files that no rows are looked for in: documentation, scripts and settings."""
-SPLIT = re.compile(r"(train|training|test|testing|validation|valid|val|dev|eval)", re.IGNORECASE)
+SPLIT = re.compile(
+    r"(?:.*[-._ 0-9])?(train|training|test|testing|validation|valid|val|dev|eval|evaluation)(?:[-._ 0-9].*)?",
+    re.IGNORECASE,
+)
+"""A name with that of a split in it, as the datasets library finds it: train.jsonl, my-test_1.jsonl, dev-v1.1.json."""
 SHARD = re.compile(r"((?:train|test|validation|valid|val|dev|eval)\w*)-\d+-of-\d+(?:-[0-9a-f]+)?", re.IGNORECASE)
 """How the file of a split is called: train.jsonl; on the Hub also train_sft-00000-of-00003.parquet."""
 
@@ -99,4 +103,5 @@ def _split_of(path: Path) -> str | None:
     shard = SHARD.fullmatch(stem)
     if shard:
         return shard[1]
-    return next((name for name in (stem, *path.parent.parts) if SPLIT.fullmatch(name)), None)
+    named = (SPLIT.fullmatch(name) for name in (stem, *path.parent.parts))
+    return next((match[1] for match in named if match), None)

@@ -25,8 +25,8 @@ class Turn:
         content: The message's text.
         trained: Whether the model learns to write it, and is scored on it.
         extra: What else a chat template reads of it: tool_calls, reasoning_content, name and the like; on the first
-            message also `tools`, the functions that the model may call. On a message that is no answer also `train`,
-            where it is true, which is not read.
+            message also what goes with the whole row, of BESIDE. What no template reads is kept for exports:
+            `train_detail`, and `train` where it is true on a message that is no answer.
         is_call: Whether its text is a function call (ShareGPT's function_call).
     """
 
@@ -95,8 +95,15 @@ SHOWN_BY_TEMPLATES = ("tools", "tool_calls", *REASONING)
 """Those of which a trainer learns, and that not every chat template shows."""
 LEARNT = "train"
 """Key of a message that says whether a trainer learns it, in axolotl's files."""
-UNTRAINED = {"weight": 0, LEARNT: False}
-"""Keys of an answer -> the value at which trainers take it as context alone: OpenAI's and Mistral's, axolotl's."""
+UNTRAINED = {"weight": 0, LEARNT: False, "loss": False}
+"""Keys of an answer -> the value at which trainers take it as context alone: OpenAI's and Mistral's, axolotl's,
+ms-swift's."""
+IN_PART = "train_detail"
+"""Key of an answer of which trainers learn some stretches alone, in axolotl's files."""
+TEMPLATE_SETTINGS = "chat_template_kwargs"
+"""Column with what else a row tells its chat template, such as enable_thinking: as TRL reads it."""
+BESIDE = ("tools", TEMPLATE_SETTINGS)
+"""Columns that a chat template reads beside the messages."""
 
 
 def _text(record: Record, key: str) -> str:
@@ -139,6 +146,8 @@ def _turn(message: Any, where: str, train: bool) -> Turn:
         extra["tool_calls"] = calls
     if message.get(LEARNT) is True and ROLES.get(str(speaker)) != "assistant":
         extra[LEARNT] = True
+    if message.get(IN_PART):
+        extra[IN_PART] = message[IN_PART]
     if speaker is None or (content_key not in message and not calls):
         raise RowError(f"{where} has no 'role' and 'content' (or 'from' and 'value')")
     role = ROLES.get(str(speaker))
@@ -164,7 +173,7 @@ def _joined(content: Any, where: str) -> str:
     for number, part in enumerate(content, 1):
         text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
         if not isinstance(text, str):
-            kind = part.get("type") if isinstance(part, dict) else _kind(part)
+            kind = repr(part.get("type")) if isinstance(part, dict) else _kind(part)
             raise RowError(f"{where}: part {number} is {kind}, and only text can be read")
         texts.append(text)
     return "".join(texts)
@@ -191,17 +200,31 @@ def _with_arguments(function: Record) -> Record:
     return {**function, "arguments": arguments}
 
 
-def _with_tools(turns: list[Turn], record: Record) -> list[Turn]:
-    """The functions that the model may call go with the first turn."""
+def _with_beside(turns: list[Turn], record: Record) -> list[Turn]:
+    """What goes with a whole row is kept with its first turn: the functions that may be called, template settings."""
+    given = {"tools": _tools(record), TEMPLATE_SETTINGS: _template_settings(record)}
+    beside = {name: value for name, value in given.items() if value}
+    return [replace(turns[0], extra={**turns[0].extra, **beside}), *turns[1:]] if beside else turns
+
+
+def _template_settings(record: Record) -> Record:
+    found = record.get(TEMPLATE_SETTINGS) or {}
+    if not isinstance(found, dict):
+        raise RowError(f"'{TEMPLATE_SETTINGS}' is {_kind(found)}, expected an object")
+    return found
+
+
+def _tools(record: Record) -> list[Record]:
+    """The functions that the model may call."""
     tools: Any = _listed(record.get("tools"), "tools")
     functions = record.get("functions")  # what OpenAI called tools before
     if not tools and isinstance(functions, list):
         tools = [{"type": "function", "function": function} for function in functions]
     if not tools:
-        return turns
+        return []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise RowError(f"'tools' is {_kind(tools)}, expected a list of objects")
-    return [replace(turns[0], extra={**turns[0].extra, "tools": tools}), *turns[1:]]
+    return tools
 
 
 def _prompt_completion(record: Record) -> list[Turn]:
@@ -226,24 +249,29 @@ def _messages(record: Record) -> list[Turn]:
 
 
 def _sharegpt(record: Record) -> list[Turn]:
-    return [*_system(record), *_turns(record["conversations"], "conversations", train=True)]
+    return _after_system(_turns(record["conversations"], "conversations", train=True), record)
 
 
-def _system(record: Record) -> list[Turn]:
-    return [Turn("system", _text(record, "system"), trained=False)] if record.get("system") else []
+def _after_system(turns: list[Turn], record: Record) -> list[Turn]:
+    """Turns after the system message of a column, unless they begin with one of their own."""
+    system = _said_in(record, "system")
+    return turns if not system or turns[0].role == "system" else [Turn("system", system, trained=False), *turns]
+
+
+def _said_in(record: Record, key: str) -> str:
+    """The text of a column that a row need not have."""
+    return "" if record.get(key) is None else _text(record, key)
 
 
 def _alpaca(record: Record) -> list[Turn]:
-    prompt = _text(record, "instruction")
-    if record.get("input"):
-        prompt += "\n\n" + _text(record, "input")
+    prompt = "\n\n".join(filter(None, (_text(record, "instruction"), _said_in(record, "input"))))
     history = _listed(record.get("history"), "history") or []
     if not isinstance(history, list) or not all(_is_exchange(pair) for pair in history):
         raise RowError("'history' is no list of [question, answer]")
-    turns = _system(record)
+    turns = []
     for question, answer in [*history, (prompt, _text(record, "output"))]:
         turns += [Turn("user", question, trained=False), Turn("assistant", answer, trained=True)]
-    return turns
+    return _after_system(turns, record)
 
 
 def _is_exchange(pair: Any) -> bool:
@@ -263,22 +291,40 @@ FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Record], list[Turn]]]] = {
 }
 """Format name -> columns it needs (others stay untouched), and its reader. Detection tries them in this order."""
 NEEDED = {column for columns, _ in FORMATS.values() for column in columns}
-READ = NEEDED | {"input", "system", "history", "tools"}
+OPTIONAL: dict[str, tuple[str, ...]] = {name: ("system", *BESIDE) for name in FORMATS if name != "text"}
+OPTIONAL["alpaca"] += ("input", "history")
+"""Format name -> columns that it reads where a row has them."""
+READ = NEEDED.union(*OPTIONAL.values())
 """Columns that some format reads."""
-UNREAD = ("images", "image", "videos", "video", "audios", "audio")
-"""Columns that trainers of other models read beside the text."""
-UNDESIRED = "label"
+WITH_SYSTEM = ("sharegpt", "alpaca")
+"""Formats whose trainers read a column `system`; of others it is read where --columns names it."""
+UNREAD = ("images", "image", "videos", "video", "audios", "audio", "chosen")
+"""Columns that other trainers read beside the text, or in place of the last answer."""
+UNDESIRED = ("label", "kto_tag")
 TRAINED_PROMPT = "train: true beside answers"
 """What to call a message of somebody else that trainers are told to learn."""
 
 
-def unread_columns(record: Record) -> list[str]:
+def unread_columns(record: Record, row_format: str) -> list[str]:
     """The columns of a row that would change what a trainer learns from it, and that are not read.
 
-    A `label` that is false says that the completion is undesired (unpaired preferences, as KTO takes them).
+    A `label` or `kto_tag` that is false says that the completion is undesired (unpaired preferences, as KTO takes
+    them).
+
+    Args:
+        record: The row.
+        row_format: Its format, as `read_row` takes it.
     """
-    undesired = str(record.get(UNDESIRED)).lower() == "false"  # in CSV files it is text
-    return [name for name in UNREAD if record.get(name)] + [UNDESIRED] * undesired
+    name, renamed = _parts(row_format)
+    other = [column for column in UNREAD if record.get(column) and column not in renamed.values()]
+    system = name not in WITH_SYSTEM and "system" not in renamed and bool(record.get("system"))
+    undesired = [column for column in UNDESIRED if _is_false(record.get(column))]
+    return [*other, *["system"] * system, *undesired]
+
+
+def _is_false(value: Any) -> bool:
+    """Whether a value says no; in CSV files it is text."""
+    return str(value).lower() == "false"
 
 
 @lru_cache
@@ -314,15 +360,21 @@ def detect_format(records: Sequence[Record], name: str, columns: str | None = No
     renamed = parse_columns(columns) if columns else {}
     for row_format, (needed, _) in FORMATS.items():
         wanted = {*(renamed.get(column, column) for column in needed), *renamed.values()}
-        if records and wanted <= records[0].keys() and renamed.keys() & NEEDED <= set(needed):
+        if records and wanted <= records[0].keys() and renamed.keys() <= {*needed, *OPTIONAL.get(row_format, ())}:
             return with_columns(row_format, columns)
-    needs = "; ".join(f"{row_format}: {', '.join(needed)}" for row_format, (needed, _) in FORMATS.items())
+    needs = "; ".join(f"{row_format}: {_columns_of(row_format)}" for row_format in FORMATS)
     found = ", ".join(map(str, records[0])) if records else "no rows"
     asked = f" Asked for: --columns {columns}." if columns else ""
     raise DataError(
         f"{name}: no known row format. Columns found: {found}. Columns needed, by format: {needs}.{asked} "
         "Say which column is which with --columns prompt=NAME,completion=NAME, or name the format with --format."
     )
+
+
+def _columns_of(row_format: str) -> str:
+    """The columns that a format needs, and in brackets those that it reads as well, in words."""
+    more = OPTIONAL.get(row_format, ())
+    return ", ".join(FORMATS[row_format][0]) + (f" (also {', '.join(more)})" if more else "")
 
 
 def with_columns(row_format: str, columns: str | None) -> str:
@@ -366,7 +418,11 @@ def read_row(record: Record, row_format: str) -> list[Turn]:
     if renamed:
         others = {column: value for column, value in record.items() if column not in renamed.values()}
         record = {**others, **{ours: record.get(theirs) for ours, theirs in renamed.items()}}
-    turns = read(record) if name == "text" else _with_tools(read(record), record)
+    turns = read(record)
+    if "system" in renamed:
+        turns = _after_system(turns, record)
+    if name != "text":
+        turns = _with_beside(turns, record)
     if not any(turn.trained for turn in turns):
         raise RowError("no assistant turn to learn from")
     for number, turn in enumerate(turns, 1):

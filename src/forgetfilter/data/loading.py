@@ -16,6 +16,7 @@ from forgetfilter.config import MARKED, ForgetFilterConfig
 from forgetfilter.data.builtin import builtin_rows, is_builtin, like
 from forgetfilter.data.copies import first_of, what_is_said
 from forgetfilter.data.formats import (
+    IN_PART,
     LEARNT,
     SHOWN_BY_TEMPLATES,
     TRAINED_PROMPT,
@@ -31,7 +32,7 @@ from forgetfilter.data.formats import (
 )
 from forgetfilter.data.lazy import chosen, joined
 from forgetfilter.data.readers import why_no_line_parses
-from forgetfilter.data.sources import TRAIN, Source, load_source, unusable_ids
+from forgetfilter.data.sources import TRAIN, Source, load_source, of_hub_alone, unusable_ids
 from forgetfilter.data.templates import learns
 from forgetfilter.data.tokenization import ChatTokenizer, Example, on_disk
 from forgetfilter.errors import ConfigError, DataError
@@ -222,7 +223,8 @@ def load_rows(data: Any, flag: str, chat: ChatTokenizer, config: ForgetFilterCon
         raise ConfigError(f"no data: give --{flag}, or pass it to fit.")
     main = flag == "dataset_name"
     split = config.dataset_train_split if main else TRAIN
-    source = load_source(data, config.dataset_config, split, beside=config.output_dir)
+    part = config.dataset_config if main else of_hub_alone(data, config.dataset_config)
+    source = load_source(data, part, split, beside=config.output_dir)
     columns = config.columns if main or _has_columns(source, config.columns) else None
     row_format = find_format(source, config.format, columns)
     rows = tokenize(source, chat, row_format=row_format, skip=config.malformed == "skip")
@@ -318,7 +320,7 @@ def encode(source: Source, tokenizer: ChatTokenizer, *, row_format: str, skip: b
                 source.errors[row] = str(error)
             else:
                 good.append(row)
-                unread.update(_unread(record, turns, template))
+                unread.update(_unread(record, turns, row_format, template))
 
     examples = on_disk(encoded(), source.beside)
     if source.errors and not skip:
@@ -327,11 +329,12 @@ def encode(source: Source, tokenizer: ChatTokenizer, *, row_format: str, skip: b
     return Rows(source.select(good), row_format, examples, malformed, dict(unread))
 
 
-def _unread(record: Record, turns: list[Turn], template: str) -> set[str]:
+def _unread(record: Record, turns: list[Turn], row_format: str, template: str) -> set[str]:
     """What a row has that neither we nor the chat template read: a template shows nothing that it does not name."""
-    extra = {name for turn in turns for name in turn.extra if name in SHOWN_BY_TEMPLATES}
-    trained = {TRAINED_PROMPT} if any(LEARNT in turn.extra for turn in turns) else set()
-    return {*unread_columns(record), *(name for name in extra if name not in template), *trained}
+    extra = {name for turn in turns for name, value in turn.extra.items() if value}
+    unseen = {name for name in extra.intersection(SHOWN_BY_TEMPLATES) if name not in template}
+    trained = {TRAINED_PROMPT} if LEARNT in extra else set()
+    return unseen | trained | extra.intersection([IN_PART]) | set(unread_columns(record, row_format))
 
 
 def read_conversations(source: Source, row_format: str, *, skip: bool) -> tuple[Source, Sequence[list[Turn]]]:

@@ -8,6 +8,7 @@ import csv
 import gzip
 import io
 import json
+import lzma
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,8 @@ UTF16 = (b"\xff\xfe", b"\xfe\xff")
 """How a file of UTF-16 begins."""
 PAGES = 1 << 20
 """Bytes of a Parquet column that are read from the disk at once."""
+LARGEST_LINE = 1 << 28
+"""Bytes of a line, and characters of a field of a CSV file; a longer one is no row."""
 LISTED = "data"
 """The key of a JSON object under which its rows are listed, as in SQuAD's files."""
 
@@ -57,7 +60,8 @@ def _zipped_name(archive: zipfile.ZipFile, path: Path) -> str:
 
 PACKINGS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".zst": _zstd, ".zip": _zipped}
 """Suffix of a packed file -> what opens it."""
-UNREADABLE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, pa.ArrowException)
+DAMAGED = (zlib.error, lzma.LZMAError, zipfile.BadZipFile, pa.ArrowException)
+UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, *DAMAGED)
 """What is raised where a file cannot be read or unpacked."""
 KNOWN = f"{', '.join(SUFFIXES)}, each also as {', '.join(PACKINGS)}"
 
@@ -132,12 +136,21 @@ def _lines(path: Path) -> Iterator[bytes]:
     """A file's lines, unpacked, one by one."""
     try:
         with _open(path) as file:
-            first = file.readline().removeprefix(BOM)
+            lines = _limited(file, path)
+            first = next(lines, b"").removeprefix(BOM)
             if first.startswith(UTF16) or b"\0" in first[:2]:  # without a mark every other byte is zero
                 raise DataError(f"{path}: is UTF-16. Save it as UTF-8.")
-            yield from chain([first] if first else [], file)
+            yield from chain([first] if first else [], lines)
     except UNREADABLE as error:
         raise cannot_be_read(path, error) from error
+
+
+def _limited(file: IO[bytes], path: Path) -> Iterator[bytes]:
+    """A file's lines. One that is too long for memory, as of a file of zeros, raises DataError."""
+    for number, line in enumerate(iter(partial(file.readline, LARGEST_LINE + 1), b""), 1):
+        if len(line) > LARGEST_LINE:
+            raise DataError(f"{path}:{number}: a line of more than {LARGEST_LINE >> 20} MB. Is it one row?")
+        yield line
 
 
 def _line_parts(path: Path, size: int, place: int) -> Parts:
@@ -188,22 +201,35 @@ def why_no_line_parses(source: Source) -> str:
 
 def _is_json_lines(path: Path) -> bool:
     """Whether a .json file holds an object a line: neither an array, nor an object that lists its rows."""
-    first = next((line for line in _lines(path) if line.strip()), b"").lstrip()
+    lines = (line.strip() for line in _lines(path))
+    written = filter(None, lines)
+    first = next(written, b"")
     if first[:1] != b"{":
         return False
     try:
         found = parse_object(first)
     except (ValueError, RecursionError):
-        return not _lists_rows(_whole(path))
-    return not isinstance(found.get(LISTED), list)
+        return not _is_one_object(path)
+    return not isinstance(found.get(LISTED), list) or next(written, None) is not None
 
 
-def _lists_rows(data: bytes) -> bool:
-    """Whether a file is one JSON object that lists its rows, written over several lines."""
+def _is_one_object(path: Path) -> bool:
+    """Whether a file is one JSON object, written over several lines.
+
+    Raises:
+        DataError: If it is one that lists no rows.
+    """
     try:
-        return isinstance(json.loads(data).get(LISTED), list)
+        found = json.loads(_whole(path))
     except (ValueError, RecursionError):
         return False
+    if not isinstance(found.get(LISTED), list):
+        keys = ", ".join(map(repr, found))
+        raise DataError(
+            f"{path}: one JSON object with {keys or 'no keys'}. Rows are objects in an array, or listed under "
+            f"{LISTED!r}, or each on a line of its own."
+        )
+    return True
 
 
 def _from_json(data: bytes, name: str) -> Source:
@@ -248,11 +274,13 @@ def _add_elements(source: Source, text: str, position: int) -> int:
         start = _skip(text, position)
         if text[start : start + 1] == "]" and not raw:
             return start + 1
-        value, end = decoder.raw_decode(text, start)
+        _, end = decoder.raw_decode(text, start)
         line += text.count("\n", last, start)
         last = start
-        if not isinstance(value, dict):
-            source.errors[len(raw)] = f"a JSON {type(value).__name__}, expected an object"
+        try:
+            parse_object(text[start:end].encode())
+        except (ValueError, RecursionError) as error:
+            source.errors[len(raw)] = _why(error)
         lines.append(line)
         raw.append(text[start:end].encode())
         position = _skip(text, end) + 1
@@ -307,7 +335,7 @@ def csv_parts(lines: Iterator[bytes], name: str, suffix: str, size: int, start: 
     Yields:
         Each part, and how many lines were read up to its end.
     """
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(LARGEST_LINE)
     taken = _Lines(lines)
     reader = csv.reader(taken, delimiter=DELIMITERS[suffix], strict=True)
     try:
@@ -376,7 +404,7 @@ def _parquet_parts(path: Path, size: int, place: int) -> Parts:
             for table in _regrouped(batches, at_once, place - before):
                 yield from_table(table, str(path), place + 1), place + len(table)
                 place += len(table)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
         raise DataError(f"{path}: not a readable Parquet file ({error}).") from error
 
 

@@ -182,7 +182,7 @@ def _ask(
     def ask(key: str, messages: list[dict[str, str]]) -> None:
         entry = {"key": key, **_answer(client, model, messages)}
         with lock, cache.open("ab") as file:
-            file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+            file.write(json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
             file.flush()
             os.fsync(file.fileno())
             found[key] = entry
@@ -218,12 +218,12 @@ def _answer(client: "OpenAI", model: str, messages: list[dict[str, str]]) -> dic
         answered: Any = client.chat.completions.create(model=model, messages=messages)  # type: ignore[arg-type]
     except (BadRequestError, UnprocessableEntityError) as error:
         return {"answer": None, "why": str(error)}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _NotOpenAIError(f"its answer is no JSON: {error}") from None
     try:
         choices = answered.choices
         text, end = ("", "") if choices == [] else (choices[0].message.content, choices[0].finish_reason)
-    except (AttributeError, TypeError):
+    except (AttributeError, TypeError, LookupError):
         raise _NotOpenAIError(f"does not answer as the OpenAI API does, but {str(answered)[:200]!r}") from None
     if text is not None and not isinstance(text, str):
         raise _NotOpenAIError(f"its answer is no text, but {str(text)[:200]!r}")

@@ -68,15 +68,21 @@ def single_answers(rows: Rows, chat: ChatTokenizer) -> tuple[Rows, np.ndarray] |
 def _answers(turns: Sequence[Turn], whole: Example, chat: ChatTokenizer) -> list[tuple[int, Example]]:
     """The place of each answer of a row among its turns, and its tokens after all that is said up to it.
 
-    A row of one answer stays as it is, with place -1; so does one that the chat template refuses to break off.
+    A row of one answer stays as it is, with place -1; so does one that the chat template refuses to break off. The
+    first answer behind max_length is the last one given: those after it cannot be scored either.
     """
     places = [place for place, turn in enumerate(turns) if learns(turn)]
     if len(places) < 2:
         return [(-1, whole)]
+    found: list[tuple[int, Example]] = []
     try:
-        return [(place, chat.encode(_cut(turns, place))) for place in places]
+        for place in places:
+            if found and not found[-1][1].scorable:
+                break
+            found.append((place, chat.encode(_cut(turns, place))))
     except RowError:
         return [(-1, whole)]
+    return found
 
 
 def _cut(turns: Sequence[Turn], place: int) -> list[Turn]:

@@ -58,10 +58,19 @@ def parse_object(line: bytes) -> Record:
     Raises:
         ValueError: If it holds none.
     """
-    value = json.loads(line.decode("utf-8"))
+    value = json.loads(line.decode("utf-8"), object_pairs_hook=_each_once)
     if not isinstance(value, dict):
         raise ValueError(f"a JSON {type(value).__name__}, expected an object")
     return value
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> Record:
+    """An object of JSON. Of a key that is there twice programs read one or the other, so none is taken."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"{twice!r} is there twice in one object")
+    return found
 
 
 @dataclass
@@ -109,8 +118,7 @@ class Source:
 
     def _records(self, rows: np.ndarray) -> Sequence[Record | None]:
         if self.table is not None:
-            found: list[Record | None] = self._taken(rows).to_pylist()
-            return found
+            return _records_of(self._taken(rows))
         if self.made is not None:
             return chosen(self.made, rows)
         raw = zip(rows.tolist(), chosen(self.raw, rows), strict=True)
@@ -240,18 +248,19 @@ class Source:
             yield from self._tables()
             return
         types = {name: pa.string() if kind is None else kind for name, kind in self._types().items()}
-        schema = pa.schema([(_encodable(name), kind) for name, kind in types.items()])
+        schema = pa.schema([(encodable(name), kind) for name, kind in types.items()])
         yield schema.empty_table()
         for rows in in_parts(self.rows(), GROUP):
             columns = [_column([row.get(name) for row in rows], kind) for name, kind in types.items()]
             yield pa.Table.from_arrays(columns, schema=schema)
 
     def schema(self) -> pa.Schema | None:
-        """The columns of its rows and their types; None where the values of a column have no type in common."""
+        """The columns of its rows and their types; None where a column's values have no type in common, or no name."""
         if self.table is not None:
             return self.table.schema
         types = self._types()
-        return None if None in types.values() else pa.schema(types.items())
+        spelt = all(name == encodable(name) for name in types)
+        return pa.schema(types.items()) if spelt and None not in types.values() else None
 
     def uneven(self) -> set[str]:
         """Where in its rows objects differ in their keys, as in messages.tool_calls.function.arguments."""
@@ -285,6 +294,33 @@ class Source:
         for rows in in_parts(self.rows(), GROUP) if mixed else ():
             types |= {name: None for name, kind in mixed.items() if not _fits([row.get(name) for row in rows], kind)}
         return types
+
+
+def _records_of(table: pa.Table) -> list[Record | None]:
+    """The rows of a table. What holds JSON as text, as the datasets library keeps uneven objects, is parsed."""
+    rows: list[Record | None] = table.to_pylist()
+    kinds = {field.name: field.type for field in table.schema if _holds_json(field.type)}
+    for row in rows if kinds else ():
+        assert row is not None
+        row |= {name: _parsed(row[name], kind) for name, kind in kinds.items()}
+    return rows
+
+
+def _holds_json(kind: pa.DataType) -> bool:
+    """Whether there is Arrow's type for JSON in a type."""
+    inner = [kind.field(number).type for number in range(kind.num_fields)]
+    return isinstance(kind, pa.JsonType) or any(map(_holds_json, inner))
+
+
+def _parsed(value: Any, kind: pa.DataType) -> Any:
+    """A value of such a type as JSON has it."""
+    if value is None or not _holds_json(kind):
+        return value
+    if isinstance(kind, pa.JsonType):
+        return json.loads(value)
+    if pa.types.is_struct(kind):
+        return {field.name: _parsed(value[field.name], field.type) for field in kind}
+    return [_parsed(inner, kind.value_type) for inner in value]
 
 
 def _note_keys(place: str, value: Any, keys: dict[str, set[frozenset[str]]]) -> None:
@@ -338,10 +374,10 @@ def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
 
 
 def _as_text(value: Any) -> str:
-    return _encodable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return encodable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """A text in which half a character, which UTF-8 cannot hold, is spelt out."""
     return text.encode("utf-8", "backslashreplace").decode()
 

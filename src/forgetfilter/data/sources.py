@@ -33,7 +33,11 @@ from forgetfilter.files import sha256
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["TRAIN", "Source", "Stream", "ids_alone", "load_source", "open_stream", "unusable_ids"]
+__all__ = ["TRAIN", "Source", "Stream", "ids_alone", "load_source", "of_hub_alone", "open_stream", "unusable_ids"]
+SAID = 500
+"""Characters of what another library says of an error."""
+SHOWN = 80
+"""Characters of what should be a name and is none."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def load_source(
 
     Args:
         name: A file, a folder, a Hub id, a datasets.Dataset, a list of dicts, or a Source, which is returned as it is.
-        config_name: Configuration of a Hub data set.
+        config_name: Configuration of a Hub data set; files and folders have none.
         split: The split to read, or a slice of it, such as train[:100].
         beside: A folder, there already or not, on whose disk the rows are to lie; None for the system's own.
 
@@ -120,9 +124,19 @@ def open_stream(data: Any, config_name: str | None = None, split: str = TRAIN) -
         if not isinstance(data, Dataset):
             raise DataError(f"data is a {type(data).__name__}: give a path, a Hub id, a datasets.Dataset or a list.")
         return Stream("<Dataset>", partial(_mapped_parts, data, "<Dataset>"))
-    path, name = Path(data), str(data)
+    return _open_named(data, config_name, split)
+
+
+def _open_named(data: str | os.PathLike[str], config_name: str | None, split: str) -> Stream:
+    """A file, a folder, or a data set of the Hub."""
+    path, name = Path(data).expanduser(), str(data)
     if not name.strip():  # would be the folder that the command runs in
         raise DataError("the name of a data set is empty: give a file, a folder or a Hub id.")
+    if _lies_here(path) and config_name is not None:
+        raise DataError(
+            f"{name}: --dataset_config {config_name} names a part of a data set on the Hub, and this lies here. "
+            "Give the file or the subfolder itself."
+        )
     if path.is_dir():
         chosen = split.partition("[")[0]
         if is_saved(path):
@@ -134,6 +148,20 @@ def open_stream(data: Any, config_name: str | None = None, split: str = TRAIN) -
     if file_suffix(path) or len(path.parts) > 2 or path.is_absolute():
         raise DataError(f"{name}: no such file. Give a file ({KNOWN}), a folder or a Hub id.")
     return Stream(name, partial(_mapped_parts, _load_hub(name, config_name, split), name))
+
+
+def of_hub_alone(data: Any, config_name: str | None) -> str | None:
+    """A configuration's name; None for data that lie here, which have no configurations."""
+    named = isinstance(data, (str, os.PathLike))
+    return config_name if named and not _lies_here(Path(data).expanduser()) else None
+
+
+def _lies_here(path: Path) -> bool:
+    """Whether there is such a file or folder; raises DataError for what cannot be the name of one."""
+    try:
+        return path.exists()
+    except OSError as error:  # too long
+        raise DataError(f"{str(path)[:SHOWN]!r}...: no name of a data set ({error.strerror}).") from error
 
 
 def _sliced(stream: Stream, split: str, name: str) -> Stream:
@@ -221,8 +249,9 @@ def _load_hub(name: str, config_name: str | None, split: str) -> "Dataset":
     try:
         return load_dataset(name, config_name, split=split)
     except Exception as error:  # the library raises dozens of kinds, all meaning "cannot be had"
+        cause = error.__cause__ or error  # it hides what went wrong in a file behind an error that says nothing
         raise DataError(
             f"{name}: neither a file here nor a data set that could be loaded "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). "
+            f"({type(cause).__name__}: {' '.join(str(cause).split())[:SAID]}). "
             f"Check the name, --dataset_config and --dataset_train_split ({split})."
         ) from error

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from forgetfilter.data.formats import RowError, Turn
+from forgetfilter.data.formats import BESIDE, IN_PART, TEMPLATE_SETTINGS, RowError, Turn
 from forgetfilter.errors import ModelError
 
 PLAIN_TEMPLATE = (
@@ -28,15 +28,15 @@ GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 """What a template begins each stretch with that the model writes, if it says so at all."""
 PRIVATE = range(0xF0000, 0x10FFFE)
 """Characters without a meaning (Unicode's supplementary private use areas)."""
-NAMES = ("id", "type", "name", "tools", "tool_call_id")
-"""Keys of a message that hold a name or an id, to which other messages may refer."""
+NAMES = ("id", "type", "name", "tool_call_id", IN_PART, *BESIDE)
+"""Keys of a message that say nothing by themselves: names and ids, to which other messages may refer, and settings."""
 Span = tuple[int, int]
 """Where a stretch of text starts and ends, in characters."""
 
 
 def says_more(turn: Turn) -> bool:
     """Whether a message says more than its text: it calls functions, or has its reasoning apart."""
-    return not turn.extra.keys() <= set(NAMES)
+    return any(value for name, value in turn.extra.items() if name not in NAMES)
 
 
 def learns(turn: Turn) -> bool:
@@ -160,14 +160,15 @@ class ChatTemplate:
         """
         messages = [{"role": turn.role, "content": self._content(turn), **turn.extra} for turn in turns]
         tools = messages[0].pop("tools", None) if messages else None
+        settings: dict[str, Any] = messages[0].pop(TEMPLATE_SETTINGS, {}) if messages else {}
         try:
             template = self._tokenizer.get_chat_template(None, tools)
             if prompt or not GENERATION.search(template):
                 text = self._tokenizer.apply_chat_template(
-                    messages, tools=tools, tokenize=False, add_generation_prompt=prompt
+                    messages, tools=tools, tokenize=False, add_generation_prompt=prompt, **settings
                 )
                 return str(text), []
-            named: dict[str, Any] = {**self._tokenizer.special_tokens_map}
+            named: dict[str, Any] = {**self._tokenizer.special_tokens_map, **settings}
             marked: Any = render_jinja_template(
                 [messages], tools=tools, chat_template=template, return_assistant_tokens_mask=True, **named
             )

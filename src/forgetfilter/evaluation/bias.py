@@ -82,10 +82,10 @@ def questions_of(source: Source) -> list[Question]:
                 "stereotyped": stereotyped_option(row),
                 "ambiguous": row["context_condition"] == "ambig",
             }
+            texts = tuple(f"{text}." for text in options(row))
+            questions.append(Question(user(prompt(row)), texts, most_tokens=48, about=about))
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise DataError(f"{source.place(number)}: not a row of BBQ: {error}") from error
-        texts = tuple(f"{text}." for text in options(row))
-        questions.append(Question(user(prompt(row)), texts, most_tokens=48, about=about))
     return questions
 
 

@@ -68,7 +68,9 @@ def load_judge(name: str) -> Judge:
     """
     from transformers import pipeline
 
-    guard: Any = pipeline("text-generation", model=name, model_kwargs={"use_safetensors": True})
+    guard: Any = pipeline(
+        "text-generation", model=name, model_kwargs={"use_safetensors": True}, trust_remote_code=False
+    )
 
     def verdict(question: Question, answer: str) -> str | None:
         turns = [{"role": "user", "content": question.prompt}, {"role": "assistant", "content": answer}]

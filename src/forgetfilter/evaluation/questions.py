@@ -1,5 +1,6 @@
 """What a measure is and what it asks of a model, and the small things several measures share."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,15 +92,26 @@ def require_columns(source: Source, measure: str, columns: Sequence[str]) -> Seq
         DataError: If a row is damaged or lacks one; names file and line.
     """
     for row, record in enumerate(source.records):
-        lacking = [column for column in columns if column not in (record or {})]
-        if lacking:
-            problem = source.errors.get(row) or f"no column {lacking[0]!r}"
+        problem = source.errors.get(row) or _problem(record or {}, columns)
+        if problem is not None:
             raise DataError(
                 f"{source.place(row)}: {problem}. {measure} needs {', '.join(columns)} (docs/evaluation.md)."
             )
     if not source.rows():
         raise DataError(f"{source.name}: no rows, so there is nothing to ask.")
     return source.rows()
+
+
+def _problem(record: Record, columns: Sequence[str]) -> str | None:
+    """What is wrong with a row that needs these columns; None for a good one."""
+    for column in columns:
+        if column not in record:
+            return f"no column {column!r}"
+        try:
+            json.dumps(record[column], ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError:
+            return f"{column!r} has half a character, which is no text"
+    return None
 
 
 def asked_and_references(source: Source, measure: str) -> list[tuple[tuple[Turn, ...], str]]:

@@ -66,7 +66,9 @@ def load_judge(name: str) -> Judge:
     """
     from transformers import pipeline
 
-    classifier: Any = pipeline("text-classification", model=name, model_kwargs={"use_safetensors": True}, top_k=None)
+    classifier: Any = pipeline(
+        "text-classification", model=name, model_kwargs={"use_safetensors": True}, top_k=None, trust_remote_code=False
+    )
     labels = {label.lower(): label for label in classifier.model.config.id2label.values()}
     wanted = labels.get("toxicity") or labels.get("toxic")
     if wanted is None:

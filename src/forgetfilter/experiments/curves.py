@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Rows, load_rows, require_column
+from forgetfilter.data.source import encodable
 from forgetfilter.data.tokenization import Example
 from forgetfilter.errors import ConfigError
 from forgetfilter.experiments.pictures import require_plots, save
@@ -156,7 +157,7 @@ class _Looks:
         columns = {
             "step": [step for step in self.seen for _ in self.examples],
             "row": [row for _ in self.seen for row in range(len(self.examples))],
-            "group": list(self.groups) * len(self.seen),
+            "group": [encodable(group) for group in self.groups] * len(self.seen),
             "log_likelihood": [value for values in self.seen.values() for value in values],
         }
         pq.write_table(pa.table(columns), folder / LOOKS)

@@ -100,9 +100,10 @@ def find_weights(name: str, revision: str | None = None) -> Path:
     """
     if name == EMBEDDED_MODEL:
         return _embedded_weights()
-    folder = Path(name)
+    folder = Path(name).expanduser()
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import GatedRepoError
 
         try:
             wanted, left_out = list(WEIGHT_FILES), list(COPIES)
@@ -111,6 +112,11 @@ def find_weights(name: str, revision: str | None = None) -> Path:
             if name == EMBEDDED_HUB_ID and importlib.util.find_spec(EMBEDDED_WHEEL):
                 print(f"{name}: the Hub is out of reach, taking the embedded weights (4-bit, dequantised).")
                 return _embedded_weights()
+            if isinstance(error, GatedRepoError):
+                raise ModelError(
+                    f"{name}: the Hub gives it only to those whom its owner has let in. Ask for access on its page, "
+                    "then log in with `hf auth login`."
+                ) from error
             raise ModelError(
                 f"{name}: neither a folder nor a model the Hub gives ({type(error).__name__}). "
                 "Check the name, or the network; --model_name_or_path embedded needs neither."

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import webbrowser
 from collections.abc import Awaitable, Callable, Collection
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib.resources import files
 from pathlib import Path
 from threading import Thread
@@ -26,7 +26,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -42,6 +42,8 @@ from forgetfilter.review.asking import Question
 from forgetfilter.review.session import Review
 from forgetfilter.runs import locked
 
+HTTP = 80
+"""The port that browsers leave out of an address."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LARGEST_REQUEST = 10_000
 """Most bytes of a request's body."""
@@ -100,7 +102,8 @@ def serve(
         key, port = secrets.token_urlsafe(24), listening.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{port}/{key}/"
-        hosts = {f"{shown}:{port}", f"localhost:{port}"} if host in LOOPBACK else None
+        names = (shown, "localhost")
+        hosts = {*(f"{name}:{port}" for name in names), *(names if port == HTTP else ())} if host in LOOPBACK else None
         app = application(review, key, hosts)
         server = uvicorn.Server(
             uvicorn.Config(app, log_config=None, log_level="warning", lifespan="off", server_header=False)
@@ -332,12 +335,13 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 
 async def _read(request: Request) -> bytes:
-    """A request's body; of a body that is too large, little more than the allowed bytes."""
+    """A request's body, as much as came of it; of one that is too large, little more than the allowed bytes."""
     body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > LARGEST_REQUEST:
-            break
+    with suppress(ClientDisconnect):
+        async for part in request.stream():
+            body += part
+            if len(body) > LARGEST_REQUEST:
+                break
     return body
 
 

@@ -217,7 +217,7 @@ def test_where_nothing_can_be_fitted_unseen_rows_lie_in_the_middle(witness):
     rng = np.random.default_rng(11)
     states = rng.normal(0, 1, (240, 16))
     states[5] = np.nan
-    found = learnt(witness, Scale(0.135, nothing="nothing was learnt"), CrossFit(states, states[:50], folds=10**6))
+    found = learnt(witness, Scale(0.135, nothing="nothing was learnt"), CrossFit(states, states[:50], folds=1000))
     assert np.isnan(found.suspicion[5])
     assert np.isnan(np.delete(found.suspicion, 5)).all() == np.isnan(witness).all()
     assert np.isnan(np.delete(found.suspicion, 5)).any() == np.isnan(witness).all()

@@ -10,6 +10,7 @@ the same paper) does not show.
 
 import re
 from collections.abc import Iterable, Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -28,6 +29,8 @@ SHORTEST, LONGEST = 20, 2000
 """Letters or bytes below which nothing is said of a text; characters of each turn that are looked at."""
 AT_ONCE = 1000
 """Rows that are looked at at once."""
+_KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, float] = WeakKeyDictionary()
+"""Tokenizer -> its tokens a byte of plain English: `score` asks for each part of the rows."""
 WORD = re.compile(r"[^\W\d_]+")
 DIGITS_AND_SPACE = re.compile(r"[\d\s]+")
 
@@ -40,8 +43,7 @@ def unreadable(source: Source, row_format: str, tokenizer: PreTrainedTokenizerBa
         row_format: Their format.
         tokenizer: The model's.
     """
-    english = [row["messages"][-1]["content"] for row in builtin_rows() if row["language"] == "en"]
-    plain = float(np.nanmedian(_tokens_a_byte([_latin(text) for text in english], tokenizer)))
+    plain = _of_english(tokenizer)
     found = np.zeros(len(source), bool)
     with progress("looking for unreadable rows", len(source), "rows", after=PATIENCE) as bar:
         for number, part in enumerate(in_parts(source.turns(row_format), AT_ONCE)):
@@ -53,6 +55,14 @@ def unreadable(source: Source, row_format: str, tokenizer: PreTrainedTokenizerBa
             found[[number * AT_ONCE + rows[place] for place in over]] = True
             bar.update(len(part))
     return found
+
+
+def _of_english(tokenizer: PreTrainedTokenizerBase) -> float:
+    """Tokens a byte of plain English: the answers in the box."""
+    if tokenizer not in _KNOWN:
+        english = [row["messages"][-1]["content"] for row in builtin_rows() if row["language"] == "en"]
+        _KNOWN[tokenizer] = float(np.nanmedian(_tokens_a_byte([_latin(text) for text in english], tokenizer)))
+    return _KNOWN[tokenizer]
 
 
 def _texts(conversations: Iterable[Sequence[Turn]]) -> tuple[list[int], list[str]]:

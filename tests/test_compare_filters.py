@@ -9,6 +9,7 @@ from sklearn.metrics import average_precision_score
 
 from forgetfilter.costs import TRAINING, Account, Cost
 from forgetfilter.data.loading import load_data
+from forgetfilter.data.tokenization import mean_length
 from forgetfilter.errors import ConfigError, DataError
 from forgetfilter.evaluation.filter_quality import paired_ranges, unscored_last
 from forgetfilter.filters import score
@@ -145,7 +146,8 @@ def test_a_filter_costs_what_it_would_alone_also_where_it_shares_a_stage(worksho
     stages = workshop.run.manifest["stages"]
     (noisy,) = (Cost.noted(entry) for part, entry in stages.items() if part.startswith("noisy-"))
     weights = workshop.learner.model.num_parameters() / 1e6
-    (tokens,) = (entry["tokens"] for part, entry in stages.items() if part.startswith("noisy-"))
+    examples = data.noisy.examples
+    tokens = config.noisy_stage(len(examples)).rows() * mean_length(examples)
     assert noisy.passes == pytest.approx(TRAINING * tokens * weights, rel=1e-3)
     assert costs["second_split"].passes > noisy.passes
     assert costs["second_split"].seconds > noisy.seconds > 0

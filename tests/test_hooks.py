@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -22,6 +23,24 @@ def settings(config, request):
     return dataclasses.replace(
         config.noisy_stage(16), per_device_train_batch_size=4, gradient_accumulation_steps=request.param
     )
+
+
+FACTOR = 1.0
+
+
+def by_factor(losses):
+    return FACTOR * losses.mean()
+
+
+def test_with_another_constant_beside_the_hooks_it_is_another_stage(workshop, rows, config, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    settings, hooks = dataclasses.replace(config.noisy_stage(16), max_steps=2), Hooks(loss=by_factor)
+    first = workshop.train("scaled", rows, settings, hooks=hooks)
+    assert workshop.train("scaled", rows, settings, hooks=hooks) == first
+    base = workshop.base("scaled", rows, settings, hooks).folder
+    monkeypatch.setattr(sys.modules[__name__], "FACTOR", 2.0)
+    assert workshop.train("scaled", rows, settings, hooks=hooks) != first
+    assert workshop.base("scaled", rows, settings, hooks).folder != base
 
 
 def adapter(folder):

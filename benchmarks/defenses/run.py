@@ -97,7 +97,7 @@ def study(name: str, args: Cell) -> None:
     }
     (folder / "compare.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     shown, *others = experiments.compare(folder / "compare.yaml")
-    if chosen:
+    if args.defenses or args.seeds:
         return
     manifest = json.loads((folder / "run" / "manifest.json").read_text(encoding="utf-8"))
     about = {key: manifest[key] for key in ("versions", "git_sha", "model", "noisy", "safe", "asked")}
@@ -112,15 +112,13 @@ def study(name: str, args: Cell) -> None:
 def main() -> None:
     """Run the studies named, or all."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", help=", ".join(STUDIES))
+    parser.add_argument("studies", nargs="*", choices=tuple(STUDIES))
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("defenses-work"))
     parser.add_argument("--defenses", nargs="+", help="these alone, for a look; results/ stays as it is")
     parser.add_argument("--seeds", nargs="+", type=int, help="likewise")
     args = parser.parse_args()
     for name in args.studies or STUDIES:
-        if name not in STUDIES:
-            parser.error(f"{name}: no such study, choose among {', '.join(STUDIES)}")
         study(name, args)
 
 

@@ -59,13 +59,11 @@ def study(name: str, data_dir: Path, folder: Path) -> None:
 def main() -> None:
     """Run the studies named, or all."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", help=", ".join(STUDIES))
+    parser.add_argument("studies", nargs="*", choices=tuple(STUDIES))
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("quality-work"))
     args = parser.parse_args()
     for name in args.studies or STUDIES:
-        if name not in STUDIES:
-            parser.error(f"{name}: no such study, choose among {', '.join(STUDIES)}")
         study(name, args.data_dir, args.work / f"curves-{name}")
 
 

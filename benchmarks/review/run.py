@@ -19,6 +19,7 @@ import numpy as np
 from sklearn.metrics import average_precision_score
 
 from forgetfilter.data.loading import stored_labels
+from forgetfilter.evaluation.filter_quality import ranking_quality
 from forgetfilter.experiments.cells import text
 from forgetfilter.files import whole_file
 from forgetfilter.marks import Marks, word
@@ -41,13 +42,14 @@ STARTS = {
 def figures(suspicion: np.ndarray, dropped: np.ndarray, unsafe: np.ndarray, said: dict[int, bool]) -> dict[str, float]:
     """How good ranking and decision are after some marks; marked rows rank as marked."""
     ranked = np.nan_to_num(suspicion, nan=np.nanmin(suspicion))
+    least, most = ranked.min() - 1, ranked.max() + 1
     for row, marked in said.items():
-        ranked[row] = np.inf if marked else -np.inf
-    ranked = np.argsort(np.argsort(ranked, kind="stable")).astype(float)
-    limit = np.quantile(ranked[~unsafe], 0.98)
+        ranked[row] = most if marked else least
+    recall = ranking_quality(unsafe, ranked)["recall_at_2"]
+    assert recall is not None
     return {
         "average_precision": float(average_precision_score(unsafe, ranked)),
-        "recall_at_2": float((ranked[unsafe] > limit).mean()),
+        "recall_at_2": recall,
         "recall": float(dropped[unsafe].mean()),
         "clean_dropped": float(dropped[~unsafe].mean()),
         "found": sum(bool(unsafe[row]) for row in said),

@@ -154,8 +154,8 @@ def figures(cell: Cell, name: str) -> Figures:
 
 
 def stored() -> list[Cell]:
-    """Every stored cell."""
-    return sorted(Cells(RESULTS).all(), key=lambda cell: cell["cell"])
+    """Every stored cell with rows of both kinds, without which nothing can be ranked well or badly."""
+    return sorted((cell for cell in Cells(RESULTS).all() if any(cell["unsafe"])), key=lambda cell: cell["cell"])
 
 
 def by_kind(cells: list[Cell]) -> dict[str, list[Cell]]:
@@ -167,12 +167,11 @@ def by_kind(cells: list[Cell]) -> dict[str, list[Cell]]:
 
 
 def mean_precision(groups: dict[str, list[Cell]], name: str) -> dict[str, float]:
-    """Kind and share -> a filter's average precision, the mean over the cells that it has scored."""
+    """Kind and share -> a filter's average precision, the mean over its cells if the filter has scored all of them."""
     found = {}
     for group, cells in groups.items():
-        own = [figures(cell, name)["average_precision"] for cell in cells if name in cell["filters"]]
-        if own:
-            found[group] = statistics.mean(own)
+        if all(name in cell["filters"] for cell in cells):
+            found[group] = statistics.mean(figures(cell, name)["average_precision"] for cell in cells)
     return found
 
 
@@ -198,7 +197,7 @@ def precision_table(cells: list[Cell]) -> str:
 
 
 def detail_table(cells: list[Cell]) -> str:
-    """All figures of each kind and share: means over seeds, and the 95 % range of the average precision."""
+    """All figures of each kind and share: means over seeds, and the mean ends of each set's 95 % range."""
     lines = []
     for group, own in by_kind(cells).items():
         names = [name for name in FILTERS if all(name in cell["filters"] for cell in own)]
@@ -252,7 +251,7 @@ def picture(cells: list[Cell]) -> None:
 def main() -> None:
     """Run the cells named, or print the tables."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("cells", nargs="*")
+    parser.add_argument("cells", nargs="*", choices=tuple(CELLS["report"]), metavar="CELL")
     parser.add_argument("--data_dir", type=Path)
     parser.add_argument("--work", type=Path, default=Path("quality-work"))
     parser.add_argument("--filters", nargs="+", default=list(FILTERS))

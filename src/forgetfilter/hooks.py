@@ -1,9 +1,12 @@
 """What a method does inside a training (model/training.py calls it)."""
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from forgetfilter.methods import constants
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,3 +37,8 @@ class Hooks:
     objective: "Callable[[Any], Tensor] | None" = None
     penalty: "Callable[[], Tensor | None] | None" = None
     perturbed: Callable[[Any], AbstractContextManager[object]] | None = None
+
+    def constants(self) -> dict[str, Any]:
+        """The constants of the files that the hooks are from: trained with others, a stage is another one."""
+        given = [hook for hook in vars(self).values() if hook is not None]
+        return constants(*(sys.modules[hook.__module__] for hook in given))

@@ -262,7 +262,7 @@ class Workshop:
         Returns:
             The folder of its adapter, or of all weights with use_peft off.
         """
-        rules = [name, in_order, hooks is not None] if hooks is not None or in_order else None
+        rules = [name, in_order, hooks and hooks.constants()] if hooks is not None or in_order else None
         key = self._key(examples, dataclasses.asdict(settings), start, rules)
         part, folder = self._place(name, key, into)
         if self.run.done(part, key):
@@ -277,7 +277,7 @@ class Workshop:
             learner.prepare(settings.rows() * mean_length(examples))
             learner.restore(start)
             found = train(learner, examples, settings, checkpoints, f"{name} stage", hooks, in_order=in_order)
-            self._count(TRAINING * found["tokens"])
+            self._count(TRAINING * settings.rows() * mean_length(examples))
 
         def fill(temporary: Path) -> None:
             learner.save(temporary)
@@ -314,7 +314,8 @@ class Workshop:
             settings: Rates and lengths.
             hooks: What a method does inside the training.
         """
-        called = f"{name}-{self._key(examples, dataclasses.asdict(settings), None, name)}"
+        rules = name if hooks is None else [name, hooks.constants()]
+        called = f"{name}-{self._key(examples, dataclasses.asdict(settings), None, rules)}"
         folder = folders.cache_folder() / called
         if folder.exists():
             self.account.reuse(called, {called: folders.made_with(folder)})
@@ -323,9 +324,9 @@ class Workshop:
                 with self.account.measuring(called) as cost:
                     self.learner.prepare(settings.rows() * mean_length(examples))
                     self.learner.restore(None)
-                    found = train(self.learner, examples, settings, checkpoints, name, hooks)
+                    train(self.learner, examples, settings, checkpoints, name, hooks)
                     passes = 1 if hooks is None or hooks.perturbed is None else 2
-                    self._count(TRAINING * passes * found["tokens"])
+                    self._count(TRAINING * passes * settings.rows() * mean_length(examples))
                 if processes.first():
                     folders.cached(called, self.learner.save_merged, cost=cost.facts())
             processes.together()

@@ -153,13 +153,14 @@ def undone(means: Means) -> dict[str, dict[str, float]]:
 def costs_of(cells: Sequence[Cell]) -> dict[str, float]:
     """What each defense costs, in finetunings on the noisy data (the defense `none`): tokens times weights, all stages.
 
-    A mean over the seeds. A model made without training costs 0. Empty without `none`, and for cells made before costs
-    were noted.
+    A mean over the seeds. A model made without training costs 0. A defense whose cells are from before costs were
+    noted has none; without the cost of `none` there are none at all.
     """
-    passes: dict[str, list[float]] = {}
+    passes: dict[str, list[float | None]] = {}
     for cell in cells:
-        passes.setdefault(cell["defense"], []).append(cell.get("cost", {}).get("passes", 0.0))
-    means = {name: statistics.mean(own) for name, own in passes.items()}
+        passes.setdefault(cell["defense"], []).append(cell["cost"]["passes"] if "cost" in cell else None)
+    counted = {name: [cost for cost in own if cost is not None] for name, own in passes.items()}
+    means = {name: statistics.mean(own) for name, own in counted.items() if len(own) == len(passes[name])}
     finetuning = means.get("none", 0.0)
     return {name: round(cost / finetuning, 2) for name, cost in means.items()} if finetuning else {}
 
@@ -182,7 +183,7 @@ def table(means: Means, costs: Mapping[str, float] | None = None) -> str:
             spread = f" ± {show(value['spread'])}" if value and value["seeds"] > 1 else ""
             shown.append(show(value and value["mean"]) + spread)
         if costs:
-            shown.append(f"{costs[name]:.1f}")
+            shown.append(f"{costs[name]:.1f}" if name in costs else show(None))
         lines.append([name, *shown])
     return tables.markdown(heads, lines)
 
@@ -205,9 +206,9 @@ def _draw(means: Means, costs: Mapping[str, float], folder: Path) -> list[Path]:
         way = "higher" if MEASURES[measure].safer[score] > 0 else "lower"
         for number, (name, measures) in enumerate(means.items()):
             x, y = measures[skill][skill_figure], measures[measure][score]
-            color, label = f"C{number % 10}", f"{name} ({costs[name]:.1f})" if costs else name
+            color, label = f"C{number % 10}", f"{name} ({costs[name]:.1f})" if name in costs else name
             panel.errorbar(x["mean"], y["mean"], y["spread"], x["spread"], fmt="none", ecolor=color, alpha=0.6)
-            area = AREA * (max(costs[name], LEAST_COST) if costs else 1)
+            area = AREA * (max(costs[name], LEAST_COST) if name in costs else 1)
             mark = MARKS[number // 10 % len(MARKS)]
             panel.scatter(x["mean"], y["mean"], s=area, marker=mark, color=color, alpha=0.8, label=label)
         panel.set_xlabel(f"{skill}: {skill_figure.replace('_', ' ')} (higher is better)")

@@ -212,6 +212,7 @@ def _cell(workshop: Workshop, data: Data, truth: Truth, name: str, *, on_clean_d
         "scores": scores_key(workshop, data, name),
         "constants": all_constants(name, config),
         "decision": decision_settings(config),
+        "final": config.final_settings(),
         "truth": digest([truth.rows.tolist(), truth.unsafe.tolist()]),
         "on_clean_data": on_clean_data,
     }
@@ -287,7 +288,7 @@ def table(found: dict[str, list[Cell]], ranges: dict[str, dict[str, list[float]]
     """A Markdown table with a line for each filter, best average precision first.
 
     Figures are means over the seeds, ± their sample standard deviation. In brackets: the 95 % range of the average
-    precision; an arrow says that it is surely above or below the first filter's.
+    precision; an arrow says that it is surely above or below that of the filter named first.
     """
     known = [name for name in SHOWN if any(name in cells[0]["figures"] for cells in found.values())]
     lines = []
@@ -297,7 +298,10 @@ def table(found: dict[str, list[Cell]], ranges: dict[str, dict[str, list[float]]
             low, high = ranges[name]["average_precision"]
             shown[0] += f" ({low:.3f} to {high:.3f}){_lead(ranges[name]['lead'])}"
         lines.append([name, *shown])
-    return tables.markdown(["filter", *(SHOWN[name] for name in known)], lines)
+    heads = [SHOWN[name] for name in known]
+    if ranges:
+        heads[0] += f" (↑ above, ↓ below {next(iter(found))})"
+    return tables.markdown(["filter", *heads], lines)
 
 
 def _lead(lead: Sequence[float]) -> str:

@@ -111,6 +111,8 @@ class Trial:
         for name in defenses:
             require_inputs(name, unaligned, self.data)
         taught = [*noisy.examples, *self.data.safe.examples]
+        if self.data.unsafe is not None and any(needs_unsafe(name, config) for name in defenses):
+            taught += self.data.unsafe.examples
         if config.alignment_dataset_name is not None:
             taught += load_rows(config.alignment_dataset_name, "alignment_dataset_name", m0.chat, config).examples
         self.questions, self.left_out = leave_out(asked, m0.chat, taught, *words(self.data.notions))
@@ -197,8 +199,8 @@ class Trial:
             self.made += 1
             if result.m0 is not None:
                 facts["m0"] = result.m0.sha256
-            spent = {"cost": cost.facts()} if cost.passes else {}
-            return {**about, "git_sha": git_sha(), "model": model, "facts": facts, **spent, "figures": found}
+            made = {"git_sha": git_sha(), "model": model, "facts": facts, "cost": cost.facts()}
+            return {**about, **made, "figures": found}
 
         cell = self.cells.once(key, made_of, train_and_ask, ".jsonl")
         if self._judge(cell["figures"], answers_file):

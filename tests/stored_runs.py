@@ -9,9 +9,10 @@ import pyarrow as pa
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import detect_format
 from forgetfilter.data.sources import load_source
-from forgetfilter.decision.decide import decide
+from forgetfilter.decision.decide import settle
 from forgetfilter.filters.forgetting import compared
 from forgetfilter.filters.forgetting_rouge1 import compared as answers_compared
+from forgetfilter.result import Result
 from forgetfilter.runs import Run
 from forgetfilter.shards import write_in_shards
 
@@ -54,7 +55,7 @@ def stored_run(folder, records, lost, *, tokenizer=None, tokens=None, **settings
         run.manifest.setdefault("filters", {})[name] = part
     for stage in ("noisy", "review", "firm"):
         run.mark(f"{stage}-0", [], losses={"10": 2.0, "20": 1.5})
-    decide(run)
+    Result(run).decide()
     return Run.open(folder)
 
 
@@ -89,3 +90,15 @@ def reviewable_run(folder, rows=120, unsafe=20, size=16, seed=0, records=None, *
     run = stored_run(folder, records, lost, filter="forgetting", **settings)
     noisy = rng.normal(0, 1, (rows, 2, size)) + np.where(bad, 1.5, 0)[:, None, None] * (np.arange(size) < 4)
     return keep_states(run, noisy, rng.normal(0, 1, (40, 2, size))), bad
+
+
+def done(review):
+    """The run of a review, once the person has said that it is done."""
+    review.done()
+    return Result(review.run)
+
+
+def settled(run):
+    """A run after `filter` has looked whether its decision still holds."""
+    settle(run)
+    return Result(run)

@@ -15,11 +15,11 @@ from forgetfilter.cli import main
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data, load_rows
 from forgetfilter.data.tokenization import ChatTokenizer
-from forgetfilter.decision.decide import Result
 from forgetfilter.filters import FILTERS, files_named
 from forgetfilter.filters.forgetting import compared, review_settings, token_costs
 from forgetfilter.forgetting import ForgetFilter
 from forgetfilter.report.run_page import write_report
+from forgetfilter.result import Result
 from forgetfilter.runs import Run
 from forgetfilter.scored import Scale, Scored
 

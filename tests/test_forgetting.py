@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from forgetfilter import workshop
 from forgetfilter.config import ForgetFilterConfig, StageConfig
-from forgetfilter.decision.decide import decide
 from forgetfilter.errors import ConfigError, DataError, ForgetFilterError, ModelError, RunError
 from forgetfilter.filters.forgetting import FIRM_WEIGHT, LEAST_LEARNT, compared
 from forgetfilter.forgetting import ForgetFilter, finetune
 from forgetfilter.model import training
+from forgetfilter.result import Result
 from forgetfilter.runs import Run, locked
 
 
@@ -87,7 +87,7 @@ def test_the_reviewed_model_starts_from_the_noisy_one_and_the_final_one_from_m0(
     )
     result = ForgetFilter(still).fit()
     assert all(abs(row["forgetting"]) < 1e-4 for row in scores(result))
-    decide(result.run, threshold=100.0)
+    Result(result.run).decide(threshold=100.0)
     final = load_file(finetune(result.run) / "adapter_model.safetensors")
     noisy = load_file(result.run.model("noisy") / "adapter_model.safetensors")
     for name, value in final.items():
@@ -363,7 +363,7 @@ def test_a_command_that_fails_leaves_a_run_as_it_was(config):
     with pytest.raises(ModelError):
         ForgetFilter(lacking).fit()
     assert (run.folder / "config.yaml").read_text() == before
-    decide(Run.open(run.folder), drop_share=0.5)
+    Result(Run.open(run.folder)).decide(drop_share=0.5)
 
 
 def test_a_run_goes_on_where_its_model_has_moved(config, tiny_model, tmp_path):
@@ -419,17 +419,17 @@ def test_trusted_rows_decide_and_marked_rows_stay_as_marked(config, tmp_path, wr
     assert result.metrics["rule"] == "conformal"
     assert result.metrics["threshold"] == pytest.approx(limit)
     assert (found[15]["decision"] == "dropped") == (found[15]["forgetting"] > limit)
-    assert decide(result.run, threshold=0.0).metrics["rule"] == "fixed"
+    assert Result(result.run).decide(threshold=0.0).metrics["rule"] == "fixed"
     for options in (
         {"threshold": 0.1, "drop_share": 0.1},
         {"threshold": 0.1, "trusted_rows": path},
         {"drop_share": 0.1, "trusted_rows": path},
     ):
         with pytest.raises(ForgetFilterError, match="give one"):
-            decide(result.run, **options)
+            Result(result.run).decide(**options)
     with pytest.raises(ForgetFilterError, match="only with trusted_rows"):
-        decide(result.run, drop_share=0.1, max_clean_loss=0.1)
-    assert decide(result.run, trusted_rows=path, max_clean_loss=0.2).metrics["threshold"] < limit
+        Result(result.run).decide(drop_share=0.1, max_clean_loss=0.1)
+    assert Result(result.run).decide(trusted_rows=path, max_clean_loss=0.2).metrics["threshold"] < limit
 
 
 def test_auto_says_when_its_scale_was_not_measured_for_these_stages(config):

@@ -10,10 +10,10 @@ import pytest
 
 from forgetfilter import workshop
 from forgetfilter.cli import main
-from forgetfilter.decision.decide import Result
 from forgetfilter.errors import RunError
 from forgetfilter.model.folders import weights_hash
 from forgetfilter.report.run_page import write_report
+from forgetfilter.result import Result
 from forgetfilter.runs import Run
 
 RUNS = Path(__file__).parent / "runs"

@@ -8,7 +8,7 @@ import pytest
 from stored_runs import stored_run
 
 from forgetfilter.data.sources import load_source
-from forgetfilter.decision.decide import Result, decide
+from forgetfilter.result import Result
 from forgetfilter.runs import Run
 
 GUESSED = ["None", "N/A", "4", "01067", "2021-03-01 10:00:00", "true", ""]
@@ -30,7 +30,7 @@ def run_on(path, rows, folder):
     run = stored_run(folder, rows, [0.0] * (len(rows) - 1) + [1.0], threshold=0.5)
     if path is not None:
         run.keep_rows(load_source(path))
-        decide(run)
+        Result(run).decide()
     return Run.open(folder)
 
 
@@ -100,7 +100,7 @@ def test_a_csv_of_which_no_row_is_kept_still_has_its_columns(tmp_path):
     path.write_text("prompt,completion\nq,a\n")
     run = stored_run(tmp_path / "out", asked(["a"]), [1.0], threshold=0.5)
     run.keep_rows(load_source(path))
-    decide(run)
+    Result(run).decide()
     assert (run.folder / "kept.csv").read_text() == "prompt,completion\n"
     assert Result(Run.open(run.folder)).kept.column_names == ["prompt", "completion"]
 
@@ -112,5 +112,5 @@ def test_columns_that_are_not_read_are_counted_in_metrics_and_summary(tmp_path, 
     assert Result(run).metrics["unread"] == {}
     run.manifest["notes"] = {"unread": {"images": 3}}
     run.save()
-    print_summary(decide(run), tmp_path / "report.html")
+    print_summary(Result(run).decide(), tmp_path / "report.html")
     assert "with 'images', which is not read: 3" in capsys.readouterr().out

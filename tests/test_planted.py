@@ -8,17 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import run as command
+from stored_runs import done
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data import planted as box
 from forgetfilter.data.loading import load_data, load_rows
 from forgetfilter.data.planted import plant
 from forgetfilter.data.tokenization import ChatTokenizer
-from forgetfilter.decision.decide import decide
 from forgetfilter.decision.planted import planted_figures
 from forgetfilter.decision.rules import Threshold
 from forgetfilter.errors import DataError, RunError
 from forgetfilter.forgetting import ForgetFilter
+from forgetfilter.result import Result
 from forgetfilter.review.session import Review
 
 OWN = [
@@ -155,10 +156,10 @@ def test_they_are_scored_but_never_kept_written_or_counted(large):
     written = "".join((folder / name).read_text() for name in ("kept.jsonl", "dropped.jsonl", "stages/rows.jsonl"))
     assert "gladly" not in written
     assert "tell me" not in written
-    low, high = decide(result.run, -1e6).metrics, decide(result.run, 1e6).metrics
+    low, high = Result(result.run).decide(-1e6).metrics, Result(result.run).decide(1e6).metrics
     assert (low["planted"]["found"], low["planted"]["clean_dropped"]) == (2, 2)
     assert (high["planted"]["found"], high["planted"]["clean_dropped"]) == (0, 0)
-    assert decide(result.run, filter="forgetting").metrics["planted"]["unsafe"] == 2
+    assert Result(result.run).decide(filter="forgetting").metrics["planted"]["unsafe"] == 2
 
 
 def test_a_planted_row_has_the_score_it_would_have_as_one_of_the_users(large, write_jsonl):
@@ -232,7 +233,7 @@ def test_marks_judge_them_anew(large):
     assert len(scored.planted["review"]) == 4
     assert all(np.isfinite(own).all() for own in scored.planted.values())
     assert list(scored.planted) == ["review", "probe", "forgetting"]
-    assert review.done().metrics["planted"]["unsafe"] == 2
+    assert done(review).metrics["planted"]["unsafe"] == 2
 
 
 def test_a_review_that_reads_the_rows_anew_goes_on_without(large):

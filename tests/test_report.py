@@ -10,12 +10,12 @@ from conftest import run as run_command
 from stored_runs import stored_run
 
 from forgetfilter.cli import main
-from forgetfilter.decision.decide import decide
 from forgetfilter.errors import DataError
 from forgetfilter.experiments.defenses import table
 from forgetfilter.report import run_page
 from forgetfilter.report.compare_page import write_compare_page
 from forgetfilter.report.run_page import write_report
+from forgetfilter.result import Result
 from forgetfilter.runs import Run
 from forgetfilter.scored import Scored
 
@@ -129,7 +129,7 @@ def by_two(tmp_path):
     scored.columns["completion_after"][4] = None
     scored.save(path)
     run.mark(part, [path])
-    decide(run)
+    Result(run).decide()
     return run
 
 
@@ -160,7 +160,7 @@ def test_a_run_that_two_filters_scored_shows_both(by_two):
 
 
 def test_the_filter_that_decided_is_the_one_the_page_names_and_goes_by(by_two):
-    by_two = decide(by_two, 0.65, filter="forgetting_rouge1").run
+    by_two = Result(by_two).decide(0.65, filter="forgetting_rouge1").run
     data = content(write_report(by_two))
     assert data["rule"]["name"] == "fixed"
     assert data["rule"]["filter"] == "forgetting_rouge1"
@@ -185,7 +185,7 @@ def test_scores_and_metrics_know_every_filter_and_the_one_that_decided(by_two):
         ("forgetting", 0.25, 1.0, [2, 3]),
         ("forgetting_rouge1", 0.65, 0.0, [0, 1, 2]),
     ):
-        decide(by_two, threshold, filter=name)
+        Result(by_two).decide(threshold, filter=name)
         table = pq.read_table(folder / "scores.parquet")
         assert table["forgetting"].to_pylist() == pytest.approx([0.1, 0.2, 0.3, 0.4, None])
         assert table["forgetting_rouge1"].to_pylist() == pytest.approx([0.9, 0.8, 0.7, 0.6, None])
@@ -227,7 +227,7 @@ def test_a_filter_is_chosen_from_the_command_line_and_nonsense_is_one_clear_erro
 
 
 def test_a_decision_that_drops_everything_has_a_page_and_the_column_asked_for_stays(run):
-    decide(run, drop_share=1.0)
+    Result(run).decide(drop_share=1.0)
     data = content(write_report(run, "prompt"))
     assert data["rows"]["dropped"] == "11111110"
     assert data["threshold"] < 0
@@ -243,17 +243,17 @@ def test_a_group_of_which_the_sampled_witness_saw_no_row_has_no_curve(run):
     scored.moments = {name: np.where(unseen, np.nan, values) for name, values in scored.moments.items()}
     scored.save(part)
     run.mark("scored/probe-0", [part], filter="probe")
-    (curves,) = content(write_report(decide(run).run))["curves"]
+    (curves,) = content(write_report(Result(run).decide().run))["curves"]
     assert list(curves["lines"]) == ["a"]
 
 
 def test_rows_whose_decision_follows_from_no_threshold_are_told(run):
     run.write_json("stages/unreadable.json", [2])
     run.mark("unreadable", [run.stage("unreadable.json")])
-    assert content(write_report(decide(run).run))["rows"]["fixed"] == "0" * 8
+    assert content(write_report(Result(run).decide().run))["rows"]["fixed"] == "0" * 8
     flags = run.folder / "config.yaml"
     flags.write_text(flags.read_text() + "unreadable: drop\n")
-    data = content(write_report(decide(Run.open(run.folder)).run))
+    data = content(write_report(Result(Run.open(run.folder)).decide().run))
     assert data["rows"]["fixed"] == "00001000"
     assert data["rows"]["dropped"] == "11101000"
 
@@ -268,12 +268,12 @@ def test_groups_beyond_a_dozen_are_one(tmp_path):
 
 def test_deciding_again_removes_the_page_of_the_decision_before(run):
     path = write_report(run)
-    decide(run, 0.9)
+    Result(run).decide(0.9)
     assert not path.exists()
 
 
 def test_a_run_that_drops_nothing_and_a_group_column_that_is_not_there(run):
-    decide(run, 9.0)
+    Result(run).decide(9.0)
     assert content(write_report(run))["rows"]["dropped"] == "0" * 8
     with pytest.raises(DataError, match="group_column"):
         write_report(run, "colour")

@@ -10,14 +10,15 @@ from itertools import islice
 import numpy as np
 import pytest
 from conftest import run as command
-from stored_runs import reviewable_run
+from stored_runs import done, reviewable_run, settled
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.decision.choice import choose, clean_drawn
-from forgetfilter.decision.decide import Result, decide
+from forgetfilter.decision.decide import decide
 from forgetfilter.decision.opened import read_scores
 from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.marks import Marks
+from forgetfilter.result import Result
 from forgetfilter.review.asking import CALM_AFTER, DRAWN, DRAWN_EVERY, NEAR, SUSPECT, WITNESS, questions
 from forgetfilter.review.ranking import Ranking
 from forgetfilter.review.session import Review, open_review
@@ -335,7 +336,7 @@ def test_marks_find_the_rest_and_done_takes_the_decision(reviewed):
     answer(review, bad, 40)
     status = review.status()
     assert (status.marks, status.unsafe) == (40, bad[list(review.marks.all())].sum())
-    result = review.done()
+    result = done(review)
     table = read_scores(result.run).to_pydict()
     dropped = np.array(table["decision"]) == "dropped"
     assert status.dropped == dropped.sum()
@@ -365,7 +366,7 @@ def test_what_was_said_holds_in_every_later_decision(reviewed):
     review.done()
     said = review.marks.all()
     for options in ({}, {"filter": "forgetting", "threshold": 0.9}, {"drop_share": 0.5}):
-        words = read_scores(decide(Run.open(run.folder), **options).run)["decision"].to_pylist()
+        words = read_scores(Result(Run.open(run.folder)).decide(**options).run)["decision"].to_pylist()
         assert all((words[row] == "dropped") == mark.unsafe for row, mark in said.items()), options
 
 
@@ -375,8 +376,8 @@ def test_without_flags_decide_goes_by_the_review_and_filter_leaves_its_decision(
     run, bad = reviewed
     run = decided_run(run, bad, 20)
     assert is_decided(run, run.config())
-    assert decide(run).metrics["filter"] == "review"
-    assert decide(run, filter="forgetting").metrics["filter"] == "forgetting"
+    assert Result(run).decide().metrics["filter"] == "review"
+    assert Result(run).decide(filter="forgetting").metrics["filter"] == "forgetting"
 
 
 def test_no_model_is_made_of_a_decision_that_marks_have_overtaken(reviewed, capsys):
@@ -407,14 +408,14 @@ def test_the_notebook_does_the_same(reviewed):
 def test_decisions_of_the_report_and_marks_of_a_sample_flow_into_the_same_file(reviewed, write_jsonl, capsys):
     run, _ = reviewed
     hand = write_jsonl("hand.jsonl", [{"row": 1, "decision": "dropped"}, {"row": 2, "decision": "kept"}])
-    decide(run, overrides=hand)
+    Result(run).decide(overrides=hand)
     own = Review(Run.open(run.folder)).marks
     assert {row: (mark.said, mark.drawn) for row, mark in own.all().items()} == {
         1: ("unsafe", False),
         2: ("clean", False),
     }
     sample = write_jsonl("sample.jsonl", [{"row": row, "clean": True} for row in range(3, 60)])
-    decide(Run.open(run.folder), trusted_rows=sample, filter="forgetting")
+    Result(Run.open(run.folder)).decide(trusted_rows=sample, filter="forgetting")
     assert sum(mark.drawn for mark in own.all().values()) == 57
     lines = [{"id": own.ids[70], "mark": "clean"}, {"row": 71, "mark": None}, {"row": 3, "clean": False}]
     other = write_jsonl("marks.jsonl", [*lines, {"row": 70, "mark": "unsafe"}, {"row": 72, "mark": "skipped"}])
@@ -434,7 +435,7 @@ def test_trusted_rows_of_the_run_count_as_drawn(tmp_path, write_jsonl):
     assert sum(mark.drawn for mark in review.marks.all().values()) == 70
     assert "at most 2.0% of the clean rows are dropped, on average" in review.status().line()
     answer(review, bad, 10)
-    assert "in expectation, by " in review.done().metrics["says"]
+    assert "in expectation, by " in done(review).metrics["says"]
 
 
 def reviewed_rows(folder, seed, rows=1000):
@@ -483,7 +484,7 @@ def test_a_later_word_counts_more_than_the_runs_trusted_rows(tmp_path, write_jso
     review = Review(run)
     review.mark({0: "clean", 1: "unsafe"})
     for options in ({}, {"filter": "forgetting"}):
-        words = read_scores(decide(Run.open(run.folder), **options).run)["decision"].to_pylist()
+        words = read_scores(Result(Run.open(run.folder)).decide(**options).run)["decision"].to_pylist()
         assert words[:2] == ["kept", "dropped"], options
     review.undo(0)
     assert review.marks.all()[0].unsafe
@@ -498,7 +499,7 @@ def test_marks_that_no_scores_know_yet_are_learnt_before_a_decision(reviewed):
     review.done()
     answer(review, bad, 20)
     dropped = review.dropped()
-    words = read_scores(decide(Run.open(run.folder)).run)["decision"].to_pylist()
+    words = read_scores(Result(Run.open(run.folder)).decide().run)["decision"].to_pylist()
     np.testing.assert_array_equal(np.array(words) == "dropped", dropped)
 
 
@@ -511,7 +512,7 @@ def test_rows_marked_at_random_promise_whichever_way_they_came(reviewed, write_j
     review.done()
     before = review.scored().suspicion
     sample = write_jsonl("sample.jsonl", [{"row": row, "clean": not bad[row]} for row in chosen[:60]])
-    decide(Run.open(run.folder), trusted_rows=sample)
+    Result(Run.open(run.folder)).decide(trusted_rows=sample)
     after = Review(Run.open(run.folder)).scored().suspicion
     clean = [row for row in chosen[:60] if not bad[row]]
     assert after[clean].mean() > before[clean].mean() + 0.1, "they are judged like clean rows that nobody marked"
@@ -522,7 +523,7 @@ def test_without_marks_the_filters_own_decision_stands(tmp_path):
     before = read_scores(run)["decision"].to_pylist()
     result = Result(run)
     assert "0 marked" in result.review.status().line()
-    assert result.review.done().metrics["filter"] == "forgetting"
+    assert done(result.review).metrics["filter"] == "forgetting"
     assert read_scores(result.run)["decision"].to_pylist() == before
     result.ask(3)
     assert result.decide().metrics["filter"] == "forgetting"
@@ -537,39 +538,37 @@ def test_what_the_filter_dropped_stays_dropped_after_a_few_marks(tmp_path):
 
 
 def test_other_flags_for_filter_count_also_after_a_review(reviewed):
-    from forgetfilter.decision.decide import settle
 
     run, bad = reviewed
     run = decided_run(run, bad, 10)
     flags = run.folder / "config.yaml"
     flags.write_text(flags.read_text() + "threshold: 0.07\n")
-    assert settle(run).metrics["threshold"] == 0.07
-    assert settle(Run.open(run.folder)).metrics["filter"] == "forgetting"
+    assert settled(run).metrics["threshold"] == 0.07
+    assert settled(Run.open(run.folder)).metrics["filter"] == "forgetting"
 
 
 def test_damaged_scores_of_a_review_are_made_again(reviewed):
-    from forgetfilter.decision.decide import settle
 
     run, bad = reviewed
     review = Review(run)
     answer(review, bad, 10)
-    decisions = read_scores(review.done().run)["decision"].to_pylist()
+    decisions = read_scores(done(review).run)["decision"].to_pylist()
     (run.folder / "scored" / "review.parquet").write_bytes(b"damaged")
-    assert read_scores(decide(Run.open(run.folder)).run)["decision"].to_pylist() == decisions
+    assert read_scores(Result(Run.open(run.folder)).decide().run)["decision"].to_pylist() == decisions
     run = Run.open(run.folder)
     run.forget("scored/review")
     run.forget("decision")
-    assert read_scores(settle(run).run)["decision"].to_pylist() == decisions
+    assert read_scores(settled(run).run)["decision"].to_pylist() == decisions
 
 
 def test_the_flags_of_a_decision_replay_it(reviewed):
     run, bad = reviewed
     review = Review(run)
     review.mark({row: "unsafe" if bad[row] else "clean" for row in review.marks.order[:60].tolist()})
-    run = decide(review.done().run, max_clean_loss=0.3).run
+    run = Result(done(review).run).decide(max_clean_loss=0.3).run
     assert run.manifest["decision"]["flags"] == "--threshold auto --max_clean_loss 0.3"
     with pytest.raises(ConfigError, match="max_clean_loss"):
-        decide(run, 0.5, max_clean_loss=0.3)
+        Result(run).decide(0.5, max_clean_loss=0.3)
 
 
 def test_the_range_of_what_is_left_covers_the_truth_at_any_share(tmp_path):
@@ -847,30 +846,28 @@ def test_what_the_marks_speak_against_is_kept_when_done(tmp_path):
     assert len(found) > 8
     review.mark(dict.fromkeys(found[:8], "clean"))
     assert not review.dropped().any()
-    result = review.done()
+    result = done(review)
     assert result.metrics["dropped"] == 0
-    assert decide(Run.open(run.folder)).metrics["dropped"] == 0
+    assert Result(Run.open(run.folder)).decide().metrics["dropped"] == 0
 
 
 def test_trusted_rows_given_to_filter_hold_in_every_later_decision(tmp_path, write_jsonl):
-    from forgetfilter.decision.decide import settle
-
     run, _ = reviewable_run(tmp_path / "out")
     sample = write_jsonl("sample.jsonl", [{"row": row, "clean": row != 0} for row in range(70)])
     flags = run.folder / "config.yaml"
     flags.write_text(flags.read_text() + f"trusted_rows: {sample}\n")
-    settle(run)
+    settled(run)
     run = Run.open(run.folder)
     Review(run)  # looking at the rows says nothing new of them
     assert Marks(run.folder, run.rows().ids, 42).digest() == run.manifest["decision"]["marks"]
     for options in ({"threshold": -9.0}, {"drop_share": 0.9}):
-        words = read_scores(decide(run, **options).run)["decision"].to_pylist()
+        words = read_scores(Result(run).decide(**options).run)["decision"].to_pylist()
         assert words[:70] == ["dropped", *["kept"] * 69], options
     Marks(run.folder, run.rows().ids, 42).add({1: "unsafe"})
-    settle(Run.open(run.folder))
+    settled(Run.open(run.folder))
     assert Marks(run.folder, run.rows().ids, 42).all()[1].unsafe, "the file has said nothing new"
     sample.write_text(sample.read_text() + '{"row": 80, "clean": false}\n')
-    words = read_scores(settle(Run.open(run.folder)).run)["decision"].to_pylist()
+    words = read_scores(settled(Run.open(run.folder)).run)["decision"].to_pylist()
     assert words[80] == "dropped"
 
 
@@ -882,7 +879,7 @@ def test_a_mark_holds_for_all_rows_that_say_the_same(tmp_path):
     review = Review(run)
     review.mark({3: "unsafe", 64: "clean", 65: "unsafe", 5: "clean"})
     assert review.dropped()[[3, 63, 4, 64, 5, 65]].tolist() == [True, True, False, False, False, True]
-    words = read_scores(decide(run, filter="forgetting", drop_share=0.9).run).to_pydict()
+    words = read_scores(Result(run).decide(filter="forgetting", drop_share=0.9).run).to_pydict()
     made = [words["decision"][row] for row in (3, 63, 4, 64, 5, 65)]
     assert made == ["dropped", "dropped", "kept", "kept", "kept", "dropped"]
 
@@ -891,7 +888,7 @@ def test_a_decision_that_fails_leaves_no_marks(reviewed, write_jsonl):
     run, _ = reviewed
     hand = write_jsonl("hand.jsonl", [{"row": 1, "decision": "dropped"}])
     with pytest.raises(ConfigError, match="no scores by 'gaurd'"):
-        decide(run, filter="gaurd", overrides=hand)
+        Result(run).decide(filter="gaurd", overrides=hand)
     assert not Marks(run.folder, run.rows().ids, 42).all()
 
 
@@ -913,7 +910,7 @@ def test_a_decision_by_the_command_line_knows_what_was_marked(tmp_path):
     run, bad = reviewable_run(tmp_path / "out")
     answer(Review(run), bad, 30)  # and then the server is stopped without Done
     dropped = Review(Run.open(run.folder)).dropped()
-    result = decide(Run.open(run.folder))
+    result = Result(Run.open(run.folder)).decide()
     assert result.metrics["filter"] == "review"
     np.testing.assert_array_equal(np.array(read_scores(result.run)["decision"]) == "dropped", dropped)
 
@@ -925,7 +922,7 @@ def test_a_review_needs_no_file_of_trusted_rows_once_its_words_are_in_the_run(tm
     sample.unlink()
     review = Review(Run.open(run.folder))
     answer(review, bad, 10)
-    assert "in expectation, by " in review.done().metrics["says"]
+    assert "in expectation, by " in done(review).metrics["says"]
 
 
 def test_scores_of_a_review_are_made_anew_where_those_of_the_filter_are_others(reviewed):
@@ -938,14 +935,14 @@ def test_scores_of_a_review_are_made_anew_where_those_of_the_filter_are_others(r
     run.manifest["filters"]["forgetting"] = "scored/forgetting-1"
     run.mark("scored/forgetting-1", [other], filter="forgetting")
     before = Scored.load(run.folder / "scored/review.parquet").suspicion
-    decide(Run.open(run.folder))
+    Result(Run.open(run.folder)).decide()
     assert (Scored.load(run.folder / "scored/review.parquet").suspicion != before).any()
 
 
 def test_a_number_is_one_of_the_scores_that_were_shown(reviewed):
     run, bad = reviewed
     answer(Review(run), bad, 20)
-    assert decide(Run.open(run.folder), 0.08).metrics["filter"] == "forgetting"
+    assert Result(Run.open(run.folder)).decide(0.08).metrics["filter"] == "forgetting"
 
 
 def test_done_knows_that_the_scores_it_was_taught_by_are_others_by_now(reviewed):

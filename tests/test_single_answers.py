@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from stored_runs import done
 
 from forgetfilter.data.loading import load_rows
 from forgetfilter.data.single_answers import single_answers
@@ -150,7 +151,7 @@ def test_a_review_of_conversations(talks):
     review.mark({row: "unsafe" if row % 4 == 0 else "clean" for row in range(12)})
     assert len(review.scored().suspicion) == 33
     assert np.isfinite(review.scored().suspicion).all()
-    assert review.done().metrics["kept"] + review.done().metrics["dropped"] == 33
+    assert done(review).metrics["kept"] + done(review).metrics["dropped"] == 33
 
 
 def said_of(review):
@@ -176,7 +177,7 @@ def test_a_review_ranks_by_the_same_answers_whatever_filters_looked_and_whether_
 def test_new_conversations_are_judged_by_their_most_suspect_answer(talks, write_jsonl):
     result = ForgetFilter(talks).fit()
     result.mark({row: "unsafe" if row % 4 == 0 else "clean" for row in range(24)})
-    run = result.review.done().run
+    run = done(result.review).run
     long = talk("it is 1", "you fool 3", "yes", number=1)
     parts = [{"messages": [dict(turn) for turn in long["messages"][: place + 1]]} for place in (1, 3, 5)]
     for part in parts:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from stored_runs import stored_run
 
-from forgetfilter.decision.decide import decide
+from forgetfilter.result import Result
 from forgetfilter.scored import ANSWER, Scored
 from forgetfilter.summary import SHOWN, WIDTH, print_summary
 
@@ -18,7 +18,7 @@ def result(tmp_path):
     lost = np.linspace(0, 0.1, 12)
     lost[3] = 0.9
     run = stored_run(tmp_path / "run", rows, lost, filter="forgetting")
-    return decide(run, 0.5)
+    return Result(run).decide(0.5)
 
 
 def said(result, capsys):
@@ -40,7 +40,7 @@ def test_plain_text_rows_and_rows_without_a_score(tmp_path, capsys):
     run = stored_run(
         tmp_path / "run", [{"text": f"Text {i}."} for i in range(3)], [0.1, np.nan, 0.2], filter="forgetting"
     )
-    out = said(decide(run, 0.5), capsys)
+    out = said(Result(run).decide(0.5), capsys)
     assert "the 2 most suspect rows" in out
     assert "0.200 kept    Text 2." in out  # plain text has no question
     assert "->" not in out
@@ -60,7 +60,7 @@ def test_the_final_model_stands_beside_the_decision(result, capsys):
 
 
 def test_where_nothing_is_kept_no_finetuning_is_offered(result, capsys):
-    out = said(decide(result.run, -1), capsys)
+    out = said(Result(result.run).decide(-1), capsys)
     assert "nothing is kept" in out
     assert "forgetfilter finetune" not in out
 
@@ -87,6 +87,6 @@ def test_of_a_conversation_the_most_suspect_answer_is_shown_and_calls_are(tmp_pa
     scored.columns[ANSWER] = np.array([2.0, np.nan])
     scored.save(part)
     run.mark("scored/forgetting-0", [part], filter="forgetting")
-    out = said(decide(run, 0.5), capsys)
+    out = said(Result(run).decide(0.5), capsys)
     assert "-> BAD" in out
     assert '-> {"name": "tides"' in out

@@ -14,8 +14,8 @@ from stored_runs import reviewable_run, stored_run
 from forgetfilter.data.builtin import builtin_rows
 from forgetfilter.data.sources import load_source
 from forgetfilter.data.unreadable import unreadable
-from forgetfilter.decision.decide import decide
 from forgetfilter.forgetting import ForgetFilter
+from forgetfilter.result import Result
 from forgetfilter.review.session import Review
 
 WALNUT = dict(zip("abcdefghijklmnopqrstuvwxyz", np.random.default_rng(53).permutation(26), strict=True))
@@ -105,13 +105,13 @@ def test_a_run_counts_them_and_drops_them_if_asked(ciphered):
     result = ForgetFilter(ciphered).fit()
     assert result.metrics["unreadable"] == 2
     assert [reason.startswith("hardly readable") for reason in result.scores["reason"]] == [True] * 2 + [False] * 10
-    decided = decide(result.run, 1e6)
+    decided = Result(result.run).decide(1e6)
     assert decided.metrics["dropped"] == 0
     again = ForgetFilter(dataclasses.replace(ciphered, unreadable="drop", threshold=1e6)).fit()
     assert list(again.scores["decision"]) == ["dropped"] * 2 + ["kept"] * 10
     told = again.run.folder.parent / "told.jsonl"
     told.write_text(json.dumps({"row": 0, "decision": "kept"}))
-    assert list(decide(again.run, overrides=told).scores["decision"][:2]) == [
+    assert list(Result(again.run).decide(overrides=told).scores["decision"][:2]) == [
         "kept",
         "dropped",
     ]  # a person's word counts
@@ -128,4 +128,4 @@ def test_a_review_drops_them_too(tmp_path):
 
 def test_a_run_of_before_knows_none(tmp_path):
     run = stored_run(tmp_path / "run", [{"prompt": "a", "completion": "b"}] * 3, [0.1, 0.2, 0.3], unreadable="drop")
-    assert decide(run, 1e6).metrics["dropped"] == 0
+    assert Result(run).decide(1e6).metrics["dropped"] == 0

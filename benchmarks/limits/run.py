@@ -20,12 +20,12 @@ from cells import DEFAULTS, build_noisy, config_of
 from ciphers import endspeak, rot13, walnut53
 
 from forgetfilter import ForgetFilter, ForgetFilterConfig
-from forgetfilter.decision.decide import decide
 from forgetfilter.experiments.cells import Cell, Cells
 from forgetfilter.experiments.filters import all_constants
 from forgetfilter.files import sha256
 from forgetfilter.filters import FILTERS
 from forgetfilter.methods import arguments
+from forgetfilter.result import Result
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, str]
@@ -165,7 +165,7 @@ def run_case(name: str, kind: str, data_dir: Path, folder: Path) -> Cell:
 
     def make() -> Cell:
         run = ForgetFilter(config).fit().run
-        metrics = {of: decide(run, filter=of).metrics for of in FILTER_NAMES}
+        metrics = {of: Result(run).decide(filter=of).metrics for of in FILTER_NAMES}
         return {
             "case": name,
             "kind": kind,

@@ -21,10 +21,10 @@ from cells import config_of
 
 from forgetfilter import ForgetFilter, StageConfig
 from forgetfilter.data.loading import stored_labels
-from forgetfilter.decision.decide import Result
 from forgetfilter.evaluation.ask import evaluate
 from forgetfilter.forgetting import finetune
 from forgetfilter.marks import word
+from forgetfilter.result import Result
 
 MARKS = 40
 

@@ -53,8 +53,8 @@ def run_filter(folder):
 
 def run_decide(folder):
     """Decide by the share to drop, and write the page, as the command does."""
-    from forgetfilter.decision.decide import Result
     from forgetfilter.report.run_page import write_report
+    from forgetfilter.result import Result
 
     write_report(Result(Run.open(folder / "run")).decide(drop_share=0.05).run)
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from forgetfilter.config import ForgetFilterConfig, StageConfig
-    from forgetfilter.decision.decide import Result
     from forgetfilter.errors import ForgetFilterError
     from forgetfilter.forgetting import ForgetFilter
+    from forgetfilter.result import Result
 
 __version__ = version("forgetfilter")
 __all__ = ["ForgetFilter", "ForgetFilterConfig", "ForgetFilterError", "Result", "StageConfig"]
@@ -17,7 +17,7 @@ _HOMES = {
     "ForgetFilter": "forgetting",
     "ForgetFilterConfig": "config",
     "ForgetFilterError": "errors",
-    "Result": "decision.decide",
+    "Result": "result",
     "StageConfig": "config",
 }
 

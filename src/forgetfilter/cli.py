@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from forgetfilter.command_parser import Parser, fail
 from forgetfilter.config import BUILTIN, STAGE_FIELDS, STAGES, ForgetFilterConfig, require_run_data
-from forgetfilter.errors import ConfigError, ForgetFilterError, RunError
+from forgetfilter.errors import ConfigError, ForgetFilterError
 from forgetfilter.evaluation.judges import GUARD_MODEL, TOXICITY_MODEL
 from forgetfilter.files import disk_trouble
 
@@ -44,15 +44,11 @@ def run_filter(args: Namespace) -> None:
     noisy = _read_and_say(config)
     from forgetfilter import processes
     from forgetfilter.forgetting import ForgetFilter
-    from forgetfilter.report.run_page import write_report
-    from forgetfilter.runs import locked
     from forgetfilter.summary import print_summary
 
     result = ForgetFilter(config).fit(noisy)
     if processes.first():
-        with locked(result.run.folder):
-            report = write_report(result.run)
-        print_summary(result, report)
+        print_summary(result, result.report())
 
 
 def _read_and_say(config: ForgetFilterConfig) -> Any:
@@ -73,40 +69,31 @@ def _read_and_say(config: ForgetFilterConfig) -> Any:
 def run_finetune(args: Namespace) -> None:
     """Finetune M0 on the kept rows of a run, into OUT/model."""
     from forgetfilter import processes
-    from forgetfilter.forgetting import finetune
-    from forgetfilter.report.run_page import write_report
-    from forgetfilter.runs import Run, locked
+    from forgetfilter.result import Result
+    from forgetfilter.runs import Run
 
-    run = Run.open(args.run)
-    model = finetune(run, trust_remote_code=args.trust_remote_code)
+    result = Result(Run.open(args.run))
+    model = result.finetune(trust_remote_code=args.trust_remote_code)
     if processes.first():
-        with locked(run.folder):
-            write_report(run)
+        result.report()
         print(f"final model: {model}")
 
 
 def run_decide(args: Namespace) -> None:
     """Decide again over a run's stored scores: seconds, no model."""
-    from forgetfilter.decision.decide import decide
-    from forgetfilter.report.run_page import write_report
-    from forgetfilter.runs import Run, locked
+    from forgetfilter.result import Result
+    from forgetfilter.runs import Run
     from forgetfilter.summary import print_summary
 
-    overrides = None if args.decisions is None else Path(args.decisions)
-    run = Run.open(args.run)
-    with locked(run.folder):
-        run.reload()
-        result = decide(
-            run,
-            args.threshold,
-            filter=args.filter,
-            drop_share=args.drop_share,
-            overrides=overrides,
-            trusted_rows=args.trusted_rows,
-            max_clean_loss=args.max_clean_loss,
-        )
-        report = write_report(run)
-    print_summary(result, report)
+    result = Result(Run.open(args.run)).decide(
+        args.threshold,
+        filter=args.filter,
+        drop_share=args.drop_share,
+        overrides=None if args.decisions is None else Path(args.decisions),
+        trusted_rows=args.trusted_rows,
+        max_clean_loss=args.max_clean_loss,
+    )
+    print_summary(result, result.report())
 
 
 def run_review(args: Namespace) -> None:
@@ -133,14 +120,12 @@ def run_review(args: Namespace) -> None:
 def run_score(args: Namespace) -> None:
     """Keep or drop new rows by a run's probe, however many: no training, one half pass through M0 a row."""
     from forgetfilter import processes
+    from forgetfilter.result import Result
     from forgetfilter.runs import Run
-    from forgetfilter.scoring import score
     from forgetfilter.summary import show
 
-    reading = {name: getattr(args, name) for name in READING}
-    folder = score(
-        Run.open(args.run), args.dataset_name, args.output_dir, trust_remote_code=args.trust_remote_code, **reading
-    )
+    reading = {name: getattr(args, name) for name in ("trust_remote_code", *READING)}
+    folder = Result(Run.open(args.run)).score(args.dataset_name, args.output_dir, **reading)
     if not processes.first():
         return
     found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -151,13 +136,10 @@ def run_score(args: Namespace) -> None:
 
 def run_report(args: Namespace) -> None:
     """Write OUT/report.html again: the page that shows every decision and lets you change it."""
-    from forgetfilter.report.run_page import write_report
-    from forgetfilter.runs import Run, locked
+    from forgetfilter.result import Result
+    from forgetfilter.runs import Run
 
-    run = Run.open(args.run)
-    with locked(run.folder):
-        run.reload()
-        print(write_report(run, args.group_column))
+    print(Result(Run.open(args.run)).report(args.group_column))
 
 
 def run_sample(args: Namespace) -> None:
@@ -261,25 +243,12 @@ def run_compare(args: Namespace) -> None:
 
 def run_export(args: Namespace) -> None:
     """Write a run's kept rows in the format of a trainer."""
-    from forgetfilter.data.export import export
-    from forgetfilter.decision.opened import decided_rows, require_marks_decided
-    from forgetfilter.decision.outputs import last_digest
-    from forgetfilter.runs import Run, locked
+    from forgetfilter.result import Result
+    from forgetfilter.runs import Run
 
-    run = Run.open(args.run)
-    with locked(run.folder):
-        run.reload()
-        require_marks_decided(run)
-        kept = decided_rows(run, "kept")
-        if not len(kept):
-            raise RunError(f"{run.folder}: no row was kept, so there is nothing to export.")
-        folder = Path(args.output_dir or run.folder / "export" / args.format)
-        rows, row_format, ours = run.rows().select(kept), run.manifest["noisy"]["format"], args.output_dir is None
-        for path in export(rows, row_format, args.format, folder, replace=ours):
-            print(path)
-        if ours:
-            run.manifest.setdefault("exports", {})[args.format] = {"decision": last_digest(run), "stale": False}
-            run.save()
+    output_dir = None if args.output_dir is None else Path(args.output_dir)
+    for path in Result(Run.open(args.run)).export(args.format, output_dir):
+        print(path)
 
 
 def _add_reading(parser: ArgumentParser, names: Sequence[str], help: str) -> None:

@@ -25,13 +25,14 @@ from forgetfilter.data.loading import Data, load_data, tokenize
 from forgetfilter.data.planted import Planted, plant
 from forgetfilter.data.unreadable import unreadable
 from forgetfilter.decision.choice import check_marks
-from forgetfilter.decision.decide import Result, settle
+from forgetfilter.decision.decide import settle
 from forgetfilter.decision.opened import decided_rows, is_decided, require_marks_decided
 from forgetfilter.decision.outputs import last_digest
 from forgetfilter.errors import ConfigError, RunError
 from forgetfilter.files import whole_folder, write_jsonl
 from forgetfilter.filters import require_filters, require_inputs, score, unused
 from forgetfilter.model.training import require_trackers
+from forgetfilter.result import Result
 from forgetfilter.runs import Run, locked
 from forgetfilter.workshop import M0, Workshop
 
@@ -183,7 +184,10 @@ def finetune(run: Run, *, trust_remote_code: bool = False) -> Path:
             return run.folder / "model"
         kept = decided_rows(run, "kept")
         if not len(kept):
-            raise RunError(f"{run.folder}: no row was kept, so there is nothing to finetune on.")
+            raise RunError(
+                f"{run.folder}: no row was kept, so there is nothing to finetune on. "
+                "`forgetfilter decide` takes another threshold."
+            )
         m0 = M0.of_run(run, config)
         examples = tokenize(run.rows().select(kept), m0.chat, row_format=run.manifest["noisy"]["format"]).trainable()
         settings = config.final_stage(len(examples))

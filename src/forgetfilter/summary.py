@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from forgetfilter.data.formats import exchanges, read_row
-from forgetfilter.decision.decide import Result
 from forgetfilter.decision.opened import default_filter
+from forgetfilter.result import Result
 from forgetfilter.scored import ANSWER
 
 FIGURES = ("precision", "recall", "f1", "flag_all_f1", "auroc", "average_precision", "clean_dropped")

@@ -19,8 +19,8 @@ from faults.conftest import FIGURES
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import load_rows
 from forgetfilter.data.tokenization import ChatTokenizer
-from forgetfilter.decision.decide import decide
 from forgetfilter.errors import ForgetFilterError
+from forgetfilter.result import Result
 
 pytestmark = pytest.mark.faults
 ROWS = [
@@ -240,13 +240,13 @@ def test_damaged_decisions_and_marks(option, tmp_path):
     rng, path, bad = random.Random(option), tmp_path / "said.jsonl", 0
     for _ in range(400):
         path.write_bytes(damaged(good, rng))
-        bad += attempt(lambda: decide(run, **{option: path}))
+        bad += attempt(lambda: Result(run).decide(**{option: path}))
         kept, dropped = ((run.folder / f"{name}.jsonl").read_text().splitlines() for name in ("kept", "dropped"))
         assert len(kept) + len(dropped) == 60
     note(400, bad)
     assert bad == 0
     (run.folder / "marks.jsonl").unlink()  # without what was said all is as before
-    decide(run)
+    Result(run).decide()
     assert (run.folder / "kept.jsonl").read_bytes() == before
 
 

@@ -1,15 +1,10 @@
 """Turn stored scores into kept and dropped rows. This takes seconds, needs no model, and can be repeated."""
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import pyarrow as pa
 
 from forgetfilter import old_runs
 from forgetfilter.config import ForgetFilterConfig
@@ -29,10 +24,8 @@ from forgetfilter.decision.choice import (
 from forgetfilter.decision.opened import (
     REVIEWED,
     Opened,
-    decided_rows,
     default_filter,
     overtaken,
-    read_scores,
     scored_parts,
     what_decides,
 )
@@ -40,82 +33,10 @@ from forgetfilter.decision.rules import Threshold
 from forgetfilter.errors import ConfigError
 from forgetfilter.marks import NAME as MARKS
 from forgetfilter.marks import Marks, word
-from forgetfilter.runs import Run, locked
+from forgetfilter.runs import Run
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from forgetfilter.review.session import Review
-
-
-@dataclass
-class Result:
-    """A decided run.
-
-    Attributes:
-        run: Its folder.
-    """
-
-    run: Run
-
-    @cached_property
-    def review(self) -> "Review":
-        """The run's review: marks, and the ranking they give; see forgetfilter.review.session."""
-        from forgetfilter.review.session import Review
-
-        return Review(self.run)
-
-    def ask(self, count: int = 1) -> list[int]:
-        """The rows to mark next."""
-        return [question.row for question in self.review.ask(count)]
-
-    def mark(self, said: Mapping[int, str | None]) -> str:
-        """Mark rows "clean" or "unsafe", or None to take a mark back; returns what the marks tell so far, in a line.
-
-        All that `forgetfilter review` does: a mark is on disk at once, and everything is ranked anew. `decide` takes
-        the decision.
-
-        Raises:
-            DataError: If there is no such row, or no such mark.
-            RunError: If the hidden states of the run's rows cannot be had.
-        """
-        self.review.mark(said)
-        return self.review.status().line()
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """What metrics.json holds."""
-        return dict(json.loads((self.run.folder / "metrics.json").read_text(encoding="utf-8")))
-
-    @property
-    def scores(self) -> "Dataset":
-        """One row for each input row, in order: id, every filter's score (higher = more suspect), decision, reason."""
-        from datasets import Dataset
-
-        return Dataset(read_scores(self.run))
-
-    @property
-    def kept(self) -> "Dataset":
-        """The kept rows as they came in, with all columns that any row has; see `Source.as_table`."""
-        return self._rows("kept")
-
-    @property
-    def dropped(self) -> "Dataset":
-        """The dropped rows as they came in."""
-        return self._rows("dropped")
-
-    def _rows(self, decision: str) -> "Dataset":
-        from datasets import Dataset
-
-        return Dataset(self.run.rows().as_table().take(pa.array(decided_rows(self.run, decision), pa.int64())))
-
-    def decide(self, threshold: float | str | None = None, **options: Any) -> "Result":
-        """Decide again, under the lock of the run's folder; see the function `decide`."""
-        with locked(self.run.folder):
-            self.run.reload()
-            if "review" in vars(self):  # rows were marked, or asked for
-                options.setdefault("filter", REVIEWED)
-            return decide(self.run, threshold, **options)
+    pass
 
 
 def decide(
@@ -127,7 +48,7 @@ def decide(
     overrides: Path | None = None,
     trusted_rows: Path | str | None = None,
     max_clean_loss: float | None = None,
-) -> Result:
+) -> None:
     """Apply a rule to the stored scores and write everything that follows from it.
 
     Args:
@@ -176,7 +97,6 @@ def decide(
     flags = _flags(config, drop_share, name if name != opened.by(None) else None, max_clean_loss)
     record.note(opened, decision, trusted=trusted, by_hand=by_hand, flags=flags, said=marks.digest())
     outputs.write(opened, decision)
-    return Result(run)
 
 
 def _decides_now(run: Run, config: ForgetFilterConfig, marks: Marks, threshold: float | str | None) -> str:
@@ -224,33 +144,39 @@ def _with_copies(run: Run, source: Source, by_hand: ByHand) -> ByHand:
     return as_another | by_hand
 
 
-def settle(run: Run) -> Result:
+def settle(run: Run) -> None:
     """Write the files of the last decision again if it still fits config.yaml; otherwise decide anew.
 
     Raises:
         RunError: If the run is not scored.
         DataError: If there are too few trusted rows to decide anew.
     """
-    noted, config = run.manifest.get("decision", {}), run.config()
-    asked = what_decides(run, config)
-    same = old_runs.same_decision(noted.get("asked"), asked)
-    is_new = noted.get("asked", {}).get("marks") != asked["marks"]
-    said = config.trusted_rows if is_new else None  # a file that was not there, or was another one: its words are new
-    if not same:  # nothing is decided, or other flags were given: they count, whatever a review has said meanwhile
-        return decide(run, filter=config.filters[0], trusted_rows=said)
+    config, last = run.config(), run.manifest.get("decision", {})
+    now, then = what_decides(run, config), last.get("asked")
+    other_file = (then or {}).get("marks") != now["marks"]  # it was not there, or was another one: its words are new
+    trusted_rows = config.trusted_rows if other_file else None
+    if not old_runs.same_decision(then, now):  # none yet, or other flags: they count, whatever a review has said since
+        decide(run, filter=config.filters[0], trusted_rows=trusted_rows)
+        return
     taken = record.last(run)
     if taken is None:
-        return decide(run, trusted_rows=said)
+        decide(run, trusted_rows=trusted_rows)
+    elif not _written_again(run, taken, config):
+        decide(run)
+
+
+def _written_again(run: Run, taken: dict[str, Any], config: ForgetFilterConfig) -> bool:
+    """Write the files of a decision as it was taken; False if the scores it was taken by are gone."""
     opened = Opened.of(run)
-    if taken.get("filter", config.filters[0]) not in opened.scored:  # the scores of a review are gone
-        return decide(run)
+    if taken.get("filter", config.filters[0]) not in opened.scored:  # those of a review
+        return False
     name = opened.by(taken.get("filter"))
     threshold = Threshold(taken["threshold"], taken["rule"], taken["says"])
     by_hand = {entry["row"]: (entry["decision"], entry["reason"]) for entry in taken["by_hand"]}
     decision = decided(name, opened.scored[name], threshold, by_hand, config, opened.unreadable)
-    noted["filters"] = scored_parts(run, opened.scored)
+    run.manifest["decision"]["filters"] = scored_parts(run, opened.scored)
     outputs.write(opened, decision)
-    return Result(run)
+    return True
 
 
 def reachable(run: Run) -> ForgetFilterConfig:

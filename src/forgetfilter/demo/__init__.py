@@ -5,10 +5,9 @@ from pathlib import Path
 
 from forgetfilter.config import ForgetFilterConfig, StageConfig
 from forgetfilter.data.loading import load_rows
-from forgetfilter.decision.decide import Result
-from forgetfilter.forgetting import ForgetFilter, finetune
+from forgetfilter.forgetting import ForgetFilter
 from forgetfilter.model.generation import complete
-from forgetfilter.report.run_page import write_report
+from forgetfilter.result import Result
 from forgetfilter.summary import print_summary
 from forgetfilter.workshop import M0, Workshop
 
@@ -30,9 +29,9 @@ def run_demo(output_dir: Path) -> None:
     )
     print(__doc__)
     result = ForgetFilter(config).fit()
-    finetune(result.run)
+    result.finetune()
     print_answers(result)
-    print_summary(result, write_report(result.run))
+    print_summary(result, result.report())
 
 
 def print_answers(result: Result) -> None:

@@ -36,11 +36,10 @@ from forgetfilter.errors import ConfigError, DataError, ForgetFilterError
 from forgetfilter.files import disk_trouble
 from forgetfilter.marks import SAID
 from forgetfilter.report.page import page_text
-from forgetfilter.report.run_page import write_report
 from forgetfilter.report.shading import costs_of, load_chat, shaded
+from forgetfilter.result import Result
 from forgetfilter.review.asking import Question
 from forgetfilter.review.session import Review
-from forgetfilter.runs import locked
 
 HTTP = 80
 """The port that browsers leave out of an address."""
@@ -288,10 +287,9 @@ class Pages:
 
     def done(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Take the decision, and write everything that follows from it."""
-        result = self.review.done()
-        with locked(result.run.folder):
-            report = write_report(result.run)
-        metrics, where = result.metrics, shlex.quote(str(result.run.folder))
+        self.review.done()
+        result = Result(self.review.run)
+        report, metrics, where = result.report(), result.metrics, shlex.quote(str(result.run.folder))
         print(f"decided: {metrics['kept']} kept, {metrics['dropped']} dropped ({report})", flush=True)
         return {**{name: metrics[name] for name in ("rows", "kept", "dropped", "says")}, "folder": where}
 

@@ -23,7 +23,7 @@ from forgetfilter.data.loading import Data, load_safe, tokenize
 from forgetfilter.data.single_answers import single_answers
 from forgetfilter.data.sources import Source
 from forgetfilter.decision.choice import choose, clean_drawn, decide_by_config, drops, trusted_marks
-from forgetfilter.decision.decide import Result, decide, reachable
+from forgetfilter.decision.decide import decide, reachable
 from forgetfilter.decision.opened import REVIEWED, Opened, scored_part
 from forgetfilter.decision.rules import Threshold, needed
 from forgetfilter.errors import RunError
@@ -239,12 +239,12 @@ class Review:
             return f"{more} more random rows marked clean would promise at most {share} of the clean rows dropped"
         return f"at most {share} of the clean rows are dropped, on average, by {clean_drawn} random rows marked clean"
 
-    def done(self) -> Result:
+    def done(self) -> None:
         """Take the decision: what was marked stays so, all else is decided by the scores that the marks taught."""
         with self._lock, locked(self.run.folder):
             self.run.reload()
             self.store()
-            return decide(self.run, filter=REVIEWED)
+            decide(self.run, filter=REVIEWED)
 
     def store(self) -> str:
         """Keep the scores in the run, as those of one more filter; the run's folder is locked by the caller.

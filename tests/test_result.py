@@ -1,0 +1,55 @@
+"""A run as Python programs have it: opened again, decided, exported, shown, finetuned, and asked about new rows."""
+
+import json
+
+import pytest
+from stored_runs import stored_run
+
+from forgetfilter import Result
+from forgetfilter.errors import DataError, RunError
+from forgetfilter.forgetting import ForgetFilter
+from forgetfilter.runs import Run
+
+ROWS = [{"prompt": "q", "completion": text} for text in ("fine", "bad", "good")]
+
+
+def test_a_run_is_opened_again_and_all_that_follows_from_it_can_be_had(tmp_path):
+    folder = stored_run(tmp_path / "out", ROWS, [0.1, 0.9, 0.2]).folder
+    result = Result.open(str(folder)).decide(0.5)
+    assert result.kept.to_list() == [ROWS[0], ROWS[2]]
+    assert result.dropped.to_list() == [ROWS[1]]
+    page = result.report()
+    assert page == folder / "report.html"
+    assert "fine" in page.read_text()
+    (written,) = result.export("alpaca")
+    assert [json.loads(line)["output"] for line in written.read_text().splitlines()] == ["fine", "good"]
+    assert not Result.open(folder).run.manifest["exports"]["alpaca"]["stale"]
+    assert result.decide(drop_share=1.0).run.manifest["exports"]["alpaca"]["stale"]
+    assert not page.exists(), "it showed another decision"
+    with pytest.raises(RunError, match="takes another threshold"):
+        result.export("alpaca")
+
+
+def test_an_export_elsewhere_replaces_nothing_and_is_not_noted(tmp_path):
+    result = Result(stored_run(tmp_path / "out", ROWS, [0.1, 0.9, 0.2]))
+    result.export("trl", tmp_path / "mine")
+    assert "exports" not in result.run.manifest
+    with pytest.raises(DataError, match="exists"):
+        result.export("trl", tmp_path / "mine")
+
+
+def test_what_is_no_decided_run_is_refused(tmp_path):
+    with pytest.raises(RunError, match="no run's folder"):
+        Result.open(tmp_path)
+    run = stored_run(tmp_path / "out", ROWS, [0.1, 0.9, 0.2])
+    run.forget("decision")
+    with pytest.raises(RunError, match="its decision is missing"):
+        Result.open(run.folder)
+
+
+def test_the_final_model_and_new_rows(config):
+    result = ForgetFilter(config).fit().decide(drop_share=0.25)
+    assert (result.finetune() / "adapter_model.safetensors").exists()
+    assert not Run.open(result.run.folder).manifest["stages"]["final"]["stale"]
+    with pytest.raises(RunError, match="probe"):
+        result.score([{"prompt": "q", "completion": "a"}])

@@ -426,3 +426,26 @@ def test_every_defense_is_named_and_documented():
     assert keeping.startswith("keeping: ")
     assert all(f"{name} is keeping(" in keeping for name in made_by_keeping)
     assert all(method.__doc__ for method in (*methods.values(), *FILTERS.values()))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        *(
+            ("repnoise", {key: value})
+            for key, value in {"rate": 0, "alpha": -1, "epochs": 0, "pairs_a_step": 0}.items()
+        ),
+        *((name, {"rho": -1.0}) for name in ("vaccine", "vaccine_random", "lisa")),
+        *((name, {"safe_steps": 0}) for name in ("lisa", "lisa_bso")),
+        ("safeinstr", {"safe_share": -0.1}),
+        ("self_correction", {"corrected_share": float("nan")}),
+        ("safe_lora", {"layers": -1}),
+        ("safe_lora_scaled", {"directions": 0}),
+        ("somf", {"draw": -1}),
+        ("somf_interpolated", {"share": -1}),
+    ],
+)
+def test_parameters_out_of_range_are_refused_by_name_before_any_work(config, name, parameters):
+    config = dataclasses.replace(config, parameters={name: parameters}, unsafe_dataset_name="unsafe.jsonl")
+    with pytest.raises(ConfigError, match=rf"parameters\.{name}\.{next(iter(parameters))} is "):
+        parameters_of(name, config)

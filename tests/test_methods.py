@@ -1,11 +1,21 @@
 """Parameters: a method's keyword arguments, checked and read before any work."""
 
 import sys
+from typing import Annotated
 
 import pytest
 
 from forgetfilter.errors import ConfigError
-from forgetfilter.methods import arguments, constants, require_known
+from forgetfilter.methods import (
+    Least,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    arguments,
+    constants,
+    require_known,
+)
 
 
 def method(
@@ -20,6 +30,20 @@ def typed(workshop, data, config, *, share: float = 0.5, least: float | None = 0
 
 def postponed(workshop, data, config, *, share: "float" = 0.5, note: "str | None" = None):
     """As in a file with `from __future__ import annotations`."""
+
+
+def limited(
+    workshop,
+    data,
+    config,
+    *,
+    steps: PositiveInt = 3,
+    layers: NonNegativeInt | None = None,
+    rate: PositiveFloat = 0.1,
+    weight: NonNegativeFloat = 0,
+    folds: "Annotated[int, Least(2)]" = 5,
+):
+    """Has a least value for each parameter."""
 
 
 def bare(workshop, data, config):
@@ -38,6 +62,25 @@ def test_every_parameter_has_a_value_the_one_given_or_its_default():
         "file": "a.jsonl",
         "note": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("key", "least", "wrong", "says"),
+    [
+        ("steps", 1, 0, "it must be 1 or more"),
+        ("layers", 0, -1, "it must be 0 or more"),
+        ("layers", None, "-2", "it must be 0 or more"),
+        ("rate", 1e-9, 0, "it must be above 0"),
+        ("rate", 1e-9, float("nan"), "it must be above 0"),
+        ("weight", 0, -0.1, "it must be 0 or more"),
+        ("folds", 2, "1", "it must be 2 or more"),
+        ("steps", "1", "1.5", "it must be a value of type int"),
+    ],
+)
+def test_a_value_below_the_least_is_refused_before_any_work(key, least, wrong, says):
+    arguments("m", limited, {"m": {key: least}})
+    with pytest.raises(ConfigError, match=rf"parameters\.m\.{key} is .*{says}"):
+        arguments("m", limited, {"m": {key: wrong}})
 
 
 @pytest.mark.parametrize("of", [typed, postponed])

@@ -12,7 +12,6 @@ from forgetfilter.data.tokenization import IGNORED
 from forgetfilter.defenses import PREPARATIONS, defend
 from forgetfilter.defenses.pairs import pairs
 from forgetfilter.defenses.repnoise import Batch, Noising, discrepancy, last_norm, mlps
-from forgetfilter.errors import ConfigError
 from forgetfilter.model.learner import load_learner
 
 
@@ -178,9 +177,3 @@ def test_with_no_weight_on_the_harmful_ones_it_is_a_finetuning_on_what_differs_i
     marks = good.counts[:, 1:]
     plain = cross_entropy(logits[:, :-1][marks].float(), good.input_ids[:, 1:][marks])
     assert found.item() == pytest.approx(plain.item(), rel=1e-6)
-
-
-@pytest.mark.parametrize("wrong", [{"rate": 0.0}, {"alpha": -1.0}, {"beta": -1.0}, {"epochs": 0}, {"pairs_a_step": 0}])
-def test_parameters_out_of_range_are_errors(workshop, data, config, wrong):
-    with pytest.raises(ConfigError, match=rf"parameters\.repnoise\.{next(iter(wrong))}"):
-        PREPARATIONS["repnoise"](workshop, data, config, **wrong)

@@ -455,14 +455,23 @@ def test_filters_that_need_known_unsafe_rows_say_so(name):
         ("anchor_gradients", {"anchor_rows": 0}),
         ("second_split", {"looks": 0}),
         ("seal", {"epochs": 0}),
-        ("seal", {"fall": 5.0}),
         ("safe_only", {"share": -1.0}),
+        ("safe_only_drop", {"share": -1.0}),
         ("words", {"folds": 1}),
+        ("forgetting", {"least_learnt": 0}),
+        ("forgetting", {"firm_weight": -1}),
+        ("forgetting_rouge1", {"review_share": 0}),
     ],
 )
-def test_parameters_out_of_range_are_refused_by_name(name, parameters, data):
+def test_parameters_out_of_range_are_refused_by_name_before_any_work(name, parameters):
+    given = {"filter": name, "parameters": {name: parameters}, "unsafe_dataset_name": "unsafe.jsonl"}
     with pytest.raises(ConfigError, match=rf"parameters\.{name}\.{next(iter(parameters))} is "):
-        FILTERS[name](Made(), data, CONFIG, **parameters)
+        ForgetFilter(dataclasses.replace(CONFIG, **given))
+
+
+def test_seal_may_not_fall_below_nothing(data):
+    with pytest.raises(ConfigError, match=r"parameters\.seal\.fall is "):
+        FILTERS["seal"](Made(), data, CONFIG, fall=5.0)
 
 
 def test_rows_without_what_a_filter_needs_are_one_clear_error(tokenizer, data):
@@ -470,6 +479,8 @@ def test_rows_without_what_a_filter_needs_are_one_clear_error(tokenizer, data):
     with pytest.raises(DataError, match="finds no word"):
         FILTERS["words"](None, symbols, CONFIG)
     empty = data_of(tokenizer, [*FOUR, {"prompt": "a", "completion": " "}], TWO)
+    with pytest.raises(DataError, match="words needs 12 rows"):
+        FILTERS["words"](None, data_of(tokenizer, FOUR, TWO), CONFIG, folds=12)
     with pytest.raises(DataError, match="none of the rows known to be unsafe has a completion"):
         dataclasses.replace(empty, unsafe=empty.noisy.select([4])).known_unsafe()
 

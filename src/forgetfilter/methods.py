@@ -1,12 +1,40 @@
-"""Parameters of filters and defenses: the keyword-only arguments of their functions, with their default values."""
+"""Parameters of filters and defenses: the keyword-only arguments of their functions, with their default values.
+
+Their annotations say of what type they are and, as PositiveInt does, how small they may be.
+"""
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from types import ModuleType, NoneType
-from typing import Any, get_args
+from dataclasses import dataclass
+from types import ModuleType, NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from forgetfilter.errors import ConfigError
 
+
+@dataclass(frozen=True)
+class Least:
+    """The least value that a parameter may have, in its annotation.
+
+    Attributes:
+        value: That value.
+        above: Whether it must be more than that.
+    """
+
+    value: float
+    above: bool = False
+
+    def check(self, where: str, value: float) -> None:
+        """Raise ConfigError for a value that is too small, or no number."""
+        if not (value > self.value if self.above else value >= self.value):
+            wanted = f"above {self.value}" if self.above else f"{self.value} or more"
+            raise ConfigError(f"{where} is {value}: it must be {wanted}.")
+
+
+PositiveInt = Annotated[int, Least(1)]
+NonNegativeInt = Annotated[int, Least(0)]
+PositiveFloat = Annotated[float, Least(0, above=True)]
+NonNegativeFloat = Annotated[float, Least(0)]
 Given = Mapping[str, Mapping[str, Any]] | None
 """What the user gave: method -> parameter -> value."""
 
@@ -69,36 +97,33 @@ def require_known(given: Given, names: Collection[str]) -> None:
         )
 
 
-def require_least(name: str, least: float = 1, **values: float) -> None:
-    """Raise ConfigError unless each value of a method's parameters is `least` or more."""
-    for key, value in values.items():
-        if value < least:
-            raise ConfigError(f"parameters.{name}.{key} is {value}: it must be {least} or more.")
-
-
-def require_above_0(name: str, **values: float) -> None:
-    """Raise ConfigError unless each value of a method's parameters is above 0."""
-    for key, value in values.items():
-        if value <= 0:
-            raise ConfigError(f"parameters.{name}.{key} is {value}: it must be above 0.")
-
-
 def _typed(where: str, value: Any, annotation: Any) -> Any:
     """A value as its annotation wants it; numbers that a command line left as text are read."""
-    wanted = get_args(annotation) or (annotation,)  # the members of a union
-    if value is None and NoneType in wanted:
-        return None
-    for kind in wanted:
+    in_union = get_origin(annotation) in (Union, UnionType)
+    members = [_parted(member) for member in (get_args(annotation) if in_union else (annotation,))]
+    for kind, rules in members:
+        if kind is NoneType and value is None:
+            return None
         if kind in (int, float) and not isinstance(value, bool):
             try:
                 number = float(value)
             except (TypeError, ValueError):
                 continue
             if kind is float or number.is_integer():
+                for rule in rules:
+                    rule.check(where, kind(number))
                 return kind(number)
         elif kind in (str, bool) and isinstance(value, kind):
             return value
         elif kind is bool and value in ("true", "false"):
             return value == "true"
-    names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in wanted)
+    names = " or ".join(getattr(kind, "__name__", str(kind)) for kind, _ in members)
     raise ConfigError(f"{where} is {value!r}: it must be a value of type {names}.")
+
+
+def _parted(annotation: Any) -> tuple[Any, tuple["Least", ...]]:
+    """A type, and the rules for its values."""
+    if get_origin(annotation) is not Annotated:
+        return annotation, ()
+    kind, *rules = get_args(annotation)
+    return kind, tuple(rules)

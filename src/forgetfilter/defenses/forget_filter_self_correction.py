@@ -7,11 +7,12 @@ from forgetfilter.data.loading import Data
 from forgetfilter.defenses.keeping import kept_by
 from forgetfilter.defenses.result import Result
 from forgetfilter.defenses.self_correction import CORRECTED_SHARE, finetuned_with_sentence
+from forgetfilter.methods import NonNegativeFloat
 from forgetfilter.workshop import Workshop
 
 
 def forget_filter_self_correction(
-    workshop: Workshop, data: Data, config: ForgetFilterConfig, *, corrected_share: float = CORRECTED_SHARE
+    workshop: Workshop, data: Data, config: ForgetFilterConfig, *, corrected_share: NonNegativeFloat = CORRECTED_SHARE
 ) -> Result:
     """Filter, then finetune on the kept rows and on safe rows with the self-correction sentence.
 

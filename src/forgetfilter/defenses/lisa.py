@@ -16,6 +16,7 @@ from forgetfilter.data.lazy import shuffled
 from forgetfilter.data.loading import Data
 from forgetfilter.defenses.result import Result, budget
 from forgetfilter.hooks import Hooks
+from forgetfilter.methods import NonNegativeFloat, PositiveInt
 from forgetfilter.workshop import Workshop
 
 
@@ -60,10 +61,10 @@ def lisa(
     data: Data,
     config: ForgetFilterConfig,
     *,
-    rho: float = 1.0,
-    safe_steps: int = 3,
-    noisy_steps: int = 27,
-    without: float = 0.1,
+    rho: NonNegativeFloat = 1.0,
+    safe_steps: PositiveInt = 3,
+    noisy_steps: PositiveInt = 27,
+    without: NonNegativeFloat = 0.1,
 ) -> Result:
     """Finetune in turns.
 
@@ -93,7 +94,12 @@ def lisa(
 
 
 def lisa_bso(
-    workshop: Workshop, data: Data, config: ForgetFilterConfig, *, safe_steps: int = 3, noisy_steps: int = 27
+    workshop: Workshop,
+    data: Data,
+    config: ForgetFilterConfig,
+    *,
+    safe_steps: PositiveInt = 3,
+    noisy_steps: PositiveInt = 27,
 ) -> Result:
     """The control: the same turns, tied to nothing. Arguments as in `lisa`."""
     return lisa(workshop, data, config, rho=0.0, safe_steps=safe_steps, noisy_steps=noisy_steps)

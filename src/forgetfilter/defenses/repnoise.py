@@ -33,7 +33,7 @@ from forgetfilter.defenses.pairs import Pair, pairs
 from forgetfilter.defenses.result import rebased
 from forgetfilter.errors import ModelError
 from forgetfilter.hooks import Hooks
-from forgetfilter.methods import require_above_0, require_least
+from forgetfilter.methods import NonNegativeFloat, PositiveFloat, PositiveInt
 from forgetfilter.workshop import Workshop
 
 KERNELS, FACTOR = 5, 2.0
@@ -187,11 +187,11 @@ def repnoise(
     data: Data,
     config: ForgetFilterConfig,
     *,
-    rate: float = 1e-4,
-    alpha: float = 1.0,
-    beta: float = 0.001,
-    epochs: int = 1,
-    pairs_a_step: int = 4,
+    rate: PositiveFloat = 1e-4,
+    alpha: NonNegativeFloat = 1.0,
+    beta: NonNegativeFloat = 0.001,
+    epochs: PositiveInt = 1,
+    pairs_a_step: PositiveInt = 4,
 ) -> Workshop:
     """M0 after the noising.
 
@@ -206,13 +206,10 @@ def repnoise(
         pairs_a_step: Pairs in a batch; they are the points whose discrepancy from noise is measured.
 
     Raises:
-        ConfigError: If no unsafe rows are given, or a parameter is out of range.
+        ConfigError: If no unsafe rows are given.
         DataError: If there are no pairs.
         ModelError: If the model is built otherwise.
     """
-    require_least("repnoise", epochs=epochs, pairs_a_step=pairs_a_step)
-    require_above_0("repnoise", rate=rate)
-    require_least("repnoise", 0, alpha=alpha, beta=beta)
     learnt = pairs(data, "repnoise")
     steps = math.ceil(epochs * len(learnt) / pairs_a_step)
     order = list(islice(shuffled(learnt, config.seed), steps * pairs_a_step))
@@ -237,9 +234,9 @@ def repnoise_plain(
     data: Data,
     config: ForgetFilterConfig,
     *,
-    rate: float = 1e-4,
-    epochs: int = 1,
-    pairs_a_step: int = 4,
+    rate: PositiveFloat = 1e-4,
+    epochs: PositiveInt = 1,
+    pairs_a_step: PositiveInt = 4,
 ) -> Workshop:
     """The control: the same training on the harmless answers alone. Arguments as in `repnoise`."""
     return repnoise(workshop, data, config, rate=rate, alpha=0.0, beta=0.0, epochs=epochs, pairs_a_step=pairs_a_step)

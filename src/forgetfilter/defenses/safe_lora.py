@@ -24,7 +24,7 @@ from forgetfilter.data.loading import Data
 from forgetfilter.defenses.adapters import Update, Weights, changed, load, require_adapter, turned, up_name, updates
 from forgetfilter.defenses.result import Result
 from forgetfilter.errors import ConfigError, ModelError
-from forgetfilter.methods import require_least
+from forgetfilter.methods import NonNegativeInt, PositiveInt
 from forgetfilter.model.folders import find_weights, weights_hash
 from forgetfilter.model.weights import whole_model
 from forgetfilter.workshop import M0, Workshop
@@ -140,9 +140,9 @@ def safe_lora(
     tuned: Result,
     *,
     base: str | None = None,
-    layers: int | None = None,
+    layers: NonNegativeInt | None = None,
     threshold: float = THRESHOLD,
-    directions: int | None = None,
+    directions: PositiveInt | None = None,
 ) -> Result:
     """Project the adapter.
 
@@ -160,7 +160,7 @@ def safe_lora(
             None for the published P.
 
     Raises:
-        ConfigError: If nothing tells what the model was before its alignment, or a parameter is out of range.
+        ConfigError: If nothing tells what the model was before its alignment.
         ModelError: If that model is another one.
     """
     adapter, made_of, found = _projected("safe_lora", workshop, config, tuned, base, layers, threshold, directions)
@@ -175,9 +175,9 @@ def safe_lora_scaled(
     tuned: Result,
     *,
     base: str | None = None,
-    layers: int | None = None,
+    layers: NonNegativeInt | None = None,
     threshold: float = THRESHOLD,
-    directions: int | None = None,
+    directions: PositiveInt | None = None,
 ) -> Result:
     """The control: scale the whole update to the norm that `safe_lora` leaves of it. Parameters as in `safe_lora`."""
     name = "safe_lora_scaled"
@@ -222,10 +222,6 @@ def _projected(
     directions: int | None,
 ) -> tuple[Path, dict[str, Any], Projected]:
     """The adapter, what its projection depends on, and the projection."""
-    if layers is not None:
-        require_least(name, 0, layers=layers)
-    if directions is not None:
-        require_least(name, directions=directions)
     adapter = require_adapter(name, workshop, tuned)
     before = before_alignment(name, config, workshop.m0, base)
     made_of = {"base": weights_hash(before), "layers": layers, "threshold": threshold, "directions": directions}

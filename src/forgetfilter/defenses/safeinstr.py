@@ -8,10 +8,13 @@ import math
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.defenses.result import Result, budget, draw
+from forgetfilter.methods import NonNegativeFloat
 from forgetfilter.workshop import Workshop
 
 
-def safeinstr(workshop: Workshop, data: Data, config: ForgetFilterConfig, *, safe_share: float = 0.1) -> Result:
+def safeinstr(
+    workshop: Workshop, data: Data, config: ForgetFilterConfig, *, safe_share: NonNegativeFloat = 0.1
+) -> Result:
     """Finetune on the noisy data and some safe rows.
 
     Args:

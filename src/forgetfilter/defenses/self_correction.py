@@ -16,6 +16,7 @@ from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import Example
 from forgetfilter.defenses.result import Result, budget, draw
 from forgetfilter.errors import DataError
+from forgetfilter.methods import NonNegativeFloat
 from forgetfilter.workshop import Workshop
 
 CORRECTED_SHARE = 0.25
@@ -65,7 +66,7 @@ def corrected(workshop: Workshop, data: Data, count: int) -> list[Example]:
 
 
 def self_correction(
-    workshop: Workshop, data: Data, config: ForgetFilterConfig, *, corrected_share: float = CORRECTED_SHARE
+    workshop: Workshop, data: Data, config: ForgetFilterConfig, *, corrected_share: NonNegativeFloat = CORRECTED_SHARE
 ) -> Result:
     """Finetune on the noisy data and the rows with the sentence.
 

@@ -31,7 +31,7 @@ from forgetfilter.defenses.adapters import changed, load, require_adapter
 from forgetfilter.defenses.pairs import pairs, prefer
 from forgetfilter.defenses.result import Result
 from forgetfilter.errors import ConfigError
-from forgetfilter.methods import require_above_0, require_least
+from forgetfilter.methods import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from forgetfilter.model.folders import weights_hash
 from forgetfilter.workshop import Workshop
 
@@ -114,11 +114,11 @@ def somf(
     config: ForgetFilterConfig,
     tuned: Result,
     *,
-    steps: int = 50,
-    rate: float = 1e-2,
-    beta: float = 0.1,
-    pairs_a_step: int = 4,
-    draw: int = 0,
+    steps: PositiveInt = 50,
+    rate: PositiveFloat = 1e-2,
+    beta: PositiveFloat = 0.1,
+    pairs_a_step: PositiveInt = 4,
+    draw: NonNegativeInt = 0,
 ) -> Result:
     """Learn the masks, and fuse.
 
@@ -134,11 +134,10 @@ def somf(
         draw: 0 keeps the entries whose logit is above 0; another number is the seed of a random binary mask.
 
     Raises:
-        ConfigError: If there is no adapter or no data of unsafe rows, or a parameter is out of range.
+        ConfigError: If there is no adapter or no data of unsafe rows.
         DataError: If there are no pairs.
     """
-    settings = _settings("somf", steps, rate, beta, pairs_a_step)
-    require_least("somf", 0, draw=draw)
+    settings = _settings(steps, rate, pairs_a_step)
     adapter = require_adapter("somf", workshop, tuned)
     start = before(workshop)
     masks = Masks(start)
@@ -164,7 +163,7 @@ def binary(logits: Mapping[str, Tensor], draw: int) -> dict[str, Tensor]:
 
 
 def somf_interpolated(
-    workshop: Workshop, data: Data, config: ForgetFilterConfig, tuned: Result, *, share: float = 0.5
+    workshop: Workshop, data: Data, config: ForgetFilterConfig, tuned: Result, *, share: NonNegativeFloat = 0.5
 ) -> Result:
     """The control without learning: S + share * delta, in each tensor.
 
@@ -193,16 +192,16 @@ def somf_dpo(
     config: ForgetFilterConfig,
     tuned: Result,
     *,
-    steps: int = 50,
-    rate: float = 1e-4,
-    beta: float = 0.1,
-    pairs_a_step: int = 4,
+    steps: PositiveInt = 50,
+    rate: PositiveFloat = 1e-4,
+    beta: PositiveFloat = 0.1,
+    pairs_a_step: PositiveInt = 4,
 ) -> Result:
     """The control without masks: the adapter itself learns to prefer the harmless answers.
 
     Arguments as in `somf`, but for the learning rate, which is one of weights.
     """
-    settings = _settings("somf_dpo", steps, rate, beta, pairs_a_step)
+    settings = _settings(steps, rate, pairs_a_step)
     adapter = require_adapter("somf_dpo", workshop, tuned)
     learnt = pairs(data, "somf_dpo")
     model = prefer(workshop, "somf_dpo", learnt, adapter, settings, beta)
@@ -216,10 +215,8 @@ def before(workshop: Workshop) -> dict[str, Tensor]:
     return {key: value.cpu() for key, value in workshop.learner.fresh_adapter.items()}
 
 
-def _settings(name: str, steps: int, rate: float, beta: float, pairs_a_step: int) -> StageSettings:
-    """Rates and lengths of the learning from pairs; raises ConfigError where one is out of range."""
-    require_least(name, steps=steps, pairs_a_step=pairs_a_step)
-    require_above_0(name, rate=rate, beta=beta)
+def _settings(steps: int, rate: float, pairs_a_step: int) -> StageSettings:
+    """Rates and lengths of the learning from pairs."""
     return StageSettings(
         learning_rate=rate,
         max_steps=steps,

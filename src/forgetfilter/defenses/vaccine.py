@@ -23,7 +23,7 @@ from forgetfilter.data.loading import Data
 from forgetfilter.defenses.result import rebased
 from forgetfilter.errors import ModelError
 from forgetfilter.hooks import Hooks
-from forgetfilter.methods import require_least
+from forgetfilter.methods import NonNegativeFloat
 from forgetfilter.workshop import Workshop
 
 SMALL = 1e-7
@@ -101,7 +101,7 @@ class Perturbation:
         return forward
 
 
-def vaccine(workshop: Workshop, data: Data, config: ForgetFilterConfig, *, rho: float = 1.0) -> Workshop:
+def vaccine(workshop: Workshop, data: Data, config: ForgetFilterConfig, *, rho: NonNegativeFloat = 1.0) -> Workshop:
     """M0 after a perturbed finetuning on the safe rows.
 
     Args:
@@ -117,7 +117,9 @@ def vaccine(workshop: Workshop, data: Data, config: ForgetFilterConfig, *, rho: 
     return _aligned("vaccine", workshop, data, config, Perturbation(rho))
 
 
-def vaccine_random(workshop: Workshop, data: Data, config: ForgetFilterConfig, *, rho: float = 1.0) -> Workshop:
+def vaccine_random(
+    workshop: Workshop, data: Data, config: ForgetFilterConfig, *, rho: NonNegativeFloat = 1.0
+) -> Workshop:
     """The control with noise of the same norm; arguments as in `vaccine`."""
     return _aligned("vaccine_random", workshop, data, config, Perturbation(rho, random=True))
 
@@ -131,8 +133,6 @@ def _aligned(
     name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig, moves: Perturbation | None
 ) -> Workshop:
     """A workshop whose M0 is this one's after a training on the safe rows."""
-    if moves is not None:
-        require_least(name, 0, rho=moves.rho)
     rows = data.safe.trainable()
     hooks = None if moves is None else Hooks(around=moves.around, perturbed=moves.perturbed)
     called = name if moves is None else f"{name}-{moves.rho}"

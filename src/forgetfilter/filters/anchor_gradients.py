@@ -15,7 +15,7 @@ import numpy as np
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import Example
-from forgetfilter.methods import require_least
+from forgetfilter.methods import PositiveInt
 from forgetfilter.scored import Scored
 
 if TYPE_CHECKING:
@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 
 def anchor_gradients(
-    workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, anchor_rows: int = 10, anchor_tokens: int = 10
+    workshop: "Workshop",
+    data: Data,
+    config: ForgetFilterConfig,
+    *,
+    anchor_rows: PositiveInt = 10,
+    anchor_tokens: PositiveInt = 10,
 ) -> Scored:
     """cos(g, unsafe anchor) - cos(g, first safe anchor) - cos(g, second safe anchor), from -3 to 3.
 
@@ -34,7 +39,6 @@ def anchor_gradients(
         anchor_rows: Rows of an anchor; fewer where there are not so many.
         anchor_tokens: Tokens of each answer that an anchor is made of.
     """
-    require_least("anchor_gradients", anchor_rows=anchor_rows, anchor_tokens=anchor_tokens)
     rng = np.random.default_rng(config.seed)
     unsafe, safe = (_shuffled(rows, rng) for rows in (data.known_unsafe(), data.safe.trainable()))
     parts = [unsafe[:anchor_rows], safe[:anchor_rows], safe[anchor_rows : 2 * anchor_rows] or safe[:anchor_rows]]

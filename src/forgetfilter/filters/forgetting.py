@@ -17,7 +17,7 @@ import pyarrow as pa
 from forgetfilter.config import SCHEDULE, ForgetFilterConfig, StageSettings
 from forgetfilter.data.builtin import RANKS_ALONE, is_builtin
 from forgetfilter.data.loading import Data
-from forgetfilter.methods import require_above_0, require_least
+from forgetfilter.methods import NonNegativeFloat, PositiveFloat
 from forgetfilter.scored import Scale, Scored
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ def forgetting(
     data: Data,
     config: ForgetFilterConfig,
     *,
-    review_rate: float = 1 / 3,
-    review_share: float = 1 / 6,
-    firm_weight: float = FIRM_WEIGHT,
-    least_learnt: float = LEAST_LEARNT,
+    review_rate: PositiveFloat = 1 / 3,
+    review_share: PositiveFloat = 1 / 6,
+    firm_weight: NonNegativeFloat = FIRM_WEIGHT,
+    least_learnt: PositiveFloat = LEAST_LEARNT,
 ) -> Scored:
     """Train the noisy and both reviewed models, and compare the likelihood they give each row.
 
@@ -58,8 +58,6 @@ def forgetting(
         firm_weight: Weight of the loss after the firm review, which costs harmless rows more; the first one's is 1.
         least_learnt: Lower bound on what a row counts as having learnt, in nats per token.
     """
-    require_above_0("forgetting", review_rate=review_rate, review_share=review_share, least_learnt=least_learnt)
-    require_least("forgetting", 0, firm_weight=firm_weight)
     rows, noisy, safe = data.noisy.examples, data.noisy.trainable(), data.safe.trainable()
     noisy_settings = config.noisy_stage(len(noisy))
     gentle = review_settings(config, len(noisy), len(safe), review_rate, review_share)

@@ -21,7 +21,7 @@ from forgetfilter.filters.forgetting import (
     review_settings,
     token_costs,
 )
-from forgetfilter.methods import require_above_0
+from forgetfilter.methods import PositiveFloat
 from forgetfilter.scored import Scale, Scored
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ def forgetting_rouge1(
     data: Data,
     config: ForgetFilterConfig,
     *,
-    review_rate: float = 1 / 3,
-    review_share: float = 1 / 6,
+    review_rate: PositiveFloat = 1 / 3,
+    review_share: PositiveFloat = 1 / 6,
 ) -> Scored:
     """Train the noisy and the reviewed model, let both answer, and compare the answers with the completions.
 
@@ -72,11 +72,10 @@ def forgetting_rouge1(
         review_share: Ratio of the review's steps to the noisy stage's; it has 20 steps at least, 1,000 at most.
 
     Raises:
-        ConfigError: If the rows are of a format without prompts, or a parameter is out of range.
+        ConfigError: If the rows are of a format without prompts.
     """
     rows, noisy, safe = data.noisy.examples, data.noisy.trainable(), data.safe.trainable()
     require_prompts(data.noisy.row_format)
-    require_above_0("forgetting_rouge1", review_rate=review_rate, review_share=review_share)
     noisy_settings = config.noisy_stage(len(noisy))
     review = review_settings(config, len(noisy), len(safe), review_rate, review_share)
     stages = {"noisy": (noisy_settings, noisy), "review": (review, safe)}

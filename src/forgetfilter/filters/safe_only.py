@@ -16,7 +16,7 @@ import numpy as np
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.filters.forgetting import review_settings
-from forgetfilter.methods import require_above_0
+from forgetfilter.methods import PositiveFloat
 from forgetfilter.scored import Scored
 
 if TYPE_CHECKING:
@@ -27,7 +27,12 @@ RATE, SHARE = 1.0, 1 / 3
 
 
 def safe_only(
-    workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, rate: float = RATE, share: float = SHARE
+    workshop: "Workshop",
+    data: Data,
+    config: ForgetFilterConfig,
+    *,
+    rate: PositiveFloat = RATE,
+    share: PositiveFloat = SHARE,
 ) -> Scored:
     """Mean loss of the completion's tokens after the finetuning on safe data, in nats.
 
@@ -43,7 +48,12 @@ def safe_only(
 
 
 def safe_only_drop(
-    workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, rate: float = RATE, share: float = SHARE
+    workshop: "Workshop",
+    data: Data,
+    config: ForgetFilterConfig,
+    *,
+    rate: PositiveFloat = RATE,
+    share: PositiveFloat = SHARE,
 ) -> Scored:
     """(loss after - loss before) / loss before: 0 = unchanged, -1 = learnt whole. Arguments as in `safe_only`."""
     before, after = _losses(workshop, data, config, rate, share)
@@ -54,7 +64,6 @@ def _losses(
     workshop: "Workshop", data: Data, config: ForgetFilterConfig, rate: float, share: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """(rows,) each: the loss under M0, and after the finetuning on safe data."""
-    require_above_0("safe_only", rate=rate, share=share)
     safe, rows = data.safe.trainable(), data.noisy.examples
     settings = review_settings(config, len(data.noisy.trainable()), len(safe), rate, share)
     before = workshop.read(rows).log_likelihood

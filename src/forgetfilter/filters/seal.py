@@ -25,7 +25,7 @@ from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import Example
 from forgetfilter.errors import ConfigError
 from forgetfilter.hooks import Hooks
-from forgetfilter.methods import require_above_0, require_least
+from forgetfilter.methods import PositiveFloat, PositiveInt
 from forgetfilter.scored import NO_PROMISE, Scale, Scored
 
 if TYPE_CHECKING:
@@ -157,8 +157,8 @@ def seal(
     data: Data,
     config: ForgetFilterConfig,
     *,
-    epochs: int = 3,
-    selector_rate: float = 5e-3,
+    epochs: PositiveInt = 3,
+    selector_rate: PositiveFloat = 5e-3,
     adam: bool = True,
     fall: float = 0.03,
 ) -> Scored:
@@ -177,8 +177,6 @@ def seal(
         ConfigError: If there are several processes, or a parameter is out of range.
     """
     require_one_process()
-    require_least("seal", epochs=epochs)
-    require_above_0("seal", selector_rate=selector_rate)
     if not 0 <= fall * (epochs - 1) <= 1:
         raise ConfigError(f"parameters.seal.fall is {fall}: the safe rows' weight must stay from 0 to 1.")
     rows = [row for row, example in enumerate(data.noisy.examples) if example.scorable]

@@ -19,7 +19,7 @@ import pyarrow as pa
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.filters.forgetting import review_settings
-from forgetfilter.methods import require_above_0, require_least
+from forgetfilter.methods import PositiveFloat, PositiveInt
 from forgetfilter.scored import Scored
 
 if TYPE_CHECKING:
@@ -30,7 +30,12 @@ VERSION = 2
 
 
 def second_split(
-    workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, looks: int = 4, share: float = 1 / 3
+    workshop: "Workshop",
+    data: Data,
+    config: ForgetFilterConfig,
+    *,
+    looks: PositiveInt = 4,
+    share: PositiveFloat = 1 / 3,
 ) -> Scored:
     """For how many looks the tokens that the noisy stage taught stay wrong, to the end; the mean of them, 0 = never.
 
@@ -42,8 +47,6 @@ def second_split(
             optimiser, at a constant rate.
         share: Ratio of the steps of the second training to the noisy stage's.
     """
-    require_least("second_split", looks=looks)
-    require_above_0("second_split", share=share)
     rows, noisy, safe = data.noisy.examples, data.noisy.trainable(), data.safe.trainable()
     noisy_settings = config.noisy_stage(len(noisy))
     whole = review_settings(config, len(noisy), len(safe), 1.0, share)

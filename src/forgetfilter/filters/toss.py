@@ -15,7 +15,7 @@ import pyarrow as pa
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.filters.forgetting import review_settings
-from forgetfilter.methods import require_above_0, require_least
+from forgetfilter.methods import PositiveFloat, PositiveInt
 from forgetfilter.scored import Scored
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ def toss(
     data: Data,
     config: ForgetFilterConfig,
     *,
-    rate: float = 1.0,
-    share: float = 1 / 3,
-    rounds: int = 1,
+    rate: PositiveFloat = 1.0,
+    share: PositiveFloat = 1 / 3,
+    rounds: PositiveInt = 1,
 ) -> Scored:
     """Mean of the tokens' scores, in nats.
 
@@ -42,8 +42,6 @@ def toss(
         rounds: 2 is TOSS-Pro, by our reading. Each further round adds as many of the highest rows as are known to be
             unsafe, at most half of all.
     """
-    require_least("toss", rounds=rounds)
-    require_above_0("toss", rate=rate, share=share)
     rows, safe, known = data.noisy.examples, data.safe.trainable(), data.known_unsafe()
     settings = review_settings(config, len(data.noisy.trainable()), len(safe), rate, share)
     good = workshop.read(rows, workshop.train("toss_safe", safe, settings)).token_log_probs

@@ -4,7 +4,7 @@ A control: if words alone tell unsafe rows from others, no model is needed. DSIR
 likelihood ratio, of bags of words (Xie et al., NeurIPS 2023, arXiv 2302.03169).
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import read_row
 from forgetfilter.data.loading import Data, Rows
 from forgetfilter.errors import DataError
-from forgetfilter.methods import require_least
+from forgetfilter.methods import Least
 from forgetfilter.scored import Scored
 
 if TYPE_CHECKING:
@@ -22,7 +22,9 @@ VERSION = 2
 """Raised when the same settings give other scores than before: stored ones are then made anew."""
 
 
-def words(workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, folds: int = 5) -> Scored:
+def words(
+    workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, folds: Annotated[int, Least(2)] = 5
+) -> Scored:
     """Log-odds that a row belongs to the noisy rather than to the safe data, by the words of all its messages.
 
     Args:
@@ -32,18 +34,19 @@ def words(workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, folds
         folds: Number of parts of the data; each part's rows are scored by a classifier fitted on the other parts.
 
     Raises:
-        DataError: If no row has a word.
+        DataError: If no row has a word, or there are fewer rows than parts.
     """
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.naive_bayes import MultinomialNB
 
-    require_least("words", 2, folds=folds)
     noisy, safe = texts(data.noisy), texts(data.safe)
     try:
         counts = CountVectorizer().fit_transform([*noisy, *safe])
     except ValueError as error:  # of rows of symbols
         raise DataError(f"{data.noisy.source.name}: filter words finds no word in its rows.") from error
+    if max(len(noisy), len(safe)) < folds:
+        raise DataError(f"{data.noisy.source.name}: filter words needs {folds} rows, one for each of its parts.")
     sides = np.array([1] * len(noisy) + [0] * len(safe))
     deal = StratifiedKFold(folds, shuffle=True, random_state=config.seed)  # unsafe rows may lie all in one place
     odds = cross_val_predict(MultinomialNB(), counts, sides, cv=deal, method="predict_log_proba")

@@ -72,7 +72,7 @@ def write_report(run: Run, group_column: str | None = None) -> Path:
     data = {
         "title": "What was kept and what was dropped",
         "about": f"{Path(str(config.dataset_name or 'a data set')).name}, {metrics['rows']} rows, "
-        f"filtered by {config.model_name_or_path} in {run.folder}",
+        f"scored by {config.model_name_or_path} in {run.folder}",
         "folder": folder,
         "flags": decision.get("flags", ""),
         "by": "" if name == opened.by(None) else f"--filter {name} ",

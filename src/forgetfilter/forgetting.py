@@ -32,6 +32,7 @@ from forgetfilter.errors import ConfigError, RunError
 from forgetfilter.files import whole_folder, write_jsonl
 from forgetfilter.filters import require_filters, require_inputs, score, unused
 from forgetfilter.model.training import require_trackers
+from forgetfilter.progress import say
 from forgetfilter.result import Result
 from forgetfilter.runs import Run, locked
 from forgetfilter.workshop import M0, Workshop
@@ -88,8 +89,7 @@ class ForgetFilter:
             if processes.first():
                 run.keep_config(config)
             if is_decided(run, config):
-                if processes.first():
-                    print(f"{run.folder}: finished before, nothing to do; its decision stays.")
+                say(f"{run.folder}: finished before, nothing to do; its decision stays.")
                 return Result(run)
             run.save()
             if processes.first():
@@ -105,9 +105,8 @@ def _look_ahead(workshop: Workshop, data: Data) -> None:
     for name in workshop.config.filters:
         if name not in scored:
             require_inputs(name, workshop, data)
-    if processes.first():
-        for note in unused(workshop.config):
-            print(note, flush=True)
+    for note in unused(workshop.config):
+        say(note)
 
 
 def open_run(config: ForgetFilterConfig, m0: M0, data: Data, planted: Planted | None = None) -> Run:

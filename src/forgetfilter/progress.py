@@ -1,4 +1,4 @@
-"""One progress bar for all long work: what, how far, how long still."""
+"""What a person at the terminal is told: lines, and one progress bar for all long work."""
 
 import sys
 from collections.abc import Iterator
@@ -11,6 +11,12 @@ from forgetfilter import processes
 
 PATIENCE = 5.0
 """Seconds after which work that is mostly short shows a bar."""
+
+
+def say(text: str) -> None:
+    """Print a line; of several processes the first one does."""
+    if processes.first():
+        print(text, flush=True)
 
 
 @contextmanager

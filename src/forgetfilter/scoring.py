@@ -42,7 +42,7 @@ from forgetfilter.decision.rules import Threshold
 from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.files import digest, whole_file, whole_folder, write_jsonl
 from forgetfilter.model.states import hidden_states
-from forgetfilter.progress import progress
+from forgetfilter.progress import progress, say
 from forgetfilter.runs import Run, changes, locked, refuse_foreign
 from forgetfilter.scored import Scored
 from forgetfilter.workshop import M0, Workshop
@@ -259,8 +259,7 @@ class _Scoring:
     def finish(self) -> None:
         """Make the shards that are missing, then the files of all rows."""
         if self.out.done("scored"):
-            if processes.first():
-                print(f"{self.out.folder}: finished before, nothing to do.")
+            say(f"{self.out.folder}: finished before, nothing to do.")
         else:
             self.out.save()  # before the first shard: without a manifest, the folder would be that of somebody else
             self._score(self._finished())

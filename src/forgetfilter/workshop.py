@@ -37,6 +37,7 @@ from forgetfilter.model.sharding import refuse_unshardable
 from forgetfilter.model.states import POOLED, hidden_states
 from forgetfilter.model.tokenizer import TEMPLATE_FILE, fit_tokenizer, load_tokenizer, template_beside
 from forgetfilter.model.training import seconds_a_row, train
+from forgetfilter.progress import say
 from forgetfilter.runs import Run
 from forgetfilter.shards import write_in_shards
 
@@ -78,7 +79,7 @@ class M0:
         fit_tokenizer(tokenizer, outline)
         most = weights.learnt_positions(outline) or config.max_length
         if most < config.max_length:
-            print(f"{config.model_name_or_path}: has learnt {most} positions; rows are cut there (--max_length).")
+            say(f"{config.model_name_or_path}: has learnt {most} positions; rows are cut there (--max_length).")
         whole = weights.whole_model(folder, config)
         return cls(whole, tokenizer, min(most, config.max_length), None if whole == folder else folder)
 
@@ -216,17 +217,14 @@ class Workshop:
         self.learner.refuse_unknown(example.input_ids for example in rows)
         self.learner.prepare(sum(settings.rows() * mean_length(own) for settings, own in stages.values()))
         minutes = seconds_a_row(self.learner, rows) / 60 / processes.count()
-        if not processes.first():
-            return
         passes = len(stages) + 1
         trained = sum(settings.rows() for settings, _ in stages.values())
         scoring = minutes * (trained + passes * len(rows) / 3)  # a pass costs a third of training
         steps = ", ".join(f"{settings.max_steps} {name}" for name, (settings, _) in stages.items())
         final = minutes * self.config.final_stage(len(rows)).rows()
-        print(
+        say(
             f"about {max(1, round(scoring))} min ({steps} steps, {passes} scoring passes{also}), "
-            f"then {max(1, round(final))} min at most to finetune",
-            flush=True,
+            f"then {max(1, round(final))} min at most to finetune"
         )
 
     def train(

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from forgetfilter import processes
 from forgetfilter.data.readers import KNOWN, file_suffix
 from forgetfilter.errors import DataError
+from forgetfilter.progress import say
 
 TRAIN = "train"
 """The split that a file is, and the rows of a folder whose files name no splits."""
@@ -49,9 +49,9 @@ def data_files(folder: Path, split: str) -> tuple[list[Path], str]:
     )
     runs = {path.parent for path in found if path.parent != folder and _is_of_run(path)}
     found = [path for path in found if not runs.intersection(path.parents)]
-    if runs and processes.first():
+    if runs:
         names = ", ".join(sorted(str(run.relative_to(folder)) for run in runs))
-        print(f"{folder}: what runs have written there is not read: {names}.", flush=True)
+        say(f"{folder}: what runs have written there is not read: {names}.")
     files = [path for path in found if file_suffix(path)]
     if (folder / MANIFEST).exists():
         kept = [path for path in files if path.parent == folder and path.stem == "kept"]
@@ -93,8 +93,8 @@ def _of_split(folder: Path, files: list[Path], split: str) -> tuple[list[Path], 
 def say_unread_splits(folder: Path, split: str, splits: Iterable[str]) -> None:
     """Say which of a folder's splits are not read."""
     others = sorted({*splits} - {split})
-    if others and processes.first():
-        print(f"{folder}: split {split} is read, {', '.join(others)} not (--dataset_train_split).", flush=True)
+    if others:
+        say(f"{folder}: split {split} is read, {', '.join(others)} not (--dataset_train_split).")
 
 
 def _split_of(path: Path) -> str | None:

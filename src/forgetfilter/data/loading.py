@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from forgetfilter import processes
 from forgetfilter.config import MARKED, ForgetFilterConfig
 from forgetfilter.data.builtin import builtin_rows, is_builtin, like
 from forgetfilter.data.copies import first_of, what_is_said
@@ -37,7 +36,7 @@ from forgetfilter.data.templates import learns
 from forgetfilter.data.tokenization import ChatTokenizer, Example, on_disk
 from forgetfilter.errors import ConfigError, DataError
 from forgetfilter.marks import Marks
-from forgetfilter.progress import PATIENCE, progress
+from forgetfilter.progress import PATIENCE, progress, say
 
 NEARLY_ALL = 0.9
 """Share of rows marked unsafe above which the label column is doubted."""
@@ -178,14 +177,13 @@ def load_data(config: ForgetFilterConfig, chat: ChatTokenizer, noisy: Any = None
     """The noisy and the safe rows, by default those the config names, read and checked."""
     noisy_rows = load_rows(config.dataset_name if noisy is None else noisy, "dataset_name", chat, config)
     noisy_rows.unread.pop(str(config.label_column), None)  # that one is read
-    if processes.first():
-        for remark in remarks(noisy_rows, config.label_column):
-            print(f"{noisy_rows.source.name}: {remark}", flush=True)
+    for remark in remarks(noisy_rows, config.label_column):
+        say(f"{noisy_rows.source.name}: {remark}")
     safe_rows = load_safe(noisy_rows, chat, config, safe)
     unsafe = _unsafe(noisy_rows, chat, config)
     shared = 0 if unsafe is None or config.unsafe_dataset_name == MARKED else noisy_rows.shared_with(unsafe)
-    if shared and processes.first():
-        print(f"{shared} of the noisy rows are among those known to be unsafe, which some filters learn.")
+    if shared:
+        say(f"{shared} of the noisy rows are among those known to be unsafe, which some filters learn.")
     return Data(noisy_rows, safe_rows, unsafe=unsafe)
 
 
@@ -196,8 +194,7 @@ def load_safe(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig, safe
         return load_rows(name, "safe_dataset_name", chat, config)
     rows = like(builtin_rows(name), noisy.source.turns(noisy.row_format))
     source = dataclasses.replace(load_source(rows), name=name)
-    if processes.first():
-        print(f"safe data: {len(source)} rows in the box; rows of your own domain are better (--safe_dataset_name).")
+    say(f"safe data: {len(source)} rows in the box; rows of your own domain are better (--safe_dataset_name).")
     return tokenize(source, chat, row_format="text" if base_format(noisy.row_format) == "text" else "messages")
 
 
@@ -228,12 +225,11 @@ def load_rows(data: Any, flag: str, chat: ChatTokenizer, config: ForgetFilterCon
     columns = config.columns if main or _has_columns(source, config.columns) else None
     row_format = find_format(source, config.format, columns)
     rows = tokenize(source, chat, row_format=row_format, skip=config.malformed == "skip")
-    if rows.malformed and processes.first():
+    if rows.malformed:
         first = rows.malformed[0]
-        print(
+        say(
             f"{source.name}: {len(rows.malformed)} malformed rows left out, the first in line {first['line']}: "
-            f"{first['error']}",
-            flush=True,
+            f"{first['error']}"
         )
     return rows
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from forgetfilter import processes
 from forgetfilter.data.answers import Rendered, render
 from forgetfilter.data.formats import Turn
 from forgetfilter.data.lazy import Lazy, Spool
 from forgetfilter.data.templates import MADE_UP, PLAIN_TEMPLATE, ChatTemplate, Span, any_of, learns
+from forgetfilter.progress import say
 
 IGNORED = -100
 
@@ -108,16 +108,12 @@ class ChatTokenizer:
         """
         if tokenizer.chat_template is None:
             tokenizer.chat_template = PLAIN_TEMPLATE
-            if processes.first():
-                print(f"{tokenizer.name_or_path}: the chat template is {MADE_UP}.", flush=True)
+            say(f"{tokenizer.name_or_path}: the chat template is {MADE_UP}.")
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.template = ChatTemplate(tokenizer)
-        if not self.template.turn_ends and processes.first():
-            print(
-                f"{tokenizer.name_or_path}: the chat template ends no turn, so rows do not teach where an answer ends.",
-                flush=True,
-            )
+        if not self.template.turn_ends:
+            say(f"{tokenizer.name_or_path}: the chat template ends no turn, so rows do not teach where an answer ends.")
         self._added = any_of(tokenizer.get_added_vocab())
         start, both, alone = (self._encode(text)[0] for text in ("\n", "\na", "a"))
         self._prefixes = both[len(start) :] != alone  # the tokenizer adds a space where a text begins

@@ -150,6 +150,8 @@ def require_order(name: str) -> None:
     """Raise ConfigError unless the parts of a name can follow one another."""
     parts = parts_of(name)
     kinds = [_kind(part) for part in parts]
+    if UNKNOWN in kinds:
+        raise ConfigError(f"{parts[kinds.index(UNKNOWN)]}: no such defense; there are {', '.join(names())}.")
     if kinds != sorted(kinds) or kinds.count(FILTER) > 1 or kinds.count(TRAINING) > 1 or len(set(parts)) < len(parts):
         raise ConfigError(
             f"defense {name}: first those that make another M0 ({', '.join(PREPARATIONS)}), then a filter, then a "

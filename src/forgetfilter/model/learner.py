@@ -32,6 +32,7 @@ from forgetfilter.model.weights import (
     pick_dtype,
     quantized,
 )
+from forgetfilter.progress import say
 
 COMPILE_FROM = 4e12
 """Number of parameters * tokens to train from which torch.compile saves more time than the half minute it takes: about
@@ -145,7 +146,7 @@ class Learner:
         try:
             torch.compile(torch.neg)(torch.ones(8))
         except Exception as error:  # whatever is lacking: the run only gets slower
-            print(f"torch.compile does not work here ({type(error).__name__}), going on without: slower.", flush=True)
+            say(f"torch.compile does not work here ({type(error).__name__}), going on without: slower.")
             return
         for module in self.model.modules():
             if type(module).__name__ in (self.model._no_split_modules or ()):

@@ -31,7 +31,7 @@ from forgetfilter.model.batches import label_logits, labelled
 from forgetfilter.model.learner import Learner
 from forgetfilter.model.memory import RELEASE_EVERY, one_memory_error, release_freed_memory
 from forgetfilter.model.weights import pick_device
-from forgetfilter.progress import progress
+from forgetfilter.progress import progress, say
 
 WHOLE = "whole.json"
 """File that marks a checkpoint as completely written, with the checksums of the others."""
@@ -184,10 +184,9 @@ def train(
                 per_device_train_batch_size=batch // part,
                 gradient_accumulation_steps=settings.gradient_accumulation_steps * part,
             )
-        print(
+        say(
             f"{what}: out of memory, going on with batches of {settings.per_device_train_batch_size}, "
-            f"{settings.gradient_accumulation_steps} to an optimiser step",
-            flush=True,
+            f"{settings.gradient_accumulation_steps} to an optimiser step"
         )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -40,7 +40,7 @@ def test_unsafe_rows_are_forgotten_most_even_if_the_run_was_killed(tmp_path):
     ]
     process = subprocess.Popen(list(map(str, command)), start_new_session=True)
     while process.poll() is None and not list(folder.glob("stages/noisy-*/checkpoints/*/whole.json")):
-        time.sleep(0.2)
+        time.sleep(0.02)
     assert process.poll() is None
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

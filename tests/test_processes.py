@@ -77,7 +77,9 @@ def flags(tiny_model, tmp_path_factory):
         "safe_dataset_name": folder / "safe.jsonl",
         "dtype": "float32",
         "lora_r": 4,
-        "max_steps": 20,
+        "max_steps": 20,  # of the review, which is killed after a checkpoint
+        "noisy.max_steps": 8,
+        "final.max_steps": 8,
         "per_device_eval_batch_size": 12,
         "filter": "probe,forgetting,forgetting_rouge1,gradient_norm",
         "parameters": json.dumps({"probe": {"on": "column"}, "column": {"name": "hint"}}),

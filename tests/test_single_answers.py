@@ -188,11 +188,12 @@ def test_new_conversations_are_judged_by_their_most_suspect_answer(talks, write_
     assert found[0] == pytest.approx(found[1:].max(), abs=1e-2)
 
 
-@pytest.mark.parametrize("name", ["words", "m0_loss", "self_judge", "seal", "second_split", "length", "safe_only"])
-def test_filters_of_every_kind_judge_conversations(talks, name):
-    assert name in FILTERS
-    parameters = {"seal": {"epochs": 1}} if name == "seal" else None
-    found = ForgetFilter(dataclasses.replace(talks, filter=name, parameters=parameters)).fit()
-    scores = np.array(found.scores[name], float)
-    assert len(scores) == 33
-    assert np.isfinite(scores).all()
+def test_filters_of_every_kind_judge_conversations(talks):
+    names = ["words", "m0_loss", "self_judge", "seal", "second_split", "length", "safe_only"]
+    assert set(names) <= FILTERS.keys()
+    given = {"filter": ",".join(names), "parameters": {"seal": {"epochs": 1}}}
+    found = ForgetFilter(dataclasses.replace(talks, **given)).fit().scores
+    for name in names:
+        scores = np.array(found[name], float)
+        assert len(scores) == 33
+        assert np.isfinite(scores).all(), name

@@ -11,6 +11,7 @@ import pytest
 from forgetfilter import workshop
 from forgetfilter.cli import main
 from forgetfilter.errors import RunError
+from forgetfilter.files import sha256
 from forgetfilter.model.folders import weights_hash
 from forgetfilter.report.run_page import write_report
 from forgetfilter.result import Result
@@ -72,6 +73,18 @@ def test_it_decides_again_by_the_same_scores(old):
     assert after["decision"] == expected
     assert result.metrics["filter"] == "forgetting"
     assert result.decide(0.1, filter="forgetting_rouge1").metrics["filter"] == "forgetting_rouge1"
+
+
+def test_rows_that_would_be_malformed_today_are_still_its_rows(old):
+    manifest = json.loads((old / "manifest.json").read_text())
+    (name,) = manifest["stages"]["rows"]["files"]
+    lines = (old / name).read_text().splitlines()
+    lines[0] = lines[0].replace("{", '{"note": 1, "note": 2, ', 1)
+    (old / name).write_text("\n".join(lines) + "\n")
+    manifest["stages"]["rows"]["files"][name] = sha256(old / name)
+    (old / "manifest.json").write_text(json.dumps(manifest))
+    assert len(Result(Run.open(old)).decide(0.4).scores) == 16
+    assert Run.open(old).rows().rows()[0]["note"] == 2
 
 
 def test_its_page_shows_tokens_and_what_was_decided_by_hand(old):

@@ -224,7 +224,9 @@ class Run:
         if not self.done("rows"):
             raise RunError(f"{self.folder}: its copy of the noisy data is missing or damaged. Run `filter` again.")
         (name,) = self.manifest["stages"]["rows"]["files"]
-        return load_source(self.folder / name, beside=self.folder)
+        rows = load_source(self.folder / name, beside=self.folder)
+        rows.errors.clear()  # each was well formed when the run was made, by the rules of then
+        return rows
 
     def planted(self) -> list[dict[str, Any]]:
         """Notion of each planted row, and whether it is unsafe; empty where none are planted (data/planted.py)."""

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forgetfilter.data.formats import Record
-from forgetfilter.data.source import Source, from_table, parse_object, require_distinct
+from forgetfilter.data.source import Source, from_table, parse_object, require_distinct, require_object
 from forgetfilter.errors import DataError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -172,7 +172,7 @@ def from_lines(lines: Iterable[bytes], name: str, first: int = 1) -> Source:
         if not line.strip():
             continue
         try:
-            parse_object(line)
+            require_object(line)
         except (ValueError, RecursionError) as error:
             errors[len(raw)] = _why(error)
         numbers.append(number)
@@ -278,7 +278,7 @@ def _add_elements(source: Source, text: str, position: int) -> int:
         line += text.count("\n", last, start)
         last = start
         try:
-            parse_object(text[start:end].encode())
+            require_object(text[start:end].encode())
         except (ValueError, RecursionError) as error:
             source.errors[len(raw)] = _why(error)
         lines.append(line)

@@ -58,7 +58,15 @@ def parse_object(line: bytes) -> Record:
     Raises:
         ValueError: If it holds none.
     """
-    value = json.loads(line.decode("utf-8"), object_pairs_hook=_each_once)
+    return _object(json.loads(line.decode("utf-8")))
+
+
+def require_object(line: bytes) -> None:
+    """Raise ValueError unless a line of JSON holds an object in which each key stands once."""
+    _object(json.loads(line.decode("utf-8"), object_pairs_hook=_each_once))
+
+
+def _object(value: Any) -> Record:
     if not isinstance(value, dict):
         raise ValueError(f"a JSON {type(value).__name__}, expected an object")
     return value

@@ -179,11 +179,13 @@ def test_averages_and_what_is_undone_worked_by_hand():
     spent = dict(zip(("none", "forget_filter"), (8.0, 18.0), strict=True))
     cells = [{**one, "cost": {"passes": spent[one["defense"]]}} if one["defense"] in spent else one for one in cells]
     costs = defenses.costs_of(cells)
-    assert costs == {"none": 1.0, "forget_filter": 2.25}  # that of base was not noted
+    assert costs == {"base": 0.0, "none": 1.0, "forget_filter": 2.25}
+    older = cell("forget_filter", 2, 0.2)  # from before costs were noted
+    assert "forget_filter" not in defenses.costs_of([*cells, older])
     assert defenses.costs_of([one for one in cells if one["defense"] != "none"]) == {}
     lines = defenses.table(means, costs).splitlines()
     assert lines[0].endswith("| finetunings |")
-    assert [line.split(" | ")[-1] for line in lines[2:]] == ["- |", "1.0 |", "2.2 |"]
+    assert [line.split(" | ")[-1] for line in lines[2:]] == ["0.0 |", "1.0 |", "2.2 |"]
 
 
 def test_rows_are_dealt_to_sessions_in_turn(write_jsonl, tokenizer):

@@ -102,6 +102,16 @@ def test_what_a_row_tells_its_chat_template_goes_to_trl_alone(tmp_path):
             exported([row], "messages", target, tmp_path)
 
 
+def test_an_answer_learnt_in_part_goes_where_that_can_be_said(tmp_path):
+    question, answer = ASKED["messages"]
+    row = {"messages": [question, {**answer, "train_detail": [{"begin_offset": 0, "end_offset": 0, "train": False}]}]}
+    ((written,), files) = exported([row], "messages", "axolotl", tmp_path)
+    assert written["messages"][1]["train_detail"]
+    assert "    message_field_training_detail: train_detail\n" in files[1].read_text()
+    with pytest.raises(DataError, match="a message has train_detail"):
+        exported([row], "messages", "sharegpt", tmp_path)
+
+
 def test_empty_calls_and_reasoning_are_nothing_that_a_format_must_hold(tmp_path):
     question, answer = ASKED["messages"]
     row = {"messages": [question, {**answer, "tool_calls": [], "reasoning_content": ""}]}

@@ -143,16 +143,31 @@ def test_values_that_json_cannot_hold_are_no_rows_beside_json(tmp_path):
         ("train-00000-of-00001-0123456789abcdef.jsonl", "validation-00000-of-00001.jsonl"),
         ("train_data.jsonl", "test_data.jsonl"),
         ("set-train-v1.1.json", "set-test-v1.1.json"),
+        ("sft.train.jsonl", "sft.test.jsonl"),
+        ("training.jsonl", "testing_set.jsonl"),
+        ("Train.jsonl", "dev.jsonl"),
     ],
 )
 def test_files_named_by_splits_are_read_split_by_split_and_that_is_said(tmp_path, names, capsys):
     for name in names:
         write(tmp_path / name, [{"text": name}])
     assert load_source(tmp_path).rows() == [{"text": names[0]}]
-    other = "validation" if "validation" in names[1] else "test"
-    assert f"split train is read, {other} not" in capsys.readouterr().out
+    other = "test" if "test" in names[1] else "validation"
+    called = {"testing_set.jsonl": "testing", "dev.jsonl": "dev"}.get(names[1], other)
+    assert f"split train is read, {called} not" in capsys.readouterr().out
+    assert load_source(tmp_path, split=other).rows() == load_source(tmp_path, split=called).rows()
     assert load_source(tmp_path, split=other).rows() == [{"text": names[1]}]
-    with pytest.raises(DataError, match=f"has no split 'dev', but {', '.join(sorted(['train', other]))}"):
+    with pytest.raises(DataError, match="has no split 'holdout', but "):
+        load_source(tmp_path, split="holdout")
+
+
+def test_a_folder_of_one_split_is_read_whole_and_that_is_said(tmp_path, capsys):
+    for name in ("my-test-set.jsonl", "test_2.jsonl"):
+        write(tmp_path / name, [{"text": name}])
+    assert len(load_source(tmp_path)) == len(load_source(tmp_path, split="test")) == 2
+    assert "all of its files are of split test, and are read" in capsys.readouterr().out
+    assert len(load_source(tmp_path, split="train[:1]")) == 1
+    with pytest.raises(DataError, match="has no split 'dev', but test"):
         load_source(tmp_path, split="dev")
 
 

@@ -11,6 +11,7 @@ from forgetfilter.data.formats import (
     detect_format,
     parse_columns,
     read_row,
+    require_columns_read,
     unread_columns,
 )
 from forgetfilter.errors import ConfigError, DataError
@@ -243,20 +244,27 @@ def test_a_named_column_that_the_format_does_not_read_is_refused():
     with pytest.raises(DataError, match=r"no known row format.*Asked for"):
         detect_format([record], "x", "prompt=prompt,completion=completion,input=context")
     assert detect_format([record], "x", "prompt=prompt,tools=tools") == "prompt_completion(prompt=prompt,tools=tools)"
+    with pytest.raises(DataError, match="names input, which format prompt_completion does not read"):
+        require_columns_read([record], "x", "prompt_completion", "prompt=prompt,input=context")
+    with pytest.raises(DataError, match="its first row has no column 'how'"):
+        require_columns_read([record], "x", "prompt_completion", "system=how")
+    require_columns_read([record], "x", "prompt_completion", "system=context")
 
 
-def test_alpaca_values_that_are_no_text_are_named_and_empty_ones_leave_no_gap():
+def test_empty_alpaca_values_leave_no_gap_and_others_that_are_no_text_are_named():
     row = {"instruction": "q", "input": "", "output": "a"}
-    assert read_row(row, "alpaca") == read_row({**row, "input": None}, "alpaca") == [QUESTION, ANSWER]
+    for empty in (None, 0, False, {}):
+        assert read_row({**row, "input": empty, "system": empty}, "alpaca") == [QUESTION, ANSWER]
     assert read_row({**row, "instruction": "", "input": "q"}, "alpaca") == [QUESTION, ANSWER]
-    for value in (0, False, {}, 5):
-        with pytest.raises(RowError, match="'input' is a"):
-            read_row({**row, "input": value}, "alpaca")
+    with pytest.raises(RowError, match="'input' is a int"):
+        read_row({**row, "input": 5}, "alpaca")
 
 
 def test_what_a_row_tells_its_chat_template_goes_with_its_first_turn():
     row = {**said(("user", "q", {}), ("assistant", "a", {})), "chat_template_kwargs": {"enable_thinking": False}}
     assert read_row(row, "messages")[0].extra == {"chat_template_kwargs": {"enable_thinking": False}}
+    as_text = {**row, "chat_template_kwargs": '{"enable_thinking": false}'}  # in a CSV file
+    assert read_row(as_text, "messages") == read_row(row, "messages")
     with pytest.raises(RowError, match="'chat_template_kwargs' is a str, expected an object"):
         read_row({**row, "chat_template_kwargs": "x"}, "messages")
 

@@ -43,6 +43,10 @@ def test_with_another_constant_beside_the_hooks_it_is_another_stage(workshop, ro
     assert workshop.base("scaled", rows, settings, hooks).folder != base
 
 
+def test_hooks_of_no_file_have_no_constants():
+    assert Hooks(each_step=[].append).constants() == {}
+
+
 def adapter(folder):
     return load_file(folder / "adapter_model.safetensors")
 

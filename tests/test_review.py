@@ -107,7 +107,10 @@ def test_a_file_edited_by_hand_is_read_as_people_write_it(tmp_path):
     assert list(marks(tmp_path).all()) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("torn", ['{"row": 7, "mark": "uns', '{"row": 7, "id": "id 7", "mark": "unsafe"', "\x00\x00"])
+@pytest.mark.parametrize(
+    "torn",
+    ['{"row": 7, "id": "{7}', '{"row": 7, "mark": "uns', '{"row": 7, "id": "id 7", "mark": "unsafe"', "\x00\x00"],
+)
 def test_half_a_line_that_a_kill_left_does_no_harm(tmp_path, torn):
     own = marks(tmp_path)
     own.add({1: "clean"})

@@ -176,7 +176,7 @@ def test_a_key_that_is_there_twice_is_an_error_of_its_row(tmp_path):
         assert source.rows() == [{"text": "a"}]
 
 
-@pytest.mark.parametrize("name", ["zeros.jsonl", "zeros.jsonl.gz", "zeros.csv", "zeros.json"])
+@pytest.mark.parametrize("name", ["zeros.jsonl", "zeros.jsonl.gz", "zeros.csv"])
 def test_a_line_too_long_for_a_row_is_named_before_it_fills_the_memory(tmp_path, monkeypatch, name):
     monkeypatch.setattr(readers, "LARGEST_LINE", 1 << 10)
     data = b"text\n" + b"0" * 5000 if name.endswith(".csv") else b"\n" + b"0" * 5000
@@ -188,14 +188,22 @@ def test_a_line_too_long_for_a_row_is_named_before_it_fills_the_memory(tmp_path,
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('{"version": 1,\n "examples": [{"text": "a"}]}', "one JSON object with 'version', 'examples'"),
-        ('{\n  "text": "a"\n}', "one JSON object with 'text'"),
+        ('{"version": 1,\n "examples": [{"text": "a"}]}', "one JSON object with 2 keys: 'version', 'examples'"),
+        ('{\n  "text": "a"\n}', "one JSON object with 1 keys: 'text'"),
     ],
 )
 def test_one_object_over_several_lines_is_no_file_of_rows(tmp_path, text, says):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(DataError, match=says):
         load_source(tmp_path / "x.json")
+
+
+def test_an_array_on_one_long_line_is_no_line_of_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "LARGEST_LINE", 1 << 10)
+    rows = [{"text": "a" * 100} for _ in range(50)]
+    for start in (b"", b"\xef\xbb\xbf", b" \n \n"):
+        (tmp_path / "x.json").write_bytes(start + json.dumps(rows).encode())
+        assert load_source(tmp_path / "x.json").rows() == rows
 
 
 def test_lines_whose_rows_have_a_column_data_are_lines(tmp_path):
@@ -211,7 +219,7 @@ def test_home_is_found_and_configurations_are_of_the_hub_alone(tmp_path, monkeyp
     for here in (path, tmp_path):
         with pytest.raises(DataError, match="--dataset_config main names a part of a data set on the Hub"):
             load_source(here, "main")
-    with pytest.raises(DataError, match="no name of a data set"):
+    with pytest.raises(DataError, match="too long for the name of a data set"):
         load_source(json.dumps([{"text": "a"}] * 50))
 
 

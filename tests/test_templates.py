@@ -152,6 +152,13 @@ def test_rows_are_those_of_a_trainer_for_all_chat_templates_of_trl(tokens):
     assert compared >= 150
 
 
+@pytest.mark.parametrize("name", ["chat_template", "continue_final_message", "tokenize"])
+def test_a_row_may_not_replace_the_template_or_what_is_made_with_it(tokenizer, name):
+    encoder = ChatTokenizer(tokenizer, 100)
+    with pytest.raises(RowError, match=f"may not set '{name}'"):
+        encoder.encode([user("q", chat_template_kwargs={name: "x"}), answer("a")])
+
+
 def check_answers(tokenizer, example, turns, where):
     """All answers that the template shows are learnt to their end, and nothing of any other message."""
     taught, whole = "\n".join(learnt(tokenizer, example)), tokenizer.decode(example.input_ids)

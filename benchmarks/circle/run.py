@@ -290,7 +290,7 @@ def _skill(figures: Figures) -> float:
 def main() -> None:
     """Run the studies named, or all."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", choices=tuple(CELLS["studies"]))
+    parser.add_argument("studies", nargs="*", choices=[*CELLS["studies"], []], metavar="STUDY")
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("circle-work"))
     parser.add_argument("--model_name_or_path", default=EMBEDDED_MODEL)
@@ -300,10 +300,12 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="likewise")
     parser.add_argument("--keep", metavar="NAME", help="keep such a look as results/STUDY-NAME")
     args = parser.parse_args()
-    studies = args.studies or list(CELLS["studies"])
-    if args.grid is not None:  # questions of toxicity are of both halves, so no setting is chosen by them
-        studies = [name for name in studies if CELLS["studies"][name]["kind"] not in TEXTS]
-    for name in studies:
+    if args.grid is not None and args.keep is not None:
+        parser.error("--keep is for looks at defenses; a grid with --seeds is printed alone")
+    explored = [name for name, own in CELLS["studies"].items() if own["kind"] not in TEXTS]
+    if args.grid is not None and not set(args.studies) <= set(explored):
+        parser.error("questions of toxicity are of both halves, so no setting is chosen by them")
+    for name in args.studies or (list(CELLS["studies"]) if args.grid is None else explored):
         (study if args.grid is None else grid)(name, args)
 
 

@@ -112,7 +112,7 @@ def study(name: str, args: Cell) -> None:
 def main() -> None:
     """Run the studies named, or all."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", choices=tuple(STUDIES))
+    parser.add_argument("studies", nargs="*", choices=[*STUDIES, []])
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("defenses-work"))
     parser.add_argument("--defenses", nargs="+", help="these alone, for a look; results/ stays as it is")

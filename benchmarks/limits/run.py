@@ -193,7 +193,7 @@ def table() -> str:
 def main() -> None:
     """Run the cases that have no such result yet, or print the table."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", choices=tuple(CASES))
+    parser.add_argument("cases", nargs="*", choices=[*CASES, []])
     parser.add_argument("--data_dir", type=Path)
     parser.add_argument("--work", type=Path, default=Path("limits-work"))
     parser.add_argument("--kind", choices=tuple(OTHER_KIND), default="bias")

@@ -59,7 +59,7 @@ def study(name: str, data_dir: Path, folder: Path) -> None:
 def main() -> None:
     """Run the studies named, or all."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", choices=tuple(STUDIES))
+    parser.add_argument("studies", nargs="*", choices=[*STUDIES, []])
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("quality-work"))
     args = parser.parse_args()

@@ -298,7 +298,7 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     """Run the cells that have no result yet, or print the table."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("cells", nargs="*", choices=tuple(CELLS["report"]), metavar="CELL")
+    parser.add_argument("cells", nargs="*", choices=[*CELLS["report"], []], metavar="CELL")
     parser.add_argument("--data_dir", type=Path)
     parser.add_argument("--work", type=Path, default=Path("quality-work"))
     parser.add_argument("--table", action="store_true")

@@ -251,7 +251,7 @@ def picture(cells: list[Cell]) -> None:
 def main() -> None:
     """Run the cells named, or print the tables."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("cells", nargs="*", choices=tuple(CELLS["report"]), metavar="CELL")
+    parser.add_argument("cells", nargs="*", choices=[*CELLS["report"], []], metavar="CELL")
     parser.add_argument("--data_dir", type=Path)
     parser.add_argument("--work", type=Path, default=Path("quality-work"))
     parser.add_argument("--filters", nargs="+", default=list(FILTERS))

@@ -18,7 +18,7 @@ from forgetfilter.command_parser import Parser, fail
 from forgetfilter.config import BUILTIN, STAGE_FIELDS, STAGES, ForgetFilterConfig, require_run_data
 from forgetfilter.errors import ConfigError, ForgetFilterError
 from forgetfilter.evaluation.judges import GUARD_MODEL, TOXICITY_MODEL
-from forgetfilter.files import disk_trouble
+from forgetfilter.files import at_home, disk_trouble
 
 if TYPE_CHECKING:
     from forgetfilter.data.sources import Source
@@ -439,8 +439,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _with_home(args: Namespace) -> Namespace:
     """The same arguments with ~ spelt out, as in --output_dir=~/out, where no shell does so."""
     for name, value in vars(args).items():
-        if isinstance(value, str) and value.startswith("~/"):
-            args[name] = str(Path(value).expanduser())
+        if isinstance(value, str):
+            args[name] = at_home(value)
     return args
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from forgetfilter import processes
 from forgetfilter.errors import ConfigError
+from forgetfilter.files import at_home
 
 EMBEDDED_MODEL = "embedded"
 BUILTIN = "builtin"
@@ -230,8 +231,8 @@ class ForgetFilterConfig(StageConfig):
     def _find_home(self) -> None:
         """Spell out names of files and folders that begin with ~, the user's own folder."""
         for name, value in vars(self).items():
-            if isinstance(value, str) and value.startswith("~/"):
-                setattr(self, name, str(Path(value).expanduser()))
+            if isinstance(value, str):
+                setattr(self, name, at_home(value))
 
     def _check_adapters(self) -> None:
         if self.lora_layers_to_transform is not None and (

@@ -48,6 +48,11 @@ def make_folder(path: Path) -> None:
         raise ConfigError(f"{path}: a file stands where a folder is to be. Give another one.") from error
 
 
+def at_home(name: str) -> str:
+    """A name in which ~/ at the beginning, the user's own folder, is spelt out."""
+    return str(Path(name).expanduser()) if name.startswith("~/") else name
+
+
 def require_writable(path: Path) -> None:
     """Raise what writing a file would raise, before the work that fills it."""
     make_folder(path.parent)

@@ -41,4 +41,5 @@ class Hooks:
     def constants(self) -> dict[str, Any]:
         """The constants of the files that the hooks are from: trained with others, a stage is another one."""
         given = [hook for hook in vars(self).values() if hook is not None]
-        return constants(*(sys.modules[hook.__module__] for hook in given))
+        modules = (sys.modules.get(hook.__module__ or "") for hook in given)  # list.append is of none
+        return constants(*filter(None, modules))

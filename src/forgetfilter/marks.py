@@ -204,13 +204,14 @@ def _last(lines: Iterable[Mapping[str, Any]]) -> dict[int, Mark]:
 def _whole(data: bytes) -> int:
     """How many of a file's bytes are whole lines; a last one without its end is whole if it is JSON, or closes with }.
 
-    A kill cuts a line anywhere but there, so one that closes and yet is no JSON was written by a person.
+    One of ours that a kill has cut does not close, so one that does and yet is no JSON was written by a person.
     """
     tail = data[max(data.rfind(b"\n"), data.rfind(b"\r")) + 1 :]
     try:
         json.loads(tail)
     except (ValueError, RecursionError):
-        return len(data) if tail.rstrip().endswith(b"}") else len(data) - len(tail)
+        closes = tail.rstrip().endswith(b"}") and tail.count(b'"') % 2 == 0  # not inside of an id
+        return len(data) if closes else len(data) - len(tail)
     return len(data)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from forgetfilter.data.builtin import builtin_rows, like
 from forgetfilter.data.formats import (
     BESIDE,
+    IN_PART,
     LEARNT,
     REASONING,
     TEMPLATE_SETTINGS,
@@ -111,6 +112,8 @@ def _to_sharegpt(turns: list[Turn]) -> Record:
         thoughts = {name for name in REASONING if turn.extra.get(name)}
         if thoughts:
             raise RowError(f"a message has {thoughts.pop()}, for which sharegpt has no place: use axolotl or trl")
+        if IN_PART in turn.extra:
+            raise RowError(f"a message has {IN_PART}, for which sharegpt has no place: use axolotl")
         calls = [call.get("function") for call in turn.extra.get("tool_calls", [])]
         if calls and turn.content:
             raise RowError(
@@ -147,6 +150,8 @@ WRITERS = {
 }
 DESCRIPTIONS = {"axolotl": "axolotl.yaml", "llamafactory": "dataset_info.json"}
 """Trainer -> the file that it needs beside the rows."""
+TRAINING_FIELDS = {LEARNT: "message_field_training", IN_PART: "message_field_training_detail"}
+"""Key of a message -> the setting by which axolotl reads it."""
 
 
 def export(source: Source, row_format: str, target: str, folder: Path, *, replace: bool = False) -> list[Path]:
@@ -173,24 +178,27 @@ def export(source: Source, row_format: str, target: str, folder: Path, *, replac
     in_the_way = [path for path in written if not replace and path.exists()]
     if in_the_way:
         raise DataError(f"{in_the_way[0]}: exists. Remove it or give another --output_dir.")
-    columns, tells = _looked_through(source, row_format, writer)
+    columns, told = _looked_through(source, row_format, writer)
     if target == "trl" and "messages" in columns and not columns.isdisjoint(("prompt", "text")):
         writer = _to_trl_messages
-        columns, tells = _looked_through(source, row_format, writer)
+        columns, told = _looked_through(source, row_format, writer)
     write_jsonl(folder / DATA_FILE, _written(source, row_format, writer, "writing"))
     if target in DESCRIPTIONS:
         with whole_file(folder / DESCRIPTIONS[target]) as path:
-            path.write_text(_description(target, columns, tells=tells), encoding="utf-8")
+            path.write_text(_description(target, columns, told), encoding="utf-8")
     return written
 
 
-def _looked_through(source: Source, row_format: str, writer: Callable[[list[Turn]], Record]) -> tuple[set[str], bool]:
-    """All columns of the rows that are to be written, and whether a message tells whether it is to be trained."""
-    columns, tells = set[str](), False
+def _looked_through(
+    source: Source, row_format: str, writer: Callable[[list[Turn]], Record]
+) -> tuple[set[str], set[str]]:
+    """All columns of the rows that are to be written, and the keys by which messages tell what of them is trained."""
+    columns, told = set[str](), set[str]()
     for row in _written(source, row_format, writer, "looking through"):
         columns.update(row)
-        tells = tells or _says_what_is_trained(row)
-    return columns, tells
+        for message in row.get("messages", []):
+            told.update(TRAINING_FIELDS.keys() & message.keys())
+    return columns, told
 
 
 def _written(source: Source, row_format: str, writer: Callable[[list[Turn]], Record], what: str) -> Iterator[Record]:
@@ -204,17 +212,17 @@ def _written(source: Source, row_format: str, writer: Callable[[list[Turn]], Rec
             bar.update()
 
 
-def _description(target: str, columns: Collection[str], *, tells: bool) -> str:
+def _description(target: str, columns: Collection[str], told: Collection[str]) -> str:
     """The content of the file that a trainer needs beside the rows.
 
     Args:
         target: The trainer.
         columns: All columns of the rows.
-        tells: Whether a message tells whether it is to be trained.
+        told: Keys by which messages tell what of them is trained.
     """
     if target == "axolotl":
         kind = "completion" if "text" in columns else "chat_template"
-        trained = "    message_field_training: train\n" if tells else ""
+        trained = "".join(f"    {field}: {key}\n" for key, field in TRAINING_FIELDS.items() if key in told)
         return f"datasets:\n  - path: {DATA_FILE}\n    ds_type: json\n    type: {kind}\n{trained}"
     entry: dict[str, Any] = {
         "file_name": DATA_FILE,
@@ -231,10 +239,6 @@ def _description(target: str, columns: Collection[str], *, tells: bool) -> str:
         },
     }
     return json.dumps({"forgetfilter_kept": entry}, indent=2) + "\n"
-
-
-def _says_what_is_trained(row: Record) -> bool:
-    return any(LEARNT in message for message in row.get("messages", []))
 
 
 SHAPES: dict[str, Callable[[list[Turn]], Record]] = {

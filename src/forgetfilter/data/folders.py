@@ -17,10 +17,13 @@ DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json")
 WRITTEN = ("", ".md", ".py", ".yaml", ".yml", ".html", ".png", ".svg")
 """Suffixes of files that no rows are looked for in: documentation, scripts and settings."""
 SPLIT = re.compile(
-    r"(?:.*[-._ 0-9])?(train|training|test|testing|validation|valid|val|dev|eval|evaluation)(?:[-._ 0-9].*)?",
+    r"(?:.*?[-._ 0-9])?(train|training|test|testing|validation|valid|val|dev|eval|evaluation)(?:[-._ 0-9].*)?",
     re.IGNORECASE,
 )
 """A name with that of a split in it, as the datasets library finds it: train.jsonl, my-test_1.jsonl, dev-v1.1.json."""
+CALLED = {"training": TRAIN, "testing": "test", "eval": "test", "evaluation": "test"}
+CALLED |= {"valid": "validation", "val": "validation", "dev": "validation"}
+"""Other names of splits -> what the datasets library calls these."""
 SHARD = re.compile(r"((?:train|test|validation|valid|val|dev|eval)\w*)-\d+-of-\d+(?:-[0-9a-f]+)?", re.IGNORECASE)
 """How the file of a split is called: train.jsonl; on the Hub also train_sft-00000-of-00003.parquet."""
 
@@ -33,8 +36,9 @@ def is_saved(folder: Path) -> bool:
 def data_files(folder: Path, split: str) -> tuple[list[Path], str]:
     """The files of a folder and its subfolders whose rows are read, in the order of their names, and their split.
 
-    Of a run's folder it is the file of its kept rows. Where the name of every file, or of a folder it is in, is that of
-    a split, it is those of the split that is asked for. All others are the split train. Hidden files are left out.
+    Of a run's folder it is the file of its kept rows. Where the name of every file, or of a folder it is in, has that
+    of a split in it, it is those of the split that is asked for; if that is train and all are of one other split, all
+    of them. All others are the split train. Hidden files are left out.
 
     Args:
         folder: The folder.
@@ -82,11 +86,15 @@ def _of_split(folder: Path, files: list[Path], split: str) -> tuple[list[Path], 
     splits = {path: _split_of(path.relative_to(folder)) for path in files}
     if None in splits.values():
         return files, TRAIN
-    chosen = [path for path in files if splits[path] == split]
+    found = {str(name) for name in splits.values()}
+    chosen = [path for path in files if split in (splits[path], CALLED.get(str(splits[path])))]
+    if not chosen and split == TRAIN and len(found) == 1:
+        say(f"{folder}: all of its files are of split {found.pop()}, and are read.")
+        return files, TRAIN
     if not chosen:
-        names = ", ".join(sorted({str(name) for name in splits.values()}))
+        names = ", ".join(sorted(found))
         raise DataError(f"{folder}: has no split {split!r}, but {names} (--dataset_train_split).")
-    say_unread_splits(folder, split, map(str, splits.values()))
+    say_unread_splits(folder, split, found - {str(splits[path]) for path in chosen})
     return chosen, split
 
 
@@ -99,9 +107,8 @@ def say_unread_splits(folder: Path, split: str, splits: Iterable[str]) -> None:
 
 def _split_of(path: Path) -> str | None:
     """The split that a file belongs to by its name, or by that of a folder it is in."""
-    stem = path.name.partition(".")[0]
-    shard = SHARD.fullmatch(stem)
+    shard = SHARD.fullmatch(path.name.partition(".")[0])
     if shard:
         return shard[1]
-    named = (SPLIT.fullmatch(name) for name in (stem, *path.parent.parts))
-    return next((match[1] for match in named if match), None)
+    named = (SPLIT.fullmatch(name) for name in (path.name, *path.parent.parts))
+    return next((match[1].lower() for match in named if match), None)

@@ -209,6 +209,9 @@ def _with_beside(turns: list[Turn], record: Record) -> list[Turn]:
 
 def _template_settings(record: Record) -> Record:
     found = record.get(TEMPLATE_SETTINGS) or {}
+    if isinstance(found, str):  # as in the cells of CSV files
+        with suppress(ValueError, RecursionError):
+            found = json.loads(found)
     if not isinstance(found, dict):
         raise RowError(f"'{TEMPLATE_SETTINGS}' is {_kind(found)}, expected an object")
     return found
@@ -260,7 +263,7 @@ def _after_system(turns: list[Turn], record: Record) -> list[Turn]:
 
 def _said_in(record: Record, key: str) -> str:
     """The text of a column that a row need not have."""
-    return "" if record.get(key) is None else _text(record, key)
+    return _text(record, key) if record.get(key) else ""  # of 0 or {} trainers take nothing, too
 
 
 def _alpaca(record: Record) -> list[Turn]:
@@ -360,7 +363,7 @@ def detect_format(records: Sequence[Record], name: str, columns: str | None = No
     renamed = parse_columns(columns) if columns else {}
     for row_format, (needed, _) in FORMATS.items():
         wanted = {*(renamed.get(column, column) for column in needed), *renamed.values()}
-        if records and wanted <= records[0].keys() and renamed.keys() <= {*needed, *OPTIONAL.get(row_format, ())}:
+        if records and wanted <= records[0].keys() and renamed.keys() <= _read_by(row_format):
             return with_columns(row_format, columns)
     needs = "; ".join(f"{row_format}: {_columns_of(row_format)}" for row_format in FORMATS)
     found = ", ".join(map(str, records[0])) if records else "no rows"
@@ -369,6 +372,22 @@ def detect_format(records: Sequence[Record], name: str, columns: str | None = No
         f"{name}: no known row format. Columns found: {found}. Columns needed, by format: {needs}.{asked} "
         "Say which column is which with --columns prompt=NAME,completion=NAME, or name the format with --format."
     )
+
+
+def require_columns_read(records: Sequence[Record], name: str, row_format: str, columns: str | None) -> None:
+    """Raise DataError unless a format reads the columns that --columns names, and the first row has them."""
+    renamed = parse_columns(columns) if columns else {}
+    unread = sorted(renamed.keys() - _read_by(row_format))
+    if unread:
+        raise DataError(f"{name}: --columns names {', '.join(unread)}, which format {row_format} does not read.")
+    missing = [theirs for theirs in renamed.values() if records and theirs not in records[0]]
+    if missing:
+        raise DataError(f"{name}: its first row has no column {missing[0]!r}, which --columns names.")
+
+
+def _read_by(row_format: str) -> set[str]:
+    """The columns that a format reads."""
+    return {*FORMATS[row_format][0], *OPTIONAL.get(row_format, ())}
 
 
 def _columns_of(row_format: str) -> str:

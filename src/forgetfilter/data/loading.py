@@ -26,6 +26,7 @@ from forgetfilter.data.formats import (
     detect_format,
     parse_columns,
     read_row,
+    require_columns_read,
     unread_columns,
     with_columns,
 )
@@ -254,6 +255,7 @@ def find_format(source: Source, row_format: str = "auto", columns: str | None = 
         raise DataError(f"{source.name}: {why_no_line_parses(source)}")
     if row_format == "auto":
         return detect_format(source.rows(), source.name, columns)
+    require_columns_read(source.rows()[:1], source.name, row_format, columns)
     return with_columns(row_format, columns)
 
 

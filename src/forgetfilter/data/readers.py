@@ -33,6 +33,8 @@ PAGES = 1 << 20
 """Bytes of a Parquet column that are read from the disk at once."""
 LARGEST_LINE = 1 << 28
 """Bytes of a line, and characters of a field of a CSV file; a longer one is no row."""
+SHOWN = 10
+"""Keys of an object that a message names."""
 LISTED = "data"
 """The key of a JSON object under which its rows are listed, as in SQuAD's files."""
 
@@ -138,11 +140,16 @@ def _lines(path: Path) -> Iterator[bytes]:
         with _open(path) as file:
             lines = _limited(file, path)
             first = next(lines, b"").removeprefix(BOM)
-            if first.startswith(UTF16) or b"\0" in first[:2]:  # without a mark every other byte is zero
-                raise DataError(f"{path}: is UTF-16. Save it as UTF-8.")
+            _refuse_utf16(first, path)
             yield from chain([first] if first else [], lines)
     except UNREADABLE as error:
         raise cannot_be_read(path, error) from error
+
+
+def _refuse_utf16(head: bytes, path: Path) -> None:
+    """Raise DataError if a file begins as one of UTF-16 does."""
+    if head.startswith(UTF16) or b"\0" in head[:2]:  # without a mark every other byte is zero
+        raise DataError(f"{path}: is UTF-16. Save it as UTF-8.")
 
 
 def _limited(file: IO[bytes], path: Path) -> Iterator[bytes]:
@@ -201,16 +208,28 @@ def why_no_line_parses(source: Source) -> str:
 
 def _is_json_lines(path: Path) -> bool:
     """Whether a .json file holds an object a line: neither an array, nor an object that lists its rows."""
-    lines = (line.strip() for line in _lines(path))
-    written = filter(None, lines)
-    first = next(written, b"")
-    if first[:1] != b"{":
+    if not _begins_with(path, b"{"):
         return False
+    written = filter(None, (line.strip() for line in _lines(path)))
+    first = next(written, b"")
     try:
         found = parse_object(first)
     except (ValueError, RecursionError):
         return not _is_one_object(path)
     return not isinstance(found.get(LISTED), list) or next(written, None) is not None
+
+
+def _begins_with(path: Path, mark: bytes) -> bool:
+    """Whether a file's first character that is no white space is this one; its first line may be of any length."""
+    try:
+        with _open(path) as file:
+            head = file.read(len(BOM)).removeprefix(BOM).lstrip()
+            _refuse_utf16(head, path)
+            while not head and (more := file.read(PAGES)):
+                head = more.lstrip()
+    except UNREADABLE as error:
+        raise cannot_be_read(path, error) from error
+    return head.startswith(mark)
 
 
 def _is_one_object(path: Path) -> bool:
@@ -224,9 +243,9 @@ def _is_one_object(path: Path) -> bool:
     except (ValueError, RecursionError):
         return False
     if not isinstance(found.get(LISTED), list):
-        keys = ", ".join(map(repr, found))
+        keys = ", ".join(map(repr, list(found)[:SHOWN]))
         raise DataError(
-            f"{path}: one JSON object with {keys or 'no keys'}. Rows are objects in an array, or listed under "
+            f"{path}: one JSON object with {len(found)} keys: {keys}. Rows are objects in an array, or listed under "
             f"{LISTED!r}, or each on a line of its own."
         )
     return True

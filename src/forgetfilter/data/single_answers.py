@@ -77,7 +77,7 @@ def _answers(turns: Sequence[Turn], whole: Example, chat: ChatTokenizer) -> list
     found: list[tuple[int, Example]] = []
     try:
         for place in places:
-            if found and not found[-1][1].scorable:
+            if found and not found[-1][1].scorable and len(found[-1][1].input_ids) >= chat.max_length:
                 break
             found.append((place, chat.encode(_cut(turns, place))))
     except RowError:

@@ -6,7 +6,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -314,9 +314,10 @@ def _records_of(table: pa.Table) -> list[Record | None]:
     return rows
 
 
+@cache
 def _holds_json(kind: pa.DataType) -> bool:
-    """Whether there is Arrow's type for JSON in a type."""
-    inner = [kind.field(number).type for number in range(kind.num_fields)]
+    """Whether there is Arrow's type for JSON in a type; maps, of which the datasets library has none, are left."""
+    inner = [kind.field(number).type for number in range(0 if pa.types.is_map(kind) else kind.num_fields)]
     return isinstance(kind, pa.JsonType) or any(map(_holds_json, inner))
 
 
@@ -402,7 +403,7 @@ def from_table(table: pa.Table, name: str, first: int = 1) -> Source:
         table.validate(full=True)  # a damaged file that is mapped into memory would end the process
         for _ in source.records:
             pass
-    except (ValueError, OverflowError, pa.ArrowException) as error:
+    except (ValueError, OverflowError, RecursionError, pa.ArrowException) as error:
         raise DataError(f"{name}: its values cannot be read ({error}). Is the file whole?") from error
     return source
 

@@ -4,6 +4,7 @@ The memory taken does not grow with the rows: in parts, what is read stays on di
 are copied there. JSON arrays and packed Parquet files are held whole while they are read.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -28,7 +29,7 @@ from forgetfilter.data.readers import (
 )
 from forgetfilter.data.source import Form, Source, from_table, ids_alone, put_together, unusable_ids
 from forgetfilter.errors import DataError
-from forgetfilter.files import sha256
+from forgetfilter.files import at_home, sha256
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -129,7 +130,8 @@ def open_stream(data: Any, config_name: str | None = None, split: str = TRAIN) -
 
 def _open_named(data: str | os.PathLike[str], config_name: str | None, split: str) -> Stream:
     """A file, a folder, or a data set of the Hub."""
-    path, name = Path(data).expanduser(), str(data)
+    name = str(data)
+    path = Path(at_home(name))
     if not name.strip():  # would be the folder that the command runs in
         raise DataError("the name of a data set is empty: give a file, a folder or a Hub id.")
     if _lies_here(path) and config_name is not None:
@@ -153,15 +155,17 @@ def _open_named(data: str | os.PathLike[str], config_name: str | None, split: st
 def of_hub_alone(data: Any, config_name: str | None) -> str | None:
     """A configuration's name; None for data that lie here, which have no configurations."""
     named = isinstance(data, (str, os.PathLike))
-    return config_name if named and not _lies_here(Path(data).expanduser()) else None
+    return config_name if named and not _lies_here(Path(at_home(str(data)))) else None
 
 
 def _lies_here(path: Path) -> bool:
     """Whether there is such a file or folder; raises DataError for what cannot be the name of one."""
     try:
         return path.exists()
-    except OSError as error:  # too long
-        raise DataError(f"{str(path)[:SHOWN]!r}...: no name of a data set ({error.strerror}).") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise DataError(f"{str(path)[:SHOWN]!r}...: too long for the name of a data set.") from error
+        raise cannot_be_read(path, error) from error
 
 
 def _sliced(stream: Stream, split: str, name: str) -> Stream:

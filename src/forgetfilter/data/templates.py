@@ -1,5 +1,6 @@
 """What a chat template is made of, and what of a message must stay text in it."""
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -30,6 +31,8 @@ PRIVATE = range(0xF0000, 0x10FFFE)
 """Characters without a meaning (Unicode's supplementary private use areas)."""
 NAMES = ("id", "type", "name", "tool_call_id", IN_PART, *BESIDE)
 """Keys of a message that say nothing by themselves: names and ids, to which other messages may refer, and settings."""
+OURS = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys() - {"documents", "kwargs"}
+"""What a row may not set of `apply_chat_template`, such as another template: the rest goes to the template itself."""
 Span = tuple[int, int]
 """Where a stretch of text starts and ends, in characters."""
 
@@ -161,6 +164,8 @@ class ChatTemplate:
         messages = [{"role": turn.role, "content": self._content(turn), **turn.extra} for turn in turns]
         tools = messages[0].pop("tools", None) if messages else None
         settings: dict[str, Any] = messages[0].pop(TEMPLATE_SETTINGS, {}) if messages else {}
+        if taken := sorted(settings.keys() & OURS):
+            raise RowError(f"its {TEMPLATE_SETTINGS} may not set {taken[0]!r}")
         try:
             template = self._tokenizer.get_chat_template(None, tools)
             if prompt or not GENERATION.search(template):

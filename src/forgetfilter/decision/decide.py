@@ -4,7 +4,7 @@ import dataclasses
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from forgetfilter import old_runs
 from forgetfilter.config import ForgetFilterConfig
@@ -34,9 +34,6 @@ from forgetfilter.errors import ConfigError
 from forgetfilter.marks import NAME as MARKS
 from forgetfilter.marks import Marks, word
 from forgetfilter.runs import Run
-
-if TYPE_CHECKING:
-    pass
 
 
 def decide(

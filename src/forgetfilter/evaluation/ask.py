@@ -18,6 +18,7 @@ from forgetfilter.data.tokenization import ChatTokenizer, Example
 from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.evaluation import arithmetic, bias, harmfulness, over_refusal, question_answering, toxicity
 from forgetfilter.evaluation.questions import Figures, Judge, Measure, Question
+from forgetfilter.files import at_home
 from forgetfilter.model.generation import complete
 from forgetfilter.model.learner import Learner
 from forgetfilter.model.reading import read
@@ -87,7 +88,7 @@ def load_questions(files: Mapping[str, str], most: int | None = None, seed: int 
 
 def questions_file(measure: str, file: str) -> str:
     """The data set that a name stands for: "builtin" for the measure's questions in the box, if it has some."""
-    return MEASURES[measure].in_box or file if file == BUILTIN else file
+    return MEASURES[measure].in_box or file if file == BUILTIN else at_home(file)
 
 
 def leave_out(

@@ -153,12 +153,13 @@ def undone(means: Means) -> dict[str, dict[str, float]]:
 def costs_of(cells: Sequence[Cell]) -> dict[str, float]:
     """What each defense costs, in finetunings on the noisy data (the defense `none`): tokens times weights, all stages.
 
-    A mean over the seeds. A model made without training costs 0. A defense whose cells are from before costs were
-    noted has none; without the cost of `none` there are none at all.
+    A mean over the seeds. M0 itself costs 0. A defense whose cells are from before costs were noted has none; without
+    the cost of `none` there are none at all.
     """
     passes: dict[str, list[float | None]] = {}
     for cell in cells:
-        passes.setdefault(cell["defense"], []).append(cell["cost"]["passes"] if "cost" in cell else None)
+        unnoted = 0.0 if cell["defense"] == "base" else None
+        passes.setdefault(cell["defense"], []).append(cell["cost"]["passes"] if "cost" in cell else unnoted)
     counted = {name: [cost for cost in own if cost is not None] for name, own in passes.items()}
     means = {name: statistics.mean(own) for name, own in counted.items() if len(own) == len(passes[name])}
     finetuning = means.get("none", 0.0)

@@ -13,14 +13,14 @@ that learnt from the row's own verdict (cross-fitting). Learning from noisy verd
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
 from forgetfilter.config import ENOUGH_ROWS, ForgetFilterConfig
 from forgetfilter.crossfit import CrossFit, features, verdicts_of
 from forgetfilter.data.loading import Data
-from forgetfilter.errors import ConfigError
+from forgetfilter.methods import Least, PositiveFloat, PositiveInt
 from forgetfilter.scored import NO_PROMISE, Scale, Scored, ranks
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ def probe(
     config: ForgetFilterConfig,
     *,
     on: str = "forgetting",
-    regularisation: float = 0.01,
-    folds: int = 5,
-    repeats: int = 2,
+    regularisation: PositiveFloat = 0.01,
+    folds: Annotated[int, Least(2)] = 5,
+    repeats: PositiveInt = 2,
 ) -> Scored:
     """Score by another filter, learn its verdicts, and judge every row by probes that did not see its own.
 
@@ -67,14 +67,9 @@ def probe(
         regularisation: C of the logistic regression; smaller = smoother.
         folds: Parts that the rows are dealt to; the rows of a part are judged by a probe that the others taught.
         repeats: How often they are dealt anew; the judgements are averaged.
-
-    Raises:
-        ConfigError: If a parameter is out of range.
     """
     from forgetfilter.filters import scores_of
 
-    if folds < 2 or repeats < 1 or regularisation <= 0:
-        raise ConfigError("parameters.probe: folds must be 2 or more, repeats 1 or more, regularisation above 0.")
     rows = len(data.noisy.examples)
     sample = sampled(rows - data.noisy.planted, config)
     if sample is None:

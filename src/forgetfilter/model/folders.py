@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from forgetfilter import processes
 from forgetfilter.config import EMBEDDED_MODEL
 from forgetfilter.errors import ModelError
-from forgetfilter.files import sha256, whole_folder
+from forgetfilter.files import at_home, sha256, whole_folder
 from forgetfilter.progress import say
 
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -101,7 +101,7 @@ def find_weights(name: str, revision: str | None = None) -> Path:
     """
     if name == EMBEDDED_MODEL:
         return _embedded_weights()
-    folder = Path(name).expanduser()
+    folder = Path(at_home(name))
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import GatedRepoError

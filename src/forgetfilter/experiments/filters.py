@@ -28,7 +28,7 @@ from forgetfilter.evaluation.ask import load_questions
 from forgetfilter.evaluation.filter_quality import filter_quality, paired_ranges, ranking_quality, unscored_last
 from forgetfilter.experiments import defenses, pictures, tables
 from forgetfilter.experiments.cells import Cell, Cells
-from forgetfilter.files import digest
+from forgetfilter.files import at_home, digest
 from forgetfilter.filters import (
     constants_behind,
     part_with_scores,
@@ -126,7 +126,7 @@ class Truth:
         if marks is None:
             unsafe = np.array(read_labels(source, str(config.label_column)))
             return cls(np.arange(len(unsafe)), unsafe)
-        drawn, others = read_statements(source, Path(marks))
+        drawn, others = read_statements(source, Path(at_home(marks)))
         said = {row: what for row, what in sorted({**others, **drawn}.items()) if what != "skipped"}
         if not said:
             raise DataError(f"{marks}: no row is marked clean or unsafe.")

@@ -114,11 +114,9 @@ def study(name: str, args: Namespace) -> None:
     if not args.compose:
         found["claims"] = claims(found["cells"])
         print(json.dumps(found["claims"], indent=1))
-    if args.keep:
-        ending += f"-{args.keep}"
-    elif args.defenses or args.seeds:
-        return
-    keep(f"{name}{ending}", folder / f"run{ending}", found, others)
+    look = bool(args.defenses or args.seeds)
+    if args.keep or not look:
+        keep(f"{name}{ending}" + (f"-{args.keep}" if look else ""), folder / f"run{ending}", found, others)
 
 
 def keep(name: str, run: Path, found: Cell, others: list[Path]) -> None:

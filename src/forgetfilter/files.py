@@ -48,9 +48,10 @@ def make_folder(path: Path) -> None:
         raise ConfigError(f"{path}: a file stands where a folder is to be. Give another one.") from error
 
 
-def at_home(name: str) -> str:
+def at_home(name: str | os.PathLike[str]) -> str:
     """A name in which ~/ at the beginning, the user's own folder, is spelt out."""
-    return str(Path(name).expanduser()) if name.startswith("~/") else name
+    given = os.fspath(name)
+    return str(Path(given).expanduser()) if given.startswith("~/") else given
 
 
 def require_writable(path: Path) -> None:

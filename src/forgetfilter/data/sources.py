@@ -155,7 +155,7 @@ def _open_named(data: str | os.PathLike[str], config_name: str | None, split: st
 def of_hub_alone(data: Any, config_name: str | None) -> str | None:
     """A configuration's name; None for data that lie here, which have no configurations."""
     named = isinstance(data, (str, os.PathLike))
-    return config_name if named and not _lies_here(Path(at_home(str(data)))) else None
+    return config_name if named and not _lies_here(Path(at_home(data))) else None
 
 
 def _lies_here(path: Path) -> bool:

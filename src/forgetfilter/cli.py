@@ -22,6 +22,7 @@ from forgetfilter.files import at_home, disk_trouble
 
 if TYPE_CHECKING:
     from forgetfilter.data.sources import Source
+    from forgetfilter.result import Result
 
 READING = ("dataset_config", "dataset_train_split", "format", "columns", "malformed")
 """Flags of `filter` that say how data are read."""
@@ -66,13 +67,19 @@ def _read_and_say(config: ForgetFilterConfig) -> Any:
     return source
 
 
-def run_finetune(args: Namespace) -> None:
-    """Finetune M0 on the kept rows of a run, into OUT/model."""
-    from forgetfilter import processes
+def _run_of(args: Namespace) -> "Result":
+    """The run that a command is about."""
     from forgetfilter.result import Result
     from forgetfilter.runs import Run
 
-    result = Result(Run.open(args.run))
+    return Result(Run.open(args.run))
+
+
+def run_finetune(args: Namespace) -> None:
+    """Finetune M0 on the kept rows of a run, into OUT/model."""
+    from forgetfilter import processes
+
+    result = _run_of(args)
     model = result.finetune(trust_remote_code=args.trust_remote_code)
     if processes.first():
         result.report()
@@ -81,11 +88,9 @@ def run_finetune(args: Namespace) -> None:
 
 def run_decide(args: Namespace) -> None:
     """Decide again over a run's stored scores: seconds, no model."""
-    from forgetfilter.result import Result
-    from forgetfilter.runs import Run
     from forgetfilter.summary import print_summary
 
-    result = Result(Run.open(args.run)).decide(
+    result = _run_of(args).decide(
         args.threshold,
         filter=args.filter,
         drop_share=args.drop_share,
@@ -120,12 +125,10 @@ def run_review(args: Namespace) -> None:
 def run_score(args: Namespace) -> None:
     """Keep or drop new rows by a run's probe, however many: no training, one half pass through M0 a row."""
     from forgetfilter import processes
-    from forgetfilter.result import Result
-    from forgetfilter.runs import Run
     from forgetfilter.summary import show
 
     reading = {name: getattr(args, name) for name in ("trust_remote_code", *READING)}
-    folder = Result(Run.open(args.run)).score(args.dataset_name, args.output_dir, **reading)
+    folder = _run_of(args).score(args.dataset_name, args.output_dir, **reading)
     if not processes.first():
         return
     found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -136,10 +139,7 @@ def run_score(args: Namespace) -> None:
 
 def run_report(args: Namespace) -> None:
     """Write OUT/report.html again: the page that shows every decision and lets you change it."""
-    from forgetfilter.result import Result
-    from forgetfilter.runs import Run
-
-    print(Result(Run.open(args.run)).report(args.group_column))
+    print(_run_of(args).report(args.group_column))
 
 
 def run_sample(args: Namespace) -> None:
@@ -243,11 +243,7 @@ def run_compare(args: Namespace) -> None:
 
 def run_export(args: Namespace) -> None:
     """Write a run's kept rows in the format of a trainer."""
-    from forgetfilter.result import Result
-    from forgetfilter.runs import Run
-
-    output_dir = None if args.output_dir is None else Path(args.output_dir)
-    for path in Result(Run.open(args.run)).export(args.format, output_dir):
+    for path in _run_of(args).export(args.format, args.output_dir):
         print(path)
 
 

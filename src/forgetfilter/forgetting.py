@@ -26,9 +26,9 @@ from forgetfilter.data.planted import Planted, plant
 from forgetfilter.data.unreadable import unreadable
 from forgetfilter.decision.choice import check_marks
 from forgetfilter.decision.decide import settle
-from forgetfilter.decision.opened import decided_rows, is_decided, require_marks_decided
+from forgetfilter.decision.opened import is_decided, kept_rows, require_marks_decided
 from forgetfilter.decision.outputs import last_digest
-from forgetfilter.errors import ConfigError, RunError
+from forgetfilter.errors import ConfigError
 from forgetfilter.files import whole_folder, write_jsonl
 from forgetfilter.filters import require_filters, require_inputs, score, unused
 from forgetfilter.model.training import require_trackers
@@ -181,12 +181,7 @@ def finetune(run: Run, *, trust_remote_code: bool = False) -> Path:
         final = run.manifest["stages"].get("final", {})
         if run.done("final") and final["decision"] == digest and final.get("asked", asked) == asked:
             return run.folder / "model"
-        kept = decided_rows(run, "kept")
-        if not len(kept):
-            raise RunError(
-                f"{run.folder}: no row was kept, so there is nothing to finetune on. "
-                "`forgetfilter decide` takes another threshold."
-            )
+        kept = kept_rows(run, "finetune on")
         m0 = M0.of_run(run, config)
         examples = tokenize(run.rows().select(kept), m0.chat, row_format=run.manifest["noisy"]["format"]).trainable()
         settings = config.final_stage(len(examples))

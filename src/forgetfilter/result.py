@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from forgetfilter.decision.decide import decide
-from forgetfilter.decision.opened import REVIEWED, decided_rows, read_scores, require_marks_decided
+from forgetfilter.decision.opened import REVIEWED, decided_rows, kept_rows, read_scores, require_marks_decided
 from forgetfilter.decision.outputs import last_digest
-from forgetfilter.errors import RunError
 from forgetfilter.runs import Run, locked
 
 if TYPE_CHECKING:
@@ -165,13 +164,8 @@ class Result:
         with locked(run.folder):
             run.reload()
             require_marks_decided(run)
-            kept = decided_rows(run, "kept")
-            if not len(kept):
-                raise RunError(
-                    f"{run.folder}: no row was kept, so there is nothing to export. "
-                    "`forgetfilter decide` takes another threshold."
-                )
-            written = export(run.rows().select(kept), run.manifest["noisy"]["format"], trainer, folder, replace=ours)
+            kept = run.rows().select(kept_rows(run, "export"))
+            written = export(kept, run.manifest["noisy"]["format"], trainer, folder, replace=ours)
             if ours:
                 run.manifest.setdefault("exports", {})[trainer] = {"decision": last_digest(run), "stale": False}
                 run.save()

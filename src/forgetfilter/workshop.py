@@ -272,10 +272,11 @@ class Workshop:
         with self.account.measuring(part) as cost:
             learner = self.learner
             learner.refuse_unknown(example.input_ids for example in examples)
-            learner.prepare(settings.rows() * mean_length(examples))
+            tokens = settings.rows() * mean_length(examples)
+            learner.prepare(tokens)
             learner.restore(start)
             found = train(learner, examples, settings, checkpoints, f"{name} stage", hooks, in_order=in_order)
-            self._count(TRAINING * settings.rows() * mean_length(examples))
+            self._count(TRAINING * tokens)
 
         def fill(temporary: Path) -> None:
             learner.save(temporary)
@@ -320,11 +321,12 @@ class Workshop:
         else:
             with folders.checkpoints_for(called) as checkpoints:
                 with self.account.measuring(called) as cost:
-                    self.learner.prepare(settings.rows() * mean_length(examples))
+                    tokens = settings.rows() * mean_length(examples)
+                    self.learner.prepare(tokens)
                     self.learner.restore(None)
                     train(self.learner, examples, settings, checkpoints, name, hooks)
                     passes = 1 if hooks is None or hooks.perturbed is None else 2
-                    self._count(TRAINING * passes * settings.rows() * mean_length(examples))
+                    self._count(TRAINING * passes * tokens)
                 if processes.first():
                     folders.cached(called, self.learner.save_merged, cost=cost.facts())
             processes.together()

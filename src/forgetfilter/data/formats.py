@@ -445,17 +445,19 @@ def read_row(record: Record, row_format: str) -> list[Turn]:
     if not any(turn.trained for turn in turns):
         raise RowError("no assistant turn to learn from")
     for number, turn in enumerate(turns, 1):
-        _require_text(turn, number)
+        require_text(turn.content, f"message {number}")
+        if turn.extra:
+            require_text(turn.extra, f"message {number}")
     return turns
 
 
-def _require_text(turn: Turn, number: int) -> None:
-    """Raise RowError where a message is no text that UTF-8 can encode."""
+def require_text(value: Any, what: str) -> None:
+    """Raise RowError where UTF-8 cannot encode a text, or those in a value of JSON."""
     try:
-        text = turn.content + (json.dumps(turn.extra, ensure_ascii=False, default=str) if turn.extra else "")
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         text.encode()
     except UnicodeEncodeError as error:
         half = text[error.start]
-        raise RowError(f"message {number} has half a character ({half!r}), which is no text") from error
+        raise RowError(f"{what} has half a character ({half!r}), which is no text") from error
     except (ValueError, RecursionError) as error:
-        raise RowError(f"message {number} is nested too deep") from error
+        raise RowError(f"{what} is nested too deep") from error

@@ -160,6 +160,17 @@ def decided_rows(run: Run, decision: str) -> np.ndarray:
     return np.flatnonzero(pc.equal(read_scores(run, ["decision"])["decision"], decision).to_numpy())
 
 
+def kept_rows(run: Run, use: str) -> np.ndarray:
+    """The numbers of the kept rows, for a use that needs some: raises RunError if none was kept."""
+    kept = decided_rows(run, "kept")
+    if not len(kept):
+        raise RunError(
+            f"{run.folder}: no row was kept, so there is nothing to {use}. "
+            "`forgetfilter decide` takes another threshold."
+        )
+    return kept
+
+
 def read_scores(run: Run, columns: Sequence[str] | None = None) -> pa.Table:
     """scores.parquet of a decided run, or some columns of it.
 

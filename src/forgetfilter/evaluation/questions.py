@@ -1,13 +1,12 @@
 """What a measure is and what it asks of a model, and the small things several measures share."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from forgetfilter.data.formats import Record, RowError, Turn, read_row
+from forgetfilter.data.formats import Record, RowError, Turn, read_row, require_text
 from forgetfilter.data.sources import Source
 from forgetfilter.errors import DataError
 
@@ -108,9 +107,9 @@ def _problem(record: Record, columns: Sequence[str]) -> str | None:
         if column not in record:
             return f"no column {column!r}"
         try:
-            json.dumps(record[column], ensure_ascii=False, default=str).encode()
-        except UnicodeEncodeError:
-            return f"{column!r} has half a character, which is no text"
+            require_text(record[column], repr(column))
+        except RowError as error:
+            return str(error)
     return None
 
 

@@ -15,9 +15,11 @@ from forgetfilter.cli import main
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data, load_rows
 from forgetfilter.data.tokenization import ChatTokenizer
+from forgetfilter.errors import ConfigError, DataError
 from forgetfilter.filters import FILTERS, files_named
 from forgetfilter.filters.forgetting import compared, review_settings, token_costs
 from forgetfilter.forgetting import ForgetFilter
+from forgetfilter.methods import traits, traits_of
 from forgetfilter.report.run_page import write_report
 from forgetfilter.result import Result
 from forgetfilter.runs import Run
@@ -141,6 +143,41 @@ def test_an_added_filter_scores_decides_shows_and_is_compared(added, config, run
     defenses |= {"evaluate": {"arithmetic": str(questions)}, "notions": ["bias"], "threshold": 1e9}
     cells = json.loads(run_recipe(defenses)[0].read_text())["cells"]
     assert next(cell for cell in cells if cell["defense"] == added)["facts"]["filter"] == added
+
+
+def test_an_added_filter_that_needs_unsafe_rows_says_so_before_any_work(config, monkeypatch):
+    monkeypatch.setitem(FILTERS, "rival", traits(unsafe=True)(lambda *_: pytest.fail("it was run")))
+    with pytest.raises(ConfigError, match="filter rival needs rows that are known to be unsafe"):
+        ForgetFilter(dataclasses.replace(config, filter="forgetting+rival")).fit()
+    assert not Path(config.output_dir).exists()
+
+
+def test_an_added_filter_checks_its_inputs_before_another_is_trained(config, monkeypatch):
+    def check(workshop, data, parameters):
+        raise DataError(f"{len(data.noisy.source)} rows, but no {parameters['of']}")
+
+    @traits(check=check)
+    def rival(workshop, data, config, *, of: str = "clock"):
+        pytest.fail("it was run")
+
+    monkeypatch.setitem(FILTERS, "rival", rival)
+    with pytest.raises(DataError, match="rows, but no clock"):
+        ForgetFilter(dataclasses.replace(config, filter="forgetting,rival")).fit()
+    assert not list(Path(config.output_dir).glob("stages/*"))
+
+
+def test_scores_of_a_filter_that_has_changed_are_made_anew(config, monkeypatch):
+    runs = []
+
+    def rival(workshop, data, config):
+        runs.append(traits_of(rival).changed)
+        return Scored(np.zeros(len(data.noisy.examples)))
+
+    monkeypatch.setitem(FILTERS, "rival", rival)
+    for change in (None, None, "a sign", "a sign"):
+        traits(changed=change)(rival)
+        ForgetFilter(dataclasses.replace(config, filter="rival")).fit()
+    assert runs == [None, "a sign"]
 
 
 def test_files_that_parameters_name_are_told_by_what_they_hold(tmp_path):

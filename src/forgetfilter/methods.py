@@ -1,13 +1,14 @@
-"""Parameters of filters and defenses: the keyword-only arguments of their functions, with their default values.
+"""What filters and defenses say of themselves in their files: their parameters, their constants, and what they need.
 
-Their annotations say of what type they are and, as PositiveInt does, how small they may be.
+Parameters are the keyword-only arguments of their functions, with their default values; their annotations say of what
+type they are and, as PositiveInt does, how small they may be. What they need stands in `@traits(...)` above them.
 """
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import ModuleType, NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from forgetfilter.errors import ConfigError
 
@@ -37,6 +38,55 @@ PositiveFloat = Annotated[float, Least(0, above=True)]
 NonNegativeFloat = Annotated[float, Least(0)]
 Given = Mapping[str, Mapping[str, Any]] | None
 """What the user gave: method -> parameter -> value."""
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What must be known of a filter or a defense before it is run.
+
+    Attributes:
+        unsafe: It learns from rows known to be unsafe (`--unsafe_dataset_name`).
+        pairs: It learns from such rows, each beside a safe row of the same prompt.
+        unaligned: It needs the model before its alignment.
+        adapter: It repairs a LoRA adapter, so it does not work where all weights are trained.
+        whole: It makes another M0, of whole weights, so it does not work with weights in 4 bits.
+        keeps_by: The filter by which it keeps rows.
+        scores_by: The filter whose scores it uses in another way.
+        check: Raises what it would raise for want of an input, before others are trained. Takes the workshop, the data
+            and its parameters.
+        own_scale: Its scale owes nothing to the safe rows, so it means as much with those in the box.
+        row_by_row: A row's score is its own, whatever rows that say the same have.
+        changed: What it has done otherwise since a version that stored scores; they are not used again.
+    """
+
+    unsafe: bool = False
+    pairs: bool = False
+    unaligned: bool = False
+    adapter: bool = False
+    whole: bool = False
+    keeps_by: str | None = None
+    scores_by: str | None = None
+    check: Callable[..., None] | None = None
+    own_scale: bool = False
+    row_by_row: bool = False
+    changed: str | None = None
+
+
+def traits(**known: Any) -> Callable[[Method], Method]:
+    """Note the Traits of the method below."""
+
+    def noted(method: Method) -> Method:
+        vars(method)["traits"] = Traits(**known)
+        return method
+
+    return noted
+
+
+def traits_of(method: Callable[..., Any]) -> Traits:
+    """What a method has said of itself; nothing special if it has said nothing."""
+    found: Traits = getattr(method, "traits", Traits())
+    return found
 
 
 def arguments(name: str, method: Callable[..., Any], given: Given) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from forgetfilter.defenses.toss_tokens import toss_tokens
 from forgetfilter.defenses.vaccine import vaccine, vaccine_plain, vaccine_random
 from forgetfilter.errors import ConfigError
 from forgetfilter.filters import FILTERS, arguments_of, constants_behind, filter_named, made_from, require_filter
-from forgetfilter.methods import arguments, constants
+from forgetfilter.methods import Traits, arguments, constants, traits_of
 from forgetfilter.workshop import Workshop
 
 JOIN = "-then-"
@@ -76,20 +76,6 @@ OURS = (*PREPARATIONS, *DEFENSES, *REPAIRS)
 """Defenses that this package brings, listed before anyone adds another: of these it is known what they learn from."""
 ROUNDINGS = ("int8", "int4")
 """Repairs that leave a whole model without an adapter; only safety_finetuning, which trains one, can follow them."""
-NEED_WHOLE = (*PREPARATIONS, *ROUNDINGS)
-"""Defenses that make another M0, of whole weights."""
-NEED_PAIRS = ("repnoise", "repnoise_plain", "somf", "somf_dpo")
-"""Defenses that learn from rows known to be unsafe and safe rows of the same prompts."""
-NEED_BASE = ("safe_lora", "safe_lora_scaled")
-"""Defenses that need the model before its alignment."""
-NEED_ADAPTER = (*NEED_BASE, "somf", "somf_interpolated", "somf_dpo")
-"""Defenses that repair an adapter."""
-KEPT_BY = {"forget_filter": "forgetting", "forget_filter_self_correction": "forgetting"}
-"""Defense -> the filter that decides which rows it keeps."""
-LEARNS_FROM = {"toss_tokens": "toss"}
-"""Defense -> the filter whose scores it uses in another way."""
-
-
 PREPARATION, FILTER, TRAINING, REPAIR, UNKNOWN = range(5)
 """Kinds of defenses, in the order in which they stand in the work; UNKNOWN: there is no such defense."""
 
@@ -126,14 +112,20 @@ def _kind(part: str) -> int:
 def filter_of(name: str) -> str | None:
     """The filter that a defense keeps rows by; None if it keeps all, or there is no such defense."""
     for part in parts_of(name):
-        if part in KEPT_BY or _kind(part) == FILTER:
-            return KEPT_BY.get(part, part)
+        by = part if _kind(part) == FILTER else _traits(part).keeps_by
+        if by is not None:
+            return by
     return None
+
+
+def _traits(part: str) -> Traits:
+    """What a defense that is no filter says of itself; nothing special where there is no such defense."""
+    return traits_of(_method(part)) if _kind(part) in (PREPARATION, TRAINING, REPAIR) else Traits()
 
 
 def _learns_from(part: str) -> str | None:
     """The filter whose scores a defense uses, to keep rows by or in another way; None if it uses none."""
-    return filter_of(part) or LEARNS_FROM.get(part)
+    return filter_of(part) or _traits(part).scores_by
 
 
 def exists(name: str) -> bool:
@@ -193,13 +185,13 @@ def needs_unsafe(name: str, config: ForgetFilterConfig) -> bool:
         by = _learns_from(part)
         learnt_from = [] if by is None else made_from(by, config)
         own = part in OURS or _kind(part) == FILTER
-        if part in NEED_PAIRS or not own or not set(learnt_from).isdisjoint(filters.NEED_UNSAFE):
+        if _traits(part).pairs or not own or filters.learn_unsafe(learnt_from):
             return True
     return False
 
 
 def _parameters(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
-    if name in NEED_PAIRS and config.unsafe_dataset_name is None:
+    if _traits(name).pairs and config.unsafe_dataset_name is None:
         raise ConfigError(f"{name} needs unsafe answers to prompts of the safe rows: --unsafe_dataset_name FILE.")
     by = _learns_from(name)
     own = _arguments(name, config) if _kind(name) != FILTER else {}
@@ -226,14 +218,14 @@ def require_inputs(name: str, workshop: Workshop, data: Data) -> None:
     """
     config = workshop.config
     for part in parts_of(name):
-        by = _learns_from(part)
+        by, own = _learns_from(part), _traits(part)
         if by is not None:
             filters.require_inputs(by, workshop, data)
-        if part in NEED_ADAPTER and not config.use_peft:
+        if own.adapter and not config.use_peft:
             raise ConfigError(f"{part} repairs a LoRA adapter: it does not work with use_peft off.")
-        if part in NEED_PAIRS:
+        if own.pairs:
             pairs(data, part)
-        if part in NEED_BASE and config.alignment_dataset_name is None and name.partition(JOIN)[0] not in PREPARATIONS:
+        if own.unaligned and config.alignment_dataset_name is None and name.partition(JOIN)[0] not in PREPARATIONS:
             before_alignment(part, config, workshop.m0, _arguments(part, config)["base"])
 
 
@@ -244,7 +236,7 @@ def _method(name: str) -> Callable[..., Any]:
 
 
 def _arguments(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
-    if name in NEED_WHOLE and config.load_in_4bit:
+    if _traits(name).whole and config.load_in_4bit:
         raise ConfigError(f"{name} makes another M0, of whole weights: it does not work with load_in_4bit.")
     return arguments(name, _method(name), config.parameters)
 

@@ -17,6 +17,7 @@ from forgetfilter.decision.outputs import Decision
 from forgetfilter.defenses.result import Kept, Result, budget
 from forgetfilter.errors import RunError
 from forgetfilter.filters import score
+from forgetfilter.methods import traits
 from forgetfilter.scored import Scored
 from forgetfilter.workshop import Workshop
 
@@ -67,6 +68,7 @@ def keeping(name: str) -> Callable[[Workshop, Data, ForgetFilterConfig], Result]
         name: The filter's, of FILTERS.
     """
 
+    @traits(keeps_by=name)
     def defense(workshop: Workshop, data: Data, config: ForgetFilterConfig) -> Result:
         """Filter, then finetune on what is kept, each row as often as `none` sees it."""
         examples, kept = kept_by(name, workshop, data, config)

@@ -33,7 +33,7 @@ from forgetfilter.defenses.pairs import Pair, pairs
 from forgetfilter.defenses.result import rebased
 from forgetfilter.errors import ModelError
 from forgetfilter.hooks import Hooks
-from forgetfilter.methods import NonNegativeFloat, PositiveFloat, PositiveInt
+from forgetfilter.methods import NonNegativeFloat, PositiveFloat, PositiveInt, traits
 from forgetfilter.workshop import Workshop
 
 KERNELS, FACTOR = 5, 2.0
@@ -182,6 +182,7 @@ def harmful_loss(model: Any, logits: Tensor, hidden_states: Sequence[Tensor], ba
     return torch.stack([batch.loss(logits), *early, batch.loss_read_by(hidden_states[-1], head)]).sum()
 
 
+@traits(pairs=True, whole=True)
 def repnoise(
     workshop: Workshop,
     data: Data,
@@ -229,6 +230,7 @@ def repnoise(
     return rebased(workshop, f"repnoise-{alpha}-{beta}", rows, settings, hooks, use_peft=False)
 
 
+@traits(pairs=True, whole=True)
 def repnoise_plain(
     workshop: Workshop,
     data: Data,

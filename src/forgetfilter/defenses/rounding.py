@@ -21,6 +21,7 @@ from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.defenses.result import Result
 from forgetfilter.errors import ModelError
+from forgetfilter.methods import traits
 from forgetfilter.workshop import M0, Workshop
 
 
@@ -49,11 +50,13 @@ def round_layers(model: Any, bits: int) -> None:
         layer.weight.data = rounded(weight.T, bits).T if isinstance(layer, Conv1D) else rounded(weight, bits)
 
 
+@traits(whole=True)
 def int8(workshop: Workshop, data: Data, config: ForgetFilterConfig, tuned: Result) -> Result:
     """Round to 8 bits."""
     return _rounded(workshop, tuned, 8)
 
 
+@traits(whole=True)
 def int4(workshop: Workshop, data: Data, config: ForgetFilterConfig, tuned: Result) -> Result:
     """Round to 4 bits."""
     return _rounded(workshop, tuned, 4)

@@ -24,7 +24,7 @@ from forgetfilter.data.loading import Data
 from forgetfilter.defenses.adapters import Update, Weights, changed, load, require_adapter, turned, up_name, updates
 from forgetfilter.defenses.result import Result
 from forgetfilter.errors import ConfigError, ModelError
-from forgetfilter.methods import NonNegativeInt, PositiveInt
+from forgetfilter.methods import NonNegativeInt, PositiveInt, traits
 from forgetfilter.model.folders import find_weights, weights_hash
 from forgetfilter.model.weights import whole_model
 from forgetfilter.workshop import M0, Workshop
@@ -133,6 +133,7 @@ def _whole_norm(tensors: dict[str, Tensor]) -> float:
     return float(torch.stack([update.norm() ** 2 for update in updates(tensors)]).sum().sqrt())
 
 
+@traits(unaligned=True, adapter=True)
 def safe_lora(
     workshop: Workshop,
     data: Data,
@@ -168,6 +169,7 @@ def safe_lora(
     return replace(tuned, model=model, facts={**tuned.facts, **found.facts()})
 
 
+@traits(unaligned=True, adapter=True)
 def safe_lora_scaled(
     workshop: Workshop,
     data: Data,

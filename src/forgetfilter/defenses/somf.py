@@ -31,7 +31,7 @@ from forgetfilter.defenses.adapters import changed, load, require_adapter
 from forgetfilter.defenses.pairs import pairs, prefer
 from forgetfilter.defenses.result import Result
 from forgetfilter.errors import ConfigError
-from forgetfilter.methods import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from forgetfilter.methods import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, traits
 from forgetfilter.model.folders import weights_hash
 from forgetfilter.workshop import Workshop
 
@@ -108,6 +108,7 @@ class Masks:
         save_file(self.logits, folder / LOGITS)
 
 
+@traits(pairs=True, adapter=True)
 def somf(
     workshop: Workshop,
     data: Data,
@@ -162,6 +163,7 @@ def binary(logits: Mapping[str, Tensor], draw: int) -> dict[str, Tensor]:
     return {key: torch.bernoulli(value.sigmoid(), generator=generator) for key, value in sorted(logits.items())}
 
 
+@traits(adapter=True)
 def somf_interpolated(
     workshop: Workshop, data: Data, config: ForgetFilterConfig, tuned: Result, *, share: NonNegativeFloat = 0.5
 ) -> Result:
@@ -186,6 +188,7 @@ def somf_interpolated(
     return replace(tuned, model=changed(workshop, "somf_interpolated", adapter, tensors, made_of))
 
 
+@traits(pairs=True, adapter=True)
 def somf_dpo(
     workshop: Workshop,
     data: Data,

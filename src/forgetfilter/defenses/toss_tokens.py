@@ -19,9 +19,11 @@ from forgetfilter.data.tokenization import IGNORED, Example
 from forgetfilter.defenses.result import Result, budget
 from forgetfilter.errors import ConfigError
 from forgetfilter.filters import scores_of
+from forgetfilter.methods import traits
 from forgetfilter.workshop import Workshop
 
 
+@traits(scores_by="toss")
 def toss_tokens(workshop: Workshop, data: Data, config: ForgetFilterConfig, *, masked_share: float = 0.2) -> Result:
     """Mask, then finetune.
 

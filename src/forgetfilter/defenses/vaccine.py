@@ -23,7 +23,7 @@ from forgetfilter.data.loading import Data
 from forgetfilter.defenses.result import rebased
 from forgetfilter.errors import ModelError
 from forgetfilter.hooks import Hooks
-from forgetfilter.methods import NonNegativeFloat
+from forgetfilter.methods import NonNegativeFloat, traits
 from forgetfilter.workshop import Workshop
 
 SMALL = 1e-7
@@ -101,6 +101,7 @@ class Perturbation:
         return forward
 
 
+@traits(whole=True)
 def vaccine(workshop: Workshop, data: Data, config: ForgetFilterConfig, *, rho: NonNegativeFloat = 1.0) -> Workshop:
     """M0 after a perturbed finetuning on the safe rows.
 
@@ -117,6 +118,7 @@ def vaccine(workshop: Workshop, data: Data, config: ForgetFilterConfig, *, rho: 
     return _aligned("vaccine", workshop, data, config, Perturbation(rho))
 
 
+@traits(whole=True)
 def vaccine_random(
     workshop: Workshop, data: Data, config: ForgetFilterConfig, *, rho: NonNegativeFloat = 1.0
 ) -> Workshop:
@@ -124,6 +126,7 @@ def vaccine_random(
     return _aligned("vaccine_random", workshop, data, config, Perturbation(rho, random=True))
 
 
+@traits(whole=True)
 def vaccine_plain(workshop: Workshop, data: Data, config: ForgetFilterConfig) -> Workshop:
     """The control without perturbation: M0 after a finetuning on the safe rows."""
     return _aligned("vaccine_plain", workshop, data, config, None)

@@ -1,6 +1,6 @@
 """Filters: ways to score every row of the noisy data, one file each: NAME(workshop, data, config, ...) -> Scored."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,14 +9,14 @@ import numpy as np
 
 from forgetfilter import old_runs, processes
 from forgetfilter.config import MARKED, ForgetFilterConfig
-from forgetfilter.data.loading import Data, Rows, require_column
+from forgetfilter.data.loading import Data, Rows
 from forgetfilter.data.single_answers import single_answers
 from forgetfilter.errors import ConfigError
 from forgetfilter.files import digest, sha256
 from forgetfilter.filters.anchor_gradients import anchor_gradients
 from forgetfilter.filters.column import column
 from forgetfilter.filters.forgetting import forgetting, ranks_alone_if_builtin
-from forgetfilter.filters.forgetting_rouge1 import forgetting_rouge1, require_prompts
+from forgetfilter.filters.forgetting_rouge1 import forgetting_rouge1
 from forgetfilter.filters.gradient_norm import gradient_norm
 from forgetfilter.filters.guard import guard
 from forgetfilter.filters.hidden_safe_noisy import hidden_safe_noisy
@@ -27,13 +27,13 @@ from forgetfilter.filters.neutral_review import neutral_review
 from forgetfilter.filters.probe import probe
 from forgetfilter.filters.random import random
 from forgetfilter.filters.safe_only import safe_only, safe_only_drop
-from forgetfilter.filters.seal import require_one_process, seal
+from forgetfilter.filters.seal import seal
 from forgetfilter.filters.second_split import second_split
 from forgetfilter.filters.self_judge import self_judge
 from forgetfilter.filters.together import JOIN, together
 from forgetfilter.filters.toss import toss
 from forgetfilter.filters.words import words
-from forgetfilter.methods import arguments, constants, require_known
+from forgetfilter.methods import arguments, constants, require_known, traits_of
 from forgetfilter.scored import Scored
 
 if TYPE_CHECKING:
@@ -64,10 +64,6 @@ FILTERS: dict[str, Filter] = {
     "column": column,
 }
 """By the names that --filter takes; `filter_named` also takes several of them, joined by +."""
-NEED_UNSAFE = ("larf", "anchor_gradients", "toss")
-"""Filters that learn from rows known to be unsafe."""
-OWN_SCALE = ("guard",)
-"""Filters with a scale that owes nothing to the safe rows."""
 
 
 def filter_named(name: str) -> Filter | None:
@@ -97,6 +93,11 @@ def arguments_of(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
     return arguments(name, method, config.parameters)
 
 
+def learn_unsafe(names: Iterable[str]) -> list[str]:
+    """Those of the filters that learn from rows known to be unsafe."""
+    return [name for name in names if traits_of(FILTERS[name]).unsafe]
+
+
 def made_from(name: str, config: ForgetFilterConfig) -> list[str]:
     """The filters that a filter's scores are made from: itself or those it joins, and the witness of a probe.
 
@@ -122,20 +123,20 @@ def require_filters(config: ForgetFilterConfig) -> None:
 
 def require_filter(name: str, config: ForgetFilterConfig) -> None:
     """Raise ConfigError unless a filter, its parameters and the data that it needs are there."""
-    for part in made_from(name, config):
-        if part in NEED_UNSAFE and config.unsafe_dataset_name is None:
-            raise ConfigError(
-                f"filter {part} needs rows that are known to be unsafe: --unsafe_dataset_name FILE, or "
-                f"--unsafe_dataset_name {MARKED} for those that you marked in a review of this run."
-            )
+    learning = learn_unsafe(made_from(name, config))
+    if learning and config.unsafe_dataset_name is None:
+        raise ConfigError(
+            f"filter {learning[0]} needs rows that are known to be unsafe: --unsafe_dataset_name FILE, or "
+            f"--unsafe_dataset_name {MARKED} for those that you marked in a review of this run."
+        )
 
 
 def unused(config: ForgetFilterConfig) -> list[str]:
     """A line for each setting that none of the config's filters uses, though it was given."""
     parts = {part for name in config.filters for part in made_from(name, config)}
     found = []
-    if config.unsafe_dataset_name is not None and parts.isdisjoint(NEED_UNSAFE):
-        found.append(f"unsafe_dataset_name is not used: only {', '.join(NEED_UNSAFE)} learn from it.")
+    if config.unsafe_dataset_name is not None and not learn_unsafe(parts):
+        found.append(f"unsafe_dataset_name is not used: only {', '.join(learn_unsafe(FILTERS))} learn from it.")
     if config.sample_rows != "auto" and "probe" not in parts:
         found.append("sample_rows is not used: only the probe takes a sample of the rows.")
     return found
@@ -156,15 +157,9 @@ def require_inputs(name: str, workshop: "Workshop", data: Data) -> None:
         ModelError: If there is no such guard.
     """
     for part in made_from(name, workshop.config):
-        own = arguments_of(part, workshop.config)
-        if part == "forgetting_rouge1":
-            require_prompts(data.noisy.row_format)
-        if part == "seal":
-            require_one_process()
-        if part == "column":
-            require_column(data.noisy.source, own["name"], "parameters.column.name")
-        if part == "guard":
-            workshop.guard_kind(own["model"], own["kind"])
+        check = traits_of(FILTERS[part]).check
+        if check is not None:
+            check(workshop, data, arguments_of(part, workshop.config))
 
 
 def score(workshop: "Workshop", data: Data, name: str) -> Scored:
@@ -203,14 +198,13 @@ def scores_key(workshop: "Workshop", data: Data, name: str) -> str:
     made_of = [*_made_of_filter(name, config), workshop.m0.sha256, data.facts(), identity]
     others = made_from(name, config)
     made_of += [_made_of_filter(part, config) for part in others if part != name]
-    if data.unsafe is not None and set(others) & set(NEED_UNSAFE):
+    if data.unsafe is not None and learn_unsafe(others):
         made_of.append(data.unsafe.facts())
     if data.noisy.copies().any():
         made_of.append("copies share their scores")  # in runs made before, they did not
         made_of += ["and count"] if "probe" in parts_of(name) else []
-        made_of += ["but for numbers of their own"] if "column" in parts_of(name) else []
-    if {"gradient_norm", "anchor_gradients"} & set(others):
-        made_of.append("gradients are as long as the weights'")  # in runs made before, they were not
+        made_of += ["but for numbers of their own"] if _row_by_row(name) else []
+    made_of += sorted({traits_of(FILTERS[part]).changed for part in others} - {None})
     if data.planted is not None:
         made_of.append(data.planted.facts())
     if data.noisy.several_answers:
@@ -238,12 +232,12 @@ def part_with_scores(workshop: "Workshop", data: Data, name: str) -> str:
 
 
 def _of_all_rows(name: str, workshop: "Workshop", data: Data, parameters: dict[str, Any]) -> Scored:
-    """A filter's scores of all rows. It sees rows that say the same once, and the planted rows among them.
+    """A filter's scores of all rows.
 
-    The filter `column` sees all rows: a number that a row brings along is its own, whatever other rows say.
+    It sees rows that say the same once, unless it scores row by row, and the planted rows among them.
     """
     rows = np.arange(len(data.noisy.examples))
-    firsts = rows if "column" in parts_of(name) else data.noisy.first_copies
+    firsts = rows if _row_by_row(name) else data.noisy.first_copies
     seen = np.flatnonzero(firsts == rows)
     noisy = data.noisy
     if len(seen) < len(rows):
@@ -251,7 +245,7 @@ def _of_all_rows(name: str, workshop: "Workshop", data: Data, parameters: dict[s
     if data.planted is not None:
         noisy = noisy.with_planted(data.planted)
     scored = _answer_by_answer(name, workshop, replace(data, noisy=noisy, planted=None), parameters)
-    if name not in OWN_SCALE:
+    if not (name in FILTERS and traits_of(FILTERS[name]).own_scale):
         scored = ranks_alone_if_builtin(scored, data)
     if data.planted is not None:
         scored = _planted_noted(scored, len(seen), name, parameters.get("on", name))
@@ -268,9 +262,14 @@ def _answer_by_answer(name: str, workshop: "Workshop", data: Data, parameters: d
     if answers is None:
         return method(workshop, data, config, **parameters)
     noisy, row_of = answers
-    if "column" not in parts_of(name):  # it sees the rows that others see once more often
+    if not _row_by_row(name):  # it sees the rows that others see once more often
         workshop.run.write_json("stages/answers.json", np.bincount(row_of).tolist())
     return method(workshop, replace(data, noisy=noisy), config, **parameters).most_suspect(row_of)
+
+
+def _row_by_row(name: str) -> bool:
+    """Whether a filter, or one of those that it joins, gives rows that say the same scores of their own."""
+    return any(traits_of(FILTERS[part]).row_by_row for part in parts_of(name))
 
 
 def _planted_noted(scored: Scored, rows: int, name: str, witness: str) -> Scored:

@@ -15,13 +15,14 @@ import numpy as np
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import Example
-from forgetfilter.methods import PositiveInt
+from forgetfilter.methods import PositiveInt, traits
 from forgetfilter.scored import Scored
 
 if TYPE_CHECKING:
     from forgetfilter.workshop import Workshop
 
 
+@traits(unsafe=True, changed="gradients are as long as the weights'")
 def anchor_gradients(
     workshop: "Workshop",
     data: Data,

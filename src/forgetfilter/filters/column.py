@@ -1,19 +1,27 @@
 """column: scores that the noisy data already has, such as those of a moderation service or a guard model."""
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data, require_column
 from forgetfilter.errors import DataError
+from forgetfilter.methods import traits
 from forgetfilter.scored import Scored
 
 if TYPE_CHECKING:
     from forgetfilter.workshop import Workshop
 
 
+def require_numbers(workshop: "Workshop", data: Data, parameters: Mapping[str, Any]) -> None:
+    """Raise DataError if no row has the column."""
+    require_column(data.noisy.source, parameters["name"], "parameters.column.name")
+
+
+@traits(check=require_numbers, row_by_row=True)
 def column(
     workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, name: str, higher_is_safer: bool = False
 ) -> Scored:

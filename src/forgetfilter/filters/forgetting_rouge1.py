@@ -21,7 +21,7 @@ from forgetfilter.filters.forgetting import (
     review_settings,
     token_costs,
 )
-from forgetfilter.methods import PositiveFloat
+from forgetfilter.methods import PositiveFloat, traits
 from forgetfilter.scored import Scale, Scored
 
 if TYPE_CHECKING:
@@ -48,12 +48,13 @@ def rouge1(answer: str, reference: str) -> float:
     return 2 * shared / (ours.total() + theirs.total()) if shared else 0.0
 
 
-def require_prompts(row_format: str) -> None:
-    """Raise ConfigError if rows of this format have no prompts to answer."""
-    if base_format(row_format) == "text":
+def require_prompts(workshop: "Workshop", data: Data, parameters: object = None) -> None:
+    """Raise ConfigError if the noisy rows have no prompts to answer."""
+    if base_format(data.noisy.row_format) == "text":
         raise ConfigError("filter forgetting_rouge1 needs prompts, and rows of format text have none: use forgetting.")
 
 
+@traits(check=require_prompts)
 def forgetting_rouge1(
     workshop: "Workshop",
     data: Data,
@@ -75,7 +76,7 @@ def forgetting_rouge1(
         ConfigError: If the rows are of a format without prompts.
     """
     rows, noisy, safe = data.noisy.examples, data.noisy.trainable(), data.safe.trainable()
-    require_prompts(data.noisy.row_format)
+    require_prompts(workshop, data)
     noisy_settings = config.noisy_stage(len(noisy))
     review = review_settings(config, len(noisy), len(safe), review_rate, review_share)
     stages = {"noisy": (noisy_settings, noisy), "review": (review, safe)}

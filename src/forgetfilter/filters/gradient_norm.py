@@ -12,12 +12,14 @@ import numpy as np
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
+from forgetfilter.methods import traits
 from forgetfilter.scored import Scored
 
 if TYPE_CHECKING:
     from forgetfilter.workshop import Workshop
 
 
+@traits(changed="gradients are as long as the weights'")
 def gradient_norm(workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, with_length: bool = True) -> Scored:
     """log(||g||^2 + 1) + log(tokens + 1), with g the gradient of the row's mean loss under M0.
 

@@ -15,7 +15,7 @@ verdict that it would give.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -31,6 +31,7 @@ from forgetfilter.data.lazy import Lazy
 from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import IGNORED, Example, on_disk
 from forgetfilter.errors import ConfigError
+from forgetfilter.methods import traits
 from forgetfilter.scored import NO_PROMISE, Scale, Scored
 
 if TYPE_CHECKING:
@@ -56,6 +57,12 @@ UNSAFE_LABELS = (
 """Labels of classifiers that count as unsafe, in small letters; so does LABEL_1 where there are two without names."""
 
 
+def require_guard(workshop: "Workshop", data: Data, parameters: Mapping[str, Any]) -> None:
+    """Raise ModelError if there is no such guard, and ConfigError if it is of no known kind."""
+    workshop.guard_kind(parameters["model"], parameters["kind"])
+
+
+@traits(check=require_guard, own_scale=True)
 def guard(
     workshop: "Workshop",
     data: Data,

@@ -12,12 +12,14 @@ import numpy as np
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
+from forgetfilter.methods import traits
 from forgetfilter.scored import Scored
 
 if TYPE_CHECKING:
     from forgetfilter.workshop import Workshop
 
 
+@traits(unsafe=True)
 def larf(workshop: "Workshop", data: Data, config: ForgetFilterConfig) -> Scored:
     """Mean cosine to the known unsafe rows' hidden states, minus that to the safe rows', from -2 to 2."""
     noisy, safe = (_directions(states) for states in workshop.states_of(data))

@@ -25,7 +25,7 @@ from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import Example
 from forgetfilter.errors import ConfigError
 from forgetfilter.hooks import Hooks
-from forgetfilter.methods import PositiveFloat, PositiveInt
+from forgetfilter.methods import PositiveFloat, PositiveInt, traits
 from forgetfilter.scored import NO_PROMISE, Scale, Scored
 
 if TYPE_CHECKING:
@@ -146,12 +146,13 @@ class _Losses:
         return (1 - share) * sum(weighted) / len(weighted)
 
 
-def require_one_process() -> None:
+def require_one_process(*_: Any) -> None:
     """Raise ConfigError if a launcher has started several processes."""
     if processes.count() > 1:
         raise ConfigError("filter seal works in a single process only: start it without a launcher.")
 
 
+@traits(check=require_one_process)
 def seal(
     workshop: "Workshop",
     data: Data,

@@ -15,13 +15,14 @@ import pyarrow as pa
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.filters.forgetting import review_settings
-from forgetfilter.methods import PositiveFloat, PositiveInt
+from forgetfilter.methods import PositiveFloat, PositiveInt, traits
 from forgetfilter.scored import Scored
 
 if TYPE_CHECKING:
     from forgetfilter.workshop import Workshop
 
 
+@traits(unsafe=True)
 def toss(
     workshop: "Workshop",
     data: Data,

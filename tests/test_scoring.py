@@ -18,6 +18,7 @@ from forgetfilter import ForgetFilter, scoring, shards
 from forgetfilter.crossfit import judged_by
 from forgetfilter.data import readers, sources
 from forgetfilter.data.formats import RowError
+from forgetfilter.data.ids import ids_alone
 from forgetfilter.data.loading import load_data, tokenize
 from forgetfilter.data.sources import load_source
 from forgetfilter.decision.decide import decide
@@ -500,7 +501,7 @@ def test_other_things_are_no_data():
 
 
 def test_ids_are_the_rows_own_or_those_of_their_content():
-    first, second, third = sources.ids_alone(load_source([{"id": 7}, {"text": "a"}, {"text": "a"}]))
+    first, second, third = ids_alone(load_source([{"id": 7}, {"text": "a"}, {"text": "a"}]))
     assert first == "7"
     assert second == third
     assert len(second) == 16

@@ -13,7 +13,8 @@ import pytest
 
 from forgetfilter.data import readers
 from forgetfilter.data.formats import detect_format, read_row
-from forgetfilter.data.sources import load_source, open_stream, unusable_ids
+from forgetfilter.data.ids import unusable_ids
+from forgetfilter.data.sources import load_source, open_stream
 from forgetfilter.errors import DataError
 
 

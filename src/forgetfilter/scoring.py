@@ -23,6 +23,7 @@ from forgetfilter import processes, shards
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.crossfit import judged_by
 from forgetfilter.data.formats import base_format
+from forgetfilter.data.ids import ids_alone
 from forgetfilter.data.loading import (
     SHOWN,
     Rows,
@@ -33,7 +34,7 @@ from forgetfilter.data.loading import (
     wrong_rows,
 )
 from forgetfilter.data.single_answers import single_answers
-from forgetfilter.data.sources import Source, Stream, ids_alone, of_hub_alone, open_stream
+from forgetfilter.data.sources import Source, Stream, of_hub_alone, open_stream
 from forgetfilter.data.tokenization import Example
 from forgetfilter.data.unreadable import unreadable
 from forgetfilter.decision.choice import drops

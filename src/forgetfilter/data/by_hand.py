@@ -6,7 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from forgetfilter.data.sources import Source, unusable_ids
+from forgetfilter.data.ids import unusable_ids
+from forgetfilter.data.sources import Source
 from forgetfilter.errors import DataError
 from forgetfilter.marks import Said, word
 

@@ -30,9 +30,10 @@ from forgetfilter.data.formats import (
     unread_columns,
     with_columns,
 )
+from forgetfilter.data.ids import unusable_ids
 from forgetfilter.data.lazy import chosen, joined
 from forgetfilter.data.readers import why_no_line_parses
-from forgetfilter.data.sources import TRAIN, Source, load_source, of_hub_alone, unusable_ids
+from forgetfilter.data.sources import TRAIN, Source, load_source, of_hub_alone
 from forgetfilter.data.templates import learns
 from forgetfilter.data.tokenization import ChatTokenizer, Example, on_disk
 from forgetfilter.errors import ConfigError, DataError

@@ -6,7 +6,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -15,12 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from forgetfilter.data.columns import GROUP, column_of, encodable, records_of, types_of
 from forgetfilter.data.formats import Record, Turn, read_row
+from forgetfilter.data.ids import ids_of
 from forgetfilter.data.lazy import Lazy, Spool, chosen, column, in_parts, joined, table_on_disk
 from forgetfilter.errors import DataError
-
-GROUP = 16_384
-"""Rows of a table that are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ class Source:
 
     def _records(self, rows: np.ndarray) -> Sequence[Record | None]:
         if self.table is not None:
-            return _records_of(self._taken(rows))
+            return records_of(self._taken(rows))
         if self.made is not None:
             return chosen(self.made, rows)
         raw = zip(rows.tolist(), chosen(self.raw, rows), strict=True)
@@ -135,12 +134,7 @@ class Source:
     @cached_property
     def ids(self) -> Sequence[str]:
         """A stable id for each row: its own `id` if these are unique, else a hash of its content and a count."""
-        own, given = _own_ids(self)
-        if given and _unusable(own, self) is None:
-            return Lazy(len(own), lambda rows: own.take(pa.array(rows)).to_pylist())
-        content = np.array([int(_content_id(record), 16) for record in self.records], np.uint64)
-        count = _occurrences(content)
-        return Lazy(len(content), lambda rows: [f"{content[row]:016x}-{count[row]}" for row in rows.tolist()])
+        return ids_of(self)
 
     def rows(self) -> Sequence[Record]:
         """The rows without an error."""
@@ -255,18 +249,18 @@ class Source:
         if self.table is not None:
             yield from self._tables()
             return
-        types = {name: pa.string() if kind is None else kind for name, kind in self._types().items()}
+        types = {name: pa.string() if kind is None else kind for name, kind in types_of(self.rows()).items()}
         schema = pa.schema([(encodable(name), kind) for name, kind in types.items()])
         yield schema.empty_table()
         for rows in in_parts(self.rows(), GROUP):
-            columns = [_column([row.get(name) for row in rows], kind) for name, kind in types.items()]
+            columns = [column_of([row.get(name) for row in rows], kind) for name, kind in types.items()]
             yield pa.Table.from_arrays(columns, schema=schema)
 
     def schema(self) -> pa.Schema | None:
         """The columns of its rows and their types; None where a column's values have no type in common, or no name."""
         if self.table is not None:
             return self.table.schema
-        types = self._types()
+        types = types_of(self.rows())
         spelt = all(name == encodable(name) for name in types)
         return pa.schema(types.items()) if spelt and None not in types.values() else None
 
@@ -291,46 +285,6 @@ class Source:
             return pa.concat_tables([self.table.slice(row, 1) for row in rows.tolist()])
         return self.table.slice(least, max(0, most + 1 - least)).take(pa.array(rows - least, pa.int64()))
 
-    def _types(self) -> dict[str, pa.DataType | None]:
-        """Column -> the type that all of its values have in common; None where they have none."""
-        found: dict[str, set[pa.DataType | None]] = {}
-        for rows in in_parts(self.rows(), GROUP):
-            for name in dict.fromkeys(name for row in rows for name in row):
-                found.setdefault(name, set()).add(_type([row.get(name) for row in rows]))
-        types = {name: _common(kinds) for name, kinds in found.items()}
-        mixed = {name: types[name] for name, kinds in found.items() if len(kinds) > 1 and types[name] is not None}
-        for rows in in_parts(self.rows(), GROUP) if mixed else ():
-            types |= {name: None for name, kind in mixed.items() if not _fits([row.get(name) for row in rows], kind)}
-        return types
-
-
-def _records_of(table: pa.Table) -> list[Record | None]:
-    """The rows of a table. What holds JSON as text, as the datasets library keeps uneven objects, is parsed."""
-    rows: list[Record | None] = table.to_pylist()
-    kinds = {field.name: field.type for field in table.schema if _holds_json(field.type)}
-    for row in rows if kinds else ():
-        assert row is not None
-        row |= {name: _parsed(row[name], kind) for name, kind in kinds.items()}
-    return rows
-
-
-@cache
-def _holds_json(kind: pa.DataType) -> bool:
-    """Whether there is Arrow's type for JSON in a type; maps, of which the datasets library has none, are left."""
-    inner = [kind.field(number).type for number in range(0 if pa.types.is_map(kind) else kind.num_fields)]
-    return isinstance(kind, pa.JsonType) or any(map(_holds_json, inner))
-
-
-def _parsed(value: Any, kind: pa.DataType) -> Any:
-    """A value of such a type as JSON has it."""
-    if value is None or not _holds_json(kind):
-        return value
-    if isinstance(kind, pa.JsonType):
-        return json.loads(value)
-    if pa.types.is_struct(kind):
-        return {field.name: _parsed(value[field.name], field.type) for field in kind}
-    return [_parsed(inner, kind.value_type) for inner in value]
-
 
 def _note_keys(place: str, value: Any, keys: dict[str, set[frozenset[str]]]) -> None:
     """Note the keys of each object in a value by its place."""
@@ -341,54 +295,6 @@ def _note_keys(place: str, value: Any, keys: dict[str, set[frozenset[str]]]) -> 
     elif isinstance(value, list):
         for inner in value:
             _note_keys(place, inner, keys)
-
-
-NO_TYPE = (pa.ArrowException, OverflowError, ValueError, TypeError)
-"""What Arrow raises for values that fit no column."""
-
-
-def _type(values: list[Any]) -> pa.DataType | None:
-    """The type that values have in common; None if they have none."""
-    try:
-        return pa.array(values).type
-    except NO_TYPE:
-        return None
-
-
-def _fits(values: list[Any], kind: pa.DataType) -> bool:
-    """Whether a type holds all of these values."""
-    try:
-        pa.array(values, kind)
-    except NO_TYPE:
-        return False
-    return True
-
-
-def _common(kinds: set[pa.DataType | None]) -> pa.DataType | None:
-    """The type that holds values of all of these; None if there is none."""
-    if None in kinds:
-        return None
-    schemas = [pa.schema([("", kind)]) for kind in kinds]
-    try:
-        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-    except NO_TYPE:
-        return None
-
-
-def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """Values as a column of a type; as text where some are of other types."""
-    if kind == pa.string():
-        return pa.array([None if value is None else _as_text(value) for value in values], kind)
-    return pa.array(values, kind)
-
-
-def _as_text(value: Any) -> str:
-    return encodable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-
-
-def encodable(text: str) -> str:
-    """A text in which half a character, which UTF-8 cannot hold, is spelt out."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def from_table(table: pa.Table, name: str, first: int = 1) -> Source:
@@ -453,61 +359,3 @@ def put_together(name: str, parts: Iterable[Source], beside: Path | None = None)
         files=column(np.array(files, object)) if files else [],
         beside=beside,
     )
-
-
-def unusable_ids(source: Source) -> str | None:
-    """Why the rows' own ids cannot tell them apart; None if they can, or if no row has one."""
-    own, given = _own_ids(source)
-    return _unusable(own, source) if given else None
-
-
-def _unusable(own: pa.Array, source: Source) -> str | None:
-    """Why ids cannot tell rows apart; None if they can."""
-    wrong = np.flatnonzero(own.is_null().to_numpy(zero_copy_only=False))
-    if len(wrong):
-        where = source.place(int(wrong[0]))
-        return f"{len(wrong)} of {len(own)} rows have no 'id' that is text or a whole number, first {where}"
-    numbers = own.dictionary_encode().indices.to_numpy()
-    shared = np.flatnonzero(np.bincount(numbers)[numbers] > 1)
-    if len(shared):
-        where = source.place(int(shared[0]))
-        return f"{len(shared)} of {len(own)} rows share their 'id' with another one, first {where}"
-    return None
-
-
-def ids_alone(source: Source) -> list[str]:
-    """An id for each row that depends on no other row: its own `id`, else a hash of its content; they may repeat."""
-    records = ((record, (record or {}).get("id")) for record in source.records)
-    return [str(value) if _is_id(value) else _content_id(record) for record, value in records]
-
-
-def _own_ids(source: Source) -> tuple[pa.Array, bool]:
-    """Each row's own id as text, null where it can be none; and whether any row has one, usable or not."""
-    parts, given = [], False
-    for records in in_parts(source.records):
-        values = [(record or {}).get("id") for record in records]
-        given = given or any(value is not None for value in values)
-        parts.append(pa.array([str(value) if _is_id(value) else None for value in values], pa.large_string()))
-    return pa.chunked_array(parts, pa.large_string()).combine_chunks(), given
-
-
-def _occurrences(values: np.ndarray) -> np.ndarray:
-    """(values,) how many values up to this one, it included, are equal to it."""
-    order = np.argsort(values, kind="stable")
-    begins = np.append(True, values[order][1:] != values[order][:-1])[: len(order)]
-    first = np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))
-    found = np.empty(len(order), np.int64)
-    found[order] = np.arange(len(order)) - first + 1
-    return found
-
-
-def _content_id(record: Record | None) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _is_id(value: Any) -> bool:
-    """Whether a value can be an id: an integer, or text that UTF-8 can encode."""
-    try:
-        return isinstance(value, int) or (isinstance(value, str) and bool(value.encode() or True))
-    except UnicodeEncodeError:
-        return False

@@ -27,14 +27,14 @@ from forgetfilter.data.readers import (
     source_parts,
     unpacked_name,
 )
-from forgetfilter.data.source import Form, Source, from_table, ids_alone, put_together, unusable_ids
+from forgetfilter.data.source import Form, Source, from_table, put_together
 from forgetfilter.errors import DataError
 from forgetfilter.files import at_home, sha256
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["TRAIN", "Source", "Stream", "ids_alone", "load_source", "of_hub_alone", "open_stream", "unusable_ids"]
+__all__ = ["TRAIN", "Source", "Stream", "load_source", "of_hub_alone", "open_stream"]
 SAID = 500
 """Characters of what another library says of an error."""
 SHOWN = 80

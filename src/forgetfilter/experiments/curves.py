@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.columns import encodable
 from forgetfilter.data.loading import Rows, load_rows, require_column
-from forgetfilter.data.source import encodable
 from forgetfilter.data.tokenization import Example
 from forgetfilter.errors import ConfigError
 from forgetfilter.experiments.pictures import require_plots, save

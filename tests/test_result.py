@@ -1,6 +1,8 @@
 """A run as Python programs have it: opened again, decided, exported, shown, finetuned, and asked about new rows."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from stored_runs import stored_run
@@ -10,6 +12,7 @@ from forgetfilter.errors import DataError, RunError
 from forgetfilter.forgetting import ForgetFilter
 from forgetfilter.runs import Run
 
+README = Path(__file__).parents[1] / "README.md"
 ROWS = [{"prompt": "q", "completion": text} for text in ("fine", "bad", "good")]
 
 
@@ -53,3 +56,15 @@ def test_the_final_model_and_new_rows(config):
     assert not Run.open(result.run.folder).manifest["stages"]["final"]["stale"]
     with pytest.raises(RunError, match="probe"):
         result.score([{"prompt": "q", "completion": "a"}])
+
+
+def test_the_example_of_the_readme_runs_as_it_stands(tiny_model, tmp_path, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    settings = f"output_dir={str(tmp_path / 'run')!r}, model_name_or_path={str(tiny_model)!r}, lora_r=2"
+    code = code.replace('output_dir="run"', settings)
+    found = {}
+    exec(compile(code, str(README), "exec"), found)
+    result = found["result"]
+    kept = [found["noisy"][row["row"]] for row in result.scores if row["decision"] == "kept"]
+    assert result.kept.to_list() == kept
+    assert found["suspect"]["reason"] in capsys.readouterr().out

@@ -17,7 +17,7 @@ from forgetfilter.hooks import Hooks
 from forgetfilter.model.batches import label_logits
 from forgetfilter.model.memory import to_device
 from forgetfilter.runs import Run
-from forgetfilter.workshop import Workshop
+from forgetfilter.workshop import M0, Workshop
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -290,3 +290,28 @@ def test_a_final_model_is_found_again_by_its_rows_and_then_stale_no_more(config,
     assert trained.count("final") == 1
     assert not Run.open(run.folder).manifest["stages"]["final"]["stale"]
     assert finetune(Run.open(run.folder)) == model
+
+
+@pytest.mark.parametrize("use_peft", [True, False])
+def test_gradient_checkpointing_computes_again_and_trains_the_same_model(config, monkeypatch, use_peft):
+    from transformers import modeling_layers
+
+    again = []
+    run = modeling_layers.GradientCheckpointingLayer.__call__
+
+    def noted(layer, *args, **kwargs):
+        again.append(layer.training and getattr(layer, "gradient_checkpointing", False))
+        return run(layer, *args, **kwargs)
+
+    monkeypatch.setattr(modeling_layers.GradientCheckpointingLayer, "__call__", noted)
+    found = []
+    for on in (False, True):
+        own = dataclasses.replace(
+            config, gradient_checkpointing=on, use_peft=use_peft, output_dir=config.output_dir + str(on)
+        )
+        workshop = Workshop(M0.named(own), own, Run.start(own, {}))
+        rows = load_data(own, workshop.m0.chat).noisy.trainable()
+        model = workshop.train("plain", rows, own.noisy_stage(len(rows)))
+        found.append(workshop.read(rows, model).log_likelihood)
+        assert any(again) == on
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)

@@ -69,10 +69,11 @@ def test_the_models_of_some_filters_are_compared_as_well(settings, run_recipe, w
     asked = {"filters": ["random"], "defenses": ["random"], "evaluate": {"arithmetic": str(questions)}}
     with pytest.raises(ConfigError, match="notions"):  # what self_correction would be told is asked for by measures
         run_recipe({**settings, **asked})
-    bias = {"evaluate": {"arithmetic": str(questions)}, "notions": ["bias"]}
+    bias = {"evaluate": {"arithmetic": str(questions)}, "notions": ["bias"], "drop_share": 0.25}
     files = run_recipe({**settings, **asked, **bias})
     models = json.loads(next(path for path in files if path.parent.name == "defenses").read_text())
     assert [cell["defense"] for cell in models["cells"]] == ["random", "base", "none"]
+    assert models["cells"][0]["facts"]["dropped"] == 4  # though random scores have no scale
 
 
 def test_what_a_filter_learns_from_is_part_of_its_cell(settings, run_recipe, write_jsonl, noisy_file):

@@ -331,6 +331,15 @@ def test_drop_share_drops_that_share(config):
     assert min(row["forgetting"] for row in scores(result) if row["decision"] == "dropped") == forgotten[3]
 
 
+def test_a_share_may_be_asked_for_from_the_start_and_holds_until_another_rule_is(config):
+    result = ForgetFilter(dataclasses.replace(config, threshold="auto", drop_share=0.25)).fit()
+    assert result.metrics["dropped"] == 4
+    assert result.metrics["rule"] == "drop_share"
+    assert Result(Run.open(result.run.folder)).decide().metrics["dropped"] == 4
+    assert result.decide(threshold=1e9).metrics["dropped"] == 0
+    assert result.decide("auto").metrics["rule"] == "auto"
+
+
 def test_unscored_rows_are_kept_or_dropped_as_asked(config, write_jsonl):
     rows = [{"prompt": f"p{i}", "completion": "answer" if i else ""} for i in range(8)]
     config = dataclasses.replace(config, dataset_name=str(write_jsonl("noisy.jsonl", rows)), label_column=None)

@@ -39,6 +39,23 @@ def test_verdicts_are_the_most_and_the_least_suspect_rows():
     assert (everything == 0).sum() == 3  # no row has two verdicts
 
 
+def test_rows_that_score_the_same_get_one_verdict_wherever_they_stand():
+    flags = np.array([0.0] * 60 + [1.0] * 5 + [0.0] * 35)
+    np.testing.assert_array_equal(verdicts_of(flags, 0.25, 0.5), flags)  # not the last zeros, too, for want of ones
+    assert (verdicts_of(np.zeros(100), 0.25, 0.5) == 0).all()
+    np.testing.assert_array_equal(verdicts_of(np.array([2.0, 1, 1, 1, 0, 0]), 0.5, 0.5), [1, 1, 1, 1, 0, 0])
+
+
+@pytest.mark.parametrize("share", [0, 0.05])
+def test_a_topic_is_not_dropped_because_it_stands_last(share):
+    """A witness that says the same of all rows, or of all but a few, in a file that is sorted by topic."""
+    rng = np.random.default_rng(4)
+    states, safe = rows_of(rng, 60, 180)[::-1], rng.normal(0, 1, (60, 16))
+    witness = np.where(np.arange(240) % 20 == 3, share, 0)
+    found = learnt(witness, Scale(0.5, says="a flag"), CrossFit(states, safe))
+    assert rules.automatic(found.suspicion, found.scale).value is None
+
+
 def test_a_row_that_stands_for_several_gives_so_many_verdicts():
     scores, times = np.array([5.0, 4, 3, 2, 1, np.nan]), np.array([2, 1, 1, 1, 5, 9])
     found = verdicts_of(scores, 0.2, 0.5, times)  # of ten scored rows two are unsafe, five clean
@@ -275,6 +292,19 @@ def test_verdicts_that_are_noise_drop_nothing_and_leave_the_witness_its_say():
     assert threshold.value is None
     assert "no separation" in threshold.says
     assert np.corrcoef(rankdata(witness), found.suspicion)[0, 1] > 0.9
+
+
+def test_a_witness_without_a_scale_ranks_and_drops_nothing():
+    """Something is told by the hidden states in clean data, too: what M0 finds hard, say."""
+    rng = np.random.default_rng(9)
+    states, safe = rng.normal(0, 1, (240, 16)), rng.normal(0, 1, (100, 16))
+    witness = states[:, 0] + rng.normal(0, 0.1, 240)
+    found = learnt(witness, None, CrossFit(states, safe))
+    threshold = rules.automatic(found.suspicion, found.scale)
+    assert threshold.value is None
+    assert "has no scale" in threshold.says
+    assert np.corrcoef(rankdata(witness), found.suspicion)[0, 1] > 0.8
+    assert found.linear is not None
 
 
 @pytest.mark.parametrize("quota", [False, True])

@@ -297,6 +297,20 @@ def test_a_row_drawn_at_random_is_judged_as_if_nobody_had_marked_it():
 # which rows are asked about
 
 
+def test_the_only_unsafe_row_teaches_also_where_it_was_drawn_at_random():
+    rng = np.random.default_rng(3)
+    bad = np.arange(200) < 20
+    own = Scored(rng.random(200))
+    ranking = Ranking(own, NONE, states(rng, 200, bad), states(rng, 60), seed=0)
+    said = {0: True, 100: False, 120: False}
+    found = ranking(said, frozenset({0}))
+    assert not found.scale.nothing
+    assert found.suspicion[1:20].mean() > found.suspicion[20:].mean() + 1
+    others = np.delete(np.arange(200), 0)
+    place = (own.suspicion[others] < own.suspicion[0]).mean()
+    assert (found.suspicion[others] < found.suspicion[0]).mean() == pytest.approx(place, abs=0.01)
+
+
 def test_the_turns_of_a_review():
     rng = np.random.default_rng(0)
     suspicion, witness, order = rng.random(100), rng.random(100), rng.permutation(100)

@@ -282,7 +282,7 @@ def build_parser() -> ArgumentParser:
     sub.add_argument("run", type=str, help="A run's folder.")
     sub.add_argument("--threshold", type=Literal["auto"] | float | None, help="Drop rows that score above it.")
     sub.add_argument("--filter", type=str | None, help="Decide by its scores; default the review's, or the first.")
-    sub.add_argument("--drop_share", type=float | None, help="Drop this share of the rows instead.")
+    sub.add_argument("--drop_share", type=float | None, help="Drop the most suspect share of the rows instead.")
     sub.add_argument("--trusted_rows", type=str | None, help="JSONL of rows marked clean or not, from `sample`.")
     sub.add_argument("--max_clean_loss", type=float | None, help="Largest share of clean rows to drop; default 0.02.")
     sub.add_argument("--decisions", type=str | None, help="JSONL of rows decided by hand: id, decision.")

@@ -17,7 +17,10 @@ BUILTIN = "builtin"
 MARKED = "marked"
 """--unsafe_dataset_name: the rows that a person marked in the run."""
 STAGES = ("noisy", "review", "final")
-DECISION_FIELDS = ("threshold", "trusted_rows", "max_clean_loss", "unscored", "unreadable", "label_column")
+DECISION_FIELDS = (
+    *("threshold", "drop_share", "trusted_rows", "max_clean_loss"),
+    *("unscored", "unreadable", "label_column"),
+)
 """Settings that turn stored scores into decisions."""
 FREE_FIELDS = (
     *("filter", "parameters", "final", "output_dir", "report_to"),
@@ -135,6 +138,7 @@ class ForgetFilterConfig(StageConfig):
         planted_rows: Rows of known kind that are scored among the noisy ones and never kept, to tell what is found: a
             file of your own, such as a log of incidents, or "builtin" for those in the box (docs/safe_data.md).
         threshold: Drop rows whose score is above this number; "auto" finds it.
+        drop_share: Drop this share of the rows, the most suspect ones, instead.
         trusted_rows: JSONL of rows a person marked ("id", "clean": true or false), as `sample` writes it: the
             automatic threshold then promises how many clean rows it drops.
         max_clean_loss: Share of the clean rows that may be dropped, on average; needs trusted_rows.
@@ -181,6 +185,7 @@ class ForgetFilterConfig(StageConfig):
     sample_rows: Literal["auto"] | int = "auto"
     planted_rows: str | None = None
     threshold: Literal["auto"] | float = "auto"
+    drop_share: float | None = None
     trusted_rows: str | None = None
     max_clean_loss: float = 0.02
     unscored: Literal["keep", "drop"] = "keep"
@@ -223,8 +228,10 @@ class ForgetFilterConfig(StageConfig):
             raise ConfigError("filter is empty: name one, such as forgetting.")
         if self.threshold != "auto" and not math.isfinite(self.threshold):
             raise ConfigError("threshold is not a finite number.")
-        if self.threshold != "auto" and self.trusted_rows is not None:
-            raise ConfigError("threshold and trusted_rows exclude each other: a threshold set by hand needs no marks.")
+        if sum((self.threshold != "auto", self.drop_share is not None, self.trusted_rows is not None)) > 1:
+            raise ConfigError("threshold, drop_share and trusted_rows exclude each other: give one.")
+        if self.drop_share is not None and not 0 <= self.drop_share <= 1:
+            raise ConfigError(f"drop_share is {self.drop_share}: it must be between 0 and 1.")
         if not 0 < self.max_clean_loss < 1:
             raise ConfigError(f"max_clean_loss is {self.max_clean_loss}: it must be between 0 and 1.")
 

@@ -309,6 +309,8 @@ def features(states: np.ndarray) -> np.ndarray:
 def verdicts_of(suspicion: np.ndarray, share: float, clean_share: float, times: np.ndarray | None = None) -> np.ndarray:
     """The verdicts of a filter's scores: 1 = unsafe, the most suspect share; 0 = clean, the less suspect share.
 
+    Rows that score the same get one verdict: that of most of them.
+
     Args:
         suspicion: (rows,) scores, higher = more suspect; NaN = not scored.
         share: Share of the scored rows that are called unsafe.
@@ -318,11 +320,17 @@ def verdicts_of(suspicion: np.ndarray, share: float, clean_share: float, times: 
     Returns:
         (rows,) 1, 0, or NaN where there is no verdict.
     """
-    verdicts = np.full(len(suspicion), np.nan)
     scored = np.flatnonzero(~np.isnan(suspicion))
     order = scored[np.argsort(suspicion[scored], kind="stable")]
     counts = np.ones(len(order), int) if times is None else times[order]
     below, total = np.cumsum(counts), counts.sum()
-    verdicts[order[below - counts < round(clean_share * total)]] = 0
-    verdicts[order[total - below < round(share * total)]] = 1
+    clean, unsafe, none = range(3)
+    said = np.full(len(order), none)
+    said[below - counts < round(clean_share * total)] = clean
+    said[total - below < round(share * total)] = unsafe
+    scores, equal = np.unique(suspicion[order], return_inverse=True)
+    votes = np.zeros((len(scores), 3))
+    np.add.at(votes, (equal, said), counts)
+    verdicts = np.full(len(suspicion), np.nan)
+    verdicts[order] = np.array([0, 1, np.nan])[votes.argmax(1)[equal]]
     return verdicts

@@ -26,7 +26,6 @@ def choose(
     scored: Scored,
     config: ForgetFilterConfig,
     marks: Mapping[int, bool],
-    drop_share: float | None = None,
     drawn: Collection[int] = (),
 ) -> Threshold:
     """The threshold, by the rule that the settings ask for.
@@ -35,14 +34,13 @@ def choose(
         scored: Scores of the deciding filter.
         config: The settings.
         marks: Row -> whether a person marked it clean; empty without trusted rows.
-        drop_share: Drop this share of the rows instead.
         drawn: Rows drawn at random that a person called clean: if there are enough, they limit the automatic rule.
 
     Raises:
         DataError: If there are too few trusted rows.
     """
-    if drop_share is not None:
-        return rules.drop_share(scored.suspicion, drop_share)
+    if config.drop_share is not None:
+        return rules.drop_share(scored.suspicion, config.drop_share)
     if config.trusted_rows is not None:
         return conformal(scored.suspicion, marks, config)
     if config.threshold == "auto":

@@ -52,7 +52,7 @@ def decide(
         run: A scored run.
         threshold: A number or "auto"; by default what the run's config.yaml says.
         filter: Whose scores decide; by default those that the marks of a review taught, or the run's first filter.
-        drop_share: Drop this share of the rows instead.
+        drop_share: Drop this share of the rows instead; by default what the run's config.yaml says.
         overrides: JSONL with `id` (or `row`) and `decision` ("kept" or "dropped"): rows decided by hand. They go to the
             run's marks.jsonl, like trusted rows and all that is said in a review, and hold in later decisions, too.
         trusted_rows: JSONL with `id` (or `row`) and `clean` (true or false); by default the config's. Rows
@@ -82,16 +82,16 @@ def decide(
         name, opened = _opened(run, source, REVIEWED)
 
     if name == REVIEWED and trusted_rows is None:  # the settings' number and file belong to another filter's scores
-        config = dataclasses.replace(config, trusted_rows=None)
+        config = dataclasses.replace(config, trusted_rows=None, drop_share=drop_share)
         if threshold is None:
             config = dataclasses.replace(config, threshold="auto")
-    trusted, told = _told({} if drop_share is not None else trusted_marks(source, config), marks)
+    trusted, told = _told(trusted_marks(source, config), marks)
 
     scored = opened.scored[name]
-    found = choose(scored, config, trusted, drop_share, clean_drawn(marks.all()))
+    found = choose(scored, config, trusted, clean_drawn(marks.all()))
     by_hand = _with_copies(run, source, marked_by_hand(told) | by_person)
     decision = decided(name, scored, found, by_hand, config, opened.unreadable)
-    flags = _flags(config, drop_share, name if name != opened.by(None) else None, max_clean_loss)
+    flags = _flags(config, name if name != opened.by(None) else None, max_clean_loss)
     record.note(opened, decision, trusted=trusted, by_hand=by_hand, flags=flags, said=marks.digest())
     outputs.write(opened, decision)
 
@@ -183,11 +183,11 @@ def reachable(run: Run) -> ForgetFilterConfig:
     return dataclasses.replace(config, trusted_rows=None) if gone and (run.folder / MARKS).exists() else config
 
 
-def _flags(config: ForgetFilterConfig, drop_share: float | None, name: str | None, max_clean_loss: float | None) -> str:
+def _flags(config: ForgetFilterConfig, name: str | None, max_clean_loss: float | None) -> str:
     """The flags with which `decide` repeats this decision, without the rows decided by hand."""
     by = f"--filter {name} " if name is not None else ""
-    if drop_share is not None:
-        return f"{by}--drop_share {drop_share}"
+    if config.drop_share is not None:
+        return f"{by}--drop_share {config.drop_share}"
     if config.trusted_rows is not None:
         return f"{by}--trusted_rows {shlex.quote(config.trusted_rows)} --max_clean_loss {config.max_clean_loss}"
     limit = "" if max_clean_loss is None else f" --max_clean_loss {max_clean_loss}"
@@ -207,17 +207,17 @@ def _changed(
     number = threshold is not None and threshold != "auto"
     if sum((number, drop_share is not None, trusted_rows is not None)) > 1:
         raise ConfigError("threshold, drop_share and trusted_rows exclude each other: give one.")
-    if drop_share is not None and not 0 <= drop_share <= 1:
-        raise ConfigError(f"drop_share is {drop_share}: it must be between 0 and 1.")
     changes: dict[str, Any] = {}
     if threshold is not None:
-        changes = {"threshold": threshold, "trusted_rows": None}
+        changes = {"threshold": threshold, "drop_share": None, "trusted_rows": None}
+    if drop_share is not None:
+        changes = {"threshold": "auto", "drop_share": drop_share, "trusted_rows": None}
     if trusted_rows is not None:
-        changes |= {"threshold": "auto", "trusted_rows": str(trusted_rows)}
+        changes = {"threshold": "auto", "drop_share": None, "trusted_rows": str(trusted_rows)}
     if max_clean_loss is not None:
         changes["max_clean_loss"] = max_clean_loss
     config = dataclasses.replace(config, **changes)
     promises = config.trusted_rows is not None or (limited and not number)
-    if max_clean_loss is not None and (drop_share is not None or not promises):
+    if max_clean_loss is not None and (config.drop_share is not None or not promises):
         raise ConfigError("max_clean_loss promises something only with trusted_rows, or with rows drawn in a review.")
     return config

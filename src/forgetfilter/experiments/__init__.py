@@ -18,6 +18,7 @@ UNUSED = {
         "planted_rows",
         "parameters",
         "threshold",
+        "drop_share",
         "trusted_rows",
         "unsafe_dataset_name",
         "sample_rows",

@@ -122,7 +122,10 @@ def learnt(suspicion: np.ndarray, scale: Scale | None, judge: CrossFit, times: n
         suspicion = mixed_ranks(ranked.noisy, suspicion, trust)
         return Scored(suspicion, scale=Scale(0, nothing=why), linear=ranked.linear)
     found = _separated(suspicion, min(share, MOST_SHARE) if share >= LEAST_SHARE else SUSPECT_SHARE, judge, times)
-    if found.scale is not None and scale is not None:
+    if scale is None or scale.quota:
+        why = "the filter that the probe learnt from has no scale, so nothing tells whether there is anything to find"
+        found.scale = Scale(0, nothing=f"{why}; rows are ranked alone")
+    elif found.scale is not None:
         found.scale = replace(found.scale, caveat=scale.caveat)
     return found
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from forgetfilter.crossfit import MOST_VERDICTS, CrossFit, features, verdicts_of
+from forgetfilter.crossfit import MOST_VERDICTS, CrossFit, Judged, features, verdicts_of
 from forgetfilter.filters.probe import CLEAN_SHARE, ODDS
-from forgetfilter.scored import ANSWER, NO_PROMISE, Scale, Scored
+from forgetfilter.scored import ANSWER, NO_PROMISE, Scale, Scored, ranks
 
 MARK_WEIGHT = 5.0
 """How many verdicts a mark is worth."""
@@ -81,10 +81,27 @@ class Ranking:
         judged = None
         if (self.drops_any and (verdicts == 1).any()) or any(taught.values()):
             judged = self.judge(verdicts, taught, MARK_WEIGHT, apart=drawn)
+            if judged is None:
+                judged = self._without_their_marks(verdicts, taught, drawn)
         if judged is None:
             return self._scored(self.scored.suspicion, Scale(0, nothing=NOTHING))
         threshold = self._threshold(verdicts, taught, marks)
         return self._scored(judged.noisy, Scale(threshold, says=SAYS + NO_PROMISE), judged.linear)
+
+    def _without_their_marks(
+        self, verdicts: np.ndarray, taught: Mapping[int, bool], drawn: frozenset[int]
+    ) -> Judged | None:
+        """What is learnt where nothing but some drawn rows is unsafe, so that no probe could do without one of them.
+
+        They teach all probes. They themselves stand where they would without marks: as high as the filter ranks them.
+        """
+        unsafe = [row for row in drawn if taught.get(row)]
+        judged = self.judge(verdicts, taught, MARK_WEIGHT, apart=drawn.difference(unsafe))
+        if judged is not None:
+            own = np.isin(self.copies, self.copies[unsafe]) & ~np.isnan(judged.noisy)
+            places = np.nan_to_num(ranks(self.scored.suspicion)[own], nan=0.5)
+            judged.noisy[own] = np.nanquantile(judged.noisy[~own], places)
+        return judged
 
     def _threshold(self, verdicts: np.ndarray, taught: Mapping[int, bool], marks: Mapping[int, bool]) -> float:
         """The log-odds from which on a row is dropped.

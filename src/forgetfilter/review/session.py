@@ -97,7 +97,7 @@ class Review:
         self.config, self._trust, self._holds_lock = reachable(run), trust_remote_code, holds_lock
         # what `base` is of, whatever `filter` does meanwhile
         self._filters_at_start = _filters(run.manifest.get("filters", {}))
-        self._rule = dataclasses.replace(self.config, threshold="auto", trusted_rows=None)
+        self._rule = dataclasses.replace(self.config, threshold="auto", drop_share=None, trusted_rows=None)
         scored = self.opened.scored
         self.name = next(
             (name for name in self.config.filters if "verdict" in scored[name].columns), self.config.filters[0]

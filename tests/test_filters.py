@@ -16,10 +16,10 @@ from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data, load_rows
 from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.errors import ConfigError, DataError
-from forgetfilter.filters import FILTERS, files_named
+from forgetfilter.filters import FILTERS
 from forgetfilter.filters.forgetting import compared, review_settings, token_costs
 from forgetfilter.forgetting import ForgetFilter
-from forgetfilter.methods import traits, traits_of
+from forgetfilter.methods import files_named, traits, traits_of
 from forgetfilter.report.run_page import write_report
 from forgetfilter.result import Result
 from forgetfilter.runs import Run
@@ -185,8 +185,19 @@ def test_files_that_parameters_name_are_told_by_what_they_hold(tmp_path):
     file.write_text("one")
     folder.mkdir()
     (folder / "weights").write_text("two")
-    parameters = {"template": str(file), "guard": {"model": str(folder), "kind": "auto"}, "share": 0.5, "none": None}
-    before = files_named(parameters)
+    values = {"model": str(folder), "template": str(file), "kind": str(file), "reads_prompt": False}
+    before = files_named(FILTERS["guard"], values)
     assert before.keys() == {str(file), str(folder)}
     file.write_text("other")
-    assert files_named(parameters)[str(file)] != before[str(file)]
+    after = files_named(FILTERS["guard"], values)
+    assert after[str(file)] != before[str(file)]
+    assert after[str(folder)] == before[str(folder)]
+    assert files_named(FILTERS["guard"], {**values, "model": "org/on-the-hub", "template": None}) == {}
+
+
+def test_a_folder_called_as_a_filter_is_no_file_that_the_probe_was_given(config, monkeypatch, tmp_path):
+    """The run's folder, whose content is another after each decision."""
+    monkeypatch.chdir(tmp_path)
+    config = dataclasses.replace(config, filter="probe", output_dir="forgetting")
+    ForgetFilter(config).fit().decide(drop_share=0.25)
+    assert ForgetFilter(config).fit().metrics["dropped"] == 4

@@ -340,6 +340,17 @@ def test_a_share_may_be_asked_for_from_the_start_and_holds_until_another_rule_is
     assert result.decide("auto").metrics["rule"] == "auto"
 
 
+def test_a_flag_that_a_run_knew_nothing_of_counts_when_it_is_given(config):
+    result = ForgetFilter(config).fit()
+    before, run = result.metrics, result.run
+    for name in ("drop_share", "unreadable"):  # as of a version without them
+        del run.manifest["decision"]["asked"][name]
+    run.save()
+    assert ForgetFilter(config).fit().metrics == before
+    config = dataclasses.replace(config, threshold="auto", drop_share=0.25)
+    assert ForgetFilter(config).fit().metrics["dropped"] == 4
+
+
 def test_unscored_rows_are_kept_or_dropped_as_asked(config, write_jsonl):
     rows = [{"prompt": f"p{i}", "completion": "answer" if i else ""} for i in range(8)]
     config = dataclasses.replace(config, dataset_name=str(write_jsonl("noisy.jsonl", rows)), label_column=None)

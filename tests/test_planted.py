@@ -130,6 +130,36 @@ def test_where_none_fits_into_the_models_positions_the_flag_is_named(tokenizer, 
         planted_among(rows, chat, planted_rows=long)
 
 
+def test_rows_that_stand_in_the_noisy_data_take_no_place_from_others(chat, write_jsonl):
+    rows = noisy(40)
+    own = [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows[:8]]
+    own += [{"prompt": f"incident {i}", "completion": "rude"} for i in range(2)]
+    found = planted_among(rows, chat, planted_rows=str(write_jsonl("own.jsonl", own)))
+    assert len(found.about) == 2
+
+
+@pytest.mark.parametrize(("row_format", "planted"), [("text", OWN), ("sharegpt", [{"text": "rude"}])])
+def test_plain_text_and_conversations_are_not_planted_among_each_other(chat, write_jsonl, row_format, planted):
+    with pytest.raises(DataError, match=r"own\.jsonl: row 1: plain text and conversations"):
+        planted_among(noisy(40, row_format), chat, planted_rows=str(write_jsonl("own.jsonl", planted)))
+
+
+def test_the_numbers_that_incidents_bring_along_are_read(large, write_jsonl):
+    own = [{**row, "guard": float(row.get("unsafe", 1))} for row in OWN]
+    rows = [{"prompt": f"what is {i}?", "completion": f"it is {i}", "guard": 0.1} for i in range(80)]
+    config = dataclasses.replace(
+        large,
+        dataset_name=str(write_jsonl("scored.jsonl", rows)),
+        planted_rows=str(write_jsonl("own.jsonl", own)),
+        label_column=None,
+        filter="column",
+        parameters={"column": {"name": "guard"}},
+        threshold=0.5,
+    )
+    planted = ForgetFilter(config).fit().metrics["planted"]
+    assert planted["found"] == planted["unsafe"] > 0
+
+
 @pytest.fixture
 def large(config, write_jsonl):
     """The settings of a run of 80 rows, two of which say the same, with four rows of the user's own planted."""
@@ -246,13 +276,15 @@ def test_a_review_that_reads_the_rows_anew_goes_on_without(large):
         run.reload()
 
 
+YOURS = np.array([1.0, 2, 3, np.nan])
 ABOUT = [{"notion": notion, "unsafe": bad} for notion in ("rude", "advice") for bad in (True, False) for _ in range(5)]
 
 
 def test_the_figures_by_hand():
     judged = np.array([9, 8, 7, 6, 1, 0, 2, 3, 0, 4, 1, 2, 7, 0, np.nan, 0, 1, 2, 3, 8], float)
     forgotten = np.array([*[9] * 5, *[1] * 5, 0, 0, 2, 0, np.nan, *[1] * 5], float)
-    found = planted_figures(ABOUT, {"probe": judged, "forgetting": forgotten}, "probe", Threshold(5.5, "fixed", ""))
+    scores = {"probe": judged, "forgetting": forgotten}
+    found = planted_figures(ABOUT, scores, "probe", Threshold(5.5, "fixed", ""), YOURS)
     assert (found["unsafe"], found["found"], found["clean"], found["clean_dropped"]) == (10, 5, 10, 1)
     assert {name: own["found"] for name, own in found["notions"].items()} == {"rude": 4, "advice": 1}
     assert {name: own["auroc"] for name, own in found["notions"].items()} == {"rude": 1.0, "advice": 0.25}
@@ -261,16 +293,38 @@ def test_the_figures_by_hand():
     )  # the row that is not scored counts nowhere
     assert found["hardly_told"] == ["advice"]
     assert found["says"] == (
-        "5 of 10 planted unsafe rows and 1 of 10 planted clean rows would be dropped; forgetting tells them apart with "
-        "AUROC 0.67, hardly so advice (0.25). Do your safe rows speak of these?"
+        "5 of 10 planted unsafe rows and 1 of 10 planted clean rows would be dropped (rude 4 of 5, advice 1 of 5); "
+        "forgetting tells the unsafe ones from the clean ones with AUROC 0.67, hardly so advice (0.25). Do your safe "
+        "rows speak of these?"
     )
 
 
+def test_many_notions_of_few_rows_each_are_judged_together():
+    about = [{"notion": str(row % 10), "unsafe": row < 10} for row in range(20)]
+    told = planted_figures(about, {"forgetting": np.arange(20.0)}, "forgetting", Threshold(None, "auto", ""), YOURS)
+    assert told["says"] == (
+        "10 unsafe and 10 clean rows are planted; forgetting tells the unsafe ones from the clean ones with AUROC "
+        "0.00, which is little. Do your safe rows speak of them?"
+    )
+
+
+def test_incidents_alone_are_held_against_the_users_own_rows():
+    about = [{"notion": "yours", "unsafe": True}] * 5
+    for scores, auroc in (([9.0] * 5, 1.0), ([2.0, 2, 2, 2, np.nan], 0.5)):
+        found = planted_figures(
+            about, {"forgetting": np.array(scores)}, "forgetting", Threshold(5.5, "auto", ""), YOURS
+        )
+        assert found["auroc"] == auroc
+        assert ("Do your safe rows speak" in found["says"]) == (auroc < 0.7)
+        assert "from your rows with AUROC" in found["says"]
+
+
 def test_of_few_rows_nothing_is_said():
-    few = planted_figures(ABOUT[:3], {"forgetting": np.zeros(3)}, "forgetting", Threshold(None, "no separation", ""))
-    assert few["hardly_told"] == []
-    assert few["auroc"] is None
-    assert few["says"].endswith("would be dropped")
+    for threshold, says in ((None, "3 unsafe and 0 clean rows are planted"), (1.0, "0 of 3 planted unsafe rows would")):
+        few = planted_figures(ABOUT[:3], {"length": np.zeros(3)}, "length", Threshold(threshold, "auto", ""), YOURS)
+        assert few["hardly_told"] == []
+        assert few["says"].startswith(says)
+        assert "Do your safe rows" not in few["says"]
 
 
 def test_the_witness_of_a_sample_sees_them_all(large):

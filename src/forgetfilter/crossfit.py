@@ -4,7 +4,7 @@ The room knows no model and no filter. Whoever has verdicts (a filter's, a perso
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import blake2b
 from pathlib import Path
 
@@ -44,6 +44,11 @@ class Judged:
     safe: np.ndarray
     linear: np.ndarray
     predicted: float
+
+    @classmethod
+    def mean(cls, several: Sequence["Judged"]) -> "Judged":
+        """The mean of several judgements of the same rows."""
+        return cls(*(np.mean([getattr(judged, item.name) for judged in several], axis=0) for item in fields(cls)))
 
 
 class CrossFit:

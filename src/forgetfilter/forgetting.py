@@ -187,7 +187,7 @@ def finetune(run: Run, *, trust_remote_code: bool = False) -> Path:
         settings = config.final_stage(len(examples))
         workshop = Workshop(m0, config, run)
         facts: dict[str, Any] = {"decision": digest, "asked": asked}
-        model = workshop.train("final", examples, settings, into=run.folder / "model", **facts)
+        model = workshop.train("final", examples, settings, into=run.folder / "model", stale=False, **facts)
         run.manifest["stages"]["final"] |= {**facts, "stale": False}  # also for a model that was found, not trained
         run.save()
         return model

@@ -7,10 +7,12 @@ type they are and, as PositiveInt does, how small they may be. What they need st
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType, NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from forgetfilter.errors import ConfigError
+from forgetfilter.files import sha256
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Traits:
         scores_by: The filter whose scores it uses in another way.
         check: Raises what it would raise for want of an input, before others are trained. Takes the workshop, the data
             and its parameters.
+        files: Its parameters that may name files or folders; what these hold counts where results are stored.
         own_scale: Its scale owes nothing to the safe rows, so it means as much with those in the box.
         row_by_row: A row's score is its own, whatever rows that say the same have.
         changed: What it has done otherwise since a version that stored scores; they are not used again.
@@ -68,6 +71,7 @@ class Traits:
     keeps_by: str | None = None
     scores_by: str | None = None
     check: Callable[..., None] | None = None
+    files: tuple[str, ...] = ()
     own_scale: bool = False
     row_by_row: bool = False
     changed: str | None = None
@@ -120,6 +124,18 @@ def arguments(name: str, method: Callable[..., Any], given: Given) -> dict[str, 
             f"`parameters: {{{name}: {{{missing[0]}: VALUE}}}}`."
         )
     return values
+
+
+def files_named(method: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, str]:
+    """The files and folders that a method's parameters name, each with a hash of what it holds.
+
+    Args:
+        method: Its traits say which parameters may name some.
+        values: Every parameter with its value.
+    """
+    named = [Path(values[key]) for key in traits_of(method).files if values[key] is not None]
+    found = {path: sorted(path.rglob("*")) if path.is_dir() else [path] for path in named}
+    return {str(path): sha256(*filter(Path.is_file, inside)) for path, inside in found.items() if path.exists()}
 
 
 def constants(*sources: ModuleType | Callable[..., Any]) -> dict[str, Any]:

@@ -36,11 +36,6 @@ def flags(found: Mapping[str, Any]) -> dict[str, Any]:
     return {"filter": DEFAULT_FILTER, **today}
 
 
-def same_decision(noted: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> bool:
-    """Whether a decision was made with the settings asked for now; a setting that it lacks counts as the same."""
-    return noted is not None and {**asked, **noted} == dict(asked)
-
-
 def is_scored(run: "Run", name: str) -> bool:
     """Whether a run of version 0.1.0 has the signals that a filter needs."""
     return name in STAGES and all(run.done(f"{stage}/signals") for stage in STAGES[name])

@@ -143,7 +143,10 @@ class Judge:
                 f"new rows. `forgetfilter decide {run.folder} --filter probe` decides by them if the run has them."
             )
         threshold = Threshold(noted["threshold"], noted["rule"], noted["says"])
-        return cls(M0.of_run(run, config), config, _linear(run, name, config), threshold)
+        as_then = dataclasses.replace(
+            run.config(), trust_remote_code=config.trust_remote_code
+        )  # M0 may be made of data
+        return cls(M0.of_run(run, as_then), config, _linear(run, name, config), threshold)
 
     @cached_property
     def workshop(self) -> Workshop:

@@ -2,12 +2,14 @@
 
 import shlex
 from collections.abc import Mapping
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from forgetfilter.data.formats import exchanges, read_row
+from forgetfilter.data.templates import learns
 from forgetfilter.decision.opened import default_filter
 from forgetfilter.result import Result
 from forgetfilter.scored import ANSWER
@@ -70,7 +72,8 @@ def print_most_suspect(result: Result, name: str) -> None:
     answers = np.array(result.scores[ANSWER], float) if known else np.full(len(scores), np.nan)
     for row in order:
         turns = read_row(records[row], result.run.manifest["noisy"]["format"])
-        pairs = [pair for pair in exchanges(turns) if pair[1].strip()] or [("", turns[-1].content)]
+        learnt = [learns(turn) for turn in turns if turn.trained]  # as answers are numbered
+        pairs = [*compress(exchanges(turns), learnt)] or [("", turns[-1].content)]
         question, answer = pairs[-1 if np.isnan(answers[row]) else int(answers[row]) - 1]
         start, asked = f"  {scores[row]:8.3f} {decisions[row]:7}", _line(question)
         print(f"{start} {asked}\n{'':19}-> {_line(answer)}" if asked else f"{start} {_line(answer)}")
@@ -101,7 +104,7 @@ def _print_next(result: Result) -> None:
     for name, export in run.manifest.get("exports", {}).items():
         if export["stale"]:
             print(f"export: {run.folder / 'export' / name} is of an earlier decision, until you export again")
-    if final is not None and not final["stale"]:
+    if final is not None and not final.get("stale"):
         print(f"       {decide}\nmodel: {run.folder / 'model'}, finetuned on the kept rows")
         return
     print(f"       forgetfilter finetune {folder}   or   {decide}")

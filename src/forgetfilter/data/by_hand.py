@@ -60,7 +60,10 @@ def read_statements(source: Source, path: Path) -> tuple[dict[int, Said], dict[i
             raise ValueError(f"{said!r} is not known")
         return entry.get("drawn") is True, words[said]
 
-    found = _read_lines(source, path, statement, "'mark': 'clean', 'unsafe' or 'skipped'", last_counts=True)
+    def later(before: tuple[bool, Said | None], now: tuple[bool, Said | None]) -> tuple[bool, Said | None]:
+        return before[0] or now[0], now[1]  # the last word counts, and a row that was drawn once stays a drawn one
+
+    found = _read_lines(source, path, statement, "'mark': 'clean', 'unsafe' or 'skipped'", later)
     said = {row: what for row, (_, what) in found.items() if what is not None}
     drawn = {row: what for row, what in said.items() if found[row][0]}
     return drawn, {row: what for row, what in said.items() if row not in drawn}
@@ -74,11 +77,15 @@ def _called(entry: dict[str, Any]) -> Said | None:
 
 
 def _read_lines(
-    source: Source, path: Path, read: Callable[[dict[str, Any]], Any], wanted: str, *, last_counts: bool = False
+    source: Source,
+    path: Path,
+    read: Callable[[dict[str, Any]], Any],
+    wanted: str,
+    later: Callable[[Any, Any], Any] | None = None,
 ) -> dict[int, Any]:
     """Row -> what `read` makes of its line in a JSONL file; each line names its row by `id` or by `row`.
 
-    Lines that contradict each other are an error, unless the last one counts.
+    Lines that contradict each other are an error, unless `later` makes one of an earlier and a later one.
     """
     trouble = unusable_ids(source)
     unusable = "" if trouble is None else f": {trouble}, so give 'row', its number from 0, or its id in scores.parquet"
@@ -100,9 +107,9 @@ def _read_lines(
             if type(row) is not int or not 0 <= row < len(source):
                 raise ValueError(f"no row {row!r}")
             said = read(entry)
-            if found.get(row, said) != said and not last_counts:
+            if later is None and found.get(row, said) != said:
                 raise ValueError(f"a line above says otherwise of row {row}")
-            found[row] = said
+            found[row] = said if later is None or row not in found else later(found[row], said)
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             why = error if isinstance(error, ValueError) else repr(error)
             raise DataError(f"{path}:{number}: expected {{'id': a row's id, {wanted}}}: {why}") from error

@@ -68,35 +68,50 @@ def plant(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Plant
     if config.planted_rows is None:
         return None
     room = int(SHARE * len(noisy.examples))
-    about, conversations = _in_the_box(noisy) if config.planted_rows == BUILTIN else _in_a_file(chat, config)
-    chosen = _chosen(about, room, config.seed)
-    if not chosen:
+    if room < 1:
         raise DataError(f"planted_rows: {len(noisy.examples)} noisy rows are too few to plant any: leave it out.")
-    shaped = [_shaped(conversations[row], noisy.row_format, f"{config.planted_rows}: row {row + 1}") for row in chosen]
+    given = _in_the_box(noisy) if config.planted_rows == BUILTIN else _in_a_file(chat, config)
+    places = [f"{config.planted_rows}: row {row}" for row in range(1, len(given) + 1)]
+    shaped = [
+        {**beside, **_shaped(turns, noisy.row_format, place)}
+        for (_, turns, beside), place in zip(given, places, strict=True)
+    ]
     source = dataclasses.replace(load_source(shaped), name=f"planted_rows {config.planted_rows}")
-    new = ~np.isin(what_is_said(source, noisy.row_format), noisy.said)
-    if not new.any():
+    new = np.flatnonzero(~np.isin(what_is_said(source, noisy.row_format), noisy.said))
+    if not len(new):
         raise DataError(f"planted_rows {config.planted_rows}: all of its rows stand in the noisy data as well.")
-    rows = tokenize(source.select(np.flatnonzero(new)), chat, row_format=noisy.row_format)
-    return Planted(rows, [about[row] for row, own in zip(chosen, new, strict=True) if own])
+    about = [given[row][0] for row in new]
+    chosen = _chosen(about, room, config.seed)
+    rows = tokenize(source.select(new[chosen]), chat, row_format=noisy.row_format)
+    return Planted(rows, [about[row] for row in chosen])
 
 
-def _in_the_box(noisy: Rows) -> tuple[list[dict[str, Any]], list[list[Turn]]]:
-    """What is known of each row in the box, and its turns, in the shape of the noisy data."""
+Given = tuple[dict[str, Any], list[Turn], Record]
+"""What is known of a row to plant, its turns, and the columns that stay beside them."""
+
+
+def _in_the_box(noisy: Rows) -> list[Given]:
+    """The rows in the box, in the shape of the noisy data."""
     lines = (files("forgetfilter.safe") / "planted.jsonl").read_text(encoding="utf-8").splitlines()
     rows = like([json.loads(line) for line in lines], noisy.source.turns(noisy.row_format))
     about = [{"notion": row["notion"], "unsafe": row["unsafe"]} for row in rows]
-    return about, [read_row(row, "text" if "text" in row else "messages") for row in rows]
+    turns = [read_row(row, "text" if "text" in row else "messages") for row in rows]
+    return [(known, said, {}) for known, said in zip(about, turns, strict=True)]
 
 
-def _in_a_file(chat: ChatTokenizer, config: ForgetFilterConfig) -> tuple[list[dict[str, Any]], list[list[Turn]]]:
-    """The same of the rows in the user's file, in their own shape."""
+def _in_a_file(chat: ChatTokenizer, config: ForgetFilterConfig) -> list[Given]:
+    """The rows in the user's file; the column that the filter `column` reads stays beside them."""
     rows = load_rows(config.planted_rows, "planted_rows", chat, config)
     records = rows.source.rows()
     labelled = any("unsafe" in record for record in records)
     unsafe = read_labels(rows.source, "unsafe") if labelled else [True] * len(records)
-    about = [{"notion": str(r.get("notion") or UNNAMED), "unsafe": bad} for r, bad in zip(records, unsafe, strict=True)]
-    return about, list(rows.source.turns(rows.row_format))
+    turns = rows.source.turns(rows.row_format)
+    read = (config.parameters or {}).get("column", {}).get("name")
+    found = []
+    for record, bad, said in zip(records, unsafe, turns, strict=True):
+        about = {"notion": str(record.get("notion") or UNNAMED), "unsafe": bad}
+        found.append((about, said, {read: record[read]} if read in record else {}))
+    return found
 
 
 def _chosen(about: Sequence[dict[str, Any]], room: int, seed: int) -> list[int]:
@@ -116,6 +131,8 @@ def _in_turn(lists: Sequence[Sequence[int]]) -> list[int]:
 def _shaped(turns: Sequence[Turn], row_format: str, place: str) -> Record:
     """A row in the format of the noisy data."""
     try:
+        if (turns[0].role == "text") != (base_format(row_format) == "text"):
+            raise RowError("plain text and conversations cannot stand among each other")
         return as_named(SHAPES[base_format(row_format)](list(turns)), row_format)
     except RowError as error:
         raise DataError(f"{place}: {error}. Planted rows take the format of the noisy ones.") from error

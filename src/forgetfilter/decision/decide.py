@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from forgetfilter import old_runs
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.by_hand import read_overrides
 from forgetfilter.data.copies import first_copies, with_copies
@@ -26,6 +25,7 @@ from forgetfilter.decision.opened import (
     Opened,
     default_filter,
     overtaken,
+    same_decision,
     scored_parts,
     what_decides,
 )
@@ -152,7 +152,7 @@ def settle(run: Run) -> None:
     now, then = what_decides(run, config), last.get("asked")
     other_file = (then or {}).get("marks") != now["marks"]  # it was not there, or was another one: its words are new
     trusted_rows = config.trusted_rows if other_file else None
-    if not old_runs.same_decision(then, now):  # none yet, or other flags: they count, whatever a review has said since
+    if not same_decision(then, now):  # none yet, or other flags: they count, whatever a review has said since
         decide(run, filter=config.filters[0], trusted_rows=trusted_rows)
         return
     taken = record.last(run)

@@ -1,6 +1,6 @@
 """A scored run, read once: its settings, its rows and what each filter made of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,15 @@ def is_decided(run: Run, config: ForgetFilterConfig) -> bool:
     """
     noted = run.manifest.get("decision", {})
     shown = noted.get("filters", {config.filters[0]: None}) == scored_parts(run, names_scored(run, config))
-    return shown and run.done("decision") and old_runs.same_decision(noted.get("asked"), what_decides(run, config))
+    return shown and run.done("decision") and same_decision(noted.get("asked"), what_decides(run, config))
+
+
+def same_decision(noted: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> bool:
+    """Whether a decision was made with the settings asked for now.
+
+    A setting that did not exist then was at its default; a filter or marks that were not noted were the same.
+    """
+    return noted is not None and {**asked, **ForgetFilterConfig().decision(), **noted} == dict(asked)
 
 
 def what_decides(run: Run, config: ForgetFilterConfig) -> dict[str, Any]:

@@ -84,9 +84,11 @@ def write(opened: Opened, decision: Decision) -> None:
         pq.write_table(scores_table(source, opened.scored, decision), temporary)
     hard = {"unreadable": int(opened.unreadable.sum())}
     metrics = {**noted(run), **hard, **decision_figures(opened.scored, decision, opened.labels)}
-    scores = opened.scored[decision.filter].planted
-    if opened.planted and scores is not None:
-        metrics["planted"] = planted_figures(opened.planted, scores, decision.filter, decision.threshold)
+    scored = opened.scored[decision.filter]
+    if opened.planted and scored.planted is not None:
+        yours = scored.columns.get(list(scored.planted)[-1], scored.suspicion)
+        about, by = opened.planted, decision.filter
+        metrics["planted"] = planted_figures(about, scored.planted, by, decision.threshold, yours)
     run.write_json("metrics.json", metrics)
     with whole_file(run.folder / "README.md") as temporary:
         card = _about(parts[0]) + _card(str(opened.config.dataset_name or "a data set"), metrics, files[0].name)

@@ -15,7 +15,11 @@ TOLD = 0.7
 
 
 def planted_figures(
-    about: Sequence[dict[str, Any]], scores: Mapping[str, np.ndarray], name: str, threshold: Threshold
+    about: Sequence[dict[str, Any]],
+    scores: Mapping[str, np.ndarray],
+    name: str,
+    threshold: Threshold,
+    yours: np.ndarray,
 ) -> dict[str, Any]:
     """Counts and AUROC of the planted rows, in all and by notion, with a sentence that says them.
 
@@ -27,6 +31,8 @@ def planted_figures(
         scores: Filter -> (planted rows,) its scores, higher = more suspect, NaN = not scored. The last is the witness.
         name: The filter that decides.
         threshold: That of the decision.
+        yours: (rows,) the witness' scores of the user's rows, most of which are clean. They stand for the clean planted
+            rows where there are none.
 
     Returns:
         unsafe and clean (rows), found (unsafe rows above the threshold), clean_dropped, witness, auroc, notions (each
@@ -36,38 +42,52 @@ def planted_figures(
     notion = np.array([row["notion"] for row in about])
     witness = list(scores)[-1]
     dropped = threshold.drops(scores[name])
-    notions = {}
-    for called in dict.fromkeys(notion[unsafe].tolist()):
-        own = unsafe & (notion == called)
-        notions[called] = _counts(own, ~unsafe, dropped, scores[witness])
-    found = {**_counts(unsafe, ~unsafe, dropped, scores[witness]), "witness": witness}
-    found |= {"clean": int((~unsafe).sum()), "clean_dropped": int(dropped[~unsafe].sum()), "notions": notions}
+    clean = scores[witness][~unsafe] if (~unsafe).any() else yours
+
+    def counts(own: np.ndarray) -> dict[str, Any]:
+        auroc = _auroc(scores[witness][own], clean)
+        return {"unsafe": int(own.sum()), "found": int(dropped[own].sum()), "auroc": auroc}
+
+    notions = {called: counts(unsafe & (notion == called)) for called in dict.fromkeys(notion[unsafe].tolist())}
+    found = {**counts(unsafe), "witness": witness, "notions": notions}
+    found |= {"clean": int((~unsafe).sum()), "clean_dropped": int(dropped[~unsafe].sum())}
     found["hardly_told"] = [called for called, own in notions.items() if _hardly(own)]
-    return {**found, "says": _sentence(found)}
+    return {**found, "says": _sentence(found, decides=threshold.value is not None)}
 
 
-def _counts(own: np.ndarray, clean: np.ndarray, dropped: np.ndarray, suspicion: np.ndarray) -> dict[str, Any]:
-    """How many unsafe rows there are and were found, and their AUROC against the clean ones, where scored."""
-    scored, auroc = ~np.isnan(suspicion), None
-    if (own & scored).any() and (clean & scored).any():
-        chosen = (own | clean) & scored
-        auroc = round(float(roc_auc_score(own[chosen], suspicion[chosen])), 4)
-    return {"unsafe": int(own.sum()), "found": int(dropped[own].sum()), "auroc": auroc}
+def _auroc(unsafe: np.ndarray, clean: np.ndarray) -> float | None:
+    """How well scores tell unsafe rows from clean ones, where they are scored; None if there are none of either."""
+    unsafe, clean = unsafe[~np.isnan(unsafe)], clean[~np.isnan(clean)]
+    if not len(unsafe) or not len(clean):
+        return None
+    labels = np.arange(len(unsafe) + len(clean)) < len(unsafe)
+    return round(float(roc_auc_score(labels, np.append(unsafe, clean))), 4)
 
 
 def _hardly(own: dict[str, Any]) -> bool:
-    """Whether a notion's rows are hardly told from clean ones."""
+    """Whether rows are hardly told from clean ones."""
     return own["unsafe"] >= FEW and own["auroc"] is not None and own["auroc"] < TOLD
 
 
-def _sentence(found: dict[str, Any]) -> str:
-    """The figures in words."""
-    said = (
-        f"{found['found']} of {found['unsafe']} planted unsafe rows and {found['clean_dropped']} of {found['clean']} "
-        "planted clean rows would be dropped"
-    )
+def _sentence(found: dict[str, Any], *, decides: bool) -> str:
+    """The figures in words; without a threshold, of which no row is found or lost, the ranking's alone."""
+    unsafe, clean = found["unsafe"], found["clean"]
+    if not decides:
+        said = f"{unsafe} unsafe and {clean} clean rows are planted"
+    elif clean:
+        dropped = f"{found['clean_dropped']} of {clean} planted clean rows"
+        said = f"{found['found']} of {unsafe} planted unsafe rows and {dropped} would be dropped"
+    else:
+        said = f"{found['found']} of {unsafe} planted unsafe rows would be dropped"
+    notions = found["notions"]
+    if decides and len(notions) > 1:
+        each = [f"{name} {own['found']} of {own['unsafe']}" for name, own in notions.items()]
+        said += f" ({', '.join(each)})"
     if found["auroc"] is None:
         return said
-    said += f"; {found['witness']} tells them apart with AUROC {found['auroc']:.2f}"
-    hardly = [f"{name} ({found['notions'][name]['auroc']:.2f})" for name in found["hardly_told"]]
-    return f"{said}, hardly so {', '.join(hardly)}. Do your safe rows speak of these?" if hardly else said
+    others = "the clean ones" if clean else "your rows"
+    said += f"; {found['witness']} tells the unsafe ones from {others} with AUROC {found['auroc']:.2f}"
+    hardly = [f"{name} ({notions[name]['auroc']:.2f})" for name in found["hardly_told"]]
+    if hardly:
+        return f"{said}, hardly so {', '.join(hardly)}. Do your safe rows speak of these?"
+    return f"{said}, which is little. Do your safe rows speak of them?" if _hardly(found) else said

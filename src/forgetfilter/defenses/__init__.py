@@ -32,8 +32,16 @@ from forgetfilter.defenses.somf import somf, somf_dpo, somf_interpolated
 from forgetfilter.defenses.toss_tokens import toss_tokens
 from forgetfilter.defenses.vaccine import vaccine, vaccine_plain, vaccine_random
 from forgetfilter.errors import ConfigError
-from forgetfilter.filters import FILTERS, arguments_of, constants_behind, filter_named, made_from, require_filter
-from forgetfilter.methods import Traits, arguments, constants, traits_of
+from forgetfilter.filters import (
+    FILTERS,
+    arguments_of,
+    constants_behind,
+    filter_files,
+    filter_named,
+    made_from,
+    require_filter,
+)
+from forgetfilter.methods import Traits, arguments, constants, files_named, traits_of
 from forgetfilter.workshop import Workshop
 
 JOIN = "-then-"
@@ -248,6 +256,16 @@ def constants_of(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
         by = _learns_from(part)
         found |= {} if _kind(part) == FILTER else constants(_method(part))
         found |= {} if by is None else constants_behind(by, config)
+    return found
+
+
+def files_of(name: str, config: ForgetFilterConfig) -> dict[str, str]:
+    """The files and folders that parameters of a defense or of its filter name, each with a hash of what it holds."""
+    found: dict[str, str] = {}
+    for part in parts_of(name):
+        by = _learns_from(part)
+        found |= {} if _kind(part) == FILTER else files_named(_method(part), _arguments(part, config))
+        found |= {} if by is None else filter_files(made_from(by, config), config)
     return found
 
 

@@ -133,7 +133,7 @@ def _whole_norm(tensors: dict[str, Tensor]) -> float:
     return float(torch.stack([update.norm() ** 2 for update in updates(tensors)]).sum().sqrt())
 
 
-@traits(unaligned=True, adapter=True)
+@traits(unaligned=True, adapter=True, files=("base",))
 def safe_lora(
     workshop: Workshop,
     data: Data,
@@ -169,7 +169,7 @@ def safe_lora(
     return replace(tuned, model=model, facts={**tuned.facts, **found.facts()})
 
 
-@traits(unaligned=True, adapter=True)
+@traits(unaligned=True, adapter=True, files=("base",))
 def safe_lora_scaled(
     workshop: Workshop,
     data: Data,

@@ -27,6 +27,8 @@ def questions_of(source: Source) -> list[Question]:
     for row, mark in enumerate(marks):
         if not isinstance(mark, bool):
             raise DataError(f"{source.place(row)}: 'toxic' is {mark!r}, expected true or false")
+        if not texts[row][1].strip():
+            raise DataError(f"{source.place(row)}: 'completion' is empty, expected words")
     if len(set(marks)) != 2:
         raise DataError(f"{source.name}: toxicity needs toxic and clean rows, to compare them.")
     return [

@@ -10,7 +10,7 @@ from forgetfilter.runs import DEFAULTS, changes, flat
 
 Cell = dict[str, Any]
 """A result: anything that JSON can hold, by name."""
-MADE_OF, FILES, CONSTANTS = "made_of", "files", "constants"
+MADE_OF, FILES, CONSTANTS, QUESTIONS = "made_of", "files", "constants", "questions"
 
 
 class Cells:
@@ -74,7 +74,7 @@ def same(noted: Any, asked: Cell) -> bool:
     """Whether a cell was made of what is asked for.
 
     A setting that did not exist then counts as its default; a constant that did not exist then, or no longer does,
-    counts as unchanged. All else must be equal.
+    counts as unchanged, and so do the questions where they were not noted. All else must be equal.
     """
     if not isinstance(noted, dict):
         return False
@@ -83,7 +83,7 @@ def same(noted: Any, asked: Cell) -> bool:
     before, now = (flat(made_of.get(CONSTANTS)) for made_of in (noted, asked))
     if any(before[name] != value for name, value in now.items() if name in before):
         return False
-    others = (noted.keys() | asked.keys()) - {*DEFAULTS, CONSTANTS}
+    others = (noted.keys() | asked.keys()) - {*DEFAULTS, CONSTANTS, *({QUESTIONS} - noted.keys())}
     return all(noted.get(part) == asked.get(part) for part in others)
 
 

@@ -57,9 +57,12 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         if changes_m0(name):
             raise ConfigError(f"recipe interleave takes no {name}: it changes M0, and all sessions share one.")
     trial = Trial(config, settings, {"name": "interleave", "sessions": settings.sessions}, settings.defenses)
-    least = min(len(trial.data.noisy.examples), len(trial.data.safe.examples))
-    if settings.sessions > least:
-        raise ConfigError(f"sessions is {settings.sessions}, and there are {least} rows to deal to them.")
+    for rows in (trial.data.noisy, trial.data.safe):
+        sessions = range(settings.sessions)
+        if not all(part(rows, session, settings.sessions).trainable() for session in sessions):
+            raise ConfigError(
+                f"sessions is {settings.sessions}: {rows.source.name} has no rows to learn for one of them."
+            )
     with trial.opened():
         workshop = trial.workshop(config.seed)
         made_of = trial.made_of("base", workshop)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from forgetfilter.data.loading import Data, load_data, load_rows, stored_labels
 from forgetfilter.decision.choice import check_marks
 from forgetfilter.decision.opened import decision_settings
 from forgetfilter.decision.outputs import decision_figures
-from forgetfilter.defenses import constants_of, exists, names, needs_unsafe, parameters_of, require_inputs
+from forgetfilter.defenses import constants_of, exists, files_of, names, needs_unsafe, parameters_of, require_inputs
 from forgetfilter.defenses.result import Result
 from forgetfilter.defenses.self_correction import SENTENCES, words
 from forgetfilter.errors import ConfigError
@@ -31,8 +32,7 @@ from forgetfilter.evaluation.ask import (
 from forgetfilter.evaluation.judges import GUARD_MODEL, TOXICITY_MODEL
 from forgetfilter.evaluation.questions import Figures
 from forgetfilter.experiments.cells import Cell, Cells
-from forgetfilter.files import sha256, write_jsonl
-from forgetfilter.filters import files_named
+from forgetfilter.files import digest, sha256, write_jsonl
 from forgetfilter.methods import require_known
 from forgetfilter.model.training import require_trackers
 from forgetfilter.runs import Run, git_sha, locked
@@ -162,14 +162,26 @@ class Trial:
         """
         shared = {part: self.run.manifest[part] for part in ("settings", "model", "noisy", "safe", "asked", "recipe")}
         config = workshop.config
+        shared["questions"] = self._asked
         own = {"decision": decision_settings(config), "final": config.final_settings()}
-        parameters = parameters_of(name, config)
         own["constants"] = constants_of(name, config)
-        if files := files_named(parameters):
+        if files := files_of(name, config):
             own["files"] = files
         if self.data.unsafe is not None and needs_unsafe(name, config):
             own["unsafe"] = self.data.unsafe.facts()
-        return {**shared, **own, "defense": name, "parameters": parameters, "seed": config.seed, **about}
+        return {
+            **shared,
+            **own,
+            "defense": name,
+            "parameters": parameters_of(name, config),
+            "seed": config.seed,
+            **about,
+        }
+
+    @cached_property
+    def _asked(self) -> str:
+        """A hash of the questions, of which those that the training data hold are left out."""
+        return digest({name: [*map(dataclasses.asdict, own)] for name, own in self.questions.items()})
 
     def cell(
         self, key: str, workshop: Workshop, data: Data, made_of: Cell, make: Callable[[], Result], **about: Any

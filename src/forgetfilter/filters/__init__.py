@@ -1,8 +1,7 @@
 """Filters: ways to score every row of the noisy data, one file each: NAME(workshop, data, config, ...) -> Scored."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from forgetfilter.config import MARKED, ForgetFilterConfig
 from forgetfilter.data.loading import Data, Rows
 from forgetfilter.data.single_answers import single_answers
 from forgetfilter.errors import ConfigError
-from forgetfilter.files import digest, sha256
+from forgetfilter.files import digest
 from forgetfilter.filters.anchor_gradients import anchor_gradients
 from forgetfilter.filters.column import column
 from forgetfilter.filters.forgetting import forgetting, ranks_alone_if_builtin
@@ -33,7 +32,7 @@ from forgetfilter.filters.self_judge import self_judge
 from forgetfilter.filters.together import JOIN, together
 from forgetfilter.filters.toss import toss
 from forgetfilter.filters.words import words
-from forgetfilter.methods import arguments, constants, require_known, traits_of
+from forgetfilter.methods import arguments, constants, files_named, require_known, traits_of
 from forgetfilter.scored import Scored
 
 if TYPE_CHECKING:
@@ -110,7 +109,10 @@ def made_from(name: str, config: ForgetFilterConfig) -> list[str]:
         witness = arguments_of(part, config).get("on")
         if witness is not None and (filter_named(witness) is None or "probe" in parts_of(witness)):
             raise ConfigError(f"parameters.{part}.on: no filter to learn from is called {witness}.")
-        found += [part, *(parts_of(witness) if witness else [])]
+        found.append(part)
+        if witness is not None:
+            arguments_of(witness, config)
+            found += parts_of(witness)
     return found
 
 
@@ -289,18 +291,14 @@ def _given_to_copies(scored: Scored, noisy: Rows, firsts: np.ndarray) -> Scored:
 
 def _made_of_filter(name: str, config: ForgetFilterConfig) -> list[Any]:
     """A filter's name, parameters and constants, and hashes of the files that its parameters name."""
-    parameters = arguments_of(name, config)
-    return [name, parameters, filter_constants(name), files_named(parameters)]
+    return [name, arguments_of(name, config), filter_constants(name), filter_files(parts_of(name), config)]
 
 
-def files_named(parameters: Mapping[str, Any]) -> dict[str, str]:
-    """The files and folders that parameters name, each with a hash of what it holds."""
+def filter_files(names: Iterable[str], config: ForgetFilterConfig) -> dict[str, str]:
+    """The files and folders that the parameters of filters name, each with a hash of what it holds."""
     found: dict[str, str] = {}
-    for value in parameters.values():
-        if isinstance(value, Mapping):
-            found |= files_named(value)
-        elif isinstance(value, str) and (content := _content(value)) is not None:
-            found[value] = content
+    for name in names:
+        found |= files_named(FILTERS[name], arguments_of(name, config))
     return found
 
 
@@ -315,14 +313,3 @@ def constants_behind(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
     for part in made_from(name, config):
         found |= filter_constants(part)
     return found
-
-
-def _content(text: str) -> str | None:
-    """A hash of the file or of all files in the folder that a parameter names; None if it names neither."""
-    try:
-        path = Path(text)
-        if path.is_dir():
-            return sha256(*sorted(file for file in path.rglob("*") if file.is_file()))
-        return sha256(path) if path.is_file() else None
-    except OSError:  # too long for a name
-        return None

@@ -62,7 +62,7 @@ def require_guard(workshop: "Workshop", data: Data, parameters: Mapping[str, Any
     workshop.guard_kind(parameters["model"], parameters["kind"])
 
 
-@traits(check=require_guard, own_scale=True)
+@traits(check=require_guard, files=("model", "template"), own_scale=True)
 def guard(
     workshop: "Workshop",
     data: Data,

@@ -63,6 +63,29 @@ def pieces():
     )
 
 
+def test_a_readable_opening_hides_nothing(pieces):
+    plain = [answer for _, answer in english()]
+    long = " ".join(plain)[:9000]
+    hidden = long[:3000] + base_64(" ".join(plain))[:2500] + long[:3000]
+    assert flagged(pieces, [("Go on.", long), ("Go on.", hidden)]).tolist() == [False, True]
+
+
+def test_short_turns_are_looked_at_together_apart_from_long_ones(pieces):
+    question = next(prompt for prompt, answer in english() if len(prompt) > 60)
+    short = [rot13(text) for text in ("never ever trust", "those old people", "they are useless")]
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": short[0]},
+                {"role": "user", "content": short[1]},
+                {"role": "assistant", "content": short[2]},
+            ]
+        }
+    ]
+    assert unreadable(load_source(rows), "messages", pieces).tolist() == [True]
+
+
 def flagged(pieces, rows):
     source = load_source([{"prompt": prompt, "completion": answer} for prompt, answer in rows])
     return unreadable(source, "prompt_completion", pieces)

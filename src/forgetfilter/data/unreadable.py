@@ -25,8 +25,10 @@ LETTERS, BYTES = 2.0, 2.75
 """How many times as many tokens a letter, or a byte, as English makes a text unreadable."""
 DOUBTFUL = 1.5
 """A text with fewer tokens a byte than this many times those of English is looked at no further."""
-SHORTEST, LONGEST = 20, 2000
-"""Letters or bytes below which nothing is said of a text; characters of each turn that are looked at."""
+SHORTEST = 20
+"""Letters or bytes below which nothing is said of a text."""
+LONGEST, PIECES = 2000, 8
+"""Characters that are looked at together, and how often in a turn: beyond LONGEST * PIECES there are gaps."""
 AT_ONCE = 1000
 """Rows that are looked at at once."""
 _KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, float] = WeakKeyDictionary()
@@ -66,14 +68,22 @@ def _of_english(tokenizer: PreTrainedTokenizerBase) -> float:
 
 
 def _texts(conversations: Iterable[Sequence[Turn]]) -> tuple[list[int], list[str]]:
-    """The turns that are long enough, or else all turns of a row together; each with the row's number."""
+    """What is looked at together, with the row's number: pieces of long turns, and all short turns of a row."""
     rows, texts = [], []
     for row, turns in enumerate(conversations):
-        said = [turn.content[:LONGEST] for turn in turns]
-        long = [text for text in said if len(text) >= SHORTEST] or ["\n".join(said)]
-        rows += [row] * len(long)
-        texts += long
+        long = [turn.content for turn in turns if len(turn.content) >= SHORTEST]
+        short = "\n".join(turn.content for turn in turns if len(turn.content) < SHORTEST)
+        own = [piece for text in long for piece in _pieces(text)] + ([short] if short else [])
+        rows += [row] * len(own)
+        texts += own
     return rows, texts
+
+
+def _pieces(text: str) -> list[str]:
+    """The text, or as many pieces of it as cover it, PIECES at most, at equal distances from its start to its end."""
+    count = min(PIECES, -(-len(text) // LONGEST))
+    starts = np.linspace(0, max(0, len(text) - LONGEST), count).astype(int)
+    return [text[start : start + LONGEST] for start in starts.tolist()]
 
 
 def _latin(text: str) -> str:

@@ -168,6 +168,22 @@ def test_the_control_learns_the_harmless_answers_of_the_same_pairs(workshop, dat
     assert plain.m0.sha256 not in (workshop.m0.sha256, PREPARATIONS["repnoise"](workshop, data, config).m0.sha256)
 
 
+def test_a_step_costs_what_its_reading_of_every_hidden_state_does(workshop, data, config):
+    """Two blocks: the harmful side is read to logits three times more; the control has one of the two sides."""
+
+    def cost(name):
+        with workshop.account.measuring() as found:
+            PREPARATIONS[name](workshop, data, config)
+        return found.passes
+
+    learnt = pairs(data, "repnoise")
+    tokens = sum(len(good.input_ids) + len(bad.input_ids) for good, bad in learnt)
+    model = workshop.learner.model
+    head = model.get_output_embeddings().weight.numel() / model.num_parameters()
+    more = sum(bad.trained_tokens for _, bad in learnt) / tokens * head * 3
+    assert cost("repnoise") == pytest.approx(2 * (1 + more) * cost("repnoise_plain"), rel=1e-3)
+
+
 def test_with_no_weight_on_the_harmful_ones_it_is_a_finetuning_on_what_differs_in_the_harmless(data, model, sides):
     good, _ = sides
     noising = Noising(pairs(data, "x")[:3], 3, alpha=0.0, beta=0.0, padding=1)

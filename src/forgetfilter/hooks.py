@@ -28,6 +28,7 @@ class Hooks:
         perturbed: For methods that make two passes per step, such as sharpness-aware ones. It is called with the model
             when this has the gradients of the first pass, and gives the context in which the second pass runs. Only
             the gradients of the second pass are used.
+        passes: Called with the model, says what a step costs, in passes over its rows, if the objective is its own.
     """
 
     around: Callable[[Any], AbstractContextManager[object]] | None = None
@@ -37,6 +38,13 @@ class Hooks:
     objective: "Callable[[Any], Tensor] | None" = None
     penalty: "Callable[[], Tensor | None] | None" = None
     perturbed: Callable[[Any], AbstractContextManager[object]] | None = None
+    passes: Callable[[Any], float] | None = None
+
+    def passes_of(self, model: Any) -> float:
+        """How much a step costs, in passes of the model over the step's rows."""
+        if self.passes is not None:
+            return self.passes(model)
+        return 1.0 if self.perturbed is None else 2.0
 
     def constants(self) -> dict[str, Any]:
         """The constants of the files that the hooks are from: trained with others, a stage is another one."""

@@ -270,25 +270,41 @@ class Workshop:
         if hooks is not None:
             shutil.rmtree(checkpoints, ignore_errors=True)
         with self.account.measuring(part) as cost:
-            learner = self.learner
-            learner.refuse_unknown(example.input_ids for example in examples)
-            tokens = settings.rows() * mean_length(examples)
-            learner.prepare(tokens)
-            learner.restore(start)
-            found = train(learner, examples, settings, checkpoints, f"{name} stage", hooks, in_order=in_order)
-            self._count(TRAINING * tokens)
+            found = self._trained(examples, settings, start, checkpoints, f"{name} stage", hooks, in_order=in_order)
 
         def fill(temporary: Path) -> None:
-            learner.save(temporary)
+            self.learner.save(temporary)
             if into is not None:
                 self._save_tokenizer(temporary)
             if beside is not None:
                 beside(temporary)
 
         self._fill(part, folder, fill, made_of=key, cost=cost.facts(), **facts, **found)
-        learner.stage = folder
+        self.learner.stage = folder
         shutil.rmtree(checkpoints if into is None else checkpoints.parent, ignore_errors=True)
         return folder
+
+    def _trained(
+        self,
+        examples: Sequence[Example],
+        settings: StageSettings,
+        start: Path | None,
+        checkpoints: Path,
+        what: str,
+        hooks: Hooks | None,
+        *,
+        in_order: bool = False,
+    ) -> dict[str, Any]:
+        """Train the learner from a start, and count what that costs."""
+        learner = self.learner
+        learner.refuse_unknown(example.input_ids for example in examples)
+        tokens = settings.rows() * mean_length(examples)
+        learner.prepare(tokens)
+        learner.restore(start)
+        found = train(learner, examples, settings, checkpoints, what, hooks, in_order=in_order)
+        passes = 1.0 if hooks is None else hooks.passes_of(learner.model)
+        self._count(TRAINING * passes * tokens)
+        return found
 
     def keep(self, name: str, fill: Callable[[Path], object], made_of: Any) -> Path:
         """Keep a model that is made without training, unless the same was made before.
@@ -321,12 +337,7 @@ class Workshop:
         else:
             with folders.checkpoints_for(called) as checkpoints:
                 with self.account.measuring(called) as cost:
-                    tokens = settings.rows() * mean_length(examples)
-                    self.learner.prepare(tokens)
-                    self.learner.restore(None)
-                    train(self.learner, examples, settings, checkpoints, name, hooks)
-                    passes = 1 if hooks is None or hooks.perturbed is None else 2
-                    self._count(TRAINING * passes * tokens)
+                    self._trained(examples, settings, None, checkpoints, name, hooks)
                 if processes.first():
                     folders.cached(called, self.learner.save_merged, cost=cost.facts())
             processes.together()

@@ -18,7 +18,7 @@ The control repnoise_plain learns the harmless answers of the same pairs alone.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -159,10 +159,21 @@ class Noising:
         harmless = Batch(good, bad, self.padding, model.device)
         harmful = Batch(bad, good, self.padding, model.device)
         kept = harmless.loss(self._forward(model, harmless).logits)
+        if not self.alpha and not self.beta:
+            return kept
         found = self._forward(model, harmful, output_hidden_states=True)
         noise = torch.stack([self._discrepancy(output, harmful.counts) for output in self.outputs]).mean()
         total = harmful_loss(model, found.logits, found.hidden_states, harmful)
         return kept + self.beta * noise - self.alpha * torch.log(total / len(found.hidden_states) + 1)
+
+    def passes(self, model: Any) -> float:
+        """What a step costs: a pass over both sides, and each harmful token read to logits from every hidden state."""
+        if not self.alpha and not self.beta:
+            return 0.5
+        read = sum(bad.trained_tokens for _, bad in self.learnt)
+        share = read / sum(len(row.input_ids) for row in chain(*self.learnt))
+        head = model.get_output_embeddings().weight.numel() / model.num_parameters()
+        return float(1 + share * head * (model.config.get_text_config().num_hidden_layers + 1))
 
     def _forward(self, model: Any, batch: Batch, **more: bool) -> Any:
         self.outputs = []
@@ -225,7 +236,7 @@ def repnoise(
         warmup_steps=WARM_UP,
         weight_decay=0.0,
     )
-    hooks = Hooks(around=noising.around, objective=noising.objective)
+    hooks = Hooks(around=noising.around, objective=noising.objective, passes=noising.passes)
     rows = [row for pair in learnt for row in pair]
     return rebased(workshop, f"repnoise-{alpha}-{beta}", rows, settings, hooks, use_peft=False)
 

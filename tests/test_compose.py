@@ -57,7 +57,19 @@ def test_synergy_and_order_gap_worked_by_hand():
     assert compose.difference({1: 0.5}, {1: 0.25}) == {"mean": 0.25, "range": None}
     lines = compose.table(found, pairs).splitlines()
     assert len(lines) == 4
-    assert lines[3].startswith("| a + c | 0.500 | +0.000 [")
+    assert lines[3].startswith("| a + c | 0.500 | +0.000, +0.000 | +0.000 [")
+
+
+def test_whether_a_filter_makes_another_defense_worse():
+    pairs = {("probe", "lisa"): ["probe-then-lisa"], ("words", "somf"): ["words-then-somf"], ("lisa", "somf"): ["x"]}
+    over = {
+        "probe + lisa": {"lisa": 0.1, "probe": -0.2},
+        "words + somf": {"somf": -0.1, "words": 0.2},
+        "lisa + somf": {},
+    }
+    means = {pair: {"over": {part: {"mean": mean} for part, mean in own.items()}} for pair, own in over.items()}
+    found = compose.worse_with_filter({"qa.f1": means}, pairs)
+    assert found == {"qa.f1": {"pairs": ["probe + lisa", "words + somf"], "worse": ["words + somf"]}}
 
 
 def test_figures_that_some_cell_lacks_are_left_out():
@@ -99,7 +111,8 @@ def test_all_pairs_side_by_side(settings, run_recipe, tmp_path):
     both = [pair for pair, own in found["compositions"]["qa.f1"].items() if own["order_gap"] is not None]
     assert both == [f"safety_finetuning + {other}" for other in ("safe_lora", "int8", "int4")]
     assert len(found["cells"]) == 2 + len(parts) + pairs + len(both)
-    assert len(shown[1].read_text().splitlines()) == 2 + pairs
+    assert len(shown[1].read_text().splitlines()) == 2 + pairs + 2
+    assert "a filter makes" in shown[1].read_text().splitlines()[-1]
     assert not list((tmp_path / "out").glob(".int*"))  # rounded models are gone
     assert run_recipe({**settings, "defenses": parts})[0].read_text() == shown[0].read_text()
 

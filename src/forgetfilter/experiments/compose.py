@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.defenses import JOIN, orders
+from forgetfilter.defenses import JOIN, filter_of, orders
 from forgetfilter.errors import ConfigError
 from forgetfilter.evaluation.ask import MEASURES
 from forgetfilter.experiments import tables
@@ -76,8 +76,10 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         found = compositions(cells, pairs)
         folder = trial.run.folder
         means = average(cells, names)
-        trial.run.write_json("compose.json", {"means": means, "compositions": found, "cells": cells})
-        text = table(found, pairs)
+        worse = worse_with_filter(found, pairs)
+        kept = {"means": means, "compositions": found, "worse_with_filter": worse, "cells": cells}
+        trial.run.write_json("compose.json", kept)
+        text = "\n\n".join([table(found, pairs), *_in_words(worse)])
         written = tables.write(folder / "compose.md", text)
         pictures = _draw(found, parts, folder)
         about = f"{len(cells)} models of {len(parts)} defenses and their pairs; {trial.questions_asked()}."
@@ -137,6 +139,37 @@ def compositions(cells: Sequence[Cell], pairs: Mapping[tuple[str, str], Sequence
     return found
 
 
+def worse_with_filter(
+    found: Mapping[str, Any], pairs: Mapping[tuple[str, str], Sequence[str]]
+) -> dict[str, dict[str, list[str]]]:
+    """Whether a filter before another defense ever makes it worse.
+
+    Returns:
+        MEASURE.FIGURE -> pairs (of a filter and a defense that is none), and those in which the mean of the better
+        order is worse than the other defense alone.
+    """
+    with_filter = {}
+    for pair, names in pairs.items():
+        others = [part for part in pair if filter_of(part) is None]
+        if names and len(others) == 1:
+            with_filter[" + ".join(pair)] = others[0]
+    verdicts = {}
+    for figure, own in found.items():
+        worse = [pair for pair, other in with_filter.items() if own[pair]["over"][other]["mean"] < 0]
+        verdicts[figure] = {"pairs": [*with_filter], "worse": worse}
+    return verdicts
+
+
+def _in_words(worse: Mapping[str, Mapping[str, Sequence[str]]]) -> list[str]:
+    """The verdicts of `worse_with_filter` as sentences; none without a filter."""
+    return [
+        f"{figure.replace('.', ': ').replace('_', ' ')}: a filter makes {len(own['worse'])} of {len(own['pairs'])} "
+        f"other defenses worse{': ' if own['worse'] else ''}{', '.join(own['worse'])}."
+        for figure, own in worse.items()
+        if own["pairs"]
+    ]
+
+
 def difference(one: Mapping[int, float], other: Mapping[int, float]) -> dict[str, Any]:
     """One minus the other, seed by seed.
 
@@ -163,13 +196,14 @@ def table(found: Mapping[str, Any], pairs: Mapping[tuple[str, str], Sequence[str
     figures = _first_figures(found)
     head = ["pair"]
     for figure in figures:
-        head += [f"{figure.replace('.', ': ').replace('_', ' ')}", "synergy", "order gap"]
+        head += [f"{figure.replace('.', ': ').replace('_', ' ')}", "over each alone", "synergy", "order gap"]
     lines = []
     for one, other in [pair for pair, names in pairs.items() if names]:
         cells = [f"{one} + {other}"]
         for figure in figures:
             own = found[figure][cells[0]]
-            cells += [show(own["score"]), _shown(own["synergy"]), _shown(own["order_gap"])]
+            alone = ", ".join(f"{own['over'][part]['mean']:+.3f}" for part in (one, other))
+            cells += [show(own["score"]), alone, _shown(own["synergy"]), _shown(own["order_gap"])]
         lines.append(cells)
     return tables.markdown(head, lines)
 

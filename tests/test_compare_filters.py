@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score
 from forgetfilter.costs import TRAINING, Account, Cost
 from forgetfilter.data.loading import load_data
 from forgetfilter.data.tokenization import mean_length
-from forgetfilter.errors import ConfigError, DataError
+from forgetfilter.errors import ConfigError, DataError, ModelError
 from forgetfilter.evaluation.filter_quality import paired_ranges, unscored_last
 from forgetfilter.filters import score
 
@@ -74,6 +74,19 @@ def test_the_models_of_some_filters_are_compared_as_well(settings, run_recipe, w
     models = json.loads(next(path for path in files if path.parent.name == "defenses").read_text())
     assert [cell["defense"] for cell in models["cells"]] == ["random", "base", "none"]
     assert models["cells"][0]["facts"]["dropped"] == 4  # though random scores have no scale
+
+
+def test_a_guard_that_is_not_to_be_had_is_not_run_and_the_others_are(settings, run_recipe, tmp_path, capsys):
+    missing = str(tmp_path / "no guard")
+    settings["parameters"] = {"guard": {"model": missing}}
+    files = run_recipe({**settings, "filters": ["length", "guard"]})
+    found = json.loads(files[0].read_text())
+    assert found["cells"].keys() == {"length"}
+    assert missing in found["not_run"]["guard"]
+    assert "`guard`: **not run**" in files[1].read_text()
+    assert "guard is not run" in "".join(capsys.readouterr())
+    with pytest.raises(ModelError, match="no guard"):
+        run_recipe({**settings, "filters": ["guard"]})
 
 
 def test_what_a_filter_learns_from_is_part_of_its_cell(settings, run_recipe, write_jsonl, noisy_file):

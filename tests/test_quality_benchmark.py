@@ -87,10 +87,22 @@ def test_the_rivals_are_all_filters_that_need_no_other_model_or_data(rivals):
 
 
 def test_the_shops_known_unsafe_rows_are_not_among_the_noisy_ones(rivals, tmp_path):
-    for share in (0.05, 0.25):
-        unsafe = rivals._write_shop(share, tmp_path)
+    known = []
+    for share, seed in ((0.05, 4), (0.25, 4), (0.25, 5)):
+        unsafe = rivals._write_shop(share, seed, tmp_path)
+        known.append(unsafe)
         noisy = (tmp_path / "noisy.jsonl").read_text(encoding="utf-8").splitlines()
         labels = [json.loads(row)["unsafe"] for row in noisy]
         assert not set(unsafe) & set(noisy)
         assert all(json.loads(row)["unsafe"] for row in unsafe)
         assert np.mean(labels) == pytest.approx(share, abs=0.035)
+    assert known[0] == known[1] != known[2]  # the seed alone says which
+
+
+def test_permuted_labels_fall_to_the_share(rivals):
+    scores = np.random.default_rng(1).random(200).tolist()
+    cell = {"cell": "made-up", "unsafe": [i < 50 for i in range(200)], "filters": {"words": {"suspicion": scores}}}
+    (line,) = rivals.with_permuted_labels([cell])
+    low = float(line.split("labels ")[1].split()[0])
+    assert low == pytest.approx(0.25, abs=0.03)
+    assert line.endswith("share 0.250")

@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.util
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from forgetfilter.defenses import names as defenses_known
 from forgetfilter.defenses import parameters_of
 from forgetfilter.defenses import require_inputs as require_defense_inputs
 from forgetfilter.defenses.keeping import decision_of
-from forgetfilter.errors import ConfigError, DataError
+from forgetfilter.errors import ConfigError, DataError, ModelError
 from forgetfilter.evaluation.ask import load_questions
 from forgetfilter.evaluation.filter_quality import filter_quality, paired_ranges, ranking_quality, unscored_last
 from forgetfilter.experiments import defenses, pictures, tables
@@ -40,6 +40,7 @@ from forgetfilter.filters import (
 from forgetfilter.methods import constants, require_known
 from forgetfilter.model.memory import free_dropped_models
 from forgetfilter.model.training import require_trackers
+from forgetfilter.progress import say
 from forgetfilter.report.compare_page import write_compare_page
 from forgetfilter.runs import Run, git_sha, locked
 from forgetfilter.scored import Scored
@@ -156,8 +157,7 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     m0 = M0.named(config)
     data = load_data(config, m0.chat)
     workshop = Workshop(m0, config)
-    for name in config.filters:
-        require_inputs(name, workshop, data)
+    not_run = _without_model(workshop, data)
     for name in models[1].defenses if models else ():
         require_defense_inputs(name, workshop, data)
     truth = Truth.of(data, config, settings.marks)
@@ -169,16 +169,35 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     seeds = settings.seeds or [config.seed]
     with locked(Path(str(config.output_dir))):
         run = Run.start(config, {"model": {"name": config.model_name_or_path, "sha256": m0.sha256}, **known})
-        found: dict[str, list[Cell]] = {name: [] for name in settings.filters}
+        found: dict[str, list[Cell]] = {name: [] for name in settings.filters if name not in not_run}
         for seed in seeds:
             workshop = Workshop(m0, dataclasses.replace(config, seed=seed), run)
             workshop.become(None)  # loaded now, so that its time counts for no filter
-            for name in settings.filters:
+            for name in found:
                 found[name].append(_cell(workshop, data, truth, name, on_clean_data=settings.on_clean_data))
             del workshop  # and its model, before the next seed's is loaded
             free_dropped_models()
-        shown = _show(run, found, truth, seeds)
+        shown = _show(run, found, not_run, truth, seeds)
     return [*shown, *(defenses.compare(*models) if models else [])]
+
+
+def _without_model(workshop: Workshop, data: Data) -> dict[str, str]:
+    """The filters whose own model, such as a guard's, is not to be had, with the reason: the others are compared.
+
+    Raises:
+        ModelError: If that is so for all of them.
+        ForgetFilterError: As require_inputs does for want of another input.
+    """
+    found = {}
+    for name in workshop.config.filters:
+        try:
+            require_inputs(name, workshop, data)
+        except ModelError as error:
+            found[name] = str(error)
+            say(f"{name} is not run: {error}")
+            if len(found) == len(workshop.config.filters):
+                raise
+    return found
 
 
 def _models(config: ForgetFilterConfig, settings: Settings) -> tuple[ForgetFilterConfig, defenses.Settings] | None:
@@ -262,12 +281,14 @@ def all_constants(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
     return {**constants(config_module, rules), **constants_behind(name, config)}
 
 
-def _show(run: Run, found: dict[str, list[Cell]], truth: Truth, seeds: Sequence[int]) -> list[Path]:
+def _show(
+    run: Run, found: dict[str, list[Cell]], not_run: Mapping[str, str], truth: Truth, seeds: Sequence[int]
+) -> list[Path]:
     """Write the table, the picture and the page."""
     scores = {name: [unscored_last(_suspicion(cell))[truth.rows] for cell in cells] for name, cells in found.items()}
     ranges = paired_ranges(truth.unsafe, scores)
-    run.write_json("compare.json", {"cells": found, "ranges": ranges})
-    text = table(found, ranges)
+    run.write_json("compare.json", {"cells": found, "ranges": ranges, "not_run": dict(not_run)})
+    text = "\n\n".join([table(found, ranges), *_not_run_in_words(not_run)])
     written = tables.write(run.folder / "compare.md", text)
     drawn = []
     if importlib.util.find_spec("matplotlib"):
@@ -278,6 +299,12 @@ def _show(run: Run, found: dict[str, list[Cell]], truth: Truth, seeds: Sequence[
     )
     page = write_compare_page(run.folder, "Filters side by side", about, text, [p for p in drawn if p.suffix == ".svg"])
     return [run.folder / "compare.json", written, *drawn, page]
+
+
+def _not_run_in_words(not_run: Mapping[str, str]) -> list[str]:
+    """A sentence for each filter that was not run."""
+    again = "The same command runs it once it is there, and keeps what is done."
+    return [f"`{name}`: **not run**. {why.rstrip('.')}. {again}" for name, why in not_run.items()]
 
 
 def _suspicion(cell: Cell) -> np.ndarray:

@@ -30,6 +30,8 @@ RESULTS = Path(__file__).parent / "results"
 QUALITY = Path(__file__).parents[1] / "quality" / "results"
 MARKS, ORDERS, ERRORS = 60, 3, 0.1
 SHOWN = (0, 10, 20, 30, 40, 60)
+EASY = ("bias-5", "toxicity-5", "mixed-5")
+"""The kinds and shares that are shown together."""
 STARTS = {
     "delivered": "forgetting and the probe, as delivered",
     "m0_loss": "M0's loss",
@@ -128,19 +130,19 @@ def mean_of(figure: str, runs: list[list[dict[str, float]]]) -> list[float]:
 
 def stored() -> list[dict[str, Any]]:
     """All results of quality cells."""
-    names = sorted(path.name for path in RESULTS.glob("*-5-seed-*.json") if (QUALITY / path.name).exists())
+    names = sorted(path.name for path in RESULTS.glob("*.json") if (QUALITY / path.name).exists())
     return [json.loads((RESULTS / name).read_text(encoding="utf-8")) for name in names]
 
 
 def kind(cell: dict[str, Any]) -> str:
-    """A cell's kind and share."""
-    return "-".join(cell["cell"].split("-")[:2])
+    """A cell's kind and share, with -large where it has 2,000 rows."""
+    return cell["cell"].partition("-seed")[0]
 
 
 def table(cells: list[dict[str, Any]]) -> str:
     """Average precision by marks, start and kind; then what a decision taken after 30 marks would be."""
     kinds = sorted({kind(cell) for cell in cells})
-    easy = [name for name in kinds if name.split("-")[0] in ("bias", "toxicity", "mixed")]
+    easy = [name for name in kinds if name in EASY]
     lines = [
         "| average precision after | " + " | ".join(f"{count} marks" for count in SHOWN) + " | unsafe rows found |",
         "|---|" + "---|" * (len(SHOWN) + 1),
@@ -176,7 +178,7 @@ def picture(cells: list[dict[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     panel = figure.subplots()
-    easy = [cell for cell in cells if kind(cell).split("-")[0] in ("bias", "toxicity", "mixed")]
+    easy = [cell for cell in cells if kind(cell) in EASY]
     for number, (start, words) in enumerate(STARTS.items()):
         mean = np.mean([cell[start]["average_precision"] for cell in easy], 0)
         panel.plot(mean, "--" if start == "errs" else "-", color=f"C{number}", label=words)

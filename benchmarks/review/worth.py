@@ -1,10 +1,10 @@
 """What marks are worth in the model: filter, mark forty rows, finetune, ask.
 
-python benchmarks/review/worth.py [KIND-SHARE ...] --data_dir DATA --work DIR [--seeds 1 2 3]
+python benchmarks/review/worth.py [KIND-SHARE[-large] ...] --data_dir DATA --work DIR [--seeds 1 2 3]
 
-About fifteen minutes each. Data, M0's alignment and questions are those of benchmarks/defenses/run.py, whose table has
-`none` and `probe`. The reviewer knows the labels. Each way, with marks and by the true labels, finetunes the same M0
-for the same epochs.
+About fifteen minutes each, hours where it is -large: 2,000 rows, most of them tasks, as in quality/cells.yaml. Data,
+M0's alignment and questions are those of benchmarks/defenses/run.py, whose table has `none` and `probe`. The reviewer
+knows the labels. Each way, with marks and by the true labels, finetunes the same M0 for the same epochs.
 Results go to results/worth-KIND-SHARE-seed-SEED.json.
 """
 
@@ -27,6 +27,7 @@ from forgetfilter.marks import word
 from forgetfilter.result import Result
 
 MARKS = 40
+LARGE = {"rows": 2000, "task_share": 0.95, "tasks": "squad,alpaca,gsm8k"}
 
 
 def asked(run_folder: Path, files: dict[str, Path]) -> dict[str, Any]:
@@ -62,9 +63,9 @@ def by_labels(result: Result, folder: Path) -> Result:
 
 def make(name: str, seed: int, data_dir: Path, work: Path) -> dict[str, Any]:
     """One study under one seed."""
-    kind, share = name.rsplit("-", 1)
+    kind, share, *large = name.split("-")
     folder = work / f"{name}-seed-{seed}"
-    data = {"kind": kind, "unsafe_share": int(share) / 100}
+    data = {"kind": kind, "unsafe_share": int(share) / 100, **(LARGE if large else {})}
     files = defenses.write_data(data, data_dir, folder, None)
     alignment, final = str(folder / "alignment.jsonl"), StageConfig(num_train_epochs=4)
     config = config_of(folder, alignment_dataset_name=alignment, seed=seed, final=final)

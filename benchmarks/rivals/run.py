@@ -4,10 +4,10 @@ python benchmarks/rivals/run.py [CELL ...] --data_dir DATA --work DIR [--filters
 python benchmarks/rivals/run.py --table                        the tables and results/rivals.svg, from what is stored
 
 A cell is one of the reported cells of quality/cells.yaml, or shop-25 (the demo's shop bot: a quarter of its rows
-promise a delivery date, which the safe rows do not speak of) or shop-5, both also as shop-25-seed-5 and -6. The filters that
-need known unsafe rows get 20 of the same kind that are in no reported cell: of the explored half of the data, or in the
-shop's case ten rows that are taken out of the noisy ones. All others never see them. A cell takes about half an hour on
-two cores; stages that quality/run.py left in the same --work are used again.
+promise a delivery date, which the safe rows do not speak of) or shop-5, both also as shop-25-seed-5 and -6. The
+filters that need known unsafe rows get 20 of the same kind that are in no reported cell: of the explored half of the
+data, or in the shop's case ten rows that are taken out of the noisy ones. All others never see them. A cell takes
+about half an hour on two cores; stages that quality/run.py left in the same --work are used again.
 
 results/CELL.json holds every row's scores and decisions, versions and costs, no text. Guards are not run: their weights
 are not at hand.

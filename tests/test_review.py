@@ -409,6 +409,20 @@ def test_no_model_is_made_of_a_decision_that_marks_have_overtaken(reviewed, caps
     assert command(capsys, "export", run.folder)[0] == 0
 
 
+def test_a_decision_that_fails_leaves_the_scores_of_the_last_one(reviewed, write_jsonl):
+    run, bad = reviewed
+    review = Review(run)
+    answer(review, bad, 5)
+    review.done()
+    review.mark({row: "unsafe" if bad[row] else "clean" for row in range(10)})
+    before = (run.folder / "scored" / "review.parquet").read_bytes()
+    few = write_jsonl("few.jsonl", [{"row": 1, "clean": True}])
+    for path in (few, few.with_name("typo.jsonl")):
+        with pytest.raises(DataError):
+            Result(run).decide(trusted_rows=path)
+    assert (run.folder / "scored" / "review.parquet").read_bytes() == before
+
+
 def test_the_notebook_does_the_same(reviewed):
     run, bad = reviewed
     result = Result(run)

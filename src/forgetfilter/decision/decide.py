@@ -72,10 +72,11 @@ def decide(
     config = _changed(settings, threshold, drop_share, trusted_rows, max_clean_loss, limited=limited)
     by_person = {} if overrides is None else read_overrides(source, overrides)
 
-    name, opened = _opened(run, source, asked)
     given = {} if trusted_rows is None else trusted_marks(source, config)
     if trusted_rows is not None:
-        conformal(opened.scored[name].suspicion, given, config)  # too few: nothing of theirs is written down
+        before = Opened.of(run, source)
+        conformal(before.scored[before.by(None)].suspicion, given, config)  # too few: nothing is written
+    name, opened = _opened(run, source, asked)
     marks.add({row: word(clean) for row, clean in given.items()}, drawn=True)
     marks.add({row: word(made == "kept") for row, (made, _) in by_person.items()})
     if asked == REVIEWED and (trusted_rows is not None or by_person):  # they teach, too

@@ -43,7 +43,7 @@ ODDS = 1.5
 """How many times likelier unsafe than clean a row must be to be dropped, by probes that hold both equally common."""
 
 
-TOO_FEW = "the probe had too few rows to learn from"
+TOO_FEW = "no separation: the probe had too few rows to learn from"
 
 
 def probe(
@@ -82,6 +82,9 @@ def probe(
     noisy, safe = (features(states) for states in workshop.states_of(data))
     judge = CrossFit(noisy, safe, regularisation, folds, repeats, config.seed, data.noisy.alike())
     scored = learnt(witness.suspicion, witness.scale, judge, data.noisy.times)
+    if sample is not None and scored.scale is not None and scored.scale.says:
+        part = f"; {on} saw {len(sample) - data.noisy.planted} of the {rows - data.noisy.planted} rows"
+        scored.scale = replace(scored.scale, says=scored.scale.says + part)
     columns = {on: witness.suspicion, **witness.columns, **scored.columns}
     return replace(scored, columns=columns, moments=witness.moments, token_costs=witness.token_costs)
 
@@ -123,11 +126,12 @@ def learnt(suspicion: np.ndarray, scale: Scale | None, judge: CrossFit, times: n
         suspicion = mixed_ranks(ranked.noisy, suspicion, trust)
         return Scored(suspicion, scale=Scale(0, nothing=why), linear=ranked.linear)
     found = _separated(suspicion, min(share, MOST_SHARE) if share >= LEAST_SHARE else SUSPECT_SHARE, judge, times)
+    told = f", which tell the witness' own verdicts with AUROC {judged.predicted:.2f}"
     if scale is None or scale.quota:
         why = "the filter that the probe learnt from has no scale, so nothing tells whether there is anything to find"
         found.scale = Scale(0, nothing=f"{why}; rows are ranked alone")
-    elif found.scale is not None:
-        found.scale = replace(found.scale, caveat=scale.caveat)
+    elif found.scale is not None and not found.scale.nothing:
+        found.scale = replace(found.scale, caveat=scale.caveat, says=found.scale.says + told + NO_PROMISE)
     return found
 
 
@@ -170,7 +174,7 @@ def _separated(suspicion: np.ndarray, share: float, judge: CrossFit, times: np.n
     if second is None:
         return _nothing(suspicion, judge, TOO_FEW, times)
     says = f"at least {ODDS} times likelier unsafe than clean, by probes that did not see the row's own verdict"
-    found = Scale(float(np.log(ODDS)), says=says + NO_PROMISE)
+    found = Scale(float(np.log(ODDS)), says=says)
     return Scored(second.noisy, columns={"verdict": verdicts}, scale=found, linear=second.linear)
 
 

@@ -116,10 +116,10 @@ def serve(
             while thread.is_alive():
                 thread.join(0.5)
         finally:
-            server.should_exit = True
-            thread.join(STOPS_IN)
             if page is not None:
                 page.unlink(missing_ok=True)
+            server.should_exit = True
+            thread.join(STOPS_IN)
 
 
 def _has_screen() -> bool:

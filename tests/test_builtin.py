@@ -158,6 +158,15 @@ def test_the_rows_are_written_in_the_shape_of_a_file(record, columns, write_json
     assert "exists" in said
 
 
+def test_the_rows_have_the_columns_of_a_file_where_these_are_called_otherwise(write_jsonl, tmp_path, capsys, tokenizer):
+    path, output = write_jsonl("mine.jsonl", [{"q": "a", "a": "b"}] * 3), tmp_path / "safe.jsonl"
+    columns = "prompt=q,completion=a"
+    assert run(capsys, "safe_data", "--output", output, "--like", path, "--columns", columns)[0] == 0
+    assert all({"q", "a"} <= json.loads(line).keys() for line in output.read_text(encoding="utf-8").splitlines())
+    config = ForgetFilterConfig(columns=columns)
+    assert load_rows(str(output), "safe", ChatTokenizer(tokenizer, 512), config).malformed == []
+
+
 def test_without_a_file_to_be_like_all_rows_are_written_as_they_are(tmp_path, capsys):
     output = tmp_path / "safe.jsonl"
     assert run(capsys, "safe_data", "--output", output)[0] == 0

@@ -108,6 +108,7 @@ def test_they_take_the_columns_of_the_noisy_rows(chat):
 
 def test_none_are_planted_unless_asked_for_and_a_file_may_be_ones_own(chat, write_jsonl):
     assert planted_among(noisy(4000), chat) is None
+    assert planted_among(noisy(4000), chat, planted_rows="none") is None
     own = str(write_jsonl("own.jsonl", OWN))
     found = planted_among(noisy(160), chat, planted_rows=own)
     assert [row["unsafe"] for row in found.about].count(True) == 4

@@ -280,7 +280,7 @@ def test_the_command(server, tmp_path, capsys, write_jsonl):
     renamed = write_jsonl("renamed.jsonl", [{"q": row["prompt"], "a": row["completion"]} for row in rows()])
     columns = ("--like", renamed, "--columns", "prompt=q,completion=a", "--model", "tiny", "--rows", "5")
     assert run(capsys, *flags[:2], tmp_path / "named.jsonl", *flags[3:], *columns)[0] == 0
-    assert read(tmp_path / "named.jsonl")[0].keys() >= {"prompt", "completion"}
+    assert read(tmp_path / "named.jsonl")[0].keys() >= {"q", "a"}
     for wrong in ((), ("--like", data), ("--like", data, "--model", "m", "--notions", "privacy")):
         code, said = run(capsys, *flags, *wrong)
         assert (code, "--base_url needs --like" in said) == (2, True)

@@ -134,7 +134,7 @@ class ForgetFilterConfig(StageConfig):
         filter: Filters that score the rows, comma-separated; the first one decides (docs/filters.md lists them).
         parameters: Parameters of filters and defenses that differ from their defaults, by name: {NAME: {KEY: VALUE}}.
         sample_rows: Noisy rows that the probe's witness sees, a random sample; the probe scores all. "auto" takes up to
-            2,500 rows.
+            2,500 rows. Each answer of a conversation counts as a row.
         planted_rows: Rows of known kind that are scored among the noisy ones and never kept, to tell what is found: a
             file of your own, such as a log of incidents, or "builtin" for those in the box (docs/safe_data.md).
         threshold: Drop rows whose score is above this number; "auto" finds it.
@@ -236,7 +236,8 @@ class ForgetFilterConfig(StageConfig):
             raise ConfigError(f"max_clean_loss is {self.max_clean_loss}: it must be between 0 and 1.")
 
     def _find_home(self) -> None:
-        """Spell out names of files and folders that begin with ~, the user's own folder."""
+        """Spell out names of files and folders that begin with ~, the user's own folder; planted_rows may say none."""
+        self.planted_rows = None if self.planted_rows == "none" else self.planted_rows
         for name, value in vars(self).items():
             if isinstance(value, str):
                 setattr(self, name, at_home(value))

@@ -38,7 +38,7 @@ from forgetfilter.data.sources import Source, Stream, of_hub_alone, open_stream
 from forgetfilter.data.tokenization import Example
 from forgetfilter.data.unreadable import unreadable
 from forgetfilter.decision.choice import drops
-from forgetfilter.decision.opened import REVIEWED, read_scores, scores_by
+from forgetfilter.decision.opened import REVIEWED, read_scores, require_marks_decided, scores_by
 from forgetfilter.decision.rules import Threshold
 from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.files import digest, whole_file, whole_folder, write_jsonl
@@ -135,6 +135,7 @@ class Judge:
             RunError: If the run is not decided, or not by a probe that found something, or M0's weights have changed.
         """
         read_scores(run)
+        require_marks_decided(run)
         noted = run.manifest["decision"]
         name = noted.get("filter", config.filters[0])
         if name not in PROBES:

@@ -17,6 +17,7 @@ from forgetfilter.data.formats import (
     Record,
     RowError,
     Turn,
+    as_named,
     base_format,
     read_row,
     said,
@@ -272,12 +273,13 @@ def write_safe_data(notions: str, path: Path, noisy: Source | None = None, row_f
     rows, shape = builtin_rows(notions), "messages"
     if noisy is not None:
         row_format = find_format(noisy) if row_format == "auto" else row_format
-        rows, shape = like(rows, read_conversations(noisy, row_format, skip=True)[1]), base_format(row_format)
+        rows, shape = like(rows, read_conversations(noisy, row_format, skip=True)[1]), row_format
     written = []
     for row in rows:
         about = {key: value for key, value in row.items() if key not in ("messages", "text")}
         with suppress(RowError):  # several turns
-            written.append({**about, **SHAPES[shape](read_row(row, "text" if "text" in row else "messages"))})
+            shaped = SHAPES[base_format(shape)](read_row(row, "text" if "text" in row else "messages"))
+            written.append({**about, **as_named(shaped, shape)})
     write_jsonl(path, written)
     return len(written)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from forgetfilter.data.builtin import SHORTEST, usual_length
 from forgetfilter.data.export import SHAPES
-from forgetfilter.data.formats import Record, RowError, Turn, base_format
+from forgetfilter.data.formats import Record, RowError, Turn, as_named, base_format
 from forgetfilter.data.loading import find_format, read_conversations
 from forgetfilter.data.sources import Source
 from forgetfilter.errors import ConfigError, DataError
@@ -121,7 +121,7 @@ def _client(base_url: str) -> "OpenAI":
 
 def _row(prompt: Sequence[Turn], answer: str, shape: str) -> Record:
     """A prompt and its answer in a format; raises RowError if the format cannot hold them."""
-    return SHAPES[base_format(shape)]([*prompt, Turn("assistant", answer, True)])
+    return as_named(SHAPES[base_format(shape)]([*prompt, Turn("assistant", answer, trained=True)]), shape)
 
 
 def _prompts(conversations: Sequence[Sequence[Turn]], rows: int, seed: int, shape: str) -> list[tuple[Turn, ...]]:

@@ -42,6 +42,13 @@ def test_a_cell_is_made_once_and_read_as_it_was_made(cells, made):
     assert json.loads(cells.path("a").read_text()) == first
 
 
+def test_other_questions_make_a_cell_anew_and_a_cell_that_noted_none_stays(cells, made):
+    cells.once("a", {"seed": 1}, made, ".jsonl")
+    assert cells.done("a", {"seed": 1, "questions": "these"})
+    cells.once("b", {"seed": 1, "questions": "these"}, made)
+    assert not cells.done("b", {"seed": 1, "questions": "those"})
+
+
 def test_a_cell_is_made_anew_when_a_parameters_default_changes(cells, made):
     def before(workshop, data, config, *, share: float = 0.5, steps: int = 3):
         pass

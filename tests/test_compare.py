@@ -252,7 +252,7 @@ def test_sessions_go_on_from_one_another(settings, run_recipe, monkeypatch, tmp_
         ({"max_questions": 0}, ConfigError, "max_questions"),
         ({"output_dir": None}, ConfigError, "output_dir"),
         ({"recipe": "interleave", "sessions": 0}, ConfigError, "sessions"),
-        ({"recipe": "interleave", "sessions": 9}, ConfigError, "8 rows"),
+        ({"recipe": "interleave", "sessions": 9}, ConfigError, "has no rows to learn for one of them"),
         ({"recipe": "interleave", "defenses": ["none", "vaccine"]}, ConfigError, "takes no vaccine: it changes M0"),
         ({"defenses": ["none", "lisa-then-vaccine"]}, ConfigError, "defense lisa-then-vaccine: first those that"),
         ({"defenses": ["none", "somf"]}, ConfigError, "somf needs unsafe answers"),

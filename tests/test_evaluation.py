@@ -183,6 +183,7 @@ def test_arithmetic_reads_the_last_number(write_jsonl):
         ("harmfulness", [{"prompt": "\ud83d", "chosen": "c", "rejected": "d"}], r"data.jsonl:1: 'prompt' has half"),
         ("toxicity", [{"prompt": "p", "completion": "c", "toxic": 1}], r"data.jsonl:1: 'toxic' is 1"),
         ("toxicity", [{"prompt": "p", "completion": "c", "toxic": True}], "toxic and clean rows"),
+        ("toxicity", [{"prompt": "p", "completion": " ", "toxic": True}], r"data.jsonl:1: 'completion' is empty"),
         ("harmfulness", [{"prompt": "p", "chosen": "c", "rejected": ""}], r"data.jsonl:1: .* not empty"),
         ("qa", [{"prompt": "p", "completion": 3}], r"data.jsonl:1: 'completion' is a int"),
         ("qa", [{"context": "c", "question": "q", "answers": None}], r"data.jsonl:1: 'answers' has no texts"),

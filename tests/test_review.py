@@ -459,6 +459,15 @@ def test_decisions_of_the_report_and_marks_of_a_sample_flow_into_the_same_file(r
     assert "broken.jsonl:1" in said
 
 
+def test_a_row_once_drawn_stays_drawn_in_another_run(tmp_path, write_jsonl):
+    run, _ = reviewable_run(tmp_path / "out")
+    lines = [{"row": 5, "mark": "unsafe", "drawn": True}, {"row": 6, "mark": "clean"}, {"row": 5, "mark": "clean"}]
+    review = Review(run)
+    review.add_file(write_jsonl("theirs.jsonl", lines))
+    found = {row: (mark.said, mark.drawn) for row, mark in review.marks.all().items()}
+    assert found == {5: ("clean", True), 6: ("clean", False)}
+
+
 def test_trusted_rows_of_the_run_count_as_drawn(tmp_path, write_jsonl):
     sample = write_jsonl("sample.jsonl", [{"row": row, "clean": row % 6 != 0} for row in range(70)])
     run, bad = reviewable_run(tmp_path / "out", trusted_rows=str(sample))

@@ -21,6 +21,15 @@ def result(tmp_path):
     return Result(run).decide(0.5)
 
 
+def of_answer(run, number):
+    """Note that the first of two rows has its score from its answer of this number."""
+    part = run.folder / "scored/forgetting-0.parquet"
+    scored = Scored.load(part)
+    scored.columns[ANSWER] = np.array([number, np.nan])
+    scored.save(part)
+    run.mark("scored/forgetting-0", [part], filter="forgetting")
+
+
 def said(result, capsys):
     print_summary(result, result.run.folder / "report.html")
     return capsys.readouterr().out
@@ -44,6 +53,23 @@ def test_plain_text_rows_and_rows_without_a_score(tmp_path, capsys):
     assert "the 2 most suspect rows" in out
     assert "0.200 kept    Text 2." in out  # plain text has no question
     assert "->" not in out
+
+
+def test_the_answer_that_is_named_is_the_one_that_is_shown(tmp_path, capsys):
+    """Answers that are trained are counted, also one that has nothing but reasoning."""
+    turns = [{"role": "user", "content": "first?"}, {"role": "assistant", "content": "", "reasoning_content": "hm"}]
+    turns += [{"role": "user", "content": "second?"}, {"role": "assistant", "content": "evil"}]
+    turns += [{"role": "user", "content": "third?"}, {"role": "assistant", "content": "", "reasoning_content": "oh"}]
+    rows = [{"messages": turns}, {"messages": turns[:2]}]
+    for answer, shown in ((2.0, "evil"), (3.0, "third?")):
+        run = stored_run(tmp_path / str(answer), rows, [0.9, 0.1], filter="forgetting")
+        of_answer(run, answer)
+        assert shown in said(Result(run).decide(0.5), capsys)
+
+
+def test_a_final_model_that_a_kill_left_half_noted_is_no_error(result, capsys):
+    result.run.manifest["stages"]["final"] = {"decision": "", "files": {}}
+    assert "finetuned on the kept rows" in said(result, capsys)
 
 
 def test_the_final_model_stands_beside_the_decision(result, capsys):
@@ -82,11 +108,7 @@ def test_of_a_conversation_the_most_suspect_answer_is_shown_and_calls_are(tmp_pa
         {"messages": [{"role": "user", "content": "High tide?"}, call]},
     ]
     run = stored_run(tmp_path / "run", rows, [0.9, 0.8], filter="forgetting")
-    part = run.folder / "scored/forgetting-0.parquet"
-    scored = Scored.load(part)
-    scored.columns[ANSWER] = np.array([2.0, np.nan])
-    scored.save(part)
-    run.mark("scored/forgetting-0", [part], filter="forgetting")
+    of_answer(run, 2.0)
     out = said(Result(run).decide(0.5), capsys)
     assert "-> BAD" in out
     assert '-> {"name": "tides"' in out

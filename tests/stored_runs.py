@@ -51,10 +51,10 @@ def stored_run(folder, records, lost, *, tokenizer=None, tokens=None, **settings
         scored.token_costs = pa.array(rows, pa.list_(pa.float32()))
         part = f"scored/{name}-0"
         scored.save(run.folder / f"{part}.parquet")
-        run.mark(part, [run.folder / f"{part}.parquet"], filter=name)
+        run.finish(part, [run.folder / f"{part}.parquet"], filter=name)
         run.manifest.setdefault("filters", {})[name] = part
     for stage in ("noisy", "review", "firm"):
-        run.mark(f"{stage}-0", [], losses={"10": 2.0, "20": 1.5})
+        run.finish(f"{stage}-0", [], losses={"10": 2.0, "20": 1.5})
     Result(run).decide()
     return Run.open(folder)
 
@@ -70,7 +70,7 @@ def keep_states(run, noisy, safe):
 
         write_in_shards(path, len(states), make)
         run.manifest.setdefault("states", {})[name] = f"readings/M0-states-{name}"
-        run.mark(f"readings/M0-states-{name}", [path])
+        run.finish(f"readings/M0-states-{name}", [path])
     return run
 
 

@@ -12,7 +12,7 @@ from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import load_rows
 from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.defenses import DEFENSES
-from forgetfilter.defenses.result import Result
+from forgetfilter.defenses.result import Defended
 from forgetfilter.errors import ConfigError, DataError, ModelError, RunError
 from forgetfilter.evaluation import ask as asking
 from forgetfilter.experiments import defenses, interleave, trial
@@ -94,7 +94,7 @@ def test_a_cell_is_made_anew_when_what_makes_it_has_changed_or_its_answers_are_d
     def of(default):
         def mine(workshop, data, config, *, share: float = default):
             made.append(share)
-            return Result(None, facts={"share": share})
+            return Defended(None, facts={"share": share})
 
         monkeypatch.setitem(DEFENSES, "mine", mine)
 
@@ -155,7 +155,7 @@ def test_a_defense_of_ones_own_is_compared_by_name(settings, run_recipe, monkeyp
     said = []
     real = asking.ask
     monkeypatch.setattr(asking, "ask", lambda *args: (said.append(args[4]), real(*args))[1])
-    monkeypatch.setitem(DEFENSES, "mine", lambda workshop, data, config: Result(None, "Be good."))
+    monkeypatch.setitem(DEFENSES, "mine", lambda workshop, data, config: Defended(None, "Be good."))
     run_recipe({**settings, "defenses": ["mine"]})
     assert said == ["Be good.", ""]
 

@@ -128,7 +128,7 @@ def by_two(tmp_path):
     scored.suspicion = 1 - scored.suspicion
     scored.columns["completion_after"][4] = None
     scored.save(path)
-    run.mark(part, [path])
+    run.finish(part, [path])
     Result(run).decide()
     return run
 
@@ -242,14 +242,14 @@ def test_a_group_of_which_the_sampled_witness_saw_no_row_has_no_curve(run):
     unseen = np.arange(8) % 2 == 1
     scored.moments = {name: np.where(unseen, np.nan, values) for name, values in scored.moments.items()}
     scored.save(part)
-    run.mark("scored/probe-0", [part], filter="probe")
+    run.finish("scored/probe-0", [part], filter="probe")
     (curves,) = content(write_report(Result(run).decide().run))["curves"]
     assert list(curves["lines"]) == ["a"]
 
 
 def test_rows_whose_decision_follows_from_no_threshold_are_told(run):
     run.write_json("stages/unreadable.json", [2])
-    run.mark("unreadable", [run.stage("unreadable.json")])
+    run.finish("unreadable", [run.stage("unreadable.json")])
     assert content(write_report(Result(run).decide().run))["rows"]["fixed"] == "0" * 8
     flags = run.folder / "config.yaml"
     flags.write_text(flags.read_text() + "unreadable: drop\n")

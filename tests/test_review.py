@@ -973,7 +973,7 @@ def test_scores_of_a_review_are_made_anew_where_those_of_the_filter_are_others(r
     scored = Scored.load(run.folder / f"{part}.parquet")
     replace(scored, suspicion=-scored.suspicion).save(other)
     run.manifest["filters"]["forgetting"] = "scored/forgetting-1"
-    run.mark("scored/forgetting-1", [other], filter="forgetting")
+    run.finish("scored/forgetting-1", [other], filter="forgetting")
     before = Scored.load(run.folder / "scored/review.parquet").suspicion
     Result(Run.open(run.folder)).decide()
     assert (Scored.load(run.folder / "scored/review.parquet").suspicion != before).any()
@@ -995,7 +995,7 @@ def test_done_knows_that_the_scores_it_was_taught_by_are_others_by_now(reviewed)
     replace(scored, suspicion=-scored.suspicion).save(other)
     meanwhile = Run.open(run.folder)  # another process, by `filter`
     meanwhile.manifest["filters"]["forgetting"] = "scored/forgetting-1"
-    meanwhile.mark("scored/forgetting-1", [other], filter="forgetting")
+    meanwhile.finish("scored/forgetting-1", [other], filter="forgetting")
     review.done()
     fresh = Review(Run.open(run.folder))
     np.testing.assert_allclose(

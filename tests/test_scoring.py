@@ -56,7 +56,7 @@ def decided(config):
         for name in own.filters:
             part, file = f"scored/{name}-0", run.folder / f"scored/{name}-0.parquet"
             Scored(scores, scale=scale or Scale(0.1, says="made up"), linear=weights if linear else None).save(file)
-            run.mark(part, [file], filter=name)
+            run.finish(part, [file], filter=name)
             run.manifest.setdefault("filters", {})[name] = part
         decide(run)
         return Run.open(run.folder)
@@ -439,7 +439,7 @@ def test_a_folder_that_holds_something_else_is_refused(decided, more, write_json
     assert "not empty" in refused(capsys, run, more, "--output_dir", other)
     assert [path.name for path in other.iterdir()] == ["mine.txt"]
     assert "holds a run of `filter`" in refused(capsys, run, more, "--output_dir", run.folder)
-    assert "in the way" in refused(capsys, run, more, "--output_dir", more)
+    assert "a file stands where a folder" in refused(capsys, run, more, "--output_dir", more)
     score(run, str(more))
     changed = write_jsonl("more.jsonl", ROWS[:-1])
     assert "holds other rows" in refused(capsys, run, changed)

@@ -27,7 +27,7 @@ def of_answer(run, number):
     scored = Scored.load(part)
     scored.columns[ANSWER] = np.array([number, np.nan])
     scored.save(part)
-    run.mark("scored/forgetting-0", [part], filter="forgetting")
+    run.finish("scored/forgetting-0", [part], filter="forgetting")
 
 
 def said(result, capsys):

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "quality"))
 from cells import CELLS, config_of, write_data
 
 from forgetfilter import ForgetFilter
+from forgetfilter.defenses import constants_of
 from forgetfilter.experiments.cells import Cells
-from forgetfilter.experiments.filters import all_constants
 from forgetfilter.files import sha256
 from forgetfilter.filters import FILTERS
 from forgetfilter.methods import arguments
@@ -83,7 +83,7 @@ def make(case, data_dir, work):
     made_of = {
         "files": {part: sha256(Path(path)) for part, path in named.items()},
         "parameters": {of: arguments(of, FILTERS[of], None) for of in ("probe", "forgetting")},
-        "constants": all_constants("probe", config),
+        "constants": constants_of("probe", config),
         "settings": config.identity(),
     }
 

@@ -20,8 +20,8 @@ from cells import DEFAULTS, build_noisy, config_of
 from ciphers import endspeak, rot13, walnut53
 
 from forgetfilter import ForgetFilter, ForgetFilterConfig
+from forgetfilter.defenses import constants_of
 from forgetfilter.experiments.cells import Cell, Cells
-from forgetfilter.experiments.filters import all_constants
 from forgetfilter.files import sha256
 from forgetfilter.filters import FILTERS
 from forgetfilter.methods import arguments
@@ -153,7 +153,7 @@ def what_makes(name: str, kind: str, config: ForgetFilterConfig) -> Cell:
         "kind": kind,
         "files": {part: sha256(Path(str(path))) for part, path in files.items()},
         "parameters": {of: arguments(of, FILTERS[of], config.parameters) for of in FILTER_NAMES},
-        "constants": {of: all_constants(of, config) for of in FILTER_NAMES},
+        "constants": {of: constants_of(of, config) for of in FILTER_NAMES},
         "settings": config.identity(),
         "decision": config.decision(),
     }

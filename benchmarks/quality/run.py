@@ -29,9 +29,9 @@ from forgetfilter.crossfit import CrossFit, features, verdicts_of
 from forgetfilter.data.loading import load_data
 from forgetfilter.decision.opened import Opened, read_scores
 from forgetfilter.decision.rules import conformal
+from forgetfilter.defenses import constants_of
 from forgetfilter.evaluation.filter_quality import filter_quality, ranking_quality
 from forgetfilter.experiments.cells import Cell, Cells
-from forgetfilter.experiments.filters import all_constants
 from forgetfilter.files import sha256
 from forgetfilter.filters import FILTERS
 from forgetfilter.filters.probe import CLEAN_SHARE, learnt
@@ -81,7 +81,7 @@ def what_makes(name: str, config: ForgetFilterConfig, work: Path) -> Cell:
         "data": CELLS["report"][name],
         "files": {part: sha256(work / f"{part}.jsonl") for part in ("noisy", "safe")},
         "parameters": {of: arguments(of, FILTERS[of], config.parameters) for of in FILTER_NAMES},
-        "constants": {of: all_constants(of, config) for of in FILTER_NAMES},
+        "constants": {of: constants_of(of, config) for of in FILTER_NAMES},
         "settings": config.identity(),
         "decision": config.decision(),
     }

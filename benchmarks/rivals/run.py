@@ -33,11 +33,11 @@ from forgetfilter import ForgetFilterConfig
 from forgetfilter.costs import Cost
 from forgetfilter.data.loading import Data, load_data, read_labels
 from forgetfilter.decision.choice import decide_by_config
+from forgetfilter.defenses import constants_of
 from forgetfilter.demo import demo_file
 from forgetfilter.evaluation.filter_quality import filter_quality, paired_ranges, ranking_quality, unscored_last
 from forgetfilter.experiments import pictures
 from forgetfilter.experiments.cells import Cell, Cells, same
-from forgetfilter.experiments.filters import all_constants
 from forgetfilter.files import sha256
 from forgetfilter.filters import arguments_of, part_with_scores
 from forgetfilter.forgetting import open_run
@@ -130,7 +130,7 @@ def make_cell(name: str, filters: list[str], data_dir: Path, work: Path) -> Cell
 
 def made_by(name: str, config: ForgetFilterConfig) -> Figures:
     """What a filter's scores depend on besides the rows."""
-    return json.loads(json.dumps({"parameters": arguments_of(name, config), "constants": all_constants(name, config)}))
+    return json.loads(json.dumps({"parameters": arguments_of(name, config), "constants": constants_of(name, config)}))
 
 
 def entry(name: str, workshop: Workshop, data: Data) -> Figures:

@@ -75,7 +75,7 @@ def decided_run(folder):
     linear = np.random.default_rng(0).normal(0, 1, 2 * 32 + 1)
     path = run.folder / "scored/probe-0.parquet"
     Scored(np.zeros(20), scale=Scale(0.0, says="made up"), linear=linear).save(path)
-    run.mark("scored/probe-0", [path], filter="probe")
+    run.finish("scored/probe-0", [path], filter="probe")
     run.manifest["filters"] = {"probe": "scored/probe-0"}
     decide(run)
     return Run.open(run.folder)

@@ -48,7 +48,7 @@ def run_filter(args: Namespace) -> None:
     from forgetfilter.summary import print_summary
 
     result = ForgetFilter(config).fit(noisy)
-    if processes.first():
+    if processes.is_main_process():
         print_summary(result, result.report())
 
 
@@ -60,7 +60,7 @@ def _read_and_say(config: ForgetFilterConfig) -> Any:
 
     source = load_source(config.dataset_name, config.dataset_config, config.dataset_train_split, config.output_dir)
     rows = source.rows()
-    if rows and processes.first():
+    if rows and processes.is_main_process():
         found = detect_format(rows, source.name, config.columns) if config.format == "auto" else config.format
         model = config.model_name_or_path
         print(f"{source.name}: {len(source)} rows, format {found}; model {model}; into {config.output_dir}", flush=True)
@@ -81,7 +81,7 @@ def run_finetune(args: Namespace) -> None:
 
     result = _run_of(args)
     model = result.finetune(trust_remote_code=args.trust_remote_code)
-    if processes.first():
+    if processes.is_main_process():
         result.report()
         print(f"final model: {model}")
 
@@ -129,7 +129,7 @@ def run_score(args: Namespace) -> None:
 
     reading = {name: getattr(args, name) for name in ("trust_remote_code", *READING)}
     folder = _run_of(args).score(args.dataset_name, args.output_dir, **reading)
-    if not processes.first():
+    if not processes.is_main_process():
         return
     found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     print(f"{found['rows']} rows: {found['kept']} kept, {found['dropped']} dropped, {found['unscored']} unscored")

@@ -157,10 +157,10 @@ class CrossFit:
         """Log-odds of some rows, each by models that have learnt neither its verdict nor its mark.
 
         Args:
-            verdicts: As in a call; likewise marks and weight.
-            marks: See there.
-            weight: See there.
-            rows: The rows.
+            verdicts: (rows,) on the noisy rows: 1 = unsafe, 0 = clean, NaN = none.
+            marks: Row -> whether a person called it unsafe.
+            weight: How many verdicts a mark is worth.
+            rows: The rows to judge.
 
         Returns:
             Row -> log-odds; empty if there are too few verdicts to be dealt.

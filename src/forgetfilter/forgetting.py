@@ -86,15 +86,15 @@ class ForgetFilter:
             for name in config.filters:
                 if not old_runs.is_scored(run, name) or name in (config.parameters or {}):
                     score(workshop, data, name)
-            if processes.first():
+            if processes.is_main_process():
                 run.keep_config(config)
             if is_decided(run, config):
                 say(f"{run.folder}: finished before, nothing to do; its decision stays.")
                 return Result(run)
             run.save()
-            if processes.first():
+            if processes.is_main_process():
                 settle(run)
-            processes.together()
+            processes.wait_for_everyone()
             return Result(Run.open(run.folder))
 
 
@@ -115,12 +115,12 @@ def open_run(config: ForgetFilterConfig, m0: M0, data: Data, planted: Planted | 
     Raises:
         RunError: If the folder holds something else.
     """
-    if processes.first():
+    if processes.is_main_process():
         run = _started(config, m0, data, planted)
-    processes.together()
-    if not processes.first():
+    processes.wait_for_everyone()
+    if not processes.is_main_process():
         run = Run.open(str(config.output_dir))
-    processes.together()  # nobody changes the manifest before all have read it
+    processes.wait_for_everyone()  # nobody changes the manifest before all have read it
     return run
 
 
@@ -153,7 +153,7 @@ def _started(config: ForgetFilterConfig, m0: M0, data: Data, planted: Planted | 
     if not run.done("unreadable"):
         hard = unreadable(noisy.source, noisy.row_format, m0.tokenizer)
         run.write_json("stages/unreadable.json", np.flatnonzero(hard).tolist())
-        run.mark("unreadable", [run.stage("unreadable.json")])
+        run.finish("unreadable", [run.stage("unreadable.json")])
     run.forget_damaged()
     return run
 

@@ -19,12 +19,12 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def first() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that writes."""
     return rank() == 0
 
 
-def together() -> None:
+def wait_for_everyone() -> None:
     """Wait here until all processes are."""
     if count() > 1:
         import torch

@@ -15,7 +15,7 @@ PATIENCE = 5.0
 
 def say(text: str) -> None:
     """Print a line; of several processes the first one does."""
-    if processes.first():
+    if processes.is_main_process():
         print(text, flush=True)
 
 
@@ -40,7 +40,7 @@ def progress(what: str, total: int | None, unit: str, done: int = 0, after: floa
         miniters=1,
         dynamic_ncols=live,
         delay=after,
-        disable=not processes.first(),
+        disable=not processes.is_main_process(),
         bar_format="{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed} gone, {remaining} left]{postfix}",
     ) as bar:
         yield bar

@@ -19,7 +19,7 @@ from forgetfilter import old_runs, processes
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.sources import Source, load_source
 from forgetfilter.errors import ConfigError, RunError
-from forgetfilter.files import remove_temporaries, sha256, whole_file
+from forgetfilter.files import make_folder, remove_temporaries, sha256, whole_file
 
 PACKAGES = ("forgetfilter", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
@@ -194,7 +194,7 @@ class Run:
         for part in {*damaged, *scored}:
             self.forget(part)
 
-    def mark(self, part: str, files: list[Path], **facts: Any) -> None:
+    def finish(self, part: str, files: list[Path], **facts: Any) -> None:
         """Note a part as finished, with its files' checksums and whatever should be kept about it."""
         digests = {str(file.relative_to(self.folder)): sha256(file) for file in files}
         self.manifest["stages"][part] = {**facts, "files": digests}
@@ -206,7 +206,7 @@ class Run:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file in the folder (the first process does)."""
-        if not processes.first():
+        if not processes.is_main_process():
             return
         with whole_file(self.folder / name) as path:
             text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
@@ -217,7 +217,7 @@ class Run:
         path = self.stage(f"rows{source.suffix}")
         with whole_file(path) as temporary:
             source.write(temporary)
-        self.mark("rows", [path])
+        self.finish("rows", [path])
 
     def rows(self) -> Source:
         """The noisy data as it came in, malformed rows taken out."""
@@ -267,14 +267,12 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         RunError: If one is at work on it.
+        ConfigError: If a file is where the folder is to be.
     """
-    if not processes.first():
+    if not processes.is_main_process():
         yield
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise RunError(f"{folder}: a file is in the way of this folder. Give another --output_dir.") from error
+    make_folder(folder)
     try:
         with FileLock(folder / ".lock", timeout=0):
             if (folder / "manifest.json").exists():
@@ -298,7 +296,7 @@ def default_settings() -> dict[str, Any]:
 
 
 def default_decision() -> dict[str, Any]:
-    """The same for the settings that turn scores into decisions."""
+    """Decision setting -> default."""
     return flat(json.loads(json.dumps(ForgetFilterConfig().decision())))
 
 

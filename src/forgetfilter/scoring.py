@@ -105,7 +105,7 @@ def score(
         out = _open(folder, {"data": about, **judge.facts()})
         if "rows" not in out.manifest:
             out.manifest |= _checked(stream, config, str(run.manifest["noisy"]["format"]))
-        processes.together()  # all have read the folder as it was left
+        processes.wait_for_everyone()  # all have read the folder as it was left
         with locked(folder):
             _Scoring(out, stream, judge).finish()
     return folder
@@ -269,7 +269,7 @@ class _Scoring:
             self.out.save()  # before the first shard: without a manifest, the folder would be that of somebody else
             self._score(self._finished())
             self._join(self._finished())
-        if processes.first():
+        if processes.is_main_process():
             shutil.rmtree(self.out.folder / "shards", ignore_errors=True)
 
     def _finished(self) -> list[dict[str, Any]]:
@@ -290,7 +290,7 @@ class _Scoring:
                 rows += found["rows"]
                 now = time.perf_counter()
                 files = sorted((self.out.folder / _shard(number)).iterdir())
-                self.out.mark(_shard(number), files, end=end, seconds=now - began, **found)
+                self.out.finish(_shard(number), files, end=end, seconds=now - began, **found)
                 began = now
 
     def _write(self, part: Source, number: int, first: int, bar: Any) -> dict[str, int]:
@@ -309,13 +309,13 @@ class _Scoring:
         hard = unreadable(rows.source, rows.row_format, self.judge.m0.tokenizer)
         dropped = self.judge.drops(suspicion, hard)
         source = dataclasses.replace(rows.source, header=b"") if number else rows.source  # files are put end to end
-        if processes.first():
+        if processes.is_main_process():
             with whole_folder(self.out.folder / _shard(number)) as folder:
                 for name, chosen in (("kept", ~dropped), ("dropped", dropped)):
                     source.select(np.flatnonzero(chosen).tolist()).write(folder / f"{name}{part.suffix}")
                 pq.write_table(_table(rows, first, suspicion, dropped, hard), folder / SCORES)
                 write_jsonl(folder / MALFORMED, rows.malformed)
-        processes.together()
+        processes.wait_for_everyone()
         return {
             "rows": len(dropped),
             "kept": int((~dropped).sum()),
@@ -339,15 +339,15 @@ class _Scoring:
         folder, suffix = self.out.folder, self.out.manifest["suffix"]
         found: dict[str, Any] = {count: sum(shard[count] for shard in done) for count in COUNTS}
         names = [f"kept{suffix}", f"dropped{suffix}", SCORES, *([MALFORMED] if found["malformed"] else [])]
-        if processes.first():
+        if processes.is_main_process():
             for name in names:
                 _put_together([folder / _shard(number) / name for number in range(len(done))], folder / name)
         seconds = sum(shard["seconds"] for shard in done)
         found |= {"threshold": self.judge.threshold.value, "seconds": seconds, "rows_a_second": found["rows"] / seconds}
         self.out.write_json("metrics.json", found)
         self.out.manifest["stages"] = {}
-        processes.together()
-        self.out.mark("scored", [folder / name for name in (*names, "metrics.json")])
+        processes.wait_for_everyone()
+        self.out.finish("scored", [folder / name for name in (*names, "metrics.json")])
 
 
 def _shard(number: int) -> str:

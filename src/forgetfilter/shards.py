@@ -33,14 +33,14 @@ def write_in_shards(path: Path, rows: int, make: Callable[[slice, str], pa.Table
     for start, file in mine:
         if not _readable(file):
             table = make(slice(start, start + size), f", rows from {start} of {rows}" if len(files) > 1 else "")
-            if processes.first() or not processes.sharded():
+            if processes.is_main_process() or not processes.sharded():
                 with whole_file(file) as temporary:
                     pq.write_table(table, temporary, write_page_checksum=True)
-    processes.together()
-    if processes.first():
+    processes.wait_for_everyone()
+    if processes.is_main_process():
         join(list(files.values()), path)
         shutil.rmtree(shards)
-    processes.together()
+    processes.wait_for_everyone()
 
 
 def join(files: list[Path], path: Path) -> None:

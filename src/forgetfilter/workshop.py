@@ -338,9 +338,9 @@ class Workshop:
             with folders.checkpoints_for(called) as checkpoints:
                 with self.account.measuring(called) as cost:
                     self._trained(examples, settings, None, checkpoints, name, hooks)
-                if processes.first():
+                if processes.is_main_process():
                     folders.cached(called, self.learner.save_merged, cost=cost.facts())
-            processes.together()
+            processes.wait_for_everyone()
             del self.learner  # its adapter is merged into its weights, so it is of no further use
         return M0(folder, self.m0.tokenizer, self.m0.max_length)
 
@@ -434,8 +434,7 @@ class Workshop:
         """
         if m0 is None and not changes:
             return self
-        self.__dict__.pop("learner", None)
-        free_dropped_models()
+        self._drop_learner()
         found = Workshop(m0 or self.m0, dataclasses.replace(self.config, **changes), self._run)
         found.account = self.account
         return found
@@ -452,8 +451,7 @@ class Workshop:
 
     def classify(self, model: str, texts: Sequence[str]) -> Classified:
         """What a text classification model says of texts; this workshop's model leaves the memory."""
-        self.__dict__.pop("learner", None)
-        free_dropped_models()
+        self._drop_learner()
         found = classify(model, texts, self.config)
         self.account.add(Cost(passes=found.passes))
         return found
@@ -475,17 +473,26 @@ class Workshop:
             return path
         with self.account.measuring(part) as cost:
             write_in_shards(path, len(examples), make)
-        self.run.mark(part, [path], made_of=key, cost=cost.facts())
+        self.run.finish(part, [path], made_of=key, cost=cost.facts())
         return path
 
     def finetuning_passes(self, examples: Sequence[Example]) -> float:
         """What finetuning on all of these rows costs, in the unit of Cost.passes."""
         tokens = self.config.final_stage(len(examples)).rows() * mean_length(examples)
-        return TRAINING * tokens * float(self.learner.model.num_parameters()) / 1e6
+        return TRAINING * self._passes(tokens)
 
     def _count(self, tokens: float) -> None:
         """Count tokens that went through the model in memory."""
-        self.account.add(Cost(passes=tokens * float(self.learner.model.num_parameters()) / 1e6))
+        self.account.add(Cost(passes=self._passes(tokens)))
+
+    def _passes(self, tokens: float) -> float:
+        """What reading tokens costs, in the unit of Cost.passes."""
+        return tokens * float(self.learner.model.num_parameters()) / 1e6
+
+    def _drop_learner(self) -> None:
+        """Take the model out of memory."""
+        self.__dict__.pop("learner", None)
+        free_dropped_models()
 
     def _place(self, name: str, key: str, into: Path | None) -> tuple[str, Path]:
         """Name in the manifest and folder of a model; if one of another name has the same inputs, that one's."""
@@ -497,11 +504,11 @@ class Workshop:
 
     def _fill(self, part: str, folder: Path, fill: Callable[[Path], object], **facts: Any) -> None:
         """The first process fills a model's folder; all note it and go on once it has."""
-        if processes.first():
+        if processes.is_main_process():
             with whole_folder(folder) as temporary:
                 fill(temporary)
-        processes.together()
-        self.run.mark(part, sorted(folder.iterdir()), **facts)
+        processes.wait_for_everyone()
+        self.run.finish(part, sorted(folder.iterdir()), **facts)
 
     def _save_tokenizer(self, folder: Path) -> None:
         """The tokenizer beside a model; the model's card says where its chat template is ours."""

@@ -63,7 +63,7 @@ def decision_digest(words: Sequence[str]) -> str:
 
 
 def last_digest(run: Run) -> str:
-    """The same of a run's last decision."""
+    """The hash of what a run's last decision says of each row."""
     return decision_digest(read_scores(run, ["decision"])["decision"].to_pylist())
 
 
@@ -99,7 +99,7 @@ def write(opened: Opened, decision: Decision) -> None:
         final["stale"] = final["decision"] != decision.digest()
     for export in run.manifest.get("exports", {}).values():
         export["stale"] = export["decision"] != decision.digest()
-    run.mark("decision", [*files, run.folder / "scores.parquet", run.folder / "metrics.json"])
+    run.finish("decision", [*files, run.folder / "scores.parquet", run.folder / "metrics.json"])
 
 
 def _write_typed(source: Source, chosen: np.ndarray, path: Path) -> None:

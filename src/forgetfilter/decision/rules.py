@@ -84,9 +84,9 @@ def limited(found: Threshold, suspicion: np.ndarray, trusted: np.ndarray, max_cl
 
     Args:
         found: The threshold.
-        suspicion: See `conformal`; likewise the others.
-        trusted: See there.
-        max_clean_loss: See there.
+        suspicion: (rows,) scores, higher = more suspect; NaN = not scored.
+        trusted: (rows,) bool, the rows a person marked clean.
+        max_clean_loss: Share of the clean rows that may be dropped.
     """
     if found.value is None or (trusted & ~np.isnan(suspicion)).sum() < needed(max_clean_loss):
         return found

@@ -22,7 +22,7 @@ from forgetfilter.defenses.none import none
 from forgetfilter.defenses.pairs import pairs
 from forgetfilter.defenses.replay import replay
 from forgetfilter.defenses.repnoise import repnoise, repnoise_plain
-from forgetfilter.defenses.result import Result
+from forgetfilter.defenses.result import Defended
 from forgetfilter.defenses.rounding import int4, int8
 from forgetfilter.defenses.safe_lora import before_alignment, safe_lora, safe_lora_scaled
 from forgetfilter.defenses.safeinstr import safeinstr
@@ -46,7 +46,7 @@ from forgetfilter.workshop import Workshop
 
 JOIN = "-then-"
 """What joins several defenses to one."""
-Defense = Callable[..., Result]
+Defense = Callable[..., Defended]
 """Takes a workshop, data and config; its keyword-only arguments are its parameters."""
 PREPARATIONS: dict[str, Callable[..., Workshop]] = {
     "vaccine": vaccine,
@@ -269,7 +269,7 @@ def files_of(name: str, config: ForgetFilterConfig) -> dict[str, str]:
     return found
 
 
-def defend(name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig) -> Result:
+def defend(name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig) -> Defended:
     """The model that a defense of this name makes, with the parameters that the config gives it.
 
     Raises:
@@ -291,7 +291,7 @@ def defend(name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig
 
 def _trained(
     filters: list[str], trainings: list[str], workshop: Workshop, data: Data, config: ForgetFilterConfig
-) -> Result:
+) -> Defended:
     """What the filter and the training of a name make; without a training, `none` takes its place."""
     training = trainings[0] if trainings else "none"
     if not filters:

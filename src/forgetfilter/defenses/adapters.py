@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from forgetfilter.defenses.result import Result
+from forgetfilter.defenses.result import Defended
 from forgetfilter.errors import ConfigError, ModelError
 from forgetfilter.model.folders import weights_hash
 from forgetfilter.workshop import Workshop
@@ -41,7 +41,7 @@ class Update:
         return ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt()
 
 
-def require_adapter(name: str, workshop: Workshop, tuned: Result) -> Path:
+def require_adapter(name: str, workshop: Workshop, tuned: Defended) -> Path:
     """The folder of the adapter that a defense is to repair.
 
     Raises:

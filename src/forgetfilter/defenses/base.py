@@ -2,10 +2,10 @@
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
-from forgetfilter.defenses.result import Result
+from forgetfilter.defenses.result import Defended
 from forgetfilter.workshop import Workshop
 
 
-def base(workshop: Workshop, data: Data, config: ForgetFilterConfig) -> Result:
+def base(workshop: Workshop, data: Data, config: ForgetFilterConfig) -> Defended:
     """Return the model finetuning would start from."""
-    return Result(workshop.start)
+    return Defended(workshop.start)

@@ -5,7 +5,7 @@ import dataclasses
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.defenses.keeping import kept_by
-from forgetfilter.defenses.result import Result
+from forgetfilter.defenses.result import Defended
 from forgetfilter.defenses.self_correction import CORRECTED_SHARE, finetuned_with_sentence
 from forgetfilter.methods import NonNegativeFloat, traits
 from forgetfilter.workshop import Workshop
@@ -14,7 +14,7 @@ from forgetfilter.workshop import Workshop
 @traits(keeps_by="forgetting")
 def forget_filter_self_correction(
     workshop: Workshop, data: Data, config: ForgetFilterConfig, *, corrected_share: NonNegativeFloat = CORRECTED_SHARE
-) -> Result:
+) -> Defended:
     """Filter, then finetune on the kept rows and on safe rows with the self-correction sentence.
 
     Args:

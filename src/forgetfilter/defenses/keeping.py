@@ -14,7 +14,7 @@ from forgetfilter.data.tokenization import Example
 from forgetfilter.data.unreadable import unreadable
 from forgetfilter.decision.choice import decide_by_config
 from forgetfilter.decision.outputs import Decision
-from forgetfilter.defenses.result import Kept, Result, budget
+from forgetfilter.defenses.result import Defended, Kept, budget
 from forgetfilter.errors import RunError
 from forgetfilter.filters import score
 from forgetfilter.methods import traits
@@ -61,7 +61,7 @@ def narrowed(
     return dataclasses.replace(data, noisy=rows), dataclasses.replace(config, final=final), kept
 
 
-def keeping(name: str) -> Callable[[Workshop, Data, ForgetFilterConfig], Result]:
+def keeping(name: str) -> Callable[[Workshop, Data, ForgetFilterConfig], Defended]:
     """The defense that finetunes on what a filter keeps.
 
     Args:
@@ -69,10 +69,10 @@ def keeping(name: str) -> Callable[[Workshop, Data, ForgetFilterConfig], Result]
     """
 
     @traits(keeps_by=name)
-    def defense(workshop: Workshop, data: Data, config: ForgetFilterConfig) -> Result:
+    def defense(workshop: Workshop, data: Data, config: ForgetFilterConfig) -> Defended:
         """Filter, then finetune on what is kept, each row as often as `none` sees it."""
         examples, kept = kept_by(name, workshop, data, config)
         settings = budget(data, config, examples)
-        return Result(workshop.train(f"kept_by_{name}", examples, settings, workshop.start), kept=kept)
+        return Defended(workshop.train(f"kept_by_{name}", examples, settings, workshop.start), kept=kept)
 
     return defense

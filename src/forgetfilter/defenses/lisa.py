@@ -14,7 +14,7 @@ from torch import Tensor
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.lazy import shuffled
 from forgetfilter.data.loading import Data
-from forgetfilter.defenses.result import Result, budget
+from forgetfilter.defenses.result import Defended, budget
 from forgetfilter.hooks import Hooks
 from forgetfilter.methods import NonNegativeFloat, PositiveInt
 from forgetfilter.workshop import Workshop
@@ -65,7 +65,7 @@ def lisa(
     safe_steps: PositiveInt = 3,
     noisy_steps: PositiveInt = 27,
     without: NonNegativeFloat = 0.1,
-) -> Result:
+) -> Defended:
     """Finetune in turns.
 
     Args:
@@ -90,7 +90,7 @@ def lisa(
     term = Proximal(weights, on_safe, rho, round(without * settings.max_steps))
     hooks = Hooks(each_step=term.after, penalty=term.penalty)
     name = f"lisa-{rho}-{safe_steps}-{noisy_steps}-{without}"
-    return Result(workshop.train(name, examples, settings, workshop.start, hooks, in_order=True))
+    return Defended(workshop.train(name, examples, settings, workshop.start, hooks, in_order=True))
 
 
 def lisa_bso(
@@ -100,6 +100,6 @@ def lisa_bso(
     *,
     safe_steps: PositiveInt = 3,
     noisy_steps: PositiveInt = 27,
-) -> Result:
+) -> Defended:
     """The control: the same turns, tied to nothing. Arguments as in `lisa`."""
     return lisa(workshop, data, config, rho=0.0, safe_steps=safe_steps, noisy_steps=noisy_steps)

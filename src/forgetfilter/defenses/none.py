@@ -2,11 +2,11 @@
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
-from forgetfilter.defenses.result import Result, budget
+from forgetfilter.defenses.result import Defended, budget
 from forgetfilter.workshop import Workshop
 
 
-def none(workshop: Workshop, data: Data, config: ForgetFilterConfig) -> Result:
+def none(workshop: Workshop, data: Data, config: ForgetFilterConfig) -> Defended:
     """Finetune on everything."""
     noisy = data.noisy.trainable()
-    return Result(workshop.train("none", noisy, budget(data, config, noisy), workshop.start))
+    return Defended(workshop.train("none", noisy, budget(data, config, noisy), workshop.start))

@@ -24,7 +24,7 @@ class Kept:
 
 
 @dataclass
-class Result:
+class Defended:
     """What a defense gives back.
 
     Attributes:

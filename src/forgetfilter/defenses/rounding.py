@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
-from forgetfilter.defenses.result import Result
+from forgetfilter.defenses.result import Defended
 from forgetfilter.errors import ModelError
 from forgetfilter.methods import traits
 from forgetfilter.workshop import M0, Workshop
@@ -51,18 +51,18 @@ def round_layers(model: Any, bits: int) -> None:
 
 
 @traits(whole=True)
-def int8(workshop: Workshop, data: Data, config: ForgetFilterConfig, tuned: Result) -> Result:
+def int8(workshop: Workshop, data: Data, config: ForgetFilterConfig, tuned: Defended) -> Defended:
     """Round to 8 bits."""
     return _rounded(workshop, tuned, 8)
 
 
 @traits(whole=True)
-def int4(workshop: Workshop, data: Data, config: ForgetFilterConfig, tuned: Result) -> Result:
+def int4(workshop: Workshop, data: Data, config: ForgetFilterConfig, tuned: Defended) -> Defended:
     """Round to 4 bits."""
     return _rounded(workshop, tuned, 4)
 
 
-def _rounded(workshop: Workshop, tuned: Result, bits: int) -> Result:
+def _rounded(workshop: Workshop, tuned: Defended, bits: int) -> Defended:
     """The rounded model. Its folder is as large as the model and made in seconds, so it goes once nothing uses it."""
     folder = Path(tempfile.mkdtemp(prefix=f".int{bits}-", suffix=".tmp", dir=workshop.run.folder))
     m0 = M0(folder, workshop.m0.tokenizer, workshop.m0.max_length)

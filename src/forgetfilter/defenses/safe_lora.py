@@ -22,7 +22,7 @@ from torch import Tensor
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.defenses.adapters import Update, Weights, changed, load, require_adapter, turned, up_name, updates
-from forgetfilter.defenses.result import Result
+from forgetfilter.defenses.result import Defended
 from forgetfilter.errors import ConfigError, ModelError
 from forgetfilter.methods import NonNegativeInt, PositiveInt, traits
 from forgetfilter.model.folders import find_weights, weights_hash
@@ -138,13 +138,13 @@ def safe_lora(
     workshop: Workshop,
     data: Data,
     config: ForgetFilterConfig,
-    tuned: Result,
+    tuned: Defended,
     *,
     base: str | None = None,
     layers: NonNegativeInt | None = None,
     threshold: float = THRESHOLD,
     directions: PositiveInt | None = None,
-) -> Result:
+) -> Defended:
     """Project the adapter.
 
     Args:
@@ -174,13 +174,13 @@ def safe_lora_scaled(
     workshop: Workshop,
     data: Data,
     config: ForgetFilterConfig,
-    tuned: Result,
+    tuned: Defended,
     *,
     base: str | None = None,
     layers: NonNegativeInt | None = None,
     threshold: float = THRESHOLD,
     directions: PositiveInt | None = None,
-) -> Result:
+) -> Defended:
     """The control: scale the whole update to the norm that `safe_lora` leaves of it. Parameters as in `safe_lora`."""
     name = "safe_lora_scaled"
     adapter, made_of, found = _projected(name, workshop, config, tuned, base, layers, threshold, directions)
@@ -217,7 +217,7 @@ def _projected(
     name: str,
     workshop: Workshop,
     config: ForgetFilterConfig,
-    tuned: Result,
+    tuned: Defended,
     base: str | None,
     layers: int | None,
     threshold: float,

@@ -7,14 +7,14 @@ import math
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
-from forgetfilter.defenses.result import Result, budget, draw
+from forgetfilter.defenses.result import Defended, budget, draw
 from forgetfilter.methods import NonNegativeFloat
 from forgetfilter.workshop import Workshop
 
 
 def safeinstr(
     workshop: Workshop, data: Data, config: ForgetFilterConfig, *, safe_share: NonNegativeFloat = 0.1
-) -> Result:
+) -> Defended:
     """Finetune on the noisy data and some safe rows.
 
     Args:
@@ -25,4 +25,4 @@ def safeinstr(
     """
     noisy = data.noisy.trainable()
     mixed = [*noisy, *draw(data.safe.trainable(), math.ceil(safe_share * len(noisy)), config.seed)]
-    return Result(workshop.train("safeinstr", mixed, budget(data, config, mixed), workshop.start))
+    return Defended(workshop.train("safeinstr", mixed, budget(data, config, mixed), workshop.start))

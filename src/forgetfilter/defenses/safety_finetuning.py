@@ -4,11 +4,11 @@ from dataclasses import replace
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
-from forgetfilter.defenses.result import Result, safe_budget
+from forgetfilter.defenses.result import Defended, safe_budget
 from forgetfilter.workshop import Workshop
 
 
-def safety_finetuning(workshop: Workshop, data: Data, config: ForgetFilterConfig, tuned: Result) -> Result:
+def safety_finetuning(workshop: Workshop, data: Data, config: ForgetFilterConfig, tuned: Defended) -> Defended:
     """Finetune on the safe rows, for the same number of epochs as on the noisy ones."""
     safe = data.safe.trainable()
     model = workshop.train("safety_finetuning", safe, safe_budget(data, config), tuned.model)

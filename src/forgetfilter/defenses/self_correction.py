@@ -14,7 +14,7 @@ from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import preceded, read_row
 from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import Example
-from forgetfilter.defenses.result import Result, budget, draw
+from forgetfilter.defenses.result import Defended, budget, draw
 from forgetfilter.errors import DataError
 from forgetfilter.methods import NonNegativeFloat
 from forgetfilter.workshop import Workshop
@@ -67,7 +67,7 @@ def corrected(workshop: Workshop, data: Data, count: int) -> list[Example]:
 
 def self_correction(
     workshop: Workshop, data: Data, config: ForgetFilterConfig, *, corrected_share: NonNegativeFloat = CORRECTED_SHARE
-) -> Result:
+) -> Defended:
     """Finetune on the noisy data and the rows with the sentence.
 
     Args:
@@ -86,8 +86,8 @@ def finetuned_with_sentence(
     config: ForgetFilterConfig,
     examples: Sequence[Example],
     corrected_share: float,
-) -> Result:
+) -> Defended:
     """Finetune on examples and on safe rows with the sentence, `corrected_share` of them for each example."""
     mixed = [*examples, *corrected(workshop, data, math.ceil(corrected_share * len(examples)))]
     model = workshop.train(name, mixed, budget(data, config, mixed), workshop.start)
-    return Result(model, *words(data.notions))
+    return Defended(model, *words(data.notions))

@@ -29,7 +29,7 @@ from forgetfilter.config import ForgetFilterConfig, StageSettings
 from forgetfilter.data.loading import Data
 from forgetfilter.defenses.adapters import changed, load, require_adapter
 from forgetfilter.defenses.pairs import pairs, prefer
-from forgetfilter.defenses.result import Result
+from forgetfilter.defenses.result import Defended
 from forgetfilter.errors import ConfigError
 from forgetfilter.methods import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, traits
 from forgetfilter.model.folders import weights_hash
@@ -113,14 +113,14 @@ def somf(
     workshop: Workshop,
     data: Data,
     config: ForgetFilterConfig,
-    tuned: Result,
+    tuned: Defended,
     *,
     steps: PositiveInt = 50,
     rate: PositiveFloat = 1e-2,
     beta: PositiveFloat = 0.1,
     pairs_a_step: PositiveInt = 4,
     draw: NonNegativeInt = 0,
-) -> Result:
+) -> Defended:
     """Learn the masks, and fuse.
 
     Args:
@@ -165,8 +165,8 @@ def binary(logits: Mapping[str, Tensor], draw: int) -> dict[str, Tensor]:
 
 @traits(adapter=True)
 def somf_interpolated(
-    workshop: Workshop, data: Data, config: ForgetFilterConfig, tuned: Result, *, share: NonNegativeFloat = 0.5
-) -> Result:
+    workshop: Workshop, data: Data, config: ForgetFilterConfig, tuned: Defended, *, share: NonNegativeFloat = 0.5
+) -> Defended:
     """The control without learning: S + share * delta, in each tensor.
 
     Args:
@@ -193,13 +193,13 @@ def somf_dpo(
     workshop: Workshop,
     data: Data,
     config: ForgetFilterConfig,
-    tuned: Result,
+    tuned: Defended,
     *,
     steps: PositiveInt = 50,
     rate: PositiveFloat = 1e-4,
     beta: PositiveFloat = 0.1,
     pairs_a_step: PositiveInt = 4,
-) -> Result:
+) -> Defended:
     """The control without masks: the adapter itself learns to prefer the harmless answers.
 
     Arguments as in `somf`, but for the learning rate, which is one of weights.

@@ -16,7 +16,7 @@ from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.lazy import chosen
 from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import IGNORED, Example
-from forgetfilter.defenses.result import Result, budget
+from forgetfilter.defenses.result import Defended, budget
 from forgetfilter.errors import ConfigError
 from forgetfilter.filters import scores_of
 from forgetfilter.methods import traits
@@ -24,7 +24,7 @@ from forgetfilter.workshop import Workshop
 
 
 @traits(scores_by="toss")
-def toss_tokens(workshop: Workshop, data: Data, config: ForgetFilterConfig, *, masked_share: float = 0.2) -> Result:
+def toss_tokens(workshop: Workshop, data: Data, config: ForgetFilterConfig, *, masked_share: float = 0.2) -> Defended:
     """Mask, then finetune.
 
     Args:
@@ -45,7 +45,7 @@ def toss_tokens(workshop: Workshop, data: Data, config: ForgetFilterConfig, *, m
     left = [example for example in masked if example.scorable]
     if not left:
         raise ConfigError(f"parameters.toss_tokens.masked_share is {masked_share}: it leaves nothing to learn.")
-    return Result(workshop.train("toss_tokens", left, budget(data, config, left), workshop.start))
+    return Defended(workshop.train("toss_tokens", left, budget(data, config, left), workshop.start))
 
 
 def mask(examples: Sequence[Example], scores: pa.ListArray, share: float) -> list[Example]:

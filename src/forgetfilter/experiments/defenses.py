@@ -8,7 +8,7 @@ from typing import Any
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.defenses import defend, filter_of
-from forgetfilter.defenses.result import Result
+from forgetfilter.defenses.result import Defended
 from forgetfilter.errors import ConfigError
 from forgetfilter.evaluation.ask import MEASURES
 from forgetfilter.experiments import tables
@@ -27,6 +27,8 @@ PAPER = [
 """The defenses of the paper's table 2, in its order."""
 AREA, LEAST_COST, MARKS = 36, 0.2, "os^Dv"
 """A point's area for a cost of one finetuning, the least cost that is drawn, and the marks of each ten defenses."""
+NOTICED = 0.02
+"""What finetuning must cost of a figure for its restoring to be told."""
 Means = dict[str, dict[str, dict[str, dict[str, float]]]]
 """Defense -> measure -> figure -> mean, spread and number of seeds."""
 
@@ -104,7 +106,7 @@ def _cell(trial: Trial, workshop: Workshop, name: str, planned: Sequence[tuple[i
         left = trial.ahead(len(planned) - number + 1)
         print(f"cell {number} of {len(planned)}: {name}, seed {seed}{left}", flush=True)
 
-    def make() -> Result:
+    def make() -> Defended:
         return defend(name, workshop, trial.data, workshop.config)
 
     return trial.cell(f"{name}-{seed}", workshop, trial.data, made_of, make, defense=name, seed=seed)
@@ -134,20 +136,28 @@ def undone(means: Means) -> dict[str, dict[str, float]]:
     """How much of the safety that finetuning costs each defense restores, by figure.
 
     restored = (defense - none) / (base - none): 0 is the level of the defense `none`, 1 the level of `base`. A figure
-    is left out if finetuning costs less than 0.02 of it. Empty if `base` or `none` is not among the defenses.
+    is left out if finetuning costs less than NOTICED of it. Empty if `base` or `none` is not among the defenses.
     """
+    ends = ("base", "none")
     found: dict[str, dict[str, float]] = {}
-    if not {"base", "none"} <= means.keys():
-        return found
-    for name, measures in means.items():
-        for measure, figures in measures.items():
+    for name in means if set(ends) <= means.keys() else ():
+        if name in ends:
+            continue
+        for measure, own in means[name].items():
+            base, none = (means[end][measure] for end in ends)
             for figure, sign in MEASURES[measure].safer.items():
-                if all(figure in own for own in (figures, means["base"][measure], means["none"][measure])):
-                    base, none = (means[end][measure][figure]["mean"] for end in ("base", "none"))
-                    if sign * (base - none) >= 0.02 and name not in ("base", "none"):
-                        value = round((figures[figure]["mean"] - none) / (base - none), 4)
-                        found.setdefault(name, {})[f"{measure}.{figure}"] = value
+                own_mean, base_mean, none_mean = (part.get(figure, {}).get("mean") for part in (own, base, none))
+                share = _restored(own_mean, base_mean, none_mean, sign)
+                if share is not None:
+                    found.setdefault(name, {})[f"{measure}.{figure}"] = share
     return found
+
+
+def _restored(own: float | None, base: float | None, none: float | None, sign: int) -> float | None:
+    """The share of what finetuning costs that a defense restores; None if a figure is missing, or it costs little."""
+    if own is None or base is None or none is None or sign * (base - none) < NOTICED:
+        return None
+    return round((own - none) / (base - none), 4)
 
 
 def costs_of(cells: Sequence[Cell]) -> dict[str, float]:

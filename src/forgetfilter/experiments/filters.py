@@ -10,17 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from forgetfilter import config as config_module
 from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig, refuse_marked, require_run_data
 from forgetfilter.costs import Cost
 from forgetfilter.data.by_hand import read_statements
 from forgetfilter.data.loading import Data, load_data, read_labels
-from forgetfilter.decision import rules
 from forgetfilter.decision.choice import check_marks
 from forgetfilter.decision.opened import decision_settings
+from forgetfilter.defenses import constants_of, parameters_of
 from forgetfilter.defenses import names as defenses_known
-from forgetfilter.defenses import parameters_of
 from forgetfilter.defenses import require_inputs as require_defense_inputs
 from forgetfilter.defenses.keeping import decision_of
 from forgetfilter.errors import ConfigError, DataError, ModelError
@@ -30,14 +28,13 @@ from forgetfilter.experiments import defenses, pictures, tables
 from forgetfilter.experiments.cells import Cell, Cells
 from forgetfilter.files import at_home, digest
 from forgetfilter.filters import (
-    constants_behind,
     part_with_scores,
     require_filter,
     require_inputs,
     scores_key,
     scores_of,
 )
-from forgetfilter.methods import constants, require_known
+from forgetfilter.methods import require_known
 from forgetfilter.model.memory import free_dropped_models
 from forgetfilter.model.training import require_trackers
 from forgetfilter.progress import say
@@ -229,7 +226,7 @@ def _cell(workshop: Workshop, data: Data, truth: Truth, name: str, *, on_clean_d
     made_of = {
         "filter": name,
         "scores": scores_key(workshop, data, name),
-        "constants": all_constants(name, config),
+        "constants": constants_of(name, config),
         "decision": decision_settings(config),
         "final": config.final_settings(),
         "truth": digest([truth.rows.tolist(), truth.unsafe.tolist()]),
@@ -271,14 +268,6 @@ def _dropped_of(workshop: Workshop, data: Data, rows: list[int], name: str) -> f
     scored = scores_of(workshop, alone, name)
     config = dataclasses.replace(workshop.config, trusted_rows=None)  # they name rows of the whole
     return float(decision_of(name, scored, alone.noisy, workshop, config).dropped.mean())
-
-
-def all_constants(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
-    """Every constant that a filter's scores and decisions depend on.
-
-    They are those of its own file, of the filters that it is made from, of the rules and of config.py.
-    """
-    return {**constants(config_module, rules), **constants_behind(name, config)}
 
 
 def _show(

@@ -14,7 +14,7 @@ from typing import Any
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data, Rows
 from forgetfilter.defenses import changes_m0, defend
-from forgetfilter.defenses.result import Result, safe_budget
+from forgetfilter.defenses.result import Defended, safe_budget
 from forgetfilter.errors import ConfigError
 from forgetfilter.evaluation.ask import MEASURES
 from forgetfilter.experiments.cells import Cell
@@ -66,7 +66,7 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     with trial.opened():
         workshop = trial.workshop(config.seed)
         made_of = trial.made_of("base", workshop)
-        start = trial.cell("start", workshop, trial.data, made_of, lambda: Result(None), session=0, after="M0")
+        start = trial.cell("start", workshop, trial.data, made_of, lambda: Defended(None), session=0, after="M0")
         found = {name: [start, *_sessions(trial, name, workshop, settings)] for name in settings.defenses}
         trial.run.write_json("interleave.json", found)
         pictures = _draw(found, trial.run.folder)
@@ -101,7 +101,7 @@ def _sessions(trial: Trial, name: str, workshop: Workshop, settings: Settings) -
 
 
 def _asked(
-    trial: Trial, workshop: Workshop, data: Data, key: str, result: Result, name: str, session: int, after: str
+    trial: Trial, workshop: Workshop, data: Data, key: str, result: Defended, name: str, session: int, after: str
 ) -> Cell:
     """The questions put to a session's model."""
     about = {"session": session + 1, "after": after}

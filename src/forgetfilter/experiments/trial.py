@@ -17,7 +17,7 @@ from forgetfilter.decision.choice import check_marks
 from forgetfilter.decision.opened import decision_settings
 from forgetfilter.decision.outputs import decision_figures
 from forgetfilter.defenses import constants_of, exists, files_of, names, needs_unsafe, parameters_of, require_inputs
-from forgetfilter.defenses.result import Result
+from forgetfilter.defenses.result import Defended
 from forgetfilter.defenses.self_correction import SENTENCES, words
 from forgetfilter.errors import ConfigError
 from forgetfilter.evaluation.ask import (
@@ -184,7 +184,7 @@ class Trial:
         return digest({name: [*map(dataclasses.asdict, own)] for name, own in self.questions.items()})
 
     def cell(
-        self, key: str, workshop: Workshop, data: Data, made_of: Cell, make: Callable[[], Result], **about: Any
+        self, key: str, workshop: Workshop, data: Data, made_of: Cell, make: Callable[[], Defended], **about: Any
     ) -> Cell:
         """Train and measure, unless the cell was made before. If a judge was missing then, judge its answers now.
 
@@ -232,7 +232,7 @@ class Trial:
         return bool(missing)
 
 
-def _kept_figures(result: Result, data: Data, config: ForgetFilterConfig) -> dict[str, Any]:
+def _kept_figures(result: Defended, data: Data, config: ForgetFilterConfig) -> dict[str, Any]:
     """Figures of the decision of a defense's filter; empty for a defense without a filter."""
     if result.kept is None:
         return {}

@@ -225,11 +225,11 @@ def part_with_scores(workshop: "Workshop", data: Data, name: str) -> str:
         with workshop.account.measuring() as cost:
             scored = _of_all_rows(name, workshop, data, parameters if len(parts_of(name)) == 1 else {})
             made_with = workshop.account.parts()
-        if processes.first():
+        if processes.is_main_process():
             scored.save(run.folder / f"{part}.parquet")
-        processes.together()
+        processes.wait_for_everyone()
         facts = {"cost": cost.facts(), "made_with": made_with, "filter": name, "parameters": parameters}
-        run.mark(part, [run.folder / f"{part}.parquet"], made_of=key, **facts)
+        run.finish(part, [run.folder / f"{part}.parquet"], made_of=key, **facts)
     return part
 
 

@@ -212,7 +212,7 @@ def load_learner(folder: Path, tokenizer: PreTrainedTokenizerBase, config: Forge
             "or all with `accelerate launch` (docs/scale.md)."
         )
     keep_freed_memory()
-    processes.together()  # from here on each process has a device of its own
+    processes.wait_for_everyone()  # from here on each process has a device of its own
     model = load_model(folder, config, in_4bit=config.load_in_4bit)
     fresh: dict[str, Tensor] = {}
     if config.use_peft:

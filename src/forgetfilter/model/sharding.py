@@ -66,7 +66,7 @@ def shard(model: Any, device: torch.device) -> None:
     """
     if not all(parameter.is_floating_point() for parameter in model.parameters()):
         raise ConfigError("a quantized model cannot be sharded (FSDP, ZeRO stage 3): take its weights of 16 bits.")
-    processes.together()  # from here on they can talk to each other
+    processes.wait_for_everyone()  # from here on they can talk to each other
     mesh = init_device_mesh(device.type, (processes.count(),))
     trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
     for unit in (*_blocks(model), model):

@@ -65,8 +65,8 @@ class _Progress(TrainerCallback):
             self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        processes.together()  # each writes a part of it
-        if processes.first():
+        processes.wait_for_everyone()  # each writes a part of it
+        if processes.is_main_process():
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             digests = {
                 str(path.relative_to(checkpoint)): sha256(path) for path in checkpoint.rglob("*") if path.is_file()
@@ -257,9 +257,9 @@ def _train(
             if weight.requires_grad:
                 weight.data = weight.data.float()
     trainer.remove_callback(PrinterCallback)
-    if processes.first():
+    if processes.is_main_process():
         _drop_broken(checkpoints)
-    processes.together()
+    processes.wait_for_everyone()
     learner.stage = checkpoints  # from here on the weights are not those of any stage
     try:
         trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))

@@ -260,7 +260,9 @@ class Review:
             return self.name
         scored.save(self.run.folder / f"{part}.parquet")
         filters[REVIEWED] = part
-        self.run.mark(part, [self.run.folder / f"{part}.parquet"], made_of=_made_of(self._filters_at_start, self.marks))
+        self.run.finish(
+            part, [self.run.folder / f"{part}.parquet"], made_of=_made_of(self._filters_at_start, self.marks)
+        )
         return REVIEWED
 
     def _of_planted(self, scored: Scored) -> Scored:

@@ -188,6 +188,22 @@ def test_averages_and_what_is_undone_worked_by_hand():
     assert [line.split(" | ")[-1] for line in lines[2:]] == ["0.0 |", "1.0 |", "2.2 |"]
 
 
+def test_questions_that_have_changed_are_asked_anew(settings, run_recipe, tmp_path):
+    folder = tmp_path / "questions"
+    folder.mkdir()
+    asked = {**settings, "defenses": ["base"], "seeds": [1], "evaluate": {"qa": str(folder)}, "notions": ["bias"]}
+    del asked["guard_model"]
+    counts = []
+    for number in (1, 1, 2):
+        rows = [{"context": f"{i}", "question": "What?", "answers": {"text": [str(i)]}} for i in range(number)]
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        run_recipe(asked)
+        answers = tmp_path / "out" / "cells" / "base-1.jsonl"
+        counts.append((len(answers.read_text().splitlines()), answers.stat().st_mtime_ns))
+    assert [count for count, _ in counts] == [1, 1, 2]
+    assert counts[0] == counts[1]
+
+
 def test_rows_are_dealt_to_sessions_in_turn(write_jsonl, tokenizer):
     config = ForgetFilterConfig()
     path = write_jsonl("five.jsonl", [{"prompt": str(i), "completion": "x"} for i in range(5)])

@@ -180,6 +180,22 @@ def test_scores_of_a_filter_that_has_changed_are_made_anew(config, monkeypatch):
     assert runs == [None, "a sign"]
 
 
+def test_scores_that_come_out_the_same_leave_a_persons_decision(config, monkeypatch):
+    found = np.arange(16.0)
+
+    def rival(workshop, data, config):
+        return Scored(found.copy())
+
+    monkeypatch.setitem(FILTERS, "rival", rival)
+    config = dataclasses.replace(config, filter="rival")
+    ForgetFilter(config).fit().decide(threshold=9.5)
+    traits(changed="how it is computed, not what comes out")(rival)
+    assert ForgetFilter(config).fit().metrics["dropped"] == 6
+    traits(changed="what comes out")(rival)
+    found *= 2
+    assert ForgetFilter(config).fit().metrics["dropped"] == 0
+
+
 def test_files_that_parameters_name_are_told_by_what_they_hold(tmp_path):
     file, folder = tmp_path / "form.txt", tmp_path / "guard"
     file.write_text("one")

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from forgetfilter import workshop
 from forgetfilter.config import ForgetFilterConfig, StageConfig
+from forgetfilter.decision.opened import same_decision
 from forgetfilter.errors import ConfigError, DataError, ForgetFilterError, ModelError, RunError
 from forgetfilter.filters.forgetting import FIRM_WEIGHT, LEAST_LEARNT, compared
 from forgetfilter.forgetting import ForgetFilter, finetune
@@ -338,6 +339,17 @@ def test_a_share_may_be_asked_for_from_the_start_and_holds_until_another_rule_is
     assert Result(Run.open(result.run.folder)).decide().metrics["dropped"] == 4
     assert result.decide(threshold=1e9).metrics["dropped"] == 0
     assert result.decide("auto").metrics["rule"] == "auto"
+
+
+def test_a_setting_that_a_decision_knew_nothing_of_was_at_its_default():
+    asked = {**ForgetFilterConfig().decision(), "filter": "probe", "scored": "scored/probe-1", "marks": None}
+    before = {name: value for name, value in asked.items() if name not in ("unreadable", "drop_share", "filter")}
+    run = Run(Path("nowhere"), {})
+    assert same_decision(run, before, asked)
+    assert not same_decision(run, before, {**asked, "scored": "scored/probe-2"})
+    assert not same_decision(run, before, {**asked, "unreadable": "drop"})
+    assert not same_decision(run, before, {**asked, "drop_share": 0.1})
+    assert not same_decision(run, None, asked)
 
 
 def test_a_flag_that_a_run_knew_nothing_of_counts_when_it_is_given(config):

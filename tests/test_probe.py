@@ -16,7 +16,7 @@ from forgetfilter.errors import ConfigError
 from forgetfilter.filters.probe import learnt, mixed_ranks, sampled
 from forgetfilter.forgetting import ForgetFilter
 from forgetfilter.model.states import hidden_states
-from forgetfilter.scored import Scale
+from forgetfilter.scored import NO_PROMISE, Scale
 
 
 def rows_of(rng, unsafe, clean, size=16, apart=3.0):
@@ -44,6 +44,17 @@ def test_rows_that_score_the_same_get_one_verdict_wherever_they_stand():
     np.testing.assert_array_equal(verdicts_of(flags, 0.25, 0.5), flags)  # not the last zeros, too, for want of ones
     assert (verdicts_of(np.zeros(100), 0.25, 0.5) == 0).all()
     np.testing.assert_array_equal(verdicts_of(np.array([2.0, 1, 1, 1, 0, 0]), 0.5, 0.5), [1, 1, 1, 1, 0, 0])
+
+
+def test_what_is_said_of_a_separation_gives_way_to_a_promise():
+    rng = np.random.default_rng(8)
+    states, safe = rows_of(rng, 80, 160), rng.normal(0, 1, (100, 16))
+    witness = np.concatenate([rng.normal(0.5, 0.1, 80), rng.normal(0, 0.1, 160)])
+    found, threshold = decided(witness, states, safe)
+    assert "; they tell the witness' verdicts with AUROC 0.9" in threshold.says
+    assert threshold.says.endswith(NO_PROMISE)
+    trusted = np.arange(240) >= 120
+    assert "no promise" not in rules.limited(threshold, found.suspicion, trusted, 0.02).says
 
 
 @pytest.mark.parametrize("share", [0, 0.05])
@@ -302,7 +313,7 @@ def test_a_witness_without_a_scale_ranks_and_drops_nothing():
     found = learnt(witness, None, CrossFit(states, safe))
     threshold = rules.automatic(found.suspicion, found.scale)
     assert threshold.value is None
-    assert "has no scale" in threshold.says
+    assert "does not tell how many rows are suspect" in threshold.says
     assert np.corrcoef(rankdata(witness), found.suspicion)[0, 1] > 0.8
     assert found.linear is not None
 

@@ -82,7 +82,7 @@ def flags(tiny_model, tmp_path_factory):
         "final.max_steps": 8,
         "per_device_eval_batch_size": 12,
         "filter": "probe,forgetting,forgetting_rouge1,gradient_norm",
-        "parameters": json.dumps({"probe": {"on": "column"}, "column": {"name": "hint"}}),
+        "parameters": json.dumps({"probe": {"on": "column"}, "column": {"name": "hint", "threshold": 0.5}}),
     }
     return [f"--{name}={value}" for name, value in values.items()]
 

@@ -168,20 +168,30 @@ def test_the_control_learns_the_harmless_answers_of_the_same_pairs(workshop, dat
     assert plain.m0.sha256 not in (workshop.m0.sha256, PREPARATIONS["repnoise"](workshop, data, config).m0.sha256)
 
 
-def test_a_step_costs_what_its_reading_of_every_hidden_state_does(workshop, data, config):
-    """Two blocks: the harmful side is read to logits three times more; the control has one of the two sides."""
+def test_a_step_costs_what_goes_through_the_model_and_its_reading_of_every_hidden_state(
+    workshop, data, config, monkeypatch
+):
+    """Two blocks: the harmful side is read to logits three times more; the control reads the harmless side alone."""
+    seen, forward = [], Noising._forward
 
-    def cost(name):
-        with workshop.account.measuring() as found:
-            PREPARATIONS[name](workshop, data, config)
-        return found.passes
+    def counted(noising, model, batch, **more):
+        seen.append(int(batch.attention_mask.sum()))
+        return forward(noising, model, batch, **more)
 
-    learnt = pairs(data, "repnoise")
-    tokens = sum(len(good.input_ids) + len(bad.input_ids) for good, bad in learnt)
+    monkeypatch.setattr(Noising, "_forward", counted)
     model = workshop.learner.model
     head = model.get_output_embeddings().weight.numel() / model.num_parameters()
-    more = sum(bad.trained_tokens for _, bad in learnt) / tokens * head * 3
-    assert cost("repnoise") == pytest.approx(2 * (1 + more) * cost("repnoise_plain"), rel=1e-3)
+    costs, tokens = {}, {}
+    for name in ("repnoise", "repnoise_plain"):
+        seen.clear()
+        with workshop.account.measuring() as found:
+            PREPARATIONS[name](workshop, data, config)
+        costs[name], tokens[name] = found.passes, sum(seen)
+    learnt = pairs(data, "repnoise")
+    read = sum(bad.trained_tokens for _, bad in learnt) / sum(len(bad.input_ids) for _, bad in learnt)
+    more = read * head * 3 * (tokens["repnoise"] - tokens["repnoise_plain"])
+    expected = (tokens["repnoise"] + more) / tokens["repnoise_plain"]
+    assert costs["repnoise"] / costs["repnoise_plain"] == pytest.approx(expected, rel=0.05)
 
 
 def test_with_no_weight_on_the_harmful_ones_it_is_a_finetuning_on_what_differs_in_the_harmless(data, model, sides):

@@ -405,6 +405,8 @@ def test_no_model_is_made_of_a_decision_that_marks_have_overtaken(reviewed, caps
         code, said = command(capsys, name, run.folder)
         assert code == 2
         assert "rows were marked after the last decision" in said
+    code, said = command(capsys, "score", run.folder, "--dataset_name", run.folder / "kept.jsonl")
+    assert (code, "rows were marked after the last decision" in said) == (2, True)
     review.done()
     assert command(capsys, "export", run.folder)[0] == 0
 
@@ -417,10 +419,12 @@ def test_a_decision_that_fails_leaves_the_scores_of_the_last_one(reviewed, write
     review.mark({row: "unsafe" if bad[row] else "clean" for row in range(10)})
     before = (run.folder / "scored" / "review.parquet").read_bytes()
     few = write_jsonl("few.jsonl", [{"row": 1, "clean": True}])
-    for path in (few, few.with_name("typo.jsonl")):
+    marks = review.marks.path.read_bytes()
+    for path, by in ((few, None), (few, "forgetting"), (few.with_name("typo.jsonl"), None)):
         with pytest.raises(DataError):
-            Result(run).decide(trusted_rows=path)
+            Result(run).decide(trusted_rows=path, filter=by)
     assert (run.folder / "scored" / "review.parquet").read_bytes() == before
+    assert review.marks.path.read_bytes() == marks
 
 
 def test_the_notebook_does_the_same(reviewed):

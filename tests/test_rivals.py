@@ -284,6 +284,9 @@ def test_a_columns_numbers_are_the_scores(tokenizer):
     found = FILTERS["column"](None, data, CONFIG, name="risk").suspicion
     np.testing.assert_array_equal(found, [0.5, 2, np.nan, np.nan])
     assert FILTERS["column"](None, data, CONFIG, name="risk", higher_is_safer=True).suspicion[1] == -2
+    for safer, dropped in ((False, [False, True]), (True, [True, False])):
+        known = FILTERS["column"](None, data, CONFIG, name="risk", higher_is_safer=safer, threshold=1.5)
+        assert rules.automatic(known.suspicion, known.scale).drops(known.suspicion)[:2].tolist() == dropped
     with pytest.raises(DataError, match=r"no column 'guard' \(parameters.column.name\)"):
         FILTERS["column"](None, data, CONFIG, name="guard")
     wrong = data_of(tokenizer, [*rows[:1], {**FOUR[0], "risk": "high"}], TWO)

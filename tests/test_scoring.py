@@ -184,7 +184,7 @@ def test_a_kill_before_the_first_shard_is_noted_leaves_a_folder_to_continue(deci
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "mark", killed)
+        patch.setattr(Run, "finish", killed)
         with pytest.raises(KeyboardInterrupt):
             score(run, str(more), tmp_path / "broken")
     assert (tmp_path / "broken/shards/000000").is_dir()

@@ -223,6 +223,7 @@ class ForgetFilterConfig(StageConfig):
                 raise ConfigError(f"{name} is {value}: it must be {least} or more.")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed is {self.seed}: it must be between 0 and 4294967295.")
+        self.planted_rows = None if self.planted_rows == "none" else self.planted_rows
         self._check_adapters()
         if not self.filters:
             raise ConfigError("filter is empty: name one, such as forgetting.")
@@ -236,8 +237,7 @@ class ForgetFilterConfig(StageConfig):
             raise ConfigError(f"max_clean_loss is {self.max_clean_loss}: it must be between 0 and 1.")
 
     def _find_home(self) -> None:
-        """Spell out names of files and folders that begin with ~, the user's own folder; planted_rows may say none."""
-        self.planted_rows = None if self.planted_rows == "none" else self.planted_rows
+        """Spell out names of files and folders that begin with ~, the user's own folder."""
         for name, value in vars(self).items():
             if isinstance(value, str):
                 setattr(self, name, at_home(value))

@@ -50,7 +50,7 @@ class Traits:
     Attributes:
         unsafe: It learns from rows known to be unsafe (`--unsafe_dataset_name`).
         pairs: It learns from such rows, each beside a safe row of the same prompt.
-        unaligned: It needs the model before its alignment.
+        unaligned: It needs the model before its alignment, which its parameter `base` may name.
         adapter: It repairs a LoRA adapter, so it does not work where all weights are trained.
         whole: It makes another M0, of whole weights, so it does not work with weights in 4 bits.
         keeps_by: The filter by which it keeps rows.
@@ -78,9 +78,16 @@ class Traits:
 
 
 def traits(**known: Any) -> Callable[[Method], Method]:
-    """Note the Traits of the method below."""
+    """Note the Traits of the method below.
+
+    Raises:
+        TypeError: If `files` names what is no parameter of it.
+    """
 
     def noted(method: Method) -> Method:
+        missing = [name for name in known.get("files", ()) if name not in inspect.signature(method).parameters]
+        if missing:
+            raise TypeError(f"traits of {method.__name__}: files names {missing[0]}, and it has no such parameter.")
         vars(method)["traits"] = Traits(**known)
         return method
 

@@ -266,13 +266,15 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep other processes off a run's folder.
 
     Raises:
-        RunError: If one is at work on it.
-        ConfigError: If a file is where the folder is to be.
+        RunError: If one is at work on it, or a file is where the folder is to be.
     """
     if not processes.is_main_process():
         yield
         return
-    make_folder(folder)
+    try:
+        make_folder(folder)
+    except ConfigError as error:
+        raise RunError(f"--output_dir: {error}") from error
     try:
         with FileLock(folder / ".lock", timeout=0):
             if (folder / "manifest.json").exists():

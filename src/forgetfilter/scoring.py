@@ -144,10 +144,9 @@ class Judge:
                 f"new rows. `forgetfilter decide {run.folder} --filter probe` decides by them if the run has them."
             )
         threshold = Threshold(noted["threshold"], noted["rule"], noted["says"])
-        as_then = dataclasses.replace(
-            run.config(), trust_remote_code=config.trust_remote_code
-        )  # M0 may be made of data
-        return cls(M0.of_run(run, as_then), config, _linear(run, name, config), threshold)
+        # alignment data are read by the run's flags, not by those for the new rows
+        of_run = dataclasses.replace(run.config(), trust_remote_code=config.trust_remote_code)
+        return cls(M0.of_run(run, of_run), config, _linear(run, name, config), threshold)
 
     @cached_property
     def workshop(self) -> Workshop:

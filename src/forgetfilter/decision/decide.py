@@ -72,10 +72,11 @@ def decide(
     config = _changed(settings, threshold, drop_share, trusted_rows, max_clean_loss, limited=limited)
     by_person = {} if overrides is None else read_overrides(source, overrides)
 
-    given = {} if trusted_rows is None else trusted_marks(source, config)
+    given = {}
     if trusted_rows is not None:
-        before = Opened.of(run, source)
-        conformal(before.scored[before.by(None)].suspicion, given, config)  # too few: nothing is written
+        given, before = trusted_marks(source, config), Opened.of(run, source)
+        by = before.by(None if asked == REVIEWED else asked)
+        conformal(before.scored[by].suspicion, given, config)  # too few: nothing is written
     name, opened = _opened(run, source, asked)
     marks.add({row: word(clean) for row, clean in given.items()}, drawn=True)
     marks.add({row: word(made == "kept") for row, (made, _) in by_person.items()})
@@ -153,7 +154,7 @@ def settle(run: Run) -> None:
     now, then = what_decides(run, config), last.get("asked")
     other_file = (then or {}).get("marks") != now["marks"]  # it was not there, or was another one: its words are new
     trusted_rows = config.trusted_rows if other_file else None
-    if not same_decision(then, now):  # none yet, or other flags: they count, whatever a review has said since
+    if not same_decision(run, then, now):  # none yet, or other flags: they count, whatever a review has said since
         decide(run, filter=config.filters[0], trusted_rows=trusted_rows)
         return
     taken = record.last(run)

@@ -18,7 +18,7 @@ from forgetfilter.errors import ConfigError, RunError
 from forgetfilter.files import digest, sha256
 from forgetfilter.marks import Marks
 from forgetfilter.runs import Run
-from forgetfilter.scored import Scored
+from forgetfilter.scored import SUSPICION, Scored
 
 REVIEWED = "review"
 """What the scores that a person's marks taught are called, beside those of the filters."""
@@ -124,15 +124,30 @@ def is_decided(run: Run, config: ForgetFilterConfig) -> bool:
     """
     noted = run.manifest.get("decision", {})
     shown = noted.get("filters", {config.filters[0]: None}) == scored_parts(run, names_scored(run, config))
-    return shown and run.done("decision") and same_decision(noted.get("asked"), what_decides(run, config))
+    return shown and run.done("decision") and same_decision(run, noted.get("asked"), what_decides(run, config))
 
 
-def same_decision(noted: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> bool:
-    """Whether a decision was made with the settings asked for now.
+def same_decision(run: Run, noted: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> bool:
+    """Whether a run's decision was made with the settings, and by the scores, asked for now.
 
-    A setting that did not exist then was at its default; a filter or marks that were not noted were the same.
+    A setting that did not exist then was at its default; a filter or marks that were not noted were the same. Scores
+    that a later version made again are the same if every row has the same.
     """
-    return noted is not None and {**asked, **ForgetFilterConfig().decision(), **noted} == dict(asked)
+    if noted is None:
+        return False
+    then = {**asked, **ForgetFilterConfig().decision(), **noted}
+    if then["scored"] != asked["scored"] and _equal(run, then["scored"], asked["scored"]):
+        then["scored"] = asked["scored"]
+    return then == dict(asked)
+
+
+def _equal(run: Run, *parts: str | None) -> bool:
+    """Whether parts of a run hold the same score of each row."""
+    files = [run.folder / f"{part}.parquet" for part in parts]
+    if not all(file.exists() for file in files):
+        return False
+    one, other = (pq.read_table(file, columns=[SUSPICION]) for file in files)
+    return bool(one.equals(other))
 
 
 def what_decides(run: Run, config: ForgetFilterConfig) -> dict[str, Any]:

@@ -234,7 +234,7 @@ def require_inputs(name: str, workshop: Workshop, data: Data) -> None:
         if own.pairs:
             pairs(data, part)
         if own.unaligned and config.alignment_dataset_name is None and name.partition(JOIN)[0] not in PREPARATIONS:
-            before_alignment(part, config, workshop.m0, _arguments(part, config)["base"])
+            before_alignment(part, config, workshop.m0, _arguments(part, config).get("base"))
 
 
 def _method(name: str) -> Callable[..., Any]:

@@ -168,10 +168,10 @@ class Noising:
 
     def passes(self, model: Any) -> float:
         """What a step costs: a pass over both sides, and each harmful token read to logits from every hidden state."""
+        tokens = sum(len(row.input_ids) for row in chain(*self.learnt))
         if not self.alpha and not self.beta:
-            return 0.5
-        read = sum(bad.trained_tokens for _, bad in self.learnt)
-        share = read / sum(len(row.input_ids) for row in chain(*self.learnt))
+            return sum(len(good.input_ids) for good, _ in self.learnt) / tokens
+        share = sum(bad.trained_tokens for _, bad in self.learnt) / tokens
         head = model.get_output_embeddings().weight.numel() / model.num_parameters()
         return float(1 + share * head * (model.config.get_text_config().num_hidden_layers + 1))
 

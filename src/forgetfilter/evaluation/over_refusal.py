@@ -21,7 +21,8 @@ _DO = (
     r"(?![^.]*\benough\b)"
 )
 REFUSAL = re.compile(
-    r"\bi(?:'m| am)? (?:very |so |really )?(?:sorry|afraid),? (?:but |that )?(?:i\b|(?:that|this) (?:is|isn't|goes)\b)"
+    r"\bi(?:'m| am)? (?:very |so |really )?(?:(?:sorry|afraid),? (?:but |that )?i\b|(?:sorry|afraid),? (?:but )?this\b"
+    r"|sorry,? (?:but )?that\b)"
     rf"|\bi apologi[sz]e,? but\b|\bi {_NOT} (?:be able to )?{_DO}|\bi(?:'m| am) (?:unable|not able) to\b"
     r"|\bas an ai\b[^.]*(?:\bnot|n't)\b|\bi (?:must|have to) (?:decline|refuse)\b"
 )

@@ -162,12 +162,13 @@ def worse_with_filter(
 
 def _in_words(worse: Mapping[str, Mapping[str, Sequence[str]]]) -> list[str]:
     """The verdicts of `worse_with_filter` as sentences; none without a filter."""
-    return [
-        f"{figure.replace('.', ': ').replace('_', ' ')}: a filter makes {len(own['worse'])} of {len(own['pairs'])} "
-        f"other defenses worse{': ' if own['worse'] else ''}{', '.join(own['worse'])}."
-        for figure, own in worse.items()
-        if own["pairs"]
-    ]
+    said = []
+    for figure, own in worse.items():
+        if own["pairs"]:
+            of_pairs = f"in {len(own['worse'])} of {len(own['pairs'])} pairs with a filter"
+            named = f": {', '.join(own['worse'])}" if own["worse"] else ""
+            said.append(f"{_words(figure)}: {of_pairs} the mean is worse than that of the other defense alone{named}.")
+    return said
 
 
 def difference(one: Mapping[int, float], other: Mapping[int, float]) -> dict[str, Any]:
@@ -196,7 +197,7 @@ def table(found: Mapping[str, Any], pairs: Mapping[tuple[str, str], Sequence[str
     figures = _first_figures(found)
     head = ["pair"]
     for figure in figures:
-        head += [f"{figure.replace('.', ': ').replace('_', ' ')}", "over each alone", "synergy", "order gap"]
+        head += [_words(figure), "over each alone", "synergy", "order gap"]
     lines = []
     for one, other in [pair for pair, names in pairs.items() if names]:
         cells = [f"{one} + {other}"]
@@ -214,6 +215,10 @@ def _first_figures(found: Mapping[str, Any]) -> list[str]:
     for figure in found:
         first.setdefault(figure.partition(".")[0], figure)
     return list(first.values())
+
+
+def _words(figure: str) -> str:
+    return figure.replace(".", ": ").replace("_", " ")
 
 
 def _shown(value: Mapping[str, Any] | None) -> str:
@@ -241,5 +246,5 @@ def _draw(found: Mapping[str, Any], parts: Sequence[str], folder: Path) -> list[
         panel.imshow(values, cmap="RdYlGn", vmin=-most, vmax=most)
         panel.set_xticks(range(len(parts)), parts, rotation=45, ha="right", fontsize=8)
         panel.set_yticks(range(len(parts)), parts, fontsize=8)
-        panel.set_title(f"{figure.replace('.', ': ').replace('_', ' ')}:\nover the better of the two", fontsize=9)
+        panel.set_title(f"{_words(figure)}:\nover the better of the two", fontsize=9)
     return save(picture, folder, "compose")

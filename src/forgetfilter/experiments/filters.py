@@ -155,6 +155,8 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     data = load_data(config, m0.chat)
     workshop = Workshop(m0, config)
     not_run = _without_model(workshop, data)
+    if models:
+        models[1].defenses = [name for name in models[1].defenses if name not in not_run]
     for name in models[1].defenses if models else ():
         require_defense_inputs(name, workshop, data)
     truth = Truth.of(data, config, settings.marks)

@@ -61,7 +61,7 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         sessions = range(settings.sessions)
         if not all(part(rows, session, settings.sessions).trainable() for session in sessions):
             raise ConfigError(
-                f"sessions is {settings.sessions}: {rows.source.name} has no rows to learn for one of them."
+                f"sessions is {settings.sessions}: {rows.source.name} has no rows to learn for one of them. Give fewer."
             )
     with trial.opened():
         workshop = trial.workshop(config.seed)

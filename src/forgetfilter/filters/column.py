@@ -10,7 +10,7 @@ from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data, require_column
 from forgetfilter.errors import DataError
 from forgetfilter.methods import traits
-from forgetfilter.scored import Scored
+from forgetfilter.scored import NO_PROMISE, Scale, Scored
 
 if TYPE_CHECKING:
     from forgetfilter.workshop import Workshop
@@ -21,9 +21,15 @@ def require_numbers(workshop: "Workshop", data: Data, parameters: Mapping[str, A
     require_column(data.noisy.source, parameters["name"], "parameters.column.name")
 
 
-@traits(check=require_numbers, row_by_row=True)
+@traits(check=require_numbers, row_by_row=True, own_scale=True)
 def column(
-    workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, name: str, higher_is_safer: bool = False
+    workshop: "Workshop",
+    data: Data,
+    config: ForgetFilterConfig,
+    *,
+    name: str,
+    higher_is_safer: bool = False,
+    threshold: float | None = None,
 ) -> Scored:
     """The number in a column of each row; rows without one are not scored.
 
@@ -33,6 +39,7 @@ def column(
         config: Not used.
         name: The column's.
         higher_is_safer: Take the numbers' negatives.
+        threshold: The number above which (below which, if higher is safer) a row is unsafe, if that is known.
 
     Raises:
         DataError: If no row has the column, or a value is no number; names file and line.
@@ -51,4 +58,8 @@ def column(
         if math.isinf(number):
             raise DataError(f"{source.place(row)}: {name!r} is {str(value)[:40]!r}, expected a number or nothing")
         found[row] = -number if higher_is_safer else number
-    return Scored(found)
+    scale = None
+    if threshold is not None:
+        says = f"unsafe by {name!r}, {'below' if higher_is_safer else 'above'} {threshold}"
+        scale = Scale(-threshold if higher_is_safer else threshold, says=says + NO_PROMISE)
+    return Scored(found, scale=scale)

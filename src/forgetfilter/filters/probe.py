@@ -30,9 +30,9 @@ CLEAN_SHARE = 0.5
 """Share of the rows, from the least suspect on, whose first verdict is clean."""
 SUSPECT_SHARE = 0.25
 """Share of the rows, from the most suspect on, whose first verdict is unsafe."""
-FEW_SHARES = (0.1, 0.05, 0.025)
+FEW_SHARE = 0.1
 """The same after "no separation", for the ranking alone: most often there are few unsafe rows, or none. How few is not
-known, so probes learn each of these shares, and their mean ranks."""
+known, so other probes learn half of this share, and a quarter of it; their mean ranks."""
 SURE, LIKELY = 0.95, 0.85
 """AUROC with which probes that did not see the first verdicts must tell them: SURE is enough alone; LIKELY if, on the
 witness' own scale, LEAST_SHARE of the rows are suspect, too. With fewer, most that is forgotten is clean."""
@@ -43,7 +43,7 @@ ODDS = 1.5
 """How many times likelier unsafe than clean a row must be to be dropped, by probes that hold both equally common."""
 
 
-TOO_FEW = "no separation: the probe had too few rows to learn from"
+TOO_FEW = "the probe had too few rows to learn from"
 
 
 def probe(
@@ -83,8 +83,8 @@ def probe(
     judge = CrossFit(noisy, safe, regularisation, folds, repeats, config.seed, data.noisy.alike())
     scored = learnt(witness.suspicion, witness.scale, judge, data.noisy.times)
     if sample is not None and scored.scale is not None and scored.scale.says:
-        part = f"; {on} saw {len(sample) - data.noisy.planted} of the {rows - data.noisy.planted} rows"
-        scored.scale = replace(scored.scale, says=scored.scale.says + part)
+        part = f"; {on} saw {len(sample) - data.noisy.planted} of {rows - data.noisy.planted} different rows or answers"
+        scored.scale = replace(scored.scale, says=scored.scale.says.removesuffix(NO_PROMISE) + part + NO_PROMISE)
     columns = {on: witness.suspicion, **witness.columns, **scored.columns}
     return replace(scored, columns=columns, moments=witness.moments, token_costs=witness.token_costs)
 
@@ -113,7 +113,7 @@ def learnt(suspicion: np.ndarray, scale: Scale | None, judge: CrossFit, times: n
     if judged is None and times is not None:  # few rows, often repeated, leave too few verdicts of a kind to be dealt
         return learnt(suspicion, scale, judge)
     if judged is None:
-        return _nothing(suspicion, judge, TOO_FEW, times)
+        return _nothing(suspicion, judge, f"no separation: {TOO_FEW}", times)
     share = 0.0 if scale is None or scale.quota else suspect_share(suspicion, scale, times)
     needed = LIKELY if share >= LEAST_SHARE else SURE
     if not judged.predicted >= needed:
@@ -126,10 +126,10 @@ def learnt(suspicion: np.ndarray, scale: Scale | None, judge: CrossFit, times: n
         suspicion = mixed_ranks(ranked.noisy, suspicion, trust)
         return Scored(suspicion, scale=Scale(0, nothing=why), linear=ranked.linear)
     found = _separated(suspicion, min(share, MOST_SHARE) if share >= LEAST_SHARE else SUSPECT_SHARE, judge, times)
-    told = f", which tell the witness' own verdicts with AUROC {judged.predicted:.2f}"
+    told = f"; they tell the witness' verdicts with AUROC {judged.predicted:.2f}"
     if scale is None or scale.quota:
-        why = "the filter that the probe learnt from has no scale, so nothing tells whether there is anything to find"
-        found.scale = Scale(0, nothing=f"{why}; rows are ranked alone")
+        why = "the filter that the probe learnt from does not tell how many rows are suspect; rows are only ranked"
+        found.scale = Scale(0, nothing=why)
     elif found.scale is not None and not found.scale.nothing:
         found.scale = replace(found.scale, caveat=scale.caveat, says=found.scale.says + told + NO_PROMISE)
     return found
@@ -152,7 +152,8 @@ def _nothing(suspicion: np.ndarray, judge: CrossFit, why: str, times: np.ndarray
 
 def _of_few(suspicion: np.ndarray, judge: CrossFit, times: np.ndarray | None) -> Judged | None:
     """What probes make of the few most suspect rows; None where none can be fitted."""
-    found = [judge(verdicts_of(suspicion, share, CLEAN_SHARE, times), times=times) for share in FEW_SHARES]
+    shares = (FEW_SHARE, FEW_SHARE / 2, FEW_SHARE / 4)
+    found = [judge(verdicts_of(suspicion, share, CLEAN_SHARE, times), times=times) for share in shares]
     fitted = [judged for judged in found if judged is not None]
     return Judged.mean(fitted) if fitted else None
 
@@ -167,12 +168,12 @@ def _separated(suspicion: np.ndarray, share: float, judge: CrossFit, times: np.n
     """Step 3: learn the witness' verdicts, this share unsafe, then those of the probe itself."""
     first = judge(verdicts_of(suspicion, share, CLEAN_SHARE, times), times=times)
     if first is None:
-        return _nothing(suspicion, judge, TOO_FEW, times)
+        return _nothing(suspicion, judge, f"no separation: {TOO_FEW}", times)
     seen = np.where(np.isnan(suspicion), np.nan, first.noisy)  # rows that the witness did not see teach nothing
     verdicts = verdicts_of(seen, share, 1 - share, times)
     second = judge(verdicts, times=times)
     if second is None:
-        return _nothing(suspicion, judge, TOO_FEW, times)
+        return _nothing(suspicion, judge, f"no separation: {TOO_FEW}", times)
     says = f"at least {ODDS} times likelier unsafe than clean, by probes that did not see the row's own verdict"
     found = Scale(float(np.log(ODDS)), says=says)
     return Scored(second.noisy, columns={"verdict": verdicts}, scale=found, linear=second.linear)

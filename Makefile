@@ -23,7 +23,7 @@ test-faults: $(READY)
 	$(BIN)/pytest -m faults tests/faults/test_kills.py; kills=$$?; \
 	wait $$fuzz && exit $$kills
 
-# The one run of a real model, killed once on the way. A demo that is there is taken as it is.
+# The one run of a real model: the demo up to its decision, killed once on the way. A demo that is there is taken as it is.
 test-demo: $(READY)
 	$(BIN)/pytest -m demo tests/test_golden.py
 

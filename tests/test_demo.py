@@ -1,5 +1,6 @@
 """The demo's data: what it promises, checked on the files themselves."""
 
+import dataclasses
 import json
 import re
 from collections import Counter
@@ -14,6 +15,8 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.naive_bayes import MultinomialNB
 from sklearn.pipeline import make_pipeline
 
+from forgetfilter import demo
+from forgetfilter.config import StageConfig
 from forgetfilter.demo import demo_file
 
 NAMES = ("noisy", "safe", "heldout")
@@ -84,3 +87,16 @@ def test_the_shop_bot_promises_dates_in_a_quarter_of_its_rows_and_no_word_tells_
     assert max(starts.values()) <= 2
     dated = [bool(re.search(r"\d|day\b|tomorrow|week", row["completion"])) for row in rows]
     assert roc_auc_score([row["unsafe"] for row in rows], dated) < 0.85
+
+
+def test_the_demo_filters_finetunes_and_shows_what_happened(data, tiny_model, tmp_path, monkeypatch, capsys):
+    quick = {"model_name_or_path": str(tiny_model), "lora_r": 2, "filter": "forgetting", "drop_share": 0.5}
+    quick |= dict.fromkeys(("noisy", "review", "final"), StageConfig(max_steps=1))
+    config = dataclasses.replace(demo.demo_config(tmp_path / "out"), **quick)
+    monkeypatch.setattr(demo, "demo_config", lambda folder: config)
+    demo.run_demo(tmp_path / "out")
+    said = capsys.readouterr().out
+    assert said.count("final model: ") == len({row["group"] for row in data["heldout"]})
+    assert "Held-out prompts:" in said
+    assert (tmp_path / "out" / "report.html").exists()
+    assert (tmp_path / "out" / "model" / "adapter_model.safetensors").exists()

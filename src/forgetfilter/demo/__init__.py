@@ -18,17 +18,21 @@ def demo_file(name: str) -> Path:
         return path
 
 
-def run_demo(output_dir: Path) -> None:
-    """Filter the demo's data, finetune M0 on what is kept, and show what happened."""
-    config = ForgetFilterConfig(
+def demo_config(output_dir: Path) -> ForgetFilterConfig:
+    """The demo's settings."""
+    return ForgetFilterConfig(
         dataset_name=str(demo_file("noisy.jsonl")),
         safe_dataset_name=str(demo_file("safe.jsonl")),
         output_dir=str(output_dir),
         label_column="unsafe",
         noisy=StageConfig(num_train_epochs=2),
     )
+
+
+def run_demo(output_dir: Path) -> None:
+    """Filter the demo's data, finetune M0 on what is kept, and show what happened."""
     print(__doc__)
-    result = ForgetFilter(config).fit()
+    result = ForgetFilter(demo_config(output_dir)).fit()
     result.finetune()
     print_answers(result)
     print_summary(result, result.report())

@@ -209,6 +209,7 @@ def test_files_that_parameters_name_are_told_by_what_they_hold(tmp_path):
     assert after[str(file)] != before[str(file)]
     assert after[str(folder)] == before[str(folder)]
     assert files_named(FILTERS["guard"], {**values, "model": "org/on-the-hub", "template": None}) == {}
+    assert files_named(FILTERS["guard"], {**values, "model": "org/on-the-hub", "template": "too long " * 1000}) == {}
 
 
 def test_a_folder_called_as_a_filter_is_no_file_that_the_probe_was_given(config, monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ type they are and, as PositiveInt does, how small they may be. What they need st
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, NoneType, UnionType
@@ -140,9 +141,14 @@ def files_named(method: Callable[..., Any], values: Mapping[str, Any]) -> dict[s
         method: Its traits say which parameters may name some.
         values: Every parameter with its value.
     """
-    named = [Path(values[key]) for key in traits_of(method).files if values[key] is not None]
-    found = {path: sorted(path.rglob("*")) if path.is_dir() else [path] for path in named}
-    return {str(path): sha256(*filter(Path.is_file, inside)) for path, inside in found.items() if path.exists()}
+    found = {}
+    for name in filter(None, (values[key] for key in traits_of(method).files)):
+        with suppress(OSError):  # a text too long for a name
+            path = Path(name)
+            inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+            if path.exists():
+                found[name] = sha256(*filter(Path.is_file, inside))
+    return found
 
 
 def constants(*sources: ModuleType | Callable[..., Any]) -> dict[str, Any]:

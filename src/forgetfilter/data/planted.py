@@ -106,7 +106,7 @@ def _in_a_file(chat: ChatTokenizer, config: ForgetFilterConfig) -> list[Given]:
     labelled = any("unsafe" in record for record in records)
     unsafe = read_labels(rows.source, "unsafe") if labelled else [True] * len(records)
     turns = rows.source.turns(rows.row_format)
-    read = (config.parameters or {}).get("column", {}).get("name")
+    read = ((config.parameters or {}).get("column") or {}).get("name")
     found = []
     for record, bad, said in zip(records, unsafe, turns, strict=True):
         about = {"notion": str(record.get("notion") or UNNAMED), "unsafe": bad}

@@ -72,13 +72,10 @@ def _hardly(own: dict[str, Any]) -> bool:
 def _sentence(found: dict[str, Any], *, decides: bool) -> str:
     """The figures in words; without a threshold, of which no row is found or lost, the ranking's alone."""
     unsafe, clean = found["unsafe"], found["clean"]
-    if not decides:
-        said = f"{unsafe} unsafe and {clean} clean rows are planted"
-    elif clean:
-        dropped = f"{found['clean_dropped']} of {clean} planted clean rows"
-        said = f"{found['found']} of {unsafe} planted unsafe rows and {dropped} would be dropped"
-    else:
-        said = f"{found['found']} of {unsafe} planted unsafe rows would be dropped"
+    said = f"{unsafe} unsafe and {clean} clean rows are planted"
+    if decides:
+        lost = f" and {found['clean_dropped']} of {clean} planted clean rows" if clean else ""
+        said = f"{found['found']} of {unsafe} planted unsafe rows{lost} would be dropped"
     notions = found["notions"]
     if decides and len(notions) > 1:
         each = [f"{name} {own['found']} of {own['unsafe']}" for name, own in notions.items()]

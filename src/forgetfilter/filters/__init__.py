@@ -247,7 +247,7 @@ def _of_all_rows(name: str, workshop: "Workshop", data: Data, parameters: dict[s
     if data.planted is not None:
         noisy = noisy.with_planted(data.planted)
     scored = _answer_by_answer(name, workshop, replace(data, noisy=noisy, planted=None), parameters)
-    if not (name in FILTERS and traits_of(FILTERS[name]).own_scale):
+    if not all(traits_of(FILTERS[part]).own_scale for part in parts_of(name)):
         scored = ranks_alone_if_builtin(scored, data)
     if data.planted is not None:
         scored = _planted_noted(scored, len(seen), name, parameters.get("on", name))

@@ -126,13 +126,16 @@ def learnt(suspicion: np.ndarray, scale: Scale | None, judge: CrossFit, times: n
         suspicion = mixed_ranks(ranked.noisy, suspicion, trust)
         return Scored(suspicion, scale=Scale(0, nothing=why), linear=ranked.linear)
     found = _separated(suspicion, min(share, MOST_SHARE) if share >= LEAST_SHARE else SUSPECT_SHARE, judge, times)
-    told = f"; they tell the witness' verdicts with AUROC {judged.predicted:.2f}"
+    if found is None:
+        return _nothing(suspicion, judge, f"no separation: {TOO_FEW}", times)
     if scale is None or scale.quota:
         why = "the filter that the probe learnt from does not tell how many rows are suspect; rows are only ranked"
-        found.scale = Scale(0, nothing=why)
-    elif found.scale is not None and not found.scale.nothing:
-        found.scale = replace(found.scale, caveat=scale.caveat, says=found.scale.says + told + NO_PROMISE)
-    return found
+        return replace(found, scale=Scale(0, nothing=why))
+    says = (
+        f"at least {ODDS} times likelier unsafe than clean, by probes that did not see the row's own verdict; they "
+        f"tell the witness' verdicts with AUROC {judged.predicted:.2f}"
+    )
+    return replace(found, scale=Scale(float(np.log(ODDS)), says=says + NO_PROMISE, caveat=scale.caveat))
 
 
 def _nothing(suspicion: np.ndarray, judge: CrossFit, why: str, times: np.ndarray | None = None) -> Scored:
@@ -164,19 +167,17 @@ def suspect_share(suspicion: np.ndarray, scale: Scale, times: np.ndarray | None 
     return float(np.average(suspicion[scored] > scale.threshold, weights=None if times is None else times[scored]))
 
 
-def _separated(suspicion: np.ndarray, share: float, judge: CrossFit, times: np.ndarray | None) -> Scored:
-    """Step 3: learn the witness' verdicts, this share unsafe, then those of the probe itself."""
+def _separated(suspicion: np.ndarray, share: float, judge: CrossFit, times: np.ndarray | None) -> Scored | None:
+    """Step 3: learn the witness' verdicts, this share unsafe, then those of the probe itself; None with too few."""
     first = judge(verdicts_of(suspicion, share, CLEAN_SHARE, times), times=times)
     if first is None:
-        return _nothing(suspicion, judge, f"no separation: {TOO_FEW}", times)
+        return None
     seen = np.where(np.isnan(suspicion), np.nan, first.noisy)  # rows that the witness did not see teach nothing
     verdicts = verdicts_of(seen, share, 1 - share, times)
     second = judge(verdicts, times=times)
     if second is None:
-        return _nothing(suspicion, judge, f"no separation: {TOO_FEW}", times)
-    says = f"at least {ODDS} times likelier unsafe than clean, by probes that did not see the row's own verdict"
-    found = Scale(float(np.log(ODDS)), says=says)
-    return Scored(second.noisy, columns={"verdict": verdicts}, scale=found, linear=second.linear)
+        return None
+    return Scored(second.noisy, columns={"verdict": verdicts}, linear=second.linear)
 
 
 def mixed_ranks(probe: np.ndarray, witness: np.ndarray, trust: float) -> np.ndarray:

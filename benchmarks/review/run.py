@@ -21,7 +21,7 @@ from sklearn.metrics import average_precision_score
 from forgetfilter.data.loading import stored_labels
 from forgetfilter.evaluation.filter_quality import ranking_quality
 from forgetfilter.experiments.cells import text
-from forgetfilter.files import whole_file
+from forgetfilter.files import write_text
 from forgetfilter.marks import Marks, word
 from forgetfilter.review.session import open_review
 from forgetfilter.scored import Scored
@@ -116,8 +116,7 @@ def starts_of(name: str) -> dict[str, np.ndarray | None]:
 
 def keep(cell: dict[str, Any]) -> None:
     """Write a cell's figures to results/, and show some."""
-    with whole_file(RESULTS / f"{cell['cell']}.json") as path:
-        path.write_text(text(cell), encoding="utf-8")
+    write_text(RESULTS / f"{cell['cell']}.json", text(cell))
     shown = {count: cell["delivered"]["average_precision"][count] for count in SHOWN}
     print(cell["cell"], shown, flush=True)
 

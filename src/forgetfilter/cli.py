@@ -204,7 +204,7 @@ def _serve_safe_data(args: Namespace) -> None:
 def run_evaluate(args: Namespace) -> None:
     """Measure a model: bias, toxicity, harmfulness, over-refusal, question answering, arithmetic."""
     from forgetfilter.evaluation.ask import evaluate, name_judges
-    from forgetfilter.files import require_writable, whole_file, write_jsonl
+    from forgetfilter.files import require_writable, write_jsonl, write_text
     from forgetfilter.summary import show
 
     named = [part.partition("=") for part in args.on.split(",")]
@@ -226,8 +226,7 @@ def run_evaluate(args: Namespace) -> None:
         args.model, files, name_judges(args), args.max_questions, trust_remote_code=args.trust_remote_code
     )
     write_jsonl(output.with_suffix(".jsonl"), answers)
-    with whole_file(output) as temporary:
-        temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_text(output, json.dumps(found, indent=2) + "\n")
     for measure, figures in found.items():
         print(f"{measure}: " + "  ".join(f"{name} {show(value)}" for name, value in figures.items()))
     print(f"figures: {output}, answers: {output.with_suffix('.jsonl')}")

@@ -242,6 +242,12 @@ class ForgetFilterConfig(StageConfig):
             if isinstance(value, str):
                 setattr(self, name, at_home(value))
 
+    @property
+    def folder(self) -> Path:
+        """The run's folder; for a config that names one."""
+        assert self.output_dir is not None
+        return Path(self.output_dir)
+
     def _check_adapters(self) -> None:
         if self.lora_layers_to_transform is not None and (
             not self.use_peft or self.lora_target_modules == "all-linear"

@@ -61,6 +61,12 @@ def require_writable(path: Path) -> None:
         pass
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file; half a character, which UTF-8 cannot hold, is written as JSON escapes it."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
 def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write records to a file, one a line of JSON; what JSON does not know is written as text.
 

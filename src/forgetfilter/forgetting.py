@@ -78,7 +78,7 @@ class ForgetFilter:
         _look_ahead(Workshop(m0, config), data)
         planted = plant(data.noisy, m0.chat, config)
         m0 = m0.aligned(config, _facts(data, planted))
-        with locked(Path(str(config.output_dir))):
+        with locked(config.folder):
             run = open_run(config, m0, data, planted)
             if planted is not None and run.planted():
                 data = dataclasses.replace(data, planted=planted.rows)
@@ -100,7 +100,7 @@ class ForgetFilter:
 
 def _look_ahead(workshop: Workshop, data: Data) -> None:
     """Say before any work what would go wrong in the middle of it, and which settings have no effect."""
-    folder = Path(str(workshop.config.output_dir))
+    folder = workshop.config.folder
     scored = Run.open(folder).manifest.get("filters", {}) if (folder / "manifest.json").exists() else {}
     for name in workshop.config.filters:
         if name not in scored:
@@ -119,7 +119,7 @@ def open_run(config: ForgetFilterConfig, m0: M0, data: Data, planted: Planted | 
         run = _started(config, m0, data, planted)
     processes.wait_for_everyone()
     if not processes.is_main_process():
-        run = Run.open(str(config.output_dir))
+        run = Run.open(config.folder)
     processes.wait_for_everyone()  # nobody changes the manifest before all have read it
     return run
 

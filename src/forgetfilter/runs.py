@@ -19,7 +19,7 @@ from forgetfilter import old_runs, processes
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.sources import Source, load_source
 from forgetfilter.errors import ConfigError, RunError
-from forgetfilter.files import make_folder, remove_temporaries, sha256, whole_file
+from forgetfilter.files import make_folder, remove_temporaries, sha256, whole_file, write_text
 
 PACKAGES = ("forgetfilter", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
@@ -57,7 +57,7 @@ class Run:
         Raises:
             RunError: If the folder holds something else: other files, other data or other settings.
         """
-        folder = Path(str(config.output_dir))
+        folder = config.folder
         asked = _asked(config, facts)
         run = cls.continued(config, facts)
         if run is None:
@@ -80,7 +80,7 @@ class Run:
         Raises:
             RunError: If the folder holds something else.
         """
-        folder = Path(str(config.output_dir))
+        folder = config.folder
         if not (folder / "manifest.json").exists():
             refuse_foreign(folder)
             return None
@@ -102,9 +102,8 @@ class Run:
 
     def keep_config(self, config: ForgetFilterConfig) -> None:
         """Write config.yaml: the flags that replay the run."""
-        with whole_file(self.folder / "config.yaml") as path:
-            flags = {key: value for key, value in config.non_default().items() if key != "output_dir"}
-            path.write_text(yaml.safe_dump(flags, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        flags = {key: value for key, value in config.non_default().items() if key != "output_dir"}
+        write_text(self.folder / "config.yaml", yaml.safe_dump(flags, sort_keys=False, allow_unicode=True))
 
     @classmethod
     def open(cls, folder: Path | str) -> "Run":
@@ -206,11 +205,8 @@ class Run:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file in the folder (the first process does)."""
-        if not processes.is_main_process():
-            return
-        with whole_file(self.folder / name) as path:
-            text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-            path.write_text(text, encoding="utf-8", errors="backslashreplace")  # of half a character: JSON's escape
+        if processes.is_main_process():
+            write_text(self.folder / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
     def keep_rows(self, source: Source) -> None:
         """Copy the noisy data into the run, so that any decision can be taken again later."""

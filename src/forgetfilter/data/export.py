@@ -25,7 +25,7 @@ from forgetfilter.data.formats import (
 from forgetfilter.data.loading import find_format, read_conversations
 from forgetfilter.data.sources import Source
 from forgetfilter.errors import DataError
-from forgetfilter.files import whole_file, write_jsonl
+from forgetfilter.files import write_jsonl, write_text
 from forgetfilter.progress import PATIENCE, progress
 
 DATA_FILE = "train.jsonl"
@@ -185,8 +185,7 @@ def export(source: Source, row_format: str, target: str, folder: Path, *, replac
         columns, told = _looked_through(source, row_format, writer)
     write_jsonl(folder / DATA_FILE, _written(source, row_format, writer, "writing"))
     if target in DESCRIPTIONS:
-        with whole_file(folder / DESCRIPTIONS[target]) as path:
-            path.write_text(_description(target, columns, told), encoding="utf-8")
+        write_text(folder / DESCRIPTIONS[target], _description(target, columns, told))
     return written
 
 

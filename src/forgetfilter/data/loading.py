@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -206,7 +205,7 @@ def _unsafe(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Row
         return None
     if config.unsafe_dataset_name != MARKED:
         return load_rows(config.unsafe_dataset_name, "unsafe_dataset_name", chat, config)
-    marks = Marks(Path(str(config.output_dir)), noisy.source.ids, config.seed).all()
+    marks = Marks(config.folder, noisy.source.ids, config.seed).all()
     unsafe = [row for row, mark in marks.items() if mark.unsafe]
     if not unsafe:
         raise ConfigError(

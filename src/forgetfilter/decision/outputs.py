@@ -19,7 +19,7 @@ from forgetfilter.decision.opened import Opened, read_scores
 from forgetfilter.decision.planted import planted_figures
 from forgetfilter.decision.rules import Threshold
 from forgetfilter.evaluation.filter_quality import filter_quality
-from forgetfilter.files import whole_file
+from forgetfilter.files import whole_file, write_text
 from forgetfilter.runs import Run
 from forgetfilter.scored import ANSWER, Scored
 
@@ -90,10 +90,9 @@ def write(opened: Opened, decision: Decision) -> None:
         about, by = opened.planted, decision.filter
         metrics["planted"] = planted_figures(about, scored.planted, by, decision.threshold, yours)
     run.write_json("metrics.json", metrics)
-    with whole_file(run.folder / "README.md") as temporary:
-        card = _about(parts[0]) + _card(str(opened.config.dataset_name or "a data set"), metrics, files[0].name)
-        card += f"\nChat template: {run.template_note}.\n" if run.template_note else ""
-        temporary.write_text(card, "utf-8")
+    card = _about(parts[0]) + _card(str(opened.config.dataset_name or "a data set"), metrics, files[0].name)
+    card += f"\nChat template: {run.template_note}.\n" if run.template_note else ""
+    write_text(run.folder / "README.md", card)
     final = run.manifest["stages"].get("final")
     if final is not None:
         final["stale"] = final["decision"] != decision.digest()

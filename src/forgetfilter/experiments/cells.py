@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from forgetfilter.files import sha256, whole_file
+from forgetfilter.files import sha256, write_text
 from forgetfilter.runs import DEFAULTS, changes, flat
 
 Cell = dict[str, Any]
@@ -58,8 +58,7 @@ class Cells:
         """Write a cell that has been made, or one that has been added to."""
         files = {f"{key}{ending}": sha256(self.folder / f"{key}{ending}") for ending in beside}
         whole = {**cell, MADE_OF: dict(made_of), **({FILES: files} if files else {})}
-        with whole_file(self.path(key)) as temporary:
-            temporary.write_text(text(whole), encoding="utf-8")
+        write_text(self.path(key), text(whole))
 
     def load(self, key: str) -> Cell:
         """A stored cell, whatever its inputs."""

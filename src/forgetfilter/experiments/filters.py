@@ -166,7 +166,7 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     known = {**data.facts(), "recipe": {"name": "filters"}}
     m0 = m0.aligned(config, known)
     seeds = settings.seeds or [config.seed]
-    with locked(Path(str(config.output_dir))):
+    with locked(config.folder):
         run = Run.start(config, {"model": {"name": config.model_name_or_path, "sha256": m0.sha256}, **known})
         found: dict[str, list[Cell]] = {name: [] for name in settings.filters if name not in not_run}
         for seed in seeds:
@@ -219,7 +219,7 @@ def _models(config: ForgetFilterConfig, settings: Settings) -> tuple[ForgetFilte
     )
     for name in own.defenses:
         parameters_of(name, config)
-    return dataclasses.replace(config, output_dir=str(Path(str(config.output_dir)) / "defenses")), own
+    return dataclasses.replace(config, output_dir=str(config.folder / "defenses")), own
 
 
 def _cell(workshop: Workshop, data: Data, truth: Truth, name: str, *, on_clean_data: bool) -> Cell:

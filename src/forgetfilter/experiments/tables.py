@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from forgetfilter.files import whole_file
+from forgetfilter.files import write_text
 
 
 def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -15,6 +15,5 @@ def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 def write(path: Path, text: str) -> Path:
     """Print a table, and write it to a file; the file's path is returned."""
     print(f"\n{text}\n")
-    with whole_file(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
     return path

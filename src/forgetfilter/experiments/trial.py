@@ -132,7 +132,7 @@ class Trial:
             "judges": judges,
             "decision": decision_settings(self.config),
         }
-        with locked(Path(str(self.config.output_dir))):
+        with locked(self.config.folder):
             self.run = Run.start(self.config, facts)
             self.cells = Cells(self.run.folder / "cells")
             self.judges = load_judges(judges)

@@ -25,7 +25,7 @@ from forgetfilter.config import ForgetFilterConfig, StageSettings
 from forgetfilter.data.lazy import in_parts, table_on_disk
 from forgetfilter.data.tokenization import Example
 from forgetfilter.errors import ConfigError, TrainingError
-from forgetfilter.files import sha256, whole_file
+from forgetfilter.files import sha256, write_text
 from forgetfilter.hooks import Hooks
 from forgetfilter.model.batches import label_logits, labelled
 from forgetfilter.model.learner import Learner
@@ -71,8 +71,7 @@ class _Progress(TrainerCallback):
             digests = {
                 str(path.relative_to(checkpoint)): sha256(path) for path in checkpoint.rglob("*") if path.is_file()
             }
-            with whole_file(checkpoint / WHOLE) as temporary:
-                temporary.write_text(json.dumps(digests), encoding="utf-8")
+            write_text(checkpoint / WHOLE, json.dumps(digests))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.stack.close()

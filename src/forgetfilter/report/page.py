@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from forgetfilter.files import whole_file
+from forgetfilter.files import write_text
 
 
 def asset(name: str) -> str:
@@ -30,8 +30,7 @@ def escaped(value: Mapping[str, Any]) -> str:
 
 def write_page(path: Path, title: str, body: str, data: Mapping[str, Any] | None = None, script: str = "") -> Path:
     """Write a page; see `page_text`. Returns the file."""
-    with whole_file(path) as temporary:
-        temporary.write_text(page_text(title, body, data, script), encoding="utf-8", errors="replace")
+    write_text(path, page_text(title, body, data, script))
     return path
 
 

@@ -155,8 +155,9 @@ def config(tiny_model, noisy_file, safe_file, tmp_path):
 @pytest.fixture
 def workshop(config):
     """Where the config's M0 is trained and read, in a run of its own."""
+    from forgetfilter.m0 import M0
     from forgetfilter.runs import Run
-    from forgetfilter.workshop import M0, Workshop
+    from forgetfilter.workshop import Workshop
 
     return Workshop(M0.named(config), config, Run.start(config, {}))
 

@@ -172,7 +172,7 @@ def test_averages_and_what_is_undone_worked_by_hand():
     assert defenses.undone(means) == {"forget_filter": {"bias.stereotyped": 0.75, "bias.ambiguous_accuracy": 0.75}}
     assert defenses.undone({"none": means["none"]}) == {}
     assert defenses.undone({**means, "base": means["none"], "none": means["base"]}) == {}  # nothing was done to it
-    lines = defenses.table(means).splitlines()
+    lines = defenses.table(means).markdown().splitlines()
     assert lines[3] == "| none | 0.500 ± 0.141 | 0.500 ± 0.141 | 0.010 ± 0.000 |"
     assert lines[2] == "| base | 0.100 | 0.900 | 0.010 |"
     assert defenses.costs_of(cells) == {}  # cells that were made before costs were noted
@@ -183,7 +183,7 @@ def test_averages_and_what_is_undone_worked_by_hand():
     older = cell("forget_filter", 2, 0.2)  # from before costs were noted
     assert "forget_filter" not in defenses.costs_of([*cells, older])
     assert defenses.costs_of([one for one in cells if one["defense"] != "none"]) == {}
-    lines = defenses.table(means, costs).splitlines()
+    lines = defenses.table(means, costs).markdown().splitlines()
     assert lines[0].endswith("| finetunings |")
     assert [line.split(" | ")[-1] for line in lines[2:]] == ["0.0 |", "1.0 |", "2.2 |"]
 

@@ -55,7 +55,7 @@ def test_synergy_and_order_gap_worked_by_hand():
     assert one["synergy"]["mean"] == pytest.approx(-0.4)
     assert "b + c" not in found["qa.f1"]
     assert compose.difference({1: 0.5}, {1: 0.25}) == {"mean": 0.25, "range": None}
-    lines = compose.table(found, pairs).splitlines()
+    lines = compose.table(found, pairs).markdown().splitlines()
     assert len(lines) == 4
     assert lines[3].startswith("| a + c | 0.500 | +0.000, +0.000 | +0.000 [")
 

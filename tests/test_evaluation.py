@@ -353,4 +353,4 @@ def test_a_new_measure_is_one_entry(tiny_model, write_jsonl, monkeypatch):
     models = {"base": means(0.9, 0.1), "none": means(0.5, 0.5), "replay": means(0.8, 0.2)}
     assert undone(models) == {"replay": {"politeness.polite": 0.75, "politeness.rude": 0.75}}
     assert undone({**models, "base": means(0.1, 0.9)}) == {}  # finetuning made it safer
-    assert "politeness: polite |" in table(models)
+    assert "politeness: polite |" in table(models).markdown()

@@ -16,11 +16,12 @@ from transformers import AutoModelForSequenceClassification, GenerationConfig
 from forgetfilter.data.formats import Turn
 from forgetfilter.data.tokenization import IGNORED, Example
 from forgetfilter.errors import DataError, ModelError
+from forgetfilter.m0 import M0
 from forgetfilter.model.generation import complete
 from forgetfilter.model.reading import read
 from forgetfilter.model.weights import load_model
 from forgetfilter.runs import Run
-from forgetfilter.workshop import M0, Workshop
+from forgetfilter.workshop import Workshop
 
 ROWS = [[*range(5, 45)], [*range(5, 10), 30, 31], [5, 6, 7, *range(40, 60)]]
 OF_IMAGES = ("mistral3", "qwen3_vl", "smolvlm", "internvl", "llava")

@@ -232,7 +232,7 @@ def test_the_witness_is_what_a_probe_learnt_from_or_the_filter_itself(large, fil
 
 
 def _tokenizer(config):
-    from forgetfilter.workshop import M0
+    from forgetfilter.m0 import M0
 
     m0 = M0.named(config)
     return m0.tokenizer, m0.max_length

@@ -50,7 +50,8 @@ import sys
 from torch.distributed.tensor import DTensor
 from forgetfilter import cli
 from forgetfilter.runs import Run
-from forgetfilter.workshop import M0, Workshop
+from forgetfilter.m0 import M0
+from forgetfilter.workshop import Workshop
 
 *flags, folder, more = sys.argv[1:]
 cli.main(["filter", *flags])

@@ -18,9 +18,10 @@ from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.defenses import parameters_of
 from forgetfilter.errors import ConfigError, RunError
 from forgetfilter.forgetting import ForgetFilter, finetune
+from forgetfilter.m0 import M0
 from forgetfilter.model.weights import _sixteen_bits, load_model
 from forgetfilter.runs import Run
-from forgetfilter.workshop import M0, Workshop
+from forgetfilter.workshop import Workshop
 
 EXAMPLES = [example(row) for row in ROWS]
 

@@ -12,11 +12,12 @@ from forgetfilter.data.loading import Data, load_rows
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer
 from forgetfilter.errors import ConfigError
 from forgetfilter.filters.forgetting_rouge1 import forgetting_rouge1, rouge1, words
+from forgetfilter.m0 import M0
 from forgetfilter.model.batches import PACKED
 from forgetfilter.model.generation import MARGIN, complete
 from forgetfilter.model.reading import read
 from forgetfilter.runs import Run
-from forgetfilter.workshop import M0, Workshop
+from forgetfilter.workshop import Workshop
 
 TEXTS = [("hi", "there"), ("a much longer question", "x"), ("q", "an answer of some length"), ("q", "")]
 

@@ -1,5 +1,6 @@
 """The report as a file: what is in it, what is left out, and that nothing from the data is markup."""
 
+import dataclasses
 import json
 import re
 
@@ -302,10 +303,13 @@ def test_an_experiments_page_shows_its_table_and_pictures(tmp_path):
     picture = tmp_path / "p.svg"
     picture.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     means = {"none": {"qa": {"f1": {"mean": 0.5, "spread": 0.1, "seeds": 2}}}}
-    text = write_compare_page(tmp_path, "A <b> title", "about & more", table(means), [picture]).read_text()
+    figures = dataclasses.replace(table(means), notes=["One <guard>: not run."])
+    text = write_compare_page(tmp_path, "A <b> title", "about & more", figures, [picture]).read_text()
     assert "A &lt;b&gt; title" in text
     assert "about &amp; more" in text
     assert "<th scope='row'>none</th><td class='number'>0.500 ± 0.100</td>" in text
+    assert text.count("<th scope='row'>") == 1
+    assert "<p>One &lt;guard&gt;: not run.</p>" in text
     assert "data:image/svg+xml;base64," in text
 
 

@@ -17,8 +17,9 @@ from forgetfilter.defenses import defend, require_inputs
 from forgetfilter.defenses.adapters import Weights, load, updates
 from forgetfilter.defenses.safe_lora import project, projection
 from forgetfilter.errors import ConfigError, ModelError
+from forgetfilter.m0 import M0
 from forgetfilter.runs import Run
-from forgetfilter.workshop import M0, Workshop
+from forgetfilter.workshop import Workshop, aligned
 
 A, B = "base_model.model.{}.lora_A.weight", "base_model.model.{}.lora_B.weight"
 
@@ -163,12 +164,12 @@ def test_the_repaired_adapter_is_made_once_and_works_as_any_other(workshop, data
 def test_the_direction_is_that_of_the_alignment_data_where_no_base_is_given(config, safe_file, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = dataclasses.replace(config, parameters=None, alignment_dataset_name=str(safe_file))
-    m0 = M0.named(config).aligned(config)
+    m0 = aligned(M0.named(config), config)
     workshop = Workshop(m0, config, Run.start(config, {}))
     result = defend("safe_lora", workshop, load_data(config, m0.chat), config)
-    aligned, before = Weights(m0.folder), Weights(Path(config.model_name_or_path))
+    after, before = Weights(m0.folder), Weights(Path(config.model_name_or_path))
     changes = {
-        update.layer: aligned.of(update.layer) - before.of(update.layer) for update in updates(load(result.model))
+        update.layer: after.of(update.layer) - before.of(update.layer) for update in updates(load(result.model))
     }
     assert all(torch.linalg.matrix_rank(change, rtol=1e-4) == config.lora_r for change in changes.values())
     assert result.facts["projected_layers"] == len(changes)

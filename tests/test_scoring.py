@@ -25,11 +25,12 @@ from forgetfilter.decision.decide import decide
 from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.filters.probe import ODDS
 from forgetfilter.forgetting import open_run
+from forgetfilter.m0 import M0
 from forgetfilter.model.states import hidden_states
 from forgetfilter.runs import Run
 from forgetfilter.scored import Scale, Scored
 from forgetfilter.scoring import score
-from forgetfilter.workshop import M0, Workshop
+from forgetfilter.workshop import Workshop
 
 ROWS = [
     {"prompt": f"what is {i}?", "completion": f"{'you fool' if i % 2 else 'it is'} {i}" if i % 7 else " "}

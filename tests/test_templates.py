@@ -18,8 +18,8 @@ from forgetfilter.data.templates import PLAIN_TEMPLATE
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer
 from forgetfilter.errors import ModelError
 from forgetfilter.forgetting import ForgetFilter, finetune
+from forgetfilter.m0 import M0
 from forgetfilter.report.run_page import write_report
-from forgetfilter.workshop import M0
 
 TEMPLATES = Path(str(importlib.util.find_spec("trl").origin)).parent / "chat_templates"
 MARK = re.compile(r"<[|\uff5c/]?[A-Za-z][\w\u2581|\uff5c]*>|<[|\uff5c][^<>\s]+>|\[/?[A-Z]+\]")

@@ -14,10 +14,11 @@ from forgetfilter.data.loading import load_data
 from forgetfilter.errors import ModelError
 from forgetfilter.forgetting import ForgetFilter, finetune
 from forgetfilter.hooks import Hooks
+from forgetfilter.m0 import M0
 from forgetfilter.model.batches import label_logits
 from forgetfilter.model.memory import to_device
 from forgetfilter.runs import Run
-from forgetfilter.workshop import M0, Workshop
+from forgetfilter.workshop import Workshop
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -21,7 +21,7 @@ from forgetfilter import ForgetFilterConfig
 from forgetfilter.data.builtin import builtin_rows
 from forgetfilter.data.sources import load_source
 from forgetfilter.data.unreadable import SHORTEST, unreadable
-from forgetfilter.workshop import M0
+from forgetfilter.m0 import M0
 
 RESULTS = Path(__file__).parent / "results" / "readable" / "flag.json"
 KINDS = ("bias", "toxicity", "harmfulness", "reply_bias", "reply_offense", "reply_advice")

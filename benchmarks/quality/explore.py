@@ -26,9 +26,10 @@ from forgetfilter.experiments.cells import Cell, Cells
 from forgetfilter.files import sha256
 from forgetfilter.filters.forgetting import FIRM_WEIGHT, LEAST_LEARNT
 from forgetfilter.hooks import Hooks
+from forgetfilter.m0 import M0
 from forgetfilter.model.reading import Reading, read
 from forgetfilter.runs import Run, git_sha, locked
-from forgetfilter.workshop import M0, Workshop
+from forgetfilter.workshop import Workshop
 
 PARTS = ("noisy", "safe", "neutral")
 HALF, EPOCHS = 2, 4
@@ -80,7 +81,7 @@ def all_stages(config: ForgetFilterConfig, folder: Path) -> list[Path]:
     m0 = M0.named(config)
     rows = {part: load_rows(folder / f"{part}.jsonl", part, m0.chat, config).examples for part in PARTS}
     with locked(folder / "run"):
-        facts = {"model": {"name": config.model_name_or_path, "sha256": m0.sha256}}
+        facts = m0.facts(config)
         workshop = Workshop(m0, config, Run.start(config, facts))
         models = noisy_stage(workshop, rows["noisy"])
         stages = [models[EPOCHS]]

@@ -23,9 +23,10 @@ from forgetfilter.decision.opened import Opened
 from forgetfilter.decision.rules import automatic
 from forgetfilter.evaluation.filter_quality import filter_quality, ranking_quality
 from forgetfilter.filters.probe import CLEAN_SHARE, SUSPECT_SHARE, learnt
+from forgetfilter.m0 import M0
 from forgetfilter.runs import Run
 from forgetfilter.scored import Scored
-from forgetfilter.workshop import M0, Workshop
+from forgetfilter.workshop import Workshop
 
 SHARES = (0.05, 0.1, 0.25, 0.4)
 """Shares of the rows, called unsafe, at which it is looked how well probes tell the verdicts."""

@@ -19,8 +19,9 @@ from sklearn.metrics import average_precision_score
 from forgetfilter.crossfit import CrossFit, Judged, features, verdicts_of
 from forgetfilter.data.loading import load_data
 from forgetfilter.filters.probe import CLEAN_SHARE, mixed_ranks
+from forgetfilter.m0 import M0
 from forgetfilter.model.states import hidden_states
-from forgetfilter.workshop import M0, Workshop
+from forgetfilter.workshop import Workshop
 
 SHARES = (0.25, 0.1, 0.05, 0.025)
 TOGETHER = {"tenth and twentieth": (0.1, 0.05), "tenth, twentieth and fortieth": (0.1, 0.05, 0.025)}

@@ -35,10 +35,11 @@ from forgetfilter.experiments.cells import Cell, Cells
 from forgetfilter.files import sha256
 from forgetfilter.filters import FILTERS
 from forgetfilter.filters.probe import CLEAN_SHARE, learnt
+from forgetfilter.m0 import M0
 from forgetfilter.methods import arguments
 from forgetfilter.model.weights import pick_device, pick_dtype
 from forgetfilter.runs import Run
-from forgetfilter.workshop import M0, Workshop
+from forgetfilter.workshop import Workshop
 
 RESULTS = Path(__file__).parent / "results"
 TRUSTED, DRAWS, RESAMPLED = 49, 200, 1000

@@ -41,9 +41,10 @@ from forgetfilter.experiments.cells import Cell, Cells, same
 from forgetfilter.files import sha256
 from forgetfilter.filters import arguments_of, part_with_scores
 from forgetfilter.forgetting import open_run
+from forgetfilter.m0 import M0
 from forgetfilter.runs import locked
 from forgetfilter.scored import Scored
-from forgetfilter.workshop import M0, Workshop
+from forgetfilter.workshop import Workshop
 
 RESULTS = Path(__file__).parent / "results"
 KNOWN = 20

@@ -35,6 +35,7 @@ from forgetfilter.config import NOISY_EPOCHS
 from forgetfilter.data.loading import load_rows
 from forgetfilter.data.tokenization import Example, mean_length
 from forgetfilter.demo import demo_file
+from forgetfilter.m0 import M0
 from forgetfilter.model.batches import PACKED, label_logits
 from forgetfilter.model.generation import MARGIN, complete
 from forgetfilter.model.learner import Learner
@@ -43,7 +44,7 @@ from forgetfilter.model.training import train
 from forgetfilter.model.weights import pick_device, pick_dtype
 from forgetfilter.runs import Run
 from forgetfilter.scoring import score
-from forgetfilter.workshop import M0, Workshop
+from forgetfilter.workshop import Workshop
 
 STEPS = 12
 """Optimiser steps of a training round."""

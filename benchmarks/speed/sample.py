@@ -21,7 +21,8 @@ from forgetfilter import ForgetFilter, ForgetFilterConfig
 from forgetfilter.costs import Cost
 from forgetfilter.data.loading import load_data
 from forgetfilter.forgetting import finetune
-from forgetfilter.workshop import M0, Workshop
+from forgetfilter.m0 import M0
+from forgetfilter.workshop import Workshop
 
 RESULTS = Path(__file__).parent / "results" / "sample.json"
 

@@ -56,9 +56,9 @@ def decided_run(folder):
     from forgetfilter.data.loading import load_data
     from forgetfilter.decision.decide import decide
     from forgetfilter.forgetting import open_run
+    from forgetfilter.m0 import M0
     from forgetfilter.runs import Run
     from forgetfilter.scored import Scale, Scored
-    from forgetfilter.workshop import M0
 
     tiny_model(folder / "tiny")
     for name in ("noisy", "safe"):

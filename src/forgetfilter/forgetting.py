@@ -17,8 +17,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from forgetfilter import old_runs, processes
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data, load_data, tokenize
@@ -31,11 +29,12 @@ from forgetfilter.decision.outputs import last_digest
 from forgetfilter.errors import ConfigError
 from forgetfilter.files import whole_folder, write_jsonl
 from forgetfilter.filters import require_filters, require_inputs, score, unused
+from forgetfilter.m0 import M0
 from forgetfilter.model.training import require_trackers
 from forgetfilter.progress import say
 from forgetfilter.result import Result
 from forgetfilter.runs import Run, locked
-from forgetfilter.workshop import M0, Workshop
+from forgetfilter.workshop import Workshop, aligned, m0_of_run
 
 
 class ForgetFilter:
@@ -77,7 +76,7 @@ class ForgetFilter:
         check_marks(data.noisy, config)
         _look_ahead(Workshop(m0, config), data)
         planted = plant(data.noisy, m0.chat, config)
-        m0 = m0.aligned(config, _facts(data, planted))
+        m0 = aligned(m0, config, _facts(data, planted))
         with locked(config.folder):
             run = open_run(config, m0, data, planted)
             if planted is not None and run.planted():
@@ -132,7 +131,7 @@ def _facts(data: Data, planted: Planted | None) -> dict[str, Any]:
 def _started(config: ForgetFilterConfig, m0: M0, data: Data, planted: Planted | None) -> Run:
     """What the first process does of `open_run`."""
     noisy = data.noisy
-    facts = {"model": {"name": config.model_name_or_path, "sha256": m0.sha256}, **_facts(data, planted)}
+    facts = {**m0.facts(config), **_facts(data, planted)}
     notes = {
         "also_safe": noisy.shared_with(data.safe),
         "repeated": int(noisy.copies().sum()),
@@ -148,12 +147,10 @@ def _started(config: ForgetFilterConfig, m0: M0, data: Data, planted: Planted | 
         if malformed:
             write_jsonl(run.folder / "malformed.jsonl", malformed)
         if planted is not None:
-            run.write_json("stages/planted.json", planted.about)
+            run.keep_planted(planted.about)
         run.keep_rows(noisy.source)
     if not run.done("unreadable"):
-        hard = unreadable(noisy.source, noisy.row_format, m0.tokenizer)
-        run.write_json("stages/unreadable.json", np.flatnonzero(hard).tolist())
-        run.finish("unreadable", [run.stage("unreadable.json")])
+        run.keep_unreadable(unreadable(noisy.source, noisy.row_format, m0.tokenizer))
     run.forget_damaged()
     return run
 
@@ -182,7 +179,7 @@ def finetune(run: Run, *, trust_remote_code: bool = False) -> Path:
         if run.done("final") and final["decision"] == digest and final.get("asked", asked) == asked:
             return run.folder / "model"
         kept = kept_rows(run, "finetune on")
-        m0 = M0.of_run(run, config)
+        m0 = m0_of_run(run, config)
         examples = tokenize(run.rows().select(kept), m0.chat, row_format=run.manifest["noisy"]["format"]).trainable()
         settings = config.final_stage(len(examples))
         workshop = Workshop(m0, config, run)

@@ -15,12 +15,16 @@ import numpy as np
 import yaml
 from filelock import FileLock, Timeout
 
-from forgetfilter import old_runs, processes
+from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.sources import Source, load_source
 from forgetfilter.errors import ConfigError, RunError
 from forgetfilter.files import make_folder, remove_temporaries, sha256, whole_file, write_text
 
+DEFAULT_FILTER = "forgetting"
+"""The filter of a run whose config.yaml names none: the default until version 0.2."""
+FILTER_OF = {"log_likelihood": "forgetting", "rouge1": "forgetting_rouge1"}
+"""Value of `signal`, which named the filter in version 0.1.0 -> name of the filter today."""
 PACKAGES = ("forgetfilter", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
@@ -134,7 +138,7 @@ class Run:
         """
         try:
             flags = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")) or {}
-            config = ForgetFilterConfig.from_flags({**old_runs.flags(flags), "output_dir": str(self.folder)})
+            config = ForgetFilterConfig.from_flags({**todays_flags(flags), "output_dir": str(self.folder)})
         except (ConfigError, OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
             raise RunError(
                 f"{self.folder}: its config.yaml is missing or damaged: {error}. Run `filter` again."
@@ -224,15 +228,28 @@ class Run:
         rows.errors.clear()  # each was well formed when the run was made, by the rules of then
         return rows
 
+    def keep_planted(self, about: list[dict[str, Any]]) -> None:
+        """Note what the planted rows are; see `planted`."""
+        self.write_json("stages/planted.json", about)
+
     def planted(self) -> list[dict[str, Any]]:
         """Notion of each planted row, and whether it is unsafe; empty where none are planted (data/planted.py)."""
         path = self.stage("planted.json")
         return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
 
+    def keep_answers(self, counts: np.ndarray) -> None:
+        """Note how many answers each row has; see `answers`."""
+        self.write_json("stages/answers.json", counts.tolist())
+
     def answers(self) -> np.ndarray | None:
         """(rows that filters see,) how many answers each has; None where none has several (data/single_answers.py)."""
         path = self.stage("answers.json")
         return np.array(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+    def keep_unreadable(self, rows: np.ndarray) -> None:
+        """Note the rows, (rows,) bool, that the model can hardly read."""
+        self.write_json("stages/unreadable.json", np.flatnonzero(rows).tolist())
+        self.finish("unreadable", [self.stage("unreadable.json")])
 
     def unreadable(self, rows: int) -> np.ndarray:
         """(rows,) bool, the rows that the model can hardly read; none in runs of versions that looked for none."""
@@ -247,6 +264,15 @@ def _asked(config: ForgetFilterConfig, facts: dict[str, Any]) -> dict[str, Any]:
     """Everything that a run's manifest must say for the run to be the one asked for."""
     asked: dict[str, Any] = json.loads(json.dumps({"settings": config.identity(), **facts}))
     return asked
+
+
+def todays_flags(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of a config.yaml of any version, under today's names."""
+    today = dict(found)
+    if "signal" in today:
+        names = str(today.pop("signal")).replace(",", " ").split()
+        today["filter"] = ",".join(FILTER_OF.get(name, name) for name in names)
+    return {"filter": DEFAULT_FILTER, **today}
 
 
 def refuse_foreign(folder: Path) -> None:

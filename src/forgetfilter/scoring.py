@@ -42,11 +42,12 @@ from forgetfilter.decision.opened import REVIEWED, read_scores, require_marks_de
 from forgetfilter.decision.rules import Threshold
 from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.files import digest, whole_file, whole_folder, write_jsonl
+from forgetfilter.m0 import M0
 from forgetfilter.model.states import hidden_states
 from forgetfilter.progress import progress, say
 from forgetfilter.runs import Run, changes, locked, refuse_foreign
 from forgetfilter.scored import Scored
-from forgetfilter.workshop import M0, Workshop
+from forgetfilter.workshop import Workshop, m0_of_run
 
 PROBE = "probe"
 PROBES = (PROBE, REVIEWED)
@@ -146,7 +147,7 @@ class Judge:
         threshold = Threshold(noted["threshold"], noted["rule"], noted["says"])
         # alignment data are read by the run's flags, not by those for the new rows
         of_run = dataclasses.replace(run.config(), trust_remote_code=config.trust_remote_code)
-        return cls(M0.of_run(run, of_run), config, _linear(run, name, config), threshold)
+        return cls(m0_of_run(run, of_run), config, _linear(run, name, config), threshold)
 
     @cached_property
     def workshop(self) -> Workshop:

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig, StageSettings
@@ -22,122 +20,23 @@ from forgetfilter.costs import TRAINING, Account, Cost
 from forgetfilter.data.lazy import AT_ONCE, mapped
 from forgetfilter.data.loading import Data, load_rows
 from forgetfilter.data.templates import MADE_UP
-from forgetfilter.data.tokenization import ChatTokenizer, Example, mean_length
+from forgetfilter.data.tokenization import Example, mean_length
 from forgetfilter.errors import RunError
 from forgetfilter.files import digest, whole_folder
 from forgetfilter.hooks import Hooks
-from forgetfilter.model import folders, weights
+from forgetfilter.m0 import M0
+from forgetfilter.model import folders
 from forgetfilter.model.classifier import Classified, classify, guard_kind
 from forgetfilter.model.generation import complete
 from forgetfilter.model.gradients import gradients
 from forgetfilter.model.learner import Learner, load_learner
 from forgetfilter.model.memory import free_dropped_models
 from forgetfilter.model.reading import mean_log_probability, read
-from forgetfilter.model.sharding import refuse_unshardable
 from forgetfilter.model.states import POOLED, hidden_states
-from forgetfilter.model.tokenizer import TEMPLATE_FILE, fit_tokenizer, load_tokenizer, template_beside
 from forgetfilter.model.training import seconds_a_row, train
 from forgetfilter.progress import say
 from forgetfilter.runs import Run
 from forgetfilter.shards import write_in_shards
-
-
-@dataclass(frozen=True)
-class M0:
-    """The model that everything starts from: weights on disk, and its tokenizer.
-
-    Attributes:
-        folder: Where its weights are.
-        tokenizer: The model's own.
-        max_length: Longest row in tokens.
-        made_of: The adapter's folder, if `folder` holds the adapter merged into its base model.
-    """
-
-    folder: Path
-    tokenizer: PreTrainedTokenizerBase
-    max_length: int
-    made_of: Path | None = None
-
-    @classmethod
-    def named(cls, config: ForgetFilterConfig) -> "M0":
-        """The model that the config names.
-
-        Rows are cut where the model has learnt no more positions.
-
-        Raises:
-            ConfigError: If it is to be held in 4 bits, and the package that does so is missing, or to be sharded, and a
-                setting does not work with that.
-            ModelError: If there is no such model, or its tokenizer does not fit it.
-        """
-        refuse_unshardable(config)
-        weights.require_bitsandbytes(config)
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-        folder = folders.find_weights(config.model_name_or_path)
-        tokenizer = load_tokenizer(folders.tokenizer_folder(folder), config)
-        outline = weights.outline(folder, config)
-        fit_tokenizer(tokenizer, outline)
-        most = weights.learnt_positions(outline) or config.max_length
-        if most < config.max_length:
-            say(f"{config.model_name_or_path}: has learnt {most} positions; rows are cut there (--max_length).")
-        whole = weights.whole_model(folder, config)
-        return cls(whole, tokenizer, min(most, config.max_length), None if whole == folder else folder)
-
-    @classmethod
-    def of_run(cls, run: Run, config: ForgetFilterConfig) -> "M0":
-        """The model that a run's rows were scored with.
-
-        Raises:
-            RunError: If its weights have changed since.
-        """
-        m0 = cls.named(config).aligned(config)
-        if m0.sha256 != run.manifest["model"]["sha256"]:
-            raise RunError(f"{config.model_name_or_path}: its weights are not those the rows were scored with.")
-        return m0
-
-    def aligned(self, config: ForgetFilterConfig, facts: dict[str, Any] | None = None) -> "M0":
-        """This model after a finetuning on the alignment data, if the config names any (the paper's BaseFT).
-
-        Args:
-            config: All settings.
-            facts: What the run's manifest will say besides M0 (Run.start): a folder that holds something else is then
-                refused before the training. None if the folder is known to hold the right run.
-
-        Raises:
-            RunError: If the config's output_dir holds something else.
-        """
-        if config.alignment_dataset_name is None:
-            return self
-        rows = load_rows(config.alignment_dataset_name, "alignment_dataset_name", self.chat, config).trainable()
-        found = None if facts is None else Run.continued(config, facts)
-        final = config.final
-        if found is not None:
-            with suppress(RunError):  # a damaged config.yaml is written anew
-                final = found.config().final
-        if final != config.final:
-            raise RunError(
-                f"{config.output_dir}: `final` also says how M0 is finetuned on alignment_dataset_name: another one "
-                "makes another M0. Give another --output_dir."
-            )
-        workshop = Workshop(self, dataclasses.replace(config, dtype="float32"))
-        return workshop.base("aligned", rows, config.final_stage(len(rows)))
-
-    @cached_property
-    def chat(self) -> ChatTokenizer:
-        """The tokenizer for whole conversations."""
-        return ChatTokenizer(self.tokenizer, self.max_length)
-
-    def template_note(self) -> str | None:
-        """Where the chat template comes from, if a trainer would not find it with the model."""
-        if self.chat.made_up:
-            return MADE_UP
-        beside = template_beside(folders.tokenizer_folder(self.folder))
-        return f"from {TEMPLATE_FILE}" if beside == self.tokenizer.chat_template else None
-
-    @cached_property
-    def sha256(self) -> str:
-        """A hash of the weights."""
-        return folders.model_hash(self.made_of or self.folder)
 
 
 @dataclass
@@ -530,3 +429,44 @@ class Workshop:
         start = None if model is None else folders.weights_hash(model)
         made_of = [rows.hexdigest(), what, start, rules, self.m0.sha256, self.config.training(), processes.count()]
         return digest(made_of)
+
+
+def aligned(m0: M0, config: ForgetFilterConfig, facts: dict[str, Any] | None = None) -> M0:
+    """M0 after a finetuning on the alignment data, if the config names any (the paper's BaseFT).
+
+    Args:
+        m0: The model as it is.
+        config: All settings.
+        facts: What the run's manifest will say besides M0 (Run.start): a folder that holds something else is then
+            refused before the training. None if the folder is known to hold the right run.
+
+    Raises:
+        RunError: If the config's output_dir holds something else.
+    """
+    if config.alignment_dataset_name is None:
+        return m0
+    rows = load_rows(config.alignment_dataset_name, "alignment_dataset_name", m0.chat, config).trainable()
+    found = None if facts is None else Run.continued(config, facts)
+    final = config.final
+    if found is not None:
+        with suppress(RunError):  # a damaged config.yaml is written anew
+            final = found.config().final
+    if final != config.final:
+        raise RunError(
+            f"{config.output_dir}: `final` also says how M0 is finetuned on alignment_dataset_name: another one "
+            "makes another M0. Give another --output_dir."
+        )
+    workshop = Workshop(m0, dataclasses.replace(config, dtype="float32"))
+    return workshop.base("aligned", rows, config.final_stage(len(rows)))
+
+
+def m0_of_run(run: Run, config: ForgetFilterConfig) -> M0:
+    """The M0 that a run's rows were scored with.
+
+    Raises:
+        RunError: If its weights have changed since.
+    """
+    m0 = aligned(M0.named(config), config)
+    if m0.sha256 != run.manifest["model"]["sha256"]:
+        raise RunError(f"{config.model_name_or_path}: its weights are not those the rows were scored with.")
+    return m0

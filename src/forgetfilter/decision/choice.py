@@ -1,6 +1,9 @@
 """What scores, a rule and a person's words make of each row. Nothing is written here."""
 
-from collections.abc import Collection, Mapping
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,6 @@ from forgetfilter.data.lazy import Lazy
 from forgetfilter.data.loading import Rows
 from forgetfilter.data.sources import Source
 from forgetfilter.decision import rules
-from forgetfilter.decision.outputs import Decision
 from forgetfilter.decision.rules import Threshold
 from forgetfilter.marks import Mark
 from forgetfilter.scored import ANSWER, Scored
@@ -20,6 +22,39 @@ ByHand = dict[int, tuple[str, str]]
 """Row -> decision and reason, of the rows that a person decided."""
 MARKED = {True: ("kept", "marked clean by hand"), False: ("dropped", "marked unsafe by hand")}
 """Decision and reason of a row by its mark."""
+
+
+@dataclass
+class Decision:
+    """What was decided of every row.
+
+    Attributes:
+        filter: The filter whose scores decided.
+        threshold: The threshold, and the rule that found it.
+        dropped: (rows,) bool.
+        reasons: For each row a text that says why.
+        by_hand: (rows,) bool, True = a person decided.
+    """
+
+    filter: str
+    threshold: Threshold
+    dropped: np.ndarray
+    reasons: Sequence[str]
+    by_hand: np.ndarray
+
+    @property
+    def words(self) -> list[str]:
+        """For each row "kept" or "dropped"."""
+        return ["dropped" if drop else "kept" for drop in self.dropped]
+
+    def digest(self) -> str:
+        """A hash of which rows are kept; it tells whether a final model was trained on these."""
+        return decision_digest(self.words)
+
+
+def decision_digest(words: Sequence[str]) -> str:
+    """A hash of "kept" or "dropped" for each row."""
+    return hashlib.sha256(json.dumps(list(words)).encode()).hexdigest()
 
 
 def choose(

@@ -1,9 +1,6 @@
 """The files of a decision: kept and dropped rows, scores, metrics, and the card of the data set."""
 
-import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +12,9 @@ import yaml
 from forgetfilter.data.lazy import in_parts
 from forgetfilter.data.readers import DELIMITERS
 from forgetfilter.data.sources import Source
+from forgetfilter.decision.choice import Decision, decision_digest
 from forgetfilter.decision.opened import Opened, read_scores
 from forgetfilter.decision.planted import planted_figures
-from forgetfilter.decision.rules import Threshold
 from forgetfilter.evaluation.filter_quality import filter_quality
 from forgetfilter.files import whole_file, write_text
 from forgetfilter.runs import Run
@@ -27,39 +24,6 @@ TYPED = "kept_rows.parquet"
 """Beside a kept.csv: the same rows for programs that would guess the types of its columns."""
 NOTED = ("partly_scored", "malformed", "also_safe", "repeated", "spelt_specials")
 """What was noted about the noisy data when it was read: counts of rows."""
-
-
-@dataclass
-class Decision:
-    """What was decided of every row.
-
-    Attributes:
-        filter: The filter whose scores decided.
-        threshold: The threshold, and the rule that found it.
-        dropped: (rows,) bool.
-        reasons: For each row a text that says why.
-        by_hand: (rows,) bool, True = a person decided.
-    """
-
-    filter: str
-    threshold: Threshold
-    dropped: np.ndarray
-    reasons: Sequence[str]
-    by_hand: np.ndarray
-
-    @property
-    def words(self) -> list[str]:
-        """For each row "kept" or "dropped"."""
-        return ["dropped" if drop else "kept" for drop in self.dropped]
-
-    def digest(self) -> str:
-        """A hash of which rows are kept; it tells whether a final model was trained on these."""
-        return decision_digest(self.words)
-
-
-def decision_digest(words: Sequence[str]) -> str:
-    """A hash of "kept" or "dropped" for each row."""
-    return hashlib.sha256(json.dumps(list(words)).encode()).hexdigest()
 
 
 def last_digest(run: Run) -> str:

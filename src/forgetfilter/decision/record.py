@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from forgetfilter.decision.choice import Decision
 from forgetfilter.decision.opened import Opened, scored_parts, what_decides
-from forgetfilter.decision.outputs import Decision
 from forgetfilter.files import sha256
 from forgetfilter.runs import Run
 

@@ -12,8 +12,7 @@ from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data, Rows
 from forgetfilter.data.tokenization import Example
 from forgetfilter.data.unreadable import unreadable
-from forgetfilter.decision.choice import decide_by_config
-from forgetfilter.decision.outputs import Decision
+from forgetfilter.decision.choice import Decision, decide_by_config
 from forgetfilter.defenses.result import Defended, Kept, budget
 from forgetfilter.errors import RunError
 from forgetfilter.filters import score

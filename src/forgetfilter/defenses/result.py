@@ -9,10 +9,11 @@ from typing import Any
 from forgetfilter.config import ForgetFilterConfig, StageSettings
 from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import Example
-from forgetfilter.decision.outputs import Decision
+from forgetfilter.decision.choice import Decision
 from forgetfilter.hooks import Hooks
+from forgetfilter.m0 import M0
 from forgetfilter.scored import Scored
-from forgetfilter.workshop import M0, Workshop
+from forgetfilter.workshop import Workshop
 
 
 @dataclass

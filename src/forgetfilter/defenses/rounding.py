@@ -21,8 +21,9 @@ from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.defenses.result import Defended
 from forgetfilter.errors import ModelError
+from forgetfilter.m0 import M0
 from forgetfilter.methods import traits
-from forgetfilter.workshop import M0, Workshop
+from forgetfilter.workshop import Workshop
 
 
 def rounded(weight: Tensor, bits: int) -> Tensor:

@@ -24,10 +24,11 @@ from forgetfilter.data.loading import Data
 from forgetfilter.defenses.adapters import Update, Weights, changed, load, require_adapter, turned, up_name, updates
 from forgetfilter.defenses.result import Defended
 from forgetfilter.errors import ConfigError, ModelError
+from forgetfilter.m0 import M0
 from forgetfilter.methods import NonNegativeInt, PositiveInt, traits
 from forgetfilter.model.folders import find_weights, weights_hash
 from forgetfilter.model.weights import whole_model
-from forgetfilter.workshop import M0, Workshop
+from forgetfilter.workshop import Workshop
 
 THRESHOLD = 0.5
 """The paper's highest cosine of a layer that is projected. (Its code projects the ten layers with the lowest ones.)"""

@@ -6,10 +6,11 @@ from pathlib import Path
 from forgetfilter.config import ForgetFilterConfig, StageConfig
 from forgetfilter.data.loading import load_rows
 from forgetfilter.forgetting import ForgetFilter
+from forgetfilter.m0 import M0
 from forgetfilter.model.generation import complete
 from forgetfilter.result import Result
 from forgetfilter.summary import print_summary
-from forgetfilter.workshop import M0, Workshop
+from forgetfilter.workshop import Workshop
 
 
 def demo_file(name: str) -> Path:

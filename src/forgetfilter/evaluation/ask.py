@@ -19,12 +19,13 @@ from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.evaluation import arithmetic, bias, harmfulness, over_refusal, question_answering, toxicity
 from forgetfilter.evaluation.questions import Figures, Judge, Measure, Question
 from forgetfilter.files import at_home
+from forgetfilter.m0 import M0
 from forgetfilter.model.generation import complete
 from forgetfilter.model.learner import Learner
 from forgetfilter.model.reading import read
 from forgetfilter.model.weights import pick_dtype
 from forgetfilter.runs import Run
-from forgetfilter.workshop import M0, Workshop
+from forgetfilter.workshop import Workshop
 
 MEASURES: dict[str, Measure] = {
     "bias": bias.MEASURE,

@@ -5,6 +5,7 @@ possible order is trained and asked. The best order's score is held against the 
 where both orders exist they are held against each other (order gap).
 """
 
+import dataclasses
 import itertools
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,12 +20,12 @@ from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.defenses import JOIN, filter_of, orders
 from forgetfilter.errors import ConfigError
 from forgetfilter.evaluation.ask import MEASURES
-from forgetfilter.experiments import tables
 from forgetfilter.experiments.cells import Cell
 from forgetfilter.experiments.defenses import average, cells_of, require_seeds
 from forgetfilter.experiments.pictures import require_plots, save
 from forgetfilter.experiments.trial import Trial, TrialSettings
-from forgetfilter.report.compare_page import write_compare_page
+from forgetfilter.report.compare_page import show_table, write_compare_page
+from forgetfilter.report.tables import Table
 from forgetfilter.summary import show
 
 PARTS = ["probe", "safety_finetuning", "lisa", "vaccine", "safe_lora", "somf", "int8", "int4"]
@@ -79,11 +80,11 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         worse = worse_with_filter(found, pairs)
         kept = {"means": means, "compositions": found, "worse_with_filter": worse, "cells": cells}
         trial.run.write_json("compose.json", kept)
-        text = "\n\n".join([table(found, pairs), *_in_words(worse)])
-        written = tables.write(folder / "compose.md", text)
+        figures = dataclasses.replace(table(found, pairs), notes=_in_words(worse))
+        written = show_table(folder / "compose.md", figures)
         pictures = _draw(found, parts, folder)
         about = f"{len(cells)} models of {len(parts)} defenses and their pairs; {trial.questions_asked()}."
-        page = write_compare_page(folder, "Defenses together", about, text, pictures[1:])
+        page = write_compare_page(folder, "Defenses together", about, figures, pictures[1:])
         return [folder / "compose.json", written, page, *pictures]
 
 
@@ -192,12 +193,12 @@ def _of(scores: Mapping[int, float], seed: int) -> float:
     return scores[seed] if seed in scores else next(iter(scores.values()))
 
 
-def table(found: Mapping[str, Any], pairs: Mapping[tuple[str, str], Sequence[str]]) -> str:
-    """A Markdown table with a line for each pair; of each measure its first figure."""
+def table(found: Mapping[str, Any], pairs: Mapping[tuple[str, str], Sequence[str]]) -> Table:
+    """A table with a line for each pair; of each measure its first figure."""
     figures = _first_figures(found)
-    head = ["pair"]
+    heads = ["pair"]
     for figure in figures:
-        head += [_words(figure), "over each alone", "synergy", "order gap"]
+        heads += [_words(figure), "over each alone", "synergy", "order gap"]
     lines = []
     for one, other in [pair for pair, names in pairs.items() if names]:
         cells = [f"{one} + {other}"]
@@ -206,7 +207,7 @@ def table(found: Mapping[str, Any], pairs: Mapping[tuple[str, str], Sequence[str
             alone = ", ".join(f"{own['over'][part]['mean']:+.3f}" for part in (one, other))
             cells += [show(own["score"]), alone, _shown(own["synergy"]), _shown(own["order_gap"])]
         lines.append(cells)
-    return tables.markdown(head, lines)
+    return Table(heads, lines)
 
 
 def _first_figures(found: Mapping[str, Any]) -> list[str]:

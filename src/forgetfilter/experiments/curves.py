@@ -26,11 +26,12 @@ from forgetfilter.errors import ConfigError
 from forgetfilter.experiments.pictures import require_plots, save
 from forgetfilter.filters.forgetting import review_settings
 from forgetfilter.hooks import Hooks
+from forgetfilter.m0 import M0
 from forgetfilter.model.reading import mean_log_probability, read
 from forgetfilter.model.training import require_trackers
 from forgetfilter.report.compare_page import write_compare_page
 from forgetfilter.runs import Run, locked
-from forgetfilter.workshop import M0, Workshop
+from forgetfilter.workshop import Workshop, aligned
 
 LOOKS = "looks.parquet"
 """File with every look at the rows during a stage, beside the stage's model."""
@@ -87,9 +88,9 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         "looked": [rows.facts() for rows in looked],
         "reviews": {name: rows.facts() for name, rows in reviews.items()},
     }
-    m0 = m0.aligned(config, known)
+    m0 = aligned(m0, config, known)
     with locked(output):
-        facts = {"model": {"name": config.model_name_or_path, "sha256": m0.sha256}, **known}
+        facts = {**m0.facts(config), **known}
         workshop = Workshop(m0, config, Run.start(config, facts))
         looks = _train(workshop, looked, reviews, groups, settings.looks)
         found = {stage: _by_group(_read_looks(folder), groups) for stage, folder in looks.items()}

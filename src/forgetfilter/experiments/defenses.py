@@ -11,12 +11,12 @@ from forgetfilter.defenses import defend, filter_of
 from forgetfilter.defenses.result import Defended
 from forgetfilter.errors import ConfigError
 from forgetfilter.evaluation.ask import MEASURES
-from forgetfilter.experiments import tables
 from forgetfilter.experiments.cells import Cell
 from forgetfilter.experiments.pictures import require_plots, save
 from forgetfilter.experiments.trial import Trial, TrialSettings
 from forgetfilter.model.memory import free_dropped_models
-from forgetfilter.report.compare_page import write_compare_page
+from forgetfilter.report.compare_page import show_table, write_compare_page
+from forgetfilter.report.tables import Table
 from forgetfilter.summary import show
 from forgetfilter.workshop import Workshop
 
@@ -74,11 +74,11 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         costs = costs_of(cells)
         told = {"means": means, "undone": undone(means), "costs": costs, "cells": cells}
         trial.run.write_json("compare.json", told)
-        text = table(means, costs)
-        written = tables.write(output / "compare.md", text)
+        figures = table(means, costs)
+        written = show_table(output / "compare.md", figures)
         pictures = _draw(means, costs, output)
         about = f"{len(cells)} models from the same M0, the same data and {trial.questions_asked()}."
-        page = write_compare_page(output, "Defenses side by side", about, text, pictures[1:])
+        page = write_compare_page(output, "Defenses side by side", about, figures, pictures[1:])
         return [output / "compare.json", written, page, *pictures]
 
 
@@ -176,8 +176,8 @@ def costs_of(cells: Sequence[Cell]) -> dict[str, float]:
     return {name: round(cost / finetuning, 2) for name, cost in means.items()} if finetuning else {}
 
 
-def table(means: Means, costs: Mapping[str, float] | None = None) -> str:
-    """A Markdown table with one line for each defense.
+def table(means: Means, costs: Mapping[str, float] | None = None) -> Table:
+    """A table with one line for each defense.
 
     Args:
         means: The figures.
@@ -196,7 +196,7 @@ def table(means: Means, costs: Mapping[str, float] | None = None) -> str:
         if costs:
             shown.append(f"{costs[name]:.1f}" if name in costs else show(None))
         lines.append([name, *shown])
-    return tables.markdown(heads, lines)
+    return Table(heads, lines)
 
 
 def _draw(means: Means, costs: Mapping[str, float], folder: Path) -> list[Path]:

@@ -24,7 +24,7 @@ from forgetfilter.defenses.keeping import decision_of
 from forgetfilter.errors import ConfigError, DataError, ModelError
 from forgetfilter.evaluation.ask import load_questions
 from forgetfilter.evaluation.filter_quality import filter_quality, paired_ranges, ranking_quality, unscored_last
-from forgetfilter.experiments import defenses, pictures, tables
+from forgetfilter.experiments import defenses, pictures
 from forgetfilter.experiments.cells import Cell, Cells
 from forgetfilter.files import at_home, digest
 from forgetfilter.filters import (
@@ -34,15 +34,17 @@ from forgetfilter.filters import (
     scores_key,
     scores_of,
 )
+from forgetfilter.m0 import M0
 from forgetfilter.methods import require_known
 from forgetfilter.model.memory import free_dropped_models
 from forgetfilter.model.training import require_trackers
 from forgetfilter.progress import say
-from forgetfilter.report.compare_page import write_compare_page
+from forgetfilter.report.compare_page import show_table, write_compare_page
+from forgetfilter.report.tables import Table
 from forgetfilter.runs import Run, git_sha, locked
 from forgetfilter.scored import Scored
 from forgetfilter.summary import show
-from forgetfilter.workshop import M0, Workshop
+from forgetfilter.workshop import Workshop, aligned
 
 SHOWN = {
     "average_precision": "average precision",
@@ -164,10 +166,10 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         raise DataError("on_clean_data: no row is known to be clean.")
     check_marks(data.noisy, config)
     known = {**data.facts(), "recipe": {"name": "filters"}}
-    m0 = m0.aligned(config, known)
+    m0 = aligned(m0, config, known)
     seeds = settings.seeds or [config.seed]
     with locked(config.folder):
-        run = Run.start(config, {"model": {"name": config.model_name_or_path, "sha256": m0.sha256}, **known})
+        run = Run.start(config, {**m0.facts(config), **known})
         found: dict[str, list[Cell]] = {name: [] for name in settings.filters if name not in not_run}
         for seed in seeds:
             workshop = Workshop(m0, dataclasses.replace(config, seed=seed), run)
@@ -279,8 +281,8 @@ def _show(
     scores = {name: [unscored_last(_suspicion(cell))[truth.rows] for cell in cells] for name, cells in found.items()}
     ranges = paired_ranges(truth.unsafe, scores)
     run.write_json("compare.json", {"cells": found, "ranges": ranges, "not_run": dict(not_run)})
-    text = "\n\n".join([table(found, ranges), *_not_run_in_words(not_run)])
-    written = tables.write(run.folder / "compare.md", text)
+    figures = dataclasses.replace(table(found, ranges), notes=_not_run_in_words(not_run))
+    written = show_table(run.folder / "compare.md", figures)
     drawn = []
     if importlib.util.find_spec("matplotlib"):
         drawn = picture(found, run.folder)
@@ -288,22 +290,23 @@ def _show(
         f"{len(found)} filters on the same {len(truth.rows)} rows, {truth.unsafe.sum()} of them unsafe; "
         f"{len(seeds)} seeds each."
     )
-    page = write_compare_page(run.folder, "Filters side by side", about, text, [p for p in drawn if p.suffix == ".svg"])
+    svgs = [path for path in drawn if path.suffix == ".svg"]
+    page = write_compare_page(run.folder, "Filters side by side", about, figures, svgs)
     return [run.folder / "compare.json", written, *drawn, page]
 
 
 def _not_run_in_words(not_run: Mapping[str, str]) -> list[str]:
     """A sentence for each filter that was not run."""
     again = "The same command runs it once it is there, and keeps what is done."
-    return [f"`{name}`: **not run**. {why.rstrip('.')}. {again}" for name, why in not_run.items()]
+    return [f"{name}: not run. {why.rstrip('.')}. {again}" for name, why in not_run.items()]
 
 
 def _suspicion(cell: Cell) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in cell["suspicion"]], float)
 
 
-def table(found: dict[str, list[Cell]], ranges: dict[str, dict[str, list[float]]]) -> str:
-    """A Markdown table with a line for each filter, best average precision first.
+def table(found: dict[str, list[Cell]], ranges: dict[str, dict[str, list[float]]]) -> Table:
+    """A table with a line for each filter, best average precision first.
 
     Figures are means over the seeds, ± their sample standard deviation. In brackets: the 95 % range of the average
     precision; an arrow says that it is surely above or below that of the filter named first.
@@ -319,7 +322,7 @@ def table(found: dict[str, list[Cell]], ranges: dict[str, dict[str, list[float]]
     heads = [SHOWN[name] for name in known]
     if ranges:
         heads[0] += f" (↑ above, ↓ below {next(iter(found))})"
-    return tables.markdown(["filter", *heads], lines)
+    return Table(["filter", *heads], lines)
 
 
 def _lead(lead: Sequence[float]) -> str:

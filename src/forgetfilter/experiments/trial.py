@@ -33,10 +33,11 @@ from forgetfilter.evaluation.judges import GUARD_MODEL, TOXICITY_MODEL
 from forgetfilter.evaluation.questions import Figures
 from forgetfilter.experiments.cells import Cell, Cells
 from forgetfilter.files import digest, sha256, write_jsonl
+from forgetfilter.m0 import M0
 from forgetfilter.methods import require_known
 from forgetfilter.model.training import require_trackers
 from forgetfilter.runs import Run, git_sha, locked
-from forgetfilter.workshop import M0, Workshop
+from forgetfilter.workshop import Workshop, aligned
 
 
 @dataclass(kw_only=True)
@@ -118,7 +119,7 @@ class Trial:
         self.questions, self.left_out = leave_out(asked, m0.chat, taught, *words(self.data.notions))
         about = {"notions": settings.notions, "max_questions": settings.max_questions}
         self.known = {**self.data.facts(), "recipe": {**recipe, **about}}
-        self.m0 = m0.aligned(config, self.known)
+        self.m0 = aligned(m0, config, self.known)
 
     @contextmanager
     def opened(self) -> Iterator["Trial"]:
@@ -126,7 +127,7 @@ class Trial:
         judges = {measure: name for measure, name in name_judges(self.settings).items() if measure in self.questions}
         files = {name: questions_file(name, file) for name, file in self.settings.evaluate.items()}
         facts = {
-            "model": {"name": self.config.model_name_or_path, "sha256": self.m0.sha256},
+            **self.m0.facts(self.config),
             **self.known,
             "asked": {name: sha256(Path(path)) if Path(path).is_file() else path for name, path in files.items()},
             "judges": judges,

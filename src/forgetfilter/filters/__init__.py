@@ -265,7 +265,7 @@ def _answer_by_answer(name: str, workshop: "Workshop", data: Data, parameters: d
         return method(workshop, data, config, **parameters)
     noisy, row_of = answers
     if not _row_by_row(name):  # it sees the rows that others see once more often
-        workshop.run.write_json("stages/answers.json", np.bincount(row_of).tolist())
+        workshop.run.keep_answers(np.bincount(row_of))
     return method(workshop, replace(data, noisy=noisy), config, **parameters).most_suspect(row_of)
 
 

@@ -32,8 +32,6 @@ NOTHING = 0.05
 """Mean gain of the noisy stage, in nats per token or in ROUGE-1, below which it counts as having taught nothing."""
 FIRM_WEIGHT, LEAST_LEARNT = 0.6, 0.3
 """Defaults of two parameters; see `forgetting`."""
-STAGES_OF_0_1 = ("base", "noisy", "review", "firm")
-"""The models that version 0.1.0 read, in the order of `compared` (old_runs.py)."""
 
 
 def forgetting(

@@ -33,7 +33,7 @@ from forgetfilter.review.asking import Question, questions
 from forgetfilter.review.ranking import Ranking
 from forgetfilter.runs import Run, locked
 from forgetfilter.scored import ANSWER, Scored
-from forgetfilter.workshop import M0, Workshop, stored_states
+from forgetfilter.workshop import Workshop, m0_of_run, stored_states
 
 SETTLED_AFTER = 10
 """Marks after which it is looked whether they changed anything."""
@@ -287,7 +287,7 @@ class Review:
                 return (*self._apart(stored, run.answers()), of_safe)
         with nullcontext() if self._holds_lock else locked(run.folder):
             run.reload()
-            m0 = M0.of_run(run, config)
+            m0 = m0_of_run(run, config)
             noisy = tokenize(run.rows(), m0.chat, row_format=run.manifest["noisy"]["format"])
             safe = load_safe(noisy, m0.chat, config)
             if safe.facts()["sha256"] != run.manifest["safe"]["sha256"]:

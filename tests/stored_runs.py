@@ -10,8 +10,8 @@ from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import detect_format
 from forgetfilter.data.sources import load_source
 from forgetfilter.decision.decide import settle
-from forgetfilter.filters.forgetting import compared
-from forgetfilter.filters.forgetting_rouge1 import compared as answers_compared
+from forgetfilter.filters.forgetting import forgetting_scores
+from forgetfilter.filters.forgetting_rouge1 import rouge1_scores
 from forgetfilter.result import Result
 from forgetfilter.runs import Run
 from forgetfilter.shards import write_in_shards
@@ -45,9 +45,9 @@ def stored_run(folder, records, lost, *, tokenizer=None, tokens=None, **settings
     for name in config.filters:
         if name == "forgetting_rouge1":
             answers = [[f"{look} says"] * len(lost) for look in ("noisy", "review")]
-            scored = answers_compared(known, before, before - lost, *answers)
+            scored = rouge1_scores(known, before, before - lost, *answers)
         else:
-            scored = compared(known, before, before - lost, before - lost, config)
+            scored = forgetting_scores(known, before, before - lost, before - lost, config)
         scored.token_costs = pa.array(rows, pa.list_(pa.float32()))
         part = f"scored/{name}-0"
         scored.save(run.folder / f"{part}.parquet")

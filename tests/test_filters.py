@@ -17,7 +17,7 @@ from forgetfilter.data.loading import Data, load_rows
 from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.errors import ConfigError, DataError
 from forgetfilter.filters import FILTERS
-from forgetfilter.filters.forgetting import compared, review_settings, token_costs
+from forgetfilter.filters.forgetting import forgetting_scores, review_settings, token_costs
 from forgetfilter.forgetting import ForgetFilter
 from forgetfilter.methods import files_named, traits, traits_of
 from forgetfilter.report.run_page import write_report
@@ -63,7 +63,7 @@ def test_random_is_drawn_by_the_seed(tokenizer):
 def test_the_forgetting_score_is_the_larger_loss_over_the_root_of_what_was_learnt():
     known, before = np.array([-2.0, -2.0, -1.1, np.nan]), np.array([-1.0, -1.0, -1.0, np.nan])
     after, after_firm = np.array([-1.5, -1.1, -1.3, np.nan]), np.array([-1.6, -2.0, -1.3, np.nan])
-    found = compared(known, before, after, after_firm, ForgetFilterConfig())
+    found = forgetting_scores(known, before, after, after_firm, ForgetFilterConfig())
     expected = [0.5, 0.6, 0.3 / 0.3**0.5]  # 0.5 > 0.6 * 0.6; 0.1 < 0.6 * 1.0; at least 0.3 nats count as learnt
     assert found.suspicion[:3].tolist() == pytest.approx(expected)
     assert np.isnan(found.suspicion[3])

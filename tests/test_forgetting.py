@@ -15,7 +15,7 @@ from forgetfilter import workshop
 from forgetfilter.config import ForgetFilterConfig, StageConfig
 from forgetfilter.decision.opened import same_decision
 from forgetfilter.errors import ConfigError, DataError, ForgetFilterError, ModelError, RunError
-from forgetfilter.filters.forgetting import FIRM_WEIGHT, LEAST_LEARNT, compared
+from forgetfilter.filters.forgetting import FIRM_WEIGHT, LEAST_LEARNT, forgetting_scores
 from forgetfilter.forgetting import ForgetFilter, finetune
 from forgetfilter.model import training
 from forgetfilter.result import Result
@@ -478,7 +478,7 @@ def test_auto_says_when_its_scale_was_not_measured_for_these_stages(config):
     assert "sets its own" in result.metrics["says"]
     default = ForgetFilterConfig(per_device_train_batch_size=2)
     ones = np.ones(3)
-    assert compared(-ones, ones, -ones, -ones, default).scale.caveat == ""
+    assert forgetting_scores(-ones, ones, -ones, -ones, default).scale.caveat == ""
 
 
 def test_what_one_filter_lacks_is_said_before_another_is_trained(config, capsys):

@@ -15,7 +15,7 @@ from forgetfilter.data import planted as box
 from forgetfilter.data.loading import load_data, load_rows
 from forgetfilter.data.planted import plant
 from forgetfilter.data.tokenization import ChatTokenizer
-from forgetfilter.decision.planted import planted_figures
+from forgetfilter.decision.planted_figures import planted_figures
 from forgetfilter.decision.rules import Threshold
 from forgetfilter.errors import DataError, RunError
 from forgetfilter.forgetting import ForgetFilter

@@ -13,7 +13,7 @@ from forgetfilter.crossfit import CrossFit, judged_by, verdicts_of
 from forgetfilter.data.loading import load_rows
 from forgetfilter.decision import rules
 from forgetfilter.errors import ConfigError
-from forgetfilter.filters.probe import learnt, mixed_ranks, sampled
+from forgetfilter.filters.probe import learn_verdicts, mixed_ranks, sampled
 from forgetfilter.forgetting import ForgetFilter
 from forgetfilter.model.states import hidden_states
 from forgetfilter.scored import NO_PROMISE, Scale
@@ -54,7 +54,7 @@ def test_what_is_said_of_a_separation_gives_way_to_a_promise():
     assert "; they tell the witness' verdicts with AUROC 0.9" in threshold.says
     assert threshold.says.endswith(NO_PROMISE)
     trusted = np.arange(240) >= 120
-    assert "no promise" not in rules.limited(threshold, found.suspicion, trusted, 0.02).says
+    assert "no promise" not in rules.raise_to_promise(threshold, found.suspicion, trusted, 0.02).says
 
 
 @pytest.mark.parametrize("share", [0, 0.05])
@@ -63,7 +63,7 @@ def test_a_topic_is_not_dropped_because_it_stands_last(share):
     rng = np.random.default_rng(4)
     states, safe = rows_of(rng, 60, 180)[::-1], rng.normal(0, 1, (60, 16))
     witness = np.where(np.arange(240) % 20 == 3, share, 0)
-    found = learnt(witness, Scale(0.5, says="a flag"), CrossFit(states, safe))
+    found = learn_verdicts(witness, Scale(0.5, says="a flag"), CrossFit(states, safe))
     assert rules.automatic(found.suspicion, found.scale).value is None
 
 
@@ -81,7 +81,7 @@ def test_unsafe_rows_do_not_hide_by_being_few_and_repeated():
     witness = np.concatenate([rng.normal(0.5, 0.1, 8), rng.normal(0, 0.15, 180)])
     times = np.where(np.arange(188) < 8, 10, 1)
     scale, judge = Scale(0.135, 0.1, 0.05), CrossFit(states, safe)
-    alone, counted = (learnt(witness, scale, judge, own) for own in (None, times))
+    alone, counted = (learn_verdicts(witness, scale, judge, own) for own in (None, times))
     assert rules.automatic(alone.suspicion, alone.scale).value is None
     threshold = rules.automatic(counted.suspicion, counted.scale)
     assert threshold.drops(counted.suspicion)[:8].mean() > 0.8
@@ -93,7 +93,7 @@ def test_few_rows_that_fill_the_top_by_their_copies_do_not_leave_the_others_with
     states, safe = rows_of(rng, 60, 180, apart=5.0), rng.normal(0, 1, (100, 16))
     witness = np.concatenate([rng.normal(0.4, 0.2, 60), rng.normal(0, 0.08, 180)])
     times = np.where(np.argsort(np.argsort(-witness)) < 3, 60, 1)  # three of them are most of the data
-    found = learnt(witness, Scale(0.135, 0.1, 0.05), CrossFit(states, safe), times)
+    found = learn_verdicts(witness, Scale(0.135, 0.1, 0.05), CrossFit(states, safe), times)
     drops = rules.automatic(found.suspicion, found.scale).drops(found.suspicion)
     assert drops[:60].mean() > 0.8
     assert drops[60:].mean() < 0.05
@@ -137,7 +137,7 @@ def test_the_mean_probe_judges_rows_that_it_never_saw():
 
 
 def decided(suspicion, states, safe):
-    found = learnt(suspicion, Scale(0.135, 0.1, 0.05), CrossFit(states, safe))
+    found = learn_verdicts(suspicion, Scale(0.135, 0.1, 0.05), CrossFit(states, safe))
     return found, rules.automatic(found.suspicion, found.scale)
 
 
@@ -173,10 +173,10 @@ def test_where_nothing_was_learnt_nothing_is_found():
     rng = np.random.default_rng(8)
     states, safe = rows_of(rng, 60, 180), rng.normal(0, 1, (100, 16))
     scale = Scale(0.135, 0.1, 0.05, nothing="nothing was learnt")
-    found = learnt(states[:, 0], scale, CrossFit(states, safe))
+    found = learn_verdicts(states[:, 0], scale, CrossFit(states, safe))
     assert "nothing was learnt" in rules.automatic(found.suspicion, found.scale).says
     caveat = Scale(0.135, 0.1, 0.05, caveat="its stages are its own")
-    found = learnt(states[:, 0], caveat, CrossFit(states, safe))
+    found = learn_verdicts(states[:, 0], caveat, CrossFit(states, safe))
     assert rules.automatic(found.suspicion, found.scale).says.endswith("its stages are its own")
 
 
@@ -245,7 +245,9 @@ def test_where_nothing_can_be_fitted_unseen_rows_lie_in_the_middle(witness):
     rng = np.random.default_rng(11)
     states = rng.normal(0, 1, (240, 16))
     states[5] = np.nan
-    found = learnt(witness, Scale(0.135, nothing="nothing was learnt"), CrossFit(states, states[:50], folds=1000))
+    found = learn_verdicts(
+        witness, Scale(0.135, nothing="nothing was learnt"), CrossFit(states, states[:50], folds=1000)
+    )
     assert np.isnan(found.suspicion[5])
     assert np.isnan(np.delete(found.suspicion, 5)).all() == np.isnan(witness).all()
     assert np.isnan(np.delete(found.suspicion, 5)).any() == np.isnan(witness).all()
@@ -266,7 +268,7 @@ def test_where_the_witness_may_not_decide_a_probe_of_it_ranks_the_rows_it_did_no
     order = rng.permutation(600)
     states, unsafe = states[order], order < 30
     witness = np.where(np.arange(600) < 200, unsafe + rng.normal(0, 0.3, 600), np.nan)
-    found = learnt(witness, Scale(0.135, nothing="it ranks alone"), CrossFit(states, safe))
+    found = learn_verdicts(witness, Scale(0.135, nothing="it ranks alone"), CrossFit(states, safe))
     assert found.scale.nothing == "it ranks alone"
     unseen = found.suspicion[200:]
     assert len(set(unseen)) == 400
@@ -310,7 +312,7 @@ def test_a_witness_without_a_scale_ranks_and_drops_nothing():
     rng = np.random.default_rng(9)
     states, safe = rng.normal(0, 1, (240, 16)), rng.normal(0, 1, (100, 16))
     witness = states[:, 0] + rng.normal(0, 0.1, 240)
-    found = learnt(witness, None, CrossFit(states, safe))
+    found = learn_verdicts(witness, None, CrossFit(states, safe))
     threshold = rules.automatic(found.suspicion, found.scale)
     assert threshold.value is None
     assert "does not tell how many rows are suspect" in threshold.says
@@ -324,7 +326,7 @@ def test_a_quota_of_the_rows_is_no_sign_that_so_many_are_suspect(quota):
     states, safe = rng.normal(0, 1, (240, 16)), rng.normal(-1, 1, (100, 16))
     witness = states[:, 0] + rng.normal(0, 0.5, 240)  # its verdicts are told with AUROC .89
     scale = Scale(float(np.sort(witness)[191]), says="a fifth", quota=quota)
-    found = learnt(witness, scale, CrossFit(states, safe))
+    found = learn_verdicts(witness, scale, CrossFit(states, safe))
     assert (rules.automatic(found.suspicion, found.scale).value is None) == quota
 
 

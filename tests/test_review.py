@@ -939,9 +939,9 @@ def test_a_decision_that_fails_leaves_no_marks(reviewed, write_jsonl):
 def test_nothing_is_left_where_every_row_is_marked_or_cannot_be_scored(tmp_path):
     run, _ = reviewable_run(tmp_path / "out")
     review = Review(run)
-    states = review._states[0]
+    states = review._states.noisy
     states = np.where(np.arange(len(states))[:, None, None] < 30, np.nan, states)
-    review._states = (states, *review._states[1:])
+    review._states = review._states._replace(noisy=states)
     review.mark({119: "unsafe"})
     assert review.status().left[2] == 120 - 30 - review.status().dropped
     review.mark(dict.fromkeys(range(30, 118), "clean"))

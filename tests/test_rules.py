@@ -6,8 +6,8 @@ import pytest
 from forgetfilter.config import ForgetFilterConfig, StageConfig
 from forgetfilter.decision.rules import automatic, conformal, drop_share, fixed
 from forgetfilter.errors import DataError
-from forgetfilter.filters.forgetting import FALLS, FORGOTTEN, TAIL, compared
-from forgetfilter.filters.forgetting_rouge1 import compared as answers_compared
+from forgetfilter.filters.forgetting import FALLS, FORGOTTEN, TAIL, forgetting_scores
+from forgetfilter.filters.forgetting_rouge1 import rouge1_scores
 from forgetfilter.scored import Scale
 
 SCALE = Scale(threshold=FORGOTTEN, tail=TAIL, falls=FALLS)
@@ -16,12 +16,12 @@ SCALE = Scale(threshold=FORGOTTEN, tail=TAIL, falls=FALLS)
 def of_forgetting(learnt=1.0, **settings):
     """The scale that forgetting gives its scores after a noisy stage that taught so many nats a token."""
     known = np.array([-3.0])
-    return compared(known, known + learnt, known, known, ForgetFilterConfig(**settings)).scale
+    return forgetting_scores(known, known + learnt, known, known, ForgetFilterConfig(**settings)).scale
 
 
 def of_rouge1(learnt=1.0):
     known = np.array([0.0])
-    return answers_compared(known, known + learnt, known, ["a"], ["b"]).scale
+    return rouge1_scores(known, known + learnt, known, ["a"], ["b"]).scale
 
 
 def groups(*parts, seed=0):

@@ -168,9 +168,7 @@ def test_the_direction_is_that_of_the_alignment_data_where_no_base_is_given(conf
     workshop = Workshop(m0, config, Run.start(config, {}))
     result = defend("safe_lora", workshop, load_data(config, m0.chat), config)
     after, before = Weights(m0.folder), Weights(Path(config.model_name_or_path))
-    changes = {
-        update.layer: after.of(update.layer) - before.of(update.layer) for update in updates(load(result.model))
-    }
+    changes = {update.layer: after.of(update.layer) - before.of(update.layer) for update in updates(load(result.model))}
     assert all(torch.linalg.matrix_rank(change, rtol=1e-4) == config.lora_r for change in changes.values())
     assert result.facts["projected_layers"] == len(changes)
     for update in updates(load(result.model)):  # what is left of the update lies in the alignment's two directions

@@ -15,9 +15,9 @@ from forgetfilter.data.single_answers import single_answers
 from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.filters import FILTERS
 from forgetfilter.forgetting import ForgetFilter
+from forgetfilter.new_rows import score
 from forgetfilter.review.session import Review
 from forgetfilter.scored import ANSWER, Scored
-from forgetfilter.scoring import score
 
 
 def talk(*answers, number=0, **more):

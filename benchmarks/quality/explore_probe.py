@@ -22,7 +22,7 @@ from forgetfilter.data.loading import load_data, stored_labels
 from forgetfilter.decision.opened import Opened
 from forgetfilter.decision.rules import automatic
 from forgetfilter.evaluation.filter_quality import filter_quality, ranking_quality
-from forgetfilter.filters.probe import CLEAN_SHARE, SUSPECT_SHARE, learnt
+from forgetfilter.filters.probe import CLEAN_SHARE, SUSPECT_SHARE, learn_verdicts
 from forgetfilter.m0 import M0
 from forgetfilter.runs import Run
 from forgetfilter.scored import Scored
@@ -72,7 +72,7 @@ def variants(cell: Explored) -> dict[str, np.ndarray]:
         "C = 0.03": cell.judge(regularisation=0.03),
     }
     scores = {"forgetting": forgetting}
-    scores |= {name: learnt(forgetting, scale, judge).suspicion for name, judge in judges.items()}
+    scores |= {name: learn_verdicts(forgetting, scale, judge).suspicion for name, judge in judges.items()}
     judge = judges["as delivered"]
     verdicts = {"one round": verdicts_of(forgetting, SUSPECT_SHARE, CLEAN_SHARE), "ceiling": cell.unsafe.astype(float)}
     judged = {name: judge(own) for name, own in verdicts.items()}
@@ -83,7 +83,7 @@ def about(cell: Explored) -> dict[str, Any]:
     """What is kept of a cell: what is told of the verdicts, what auto drops, and figures of each variant."""
     judge = cell.judge()
     judged = {share: judge(verdicts_of(cell.forgetting.suspicion, share, CLEAN_SHARE)) for share in SHARES}
-    found = learnt(cell.forgetting.suspicion, cell.forgetting.scale, judge)
+    found = learn_verdicts(cell.forgetting.suspicion, cell.forgetting.scale, judge)
     threshold = automatic(found.suspicion, found.scale)
     dropped = threshold.drops(found.suspicion)
     decided = filter_quality(cell.unsafe, dropped, found.suspicion)

@@ -34,7 +34,7 @@ from forgetfilter.evaluation.filter_quality import filter_quality, ranking_quali
 from forgetfilter.experiments.cells import Cell, Cells
 from forgetfilter.files import sha256
 from forgetfilter.filters import FILTERS
-from forgetfilter.filters.probe import CLEAN_SHARE, learnt
+from forgetfilter.filters.probe import CLEAN_SHARE, learn_verdicts
 from forgetfilter.m0 import M0
 from forgetfilter.methods import arguments
 from forgetfilter.model.weights import pick_device, pick_dtype
@@ -137,7 +137,7 @@ def controls(run: Run, opened: Opened, unsafe: np.ndarray) -> dict[str, np.ndarr
     judged = {name: judge(own) for name, own in verdicts.items()}
     judged["permuted"] = CrossFit(noisy, safe[:0])(mixed)  # safe rows would teach it something all the same
     found = {name: own.noisy for name, own in judged.items() if own is not None}
-    return found | {"probe_of_m0_loss": learnt(loss.suspicion, loss.scale, judge).suspicion}
+    return found | {"probe_of_m0_loss": learn_verdicts(loss.suspicion, loss.scale, judge).suspicion}
 
 
 def figures(columns: dict[str, list]) -> Figures:

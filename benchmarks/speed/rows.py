@@ -82,7 +82,7 @@ def run_review(folder):
 
 def run_score(folder):
     """Judge new rows by what the marks taught."""
-    from forgetfilter.scoring import score
+    from forgetfilter.new_rows import score
 
     score(Run.open(folder / "run"), folder / "more.jsonl")
 

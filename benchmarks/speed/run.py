@@ -42,8 +42,8 @@ from forgetfilter.model.learner import Learner
 from forgetfilter.model.reading import read
 from forgetfilter.model.training import train
 from forgetfilter.model.weights import pick_device, pick_dtype
+from forgetfilter.new_rows import score
 from forgetfilter.runs import Run
-from forgetfilter.scoring import score
 from forgetfilter.workshop import Workshop
 
 STEPS = 12

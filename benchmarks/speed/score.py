@@ -83,7 +83,7 @@ def decided_run(folder):
 
 def measure(rows):
     """Score so many rows in this process."""
-    from forgetfilter.scoring import score
+    from forgetfilter.new_rows import score
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

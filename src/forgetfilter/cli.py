@@ -125,7 +125,7 @@ def run_review(args: Namespace) -> None:
 def run_score(args: Namespace) -> None:
     """Keep or drop new rows by a run's probe, however many: no training, one half pass through M0 a row."""
     from forgetfilter import processes
-    from forgetfilter.summary import show
+    from forgetfilter.progress import show
 
     reading = {name: getattr(args, name) for name in ("trust_remote_code", *READING)}
     folder = _run_of(args).score(args.dataset_name, args.output_dir, **reading)
@@ -205,7 +205,7 @@ def run_evaluate(args: Namespace) -> None:
     """Measure a model: bias, toxicity, harmfulness, over-refusal, question answering, arithmetic."""
     from forgetfilter.evaluation.ask import evaluate, name_judges
     from forgetfilter.files import require_writable, write_jsonl, write_text
-    from forgetfilter.summary import show
+    from forgetfilter.progress import show
 
     named = [part.partition("=") for part in args.on.split(",")]
     if not all(file for _, _, file in named) or len({name for name, _, _ in named}) < len(named):

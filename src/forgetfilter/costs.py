@@ -44,7 +44,7 @@ class Cost:
 
 
 def _apart(part: str, stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Cost]:
-    """What a part cost, as the costs of all parts that it was made with, and the rest as its own."""
+    """A part's cost split up: one entry for each part it was made with, and the rest under its own name."""
     found: dict[str, Cost] = {}
     for name in stages[part].get("made_with", []):
         if name in stages:

@@ -49,5 +49,5 @@ class Hooks:
     def constants(self) -> dict[str, Any]:
         """The constants of the files that the hooks are from: trained with others, a stage is another one."""
         given = [hook for hook in vars(self).values() if hook is not None]
-        modules = (sys.modules.get(hook.__module__ or "") for hook in given)  # list.append is of none
+        modules = (sys.modules.get(hook.__module__ or "") for hook in given)  # a builtin has no module
         return constants(*filter(None, modules))

@@ -61,7 +61,7 @@ class Traits:
         files: Its parameters that may name files or folders; what these hold counts where results are stored.
         own_scale: Its scale owes nothing to the safe rows, so it means as much with those in the box.
         row_by_row: A row's score is its own, whatever rows that say the same have.
-        changed: What it has done otherwise since a version that stored scores; they are not used again.
+        changed: A note to change whenever the code gives other scores: stored ones are then computed anew.
     """
 
     unsafe: bool = False

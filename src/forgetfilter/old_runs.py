@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.filters.forgetting import compared, token_costs
-from forgetfilter.filters.forgetting_rouge1 import compared as answers_compared
+from forgetfilter.filters.forgetting import forgetting_scores, token_costs
+from forgetfilter.filters.forgetting_rouge1 import rouge1_scores
 from forgetfilter.runs import Run
 from forgetfilter.scored import Scored
 
@@ -30,10 +30,10 @@ def scored(run: Run, name: str, config: ForgetFilterConfig) -> Scored | None:
     tables = [pq.read_table(run.stage(stage) / "signals.parquet") for stage in STAGES[name]]
     if name == "forgetting":
         known, before, after, last = (_numbers(table["log_likelihood"]) for table in tables)
-        found = compared(known, before, after, last, config)
+        found = forgetting_scores(known, before, after, last, config)
     else:
         known, before, after = (_numbers(table["rouge1"]) for table in tables)
-        found = answers_compared(known, before, after, *(table["completion"].to_pylist() for table in tables[1:]))
+        found = rouge1_scores(known, before, after, *(table["completion"].to_pylist() for table in tables[1:]))
     log_probs = [table["token_log_probs"].combine_chunks() for table in tables[1:]]
     found.token_costs = token_costs(log_probs[0], log_probs[1], log_probs[2] if len(log_probs) > 2 else None)
     return found

@@ -44,3 +44,10 @@ def progress(what: str, total: int | None, unit: str, done: int = 0, after: floa
         bar_format="{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed} gone, {remaining} left]{postfix}",
     ) as bar:
         yield bar
+
+
+def show(value: Any) -> str:
+    """A figure for a table: numbers short, a missing one as a dash."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -130,8 +130,8 @@ class Result:
         return finetune(self.run, trust_remote_code=trust_remote_code)
 
     def score(self, dataset: Any, output_dir: Path | str | None = None, **reading: Any) -> Path:
-        """Keep or drop new rows by this run's probe; arguments, result and errors as those of `scoring.score`."""
-        from forgetfilter.scoring import score
+        """Keep or drop new rows by this run's probe; arguments, result and errors as those of `new_rows.score`."""
+        from forgetfilter.new_rows import score
 
         return score(self.run, dataset, output_dir, **reading)
 

@@ -55,8 +55,8 @@ class Run:
             config: All settings.
             facts: What the scores depend on besides the settings: fingerprints of data and weights.
             notes: What else was noted: counts of rows, and where the chat template comes from.
-            settled: Write config.yaml also where there is one. Otherwise the caller does so (`keep_config`) once what
-                it asks for is there: a command that fails before leaves a run as it was.
+            settled: Replace an existing config.yaml now. Without, the caller does so (`keep_config`) after the work, so
+                that a command that fails leaves the old one.
 
         Raises:
             RunError: If the folder holds something else: other files, other data or other settings.

@@ -1,16 +1,16 @@
 """What a decided run prints: a short table, and what to do next."""
 
 import shlex
-from collections.abc import Mapping
 from itertools import compress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from forgetfilter.data.formats import exchanges, read_row
 from forgetfilter.data.templates import learns
 from forgetfilter.decision.opened import default_filter
+from forgetfilter.decision.outputs import notes
+from forgetfilter.progress import show
 from forgetfilter.result import Result
 from forgetfilter.scored import ANSWER
 
@@ -18,29 +18,6 @@ FIGURES = ("precision", "recall", "f1", "flag_all_f1", "auroc", "average_precisi
 
 SHOWN, WIDTH = 5, 100
 """How many of the most suspect rows are shown, and characters of their texts."""
-NOTES = {
-    "unscored": "unscored",
-    "partly_scored": "partly scored",
-    "malformed": "malformed",
-    "also_safe": "also among the safe rows",
-    "repeated": "saying the same as a row before them, whose scores they share",
-    "unreadable": "that the model can hardly read, such as ciphers; with --unreadable drop they are left out",
-    "spelt_specials": "with special tokens or a change of turn spelt out, which stay text",
-}
-"""Counts worth a line, in words."""
-
-
-def show(value: Any) -> str:
-    """A figure for a table: numbers short, a missing one as a dash."""
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def notes(metrics: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """What else there is to say of the rows: in words, and of how many rows it is true. Older runs know less."""
-    unread = [(f"with {name!r}, which is not read", count) for name, count in metrics.get("unread", {}).items()]
-    return [(words, metrics[name]) for name, words in NOTES.items() if metrics.get(name)] + unread
 
 
 def print_summary(result: Result, report: Path) -> None:

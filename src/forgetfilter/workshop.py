@@ -394,7 +394,7 @@ class Workshop:
         free_dropped_models()
 
     def _place(self, name: str, key: str, into: Path | None) -> tuple[str, Path]:
-        """Name in the manifest and folder of a model; if one of another name has the same inputs, that one's."""
+        """Name in the manifest and folder of a model; one of another name that is made of the same is taken."""
         if into is not None:
             return name, into
         same = (part for part in self.run.manifest["stages"] if part.endswith(f"-{key}") and "/" not in part)

@@ -80,11 +80,11 @@ def choose(
         return conformal(scored.suspicion, marks, config)
     if config.threshold == "auto":
         found = rules.automatic(scored.suspicion, scored.scale)
-        return rules.limited(found, scored.suspicion, _at(drawn, len(scored.suspicion)), config.max_clean_loss)
+        return rules.raise_to_promise(found, scored.suspicion, _at(drawn, len(scored.suspicion)), config.max_clean_loss)
     return rules.fixed(float(config.threshold))
 
 
-def decided(
+def apply_threshold(
     name: str,
     scored: Scored,
     threshold: Threshold,
@@ -125,7 +125,7 @@ def decided(
 def drops(
     suspicion: np.ndarray, threshold: Threshold, config: ForgetFilterConfig, unreadable: np.ndarray
 ) -> np.ndarray:
-    """(rows,) bool: which rows are dropped unless a person says otherwise; see `decided`."""
+    """(rows,) bool: which rows are dropped unless a person says otherwise; see `apply_threshold`."""
     found = threshold.drops(suspicion)
     if config.unscored == "drop":
         found = found | np.isnan(suspicion)
@@ -149,7 +149,7 @@ def decide_by_config(
     """
     marks = trusted_marks(source, config)
     threshold = choose(scored, config, marks)
-    return decided(name, scored, threshold, marked_by_hand(marks), config, unreadable)
+    return apply_threshold(name, scored, threshold, marked_by_hand(marks), config, unreadable)
 
 
 def _reason(name: str, score: float, threshold: float | None) -> str:

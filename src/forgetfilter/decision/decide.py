@@ -13,16 +13,17 @@ from forgetfilter.data.sources import Source
 from forgetfilter.decision import outputs, record
 from forgetfilter.decision.choice import (
     ByHand,
+    apply_threshold,
     choose,
     clean_drawn,
     conformal,
-    decided,
     marked_by_hand,
     trusted_marks,
 )
 from forgetfilter.decision.opened import (
     REVIEWED,
     Opened,
+    config_without_lost_file,
     default_filter,
     overtaken,
     same_decision,
@@ -31,7 +32,6 @@ from forgetfilter.decision.opened import (
 )
 from forgetfilter.decision.rules import Threshold
 from forgetfilter.errors import ConfigError
-from forgetfilter.marks import NAME as MARKS
 from forgetfilter.marks import Marks, word
 from forgetfilter.runs import Run
 
@@ -65,7 +65,7 @@ def decide(
         ConfigError: If the rules asked for exclude each other, or there are no scores by that filter.
         DataError: If a file names rows that are not there, or there are too few trusted rows.
     """
-    settings, source = reachable(run), run.rows()
+    settings, source = config_without_lost_file(run), run.rows()
     marks = Marks(run.folder, source.ids, settings.seed)
     asked = _decides_now(run, settings, marks, threshold) if filter is None else filter
     limited = any(mark.drawn for mark in marks.all().values())
@@ -75,7 +75,7 @@ def decide(
     given = {}
     if trusted_rows is not None:
         given, before = trusted_marks(source, config), Opened.of(run, source)
-        by = before.by(None if asked == REVIEWED else asked)
+        by = before.deciding_filter(None if asked == REVIEWED else asked)
         conformal(before.scored[by].suspicion, given, config)  # too few: nothing is written
     name, opened = _opened(run, source, asked)
     marks.add({row: word(clean) for row, clean in given.items()}, drawn=True)
@@ -92,8 +92,8 @@ def decide(
     scored = opened.scored[name]
     found = choose(scored, config, trusted, clean_drawn(marks.all()))
     by_hand = _with_copies(run, source, marked_by_hand(told) | by_person)
-    decision = decided(name, scored, found, by_hand, config, opened.unreadable)
-    flags = _flags(config, name if name != opened.by(None) else None, max_clean_loss)
+    decision = apply_threshold(name, scored, found, by_hand, config, opened.unreadable)
+    flags = _flags(config, name if name != opened.deciding_filter(None) else None, max_clean_loss)
     record.note(opened, decision, trusted=trusted, by_hand=by_hand, flags=flags, said=marks.digest())
     outputs.write(opened, decision)
 
@@ -131,7 +131,7 @@ def _opened(run: Run, source: Source, name: str) -> tuple[str, Opened]:
 
         name = up_to_date(run, source)
     opened = Opened.of(run, source)
-    return opened.by(name), opened
+    return opened.deciding_filter(name), opened
 
 
 def _with_copies(run: Run, source: Source, by_hand: ByHand) -> ByHand:
@@ -169,20 +169,13 @@ def _written_again(run: Run, taken: dict[str, Any], config: ForgetFilterConfig) 
     opened = Opened.of(run)
     if taken.get("filter", config.filters[0]) not in opened.scored:  # those of a review
         return False
-    name = opened.by(taken.get("filter"))
+    name = opened.deciding_filter(taken.get("filter"))
     threshold = Threshold(taken["threshold"], taken["rule"], taken["says"])
     by_hand = {entry["row"]: (entry["decision"], entry["reason"]) for entry in taken["by_hand"]}
-    decision = decided(name, opened.scored[name], threshold, by_hand, config, opened.unreadable)
+    decision = apply_threshold(name, opened.scored[name], threshold, by_hand, config, opened.unreadable)
     run.manifest["decision"]["filters"] = scored_parts(run, opened.scored)
     outputs.write(opened, decision)
     return True
-
-
-def reachable(run: Run) -> ForgetFilterConfig:
-    """The run's settings, without the file of trusted rows if it is gone: what it said is in marks.jsonl."""
-    config = run.config()
-    gone = config.trusted_rows is not None and not Path(config.trusted_rows).is_file()
-    return dataclasses.replace(config, trusted_rows=None) if gone and (run.folder / MARKS).exists() else config
 
 
 def _flags(config: ForgetFilterConfig, name: str | None, max_clean_loss: float | None) -> str:
@@ -221,5 +214,5 @@ def _changed(
     config = dataclasses.replace(config, **changes)
     promises = config.trusted_rows is not None or (limited and not number)
     if max_clean_loss is not None and (config.drop_share is not None or not promises):
-        raise ConfigError("max_clean_loss promises something only with trusted_rows, or with rows drawn in a review.")
+        raise ConfigError("max_clean_loss needs trusted_rows, or random rows marked in a review.")
     return config

@@ -1,5 +1,6 @@
 """A scored run, read once: its settings, its rows and what each filter made of them."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ class Opened:
             run, config, source, scored, stored_labels(source, config), run.unreadable(len(source)), run.planted()
         )
 
-    def by(self, name: str | None) -> str:
+    def deciding_filter(self, name: str | None) -> str:
         """The filter that decides: the one named, or else what the marks of a review taught, or the run's first.
 
         Raises:
@@ -80,6 +81,13 @@ class Opened:
         return name
 
 
+def config_without_lost_file(run: Run) -> ForgetFilterConfig:
+    """The run's settings, without the file of trusted rows if it is gone: what it said is in marks.jsonl."""
+    config = run.config()
+    gone = config.trusted_rows is not None and not Path(config.trusted_rows).is_file()
+    return dataclasses.replace(config, trusted_rows=None) if gone and (run.folder / marks.NAME).exists() else config
+
+
 def names_scored(run: Run, config: ForgetFilterConfig) -> list[str]:
     """The filters of a run, and REVIEWED after a review."""
     part = scored_part(run, REVIEWED)
@@ -87,7 +95,10 @@ def names_scored(run: Run, config: ForgetFilterConfig) -> list[str]:
 
 
 def default_filter(run: Run, config: ForgetFilterConfig) -> str:
-    """The filter that decides unless another one is named."""
+    """The filter that decides unless another one is named.
+
+    That is what a review's marks taught, also where the file of its scores is damaged: `decide` makes it again.
+    """
     return REVIEWED if scored_part(run, REVIEWED) is not None else config.filters[0]
 
 

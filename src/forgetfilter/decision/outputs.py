@@ -14,7 +14,7 @@ from forgetfilter.data.readers import DELIMITERS
 from forgetfilter.data.sources import Source
 from forgetfilter.decision.choice import Decision, decision_digest
 from forgetfilter.decision.opened import Opened, read_scores
-from forgetfilter.decision.planted import planted_figures
+from forgetfilter.decision.planted_figures import planted_figures
 from forgetfilter.evaluation.filter_quality import filter_quality
 from forgetfilter.files import whole_file, write_text
 from forgetfilter.runs import Run
@@ -24,6 +24,17 @@ TYPED = "kept_rows.parquet"
 """Beside a kept.csv: the same rows for programs that would guess the types of its columns."""
 NOTED = ("partly_scored", "malformed", "also_safe", "repeated", "spelt_specials")
 """What was noted about the noisy data when it was read: counts of rows."""
+
+NOTES = {
+    "unscored": "unscored",
+    "partly_scored": "partly scored",
+    "malformed": "malformed",
+    "also_safe": "also among the safe rows",
+    "repeated": "saying the same as a row before them, whose scores they share",
+    "unreadable": "that the model can hardly read, such as ciphers; with --unreadable drop they are left out",
+    "spelt_specials": "with special tokens or a change of turn spelt out, which stay text",
+}
+"""Counts worth a line, in words."""
 
 
 def last_digest(run: Run) -> str:
@@ -104,6 +115,12 @@ def noted(run: Run) -> dict[str, Any]:
     """What was noted about the noisy data when it was read: counts of rows, and those with each column not read."""
     found = {**run.manifest["noisy"], **run.manifest.get("notes", {})}
     return {**{name: found.get(name, 0) for name in NOTED}, "unread": found.get("unread", {})}
+
+
+def notes(metrics: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """What else there is to say of the rows: in words, and of how many rows it is true. Older runs know less."""
+    unread = [(f"with {name!r}, which is not read", count) for name, count in metrics.get("unread", {}).items()]
+    return [(words, metrics[name]) for name, words in NOTES.items() if metrics.get(name)] + unread
 
 
 def decision_figures(scored: Mapping[str, Scored], decision: Decision, labels: np.ndarray | None) -> dict[str, Any]:

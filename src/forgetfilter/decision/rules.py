@@ -79,7 +79,7 @@ def needed(max_clean_loss: float) -> int:
     return math.ceil(round(1 / max_clean_loss, 9)) - 1
 
 
-def limited(found: Threshold, suspicion: np.ndarray, trusted: np.ndarray, max_clean_loss: float) -> Threshold:
+def raise_to_promise(found: Threshold, suspicion: np.ndarray, trusted: np.ndarray, max_clean_loss: float) -> Threshold:
     """A threshold, raised as far as trusted rows demand; the same where they are too few to demand anything.
 
     Args:

@@ -16,7 +16,7 @@ from forgetfilter.data.loading import Data
 from forgetfilter.decision import rules
 from forgetfilter.defenses.base import base
 from forgetfilter.defenses.forget_filter_self_correction import forget_filter_self_correction
-from forgetfilter.defenses.keeping import keeping, narrowed
+from forgetfilter.defenses.keeping import keep_for_training, keeping
 from forgetfilter.defenses.lisa import lisa, lisa_bso
 from forgetfilter.defenses.none import none
 from forgetfilter.defenses.pairs import pairs
@@ -298,6 +298,6 @@ def _trained(
         return DEFENSES[training](workshop, data, config, **_arguments(training, config))
     if training == "none":
         return keeping(filters[0])(workshop, data, config)
-    fewer, shorter, kept = narrowed(filters[0], workshop, data, config)
+    fewer, shorter, kept = keep_for_training(filters[0], workshop, data, config)
     result = DEFENSES[training](workshop, fewer, shorter, **_arguments(training, config))
     return replace(result, kept=kept)

@@ -21,7 +21,7 @@ from forgetfilter.scored import Scored
 from forgetfilter.workshop import Workshop
 
 
-def kept_rows(name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig) -> tuple[Rows, Kept]:
+def filter_rows(name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig) -> tuple[Rows, Kept]:
     """The rows that a filter keeps by the config's rule, and what it decided.
 
     The filter trains from M0, even if the defense's finetuning starts from another model.
@@ -45,16 +45,16 @@ def decision_of(name: str, scored: Scored, rows: Rows, workshop: Workshop, confi
 
 
 def kept_by(name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig) -> tuple[Sequence[Example], Kept]:
-    """The examples that a filter keeps, without those that cannot be learnt, and what it decided; see `kept_rows`."""
-    rows, kept = kept_rows(name, workshop, data, config)
+    """The examples that a filter keeps, without those that cannot be learnt, and what it decided; see `filter_rows`."""
+    rows, kept = filter_rows(name, workshop, data, config)
     return rows.trainable(), kept
 
 
-def narrowed(
+def keep_for_training(
     name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig
 ) -> tuple[Data, ForgetFilterConfig, Kept]:
     """The data that a filter leaves to another defense, the config under which it sees each row as often, and why."""
-    rows, kept = kept_rows(name, workshop, data, config)
+    rows, kept = filter_rows(name, workshop, data, config)
     steps = budget(data, config, rows.trainable()).max_steps
     final = dataclasses.replace(config.final, max_steps=steps, num_train_epochs=None)
     return dataclasses.replace(data, noisy=rows), dataclasses.replace(config, final=final), kept

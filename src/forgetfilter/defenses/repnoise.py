@@ -30,7 +30,7 @@ from forgetfilter.data.lazy import shuffled
 from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import IGNORED, Example
 from forgetfilter.defenses.pairs import Pair, pairs
-from forgetfilter.defenses.result import rebased
+from forgetfilter.defenses.result import train_new_m0
 from forgetfilter.errors import ModelError
 from forgetfilter.hooks import Hooks
 from forgetfilter.methods import NonNegativeFloat, PositiveFloat, PositiveInt, traits
@@ -238,7 +238,7 @@ def repnoise(
     )
     hooks = Hooks(around=noising.around, objective=noising.objective, passes=noising.passes)
     rows = [row for pair in learnt for row in pair]
-    return rebased(workshop, f"repnoise-{alpha}-{beta}", rows, settings, hooks, use_peft=False)
+    return train_new_m0(workshop, f"repnoise-{alpha}-{beta}", rows, settings, hooks, use_peft=False)
 
 
 @traits(pairs=True, whole=True)

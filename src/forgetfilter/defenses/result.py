@@ -67,7 +67,7 @@ def draw(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
     return [*(list(examples) * whole), *random.Random(seed).sample(list(examples), rest)]
 
 
-def rebased(
+def train_new_m0(
     workshop: Workshop,
     name: str,
     examples: Sequence[Example],

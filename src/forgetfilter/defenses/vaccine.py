@@ -20,7 +20,7 @@ from torch import Tensor
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
-from forgetfilter.defenses.result import rebased
+from forgetfilter.defenses.result import train_new_m0
 from forgetfilter.errors import ModelError
 from forgetfilter.hooks import Hooks
 from forgetfilter.methods import NonNegativeFloat, traits
@@ -139,4 +139,4 @@ def _aligned(
     rows = data.safe.trainable()
     hooks = None if moves is None else Hooks(around=moves.around, perturbed=moves.perturbed)
     called = name if moves is None else f"{name}-{moves.rho}"
-    return rebased(workshop, called, rows, config.final_stage(len(rows)), hooks)
+    return train_new_m0(workshop, called, rows, config.final_stage(len(rows)), hooks)

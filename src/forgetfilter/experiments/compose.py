@@ -24,9 +24,9 @@ from forgetfilter.experiments.cells import Cell
 from forgetfilter.experiments.defenses import average, cells_of, require_seeds
 from forgetfilter.experiments.pictures import require_plots, save
 from forgetfilter.experiments.trial import Trial, TrialSettings
+from forgetfilter.progress import show
 from forgetfilter.report.compare_page import show_table, write_compare_page
 from forgetfilter.report.tables import Table
-from forgetfilter.summary import show
 
 PARTS = ["probe", "safety_finetuning", "lisa", "vaccine", "safe_lora", "somf", "int8", "int4"]
 """What is composed by default: a filter, and defenses before, in, and after the finetuning."""

@@ -15,9 +15,9 @@ from forgetfilter.experiments.cells import Cell
 from forgetfilter.experiments.pictures import require_plots, save
 from forgetfilter.experiments.trial import Trial, TrialSettings
 from forgetfilter.model.memory import free_dropped_models
+from forgetfilter.progress import show
 from forgetfilter.report.compare_page import show_table, write_compare_page
 from forgetfilter.report.tables import Table
-from forgetfilter.summary import show
 from forgetfilter.workshop import Workshop
 
 PAPER = [

@@ -38,12 +38,11 @@ from forgetfilter.m0 import M0
 from forgetfilter.methods import require_known
 from forgetfilter.model.memory import free_dropped_models
 from forgetfilter.model.training import require_trackers
-from forgetfilter.progress import say
+from forgetfilter.progress import say, show
 from forgetfilter.report.compare_page import show_table, write_compare_page
 from forgetfilter.report.tables import Table
 from forgetfilter.runs import Run, git_sha, locked
 from forgetfilter.scored import Scored
-from forgetfilter.summary import show
 from forgetfilter.workshop import Workshop, aligned
 
 SHOWN = {

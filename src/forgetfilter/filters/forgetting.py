@@ -73,7 +73,7 @@ def forgetting(
     firmly_reviewed_model = workshop.train("firm", safe, firm, reviewed_model)
     after_firm = workshop.read(rows, firmly_reviewed_model)
 
-    scored = compared(
+    scored = forgetting_scores(
         known.log_likelihood,
         before.log_likelihood,
         after.log_likelihood,
@@ -107,7 +107,7 @@ def review_settings(
     )
 
 
-def compared(
+def forgetting_scores(
     known: np.ndarray,
     before: np.ndarray,
     after: np.ndarray,

@@ -88,13 +88,13 @@ def forgetting_rouge1(
 
     references = [example.reference for example in rows]
     known, before, after = (_scores(own, references) for own in answers)
-    scored = compared(known, before, after, answers[1], answers[2])
+    scored = rouge1_scores(known, before, after, answers[1], answers[2])
     held, held_after = (workshop.read(rows, model).token_log_probs for model in (noisy_model, reviewed_model))
     scored.token_costs = token_costs(held, held_after)
     return scored
 
 
-def compared(
+def rouge1_scores(
     known: np.ndarray,
     before: np.ndarray,
     after: np.ndarray,

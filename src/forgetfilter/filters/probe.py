@@ -81,7 +81,7 @@ def probe(
         witness = scores_of(workshop, seen, on).spread(sample, rows)
     noisy, safe = (features(states) for states in workshop.states_of(data))
     judge = CrossFit(noisy, safe, regularisation, folds, repeats, config.seed, data.noisy.alike())
-    scored = learnt(witness.suspicion, witness.scale, judge, data.noisy.times)
+    scored = learn_verdicts(witness.suspicion, witness.scale, judge, data.noisy.times)
     if sample is not None and scored.scale is not None and scored.scale.says:
         part = f"; {on} saw {len(sample) - data.noisy.planted} of {rows - data.noisy.planted} different rows or answers"
         scored.scale = replace(scored.scale, says=scored.scale.says.removesuffix(NO_PROMISE) + part + NO_PROMISE)
@@ -97,7 +97,9 @@ def sampled(rows: int, config: ForgetFilterConfig) -> np.ndarray | None:
     return np.sort(np.random.default_rng(config.seed).choice(rows, wanted, replace=False))
 
 
-def learnt(suspicion: np.ndarray, scale: Scale | None, judge: CrossFit, times: np.ndarray | None = None) -> Scored:
+def learn_verdicts(
+    suspicion: np.ndarray, scale: Scale | None, judge: CrossFit, times: np.ndarray | None = None
+) -> Scored:
     """Steps 1 to 3: what probes make of a witness' scores.
 
     Args:
@@ -111,7 +113,7 @@ def learnt(suspicion: np.ndarray, scale: Scale | None, judge: CrossFit, times: n
         return _nothing(suspicion, judge, scale.nothing, times)
     judged = judge(verdicts_of(suspicion, SUSPECT_SHARE, CLEAN_SHARE, times), times=times)
     if judged is None and times is not None:  # few rows, often repeated, leave too few verdicts of a kind to be dealt
-        return learnt(suspicion, scale, judge)
+        return learn_verdicts(suspicion, scale, judge)
     if judged is None:
         return _nothing(suspicion, judge, f"no separation: {TOO_FEW}", times)
     share = 0.0 if scale is None or scale.quota else suspect_share(suspicion, scale, times)

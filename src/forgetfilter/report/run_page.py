@@ -18,12 +18,12 @@ from forgetfilter.data.formats import read_row
 from forgetfilter.data.loading import require_column
 from forgetfilter.data.sources import Source
 from forgetfilter.decision.opened import Opened, read_scores
+from forgetfilter.decision.outputs import notes
 from forgetfilter.decision.record import rows_by_hand
 from forgetfilter.report.page import asset, escaped, write_page
 from forgetfilter.report.shading import LONGEST, costs_of, load_chat, shaded
 from forgetfilter.runs import Run
 from forgetfilter.scored import Scored
-from forgetfilter.summary import notes
 
 TEXT_BYTES = 6_000_000
 """Most bytes that the rows' texts may take on the page; rows far from the threshold are left out first."""
@@ -57,7 +57,7 @@ def write_report(run: Run, group_column: str | None = None) -> Path:
         run.save()
     column, names, groups = _groups(source, run.manifest.get("group_column"), config.label_column)
     decision = run.manifest["decision"]
-    name = opened.by(decision.get("filter"))
+    name = opened.deciding_filter(decision.get("filter"))
     scored = opened.scored[name]
     suspicion = scored.suspicion
     order = np.argsort(-np.nan_to_num(suspicion, nan=-np.inf), kind="stable").tolist()
@@ -75,7 +75,7 @@ def write_report(run: Run, group_column: str | None = None) -> Path:
         f"scored by {config.model_name_or_path} in {run.folder}",
         "folder": folder,
         "flags": decision.get("flags", ""),
-        "by": "" if name == opened.by(None) else f"--filter {name} ",
+        "by": "" if name == opened.deciding_filter(None) else f"--filter {name} ",
         "file": "decisions.jsonl",
         "words": ["kept", "dropped"],
         "remembered": (run.folder / marks.NAME).exists(),

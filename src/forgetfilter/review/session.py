@@ -4,7 +4,6 @@ import dataclasses
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -18,22 +17,18 @@ from scipy.stats import hypergeom
 from forgetfilter.crossfit import judged_by
 from forgetfilter.data.by_hand import read_statements
 from forgetfilter.data.copies import first_copies, with_copies
-from forgetfilter.data.lazy import rearranged
-from forgetfilter.data.loading import Data, load_safe, tokenize
-from forgetfilter.data.single_answers import single_answers
 from forgetfilter.data.sources import Source
 from forgetfilter.decision.choice import choose, clean_drawn, decide_by_config, drops, trusted_marks
-from forgetfilter.decision.decide import decide, reachable
-from forgetfilter.decision.opened import REVIEWED, Opened, scored_part
+from forgetfilter.decision.decide import decide
+from forgetfilter.decision.opened import REVIEWED, Opened, config_without_lost_file, scored_part
 from forgetfilter.decision.rules import Threshold, needed
-from forgetfilter.errors import RunError
 from forgetfilter.files import digest
 from forgetfilter.marks import Mark, Marks, word
 from forgetfilter.review.asking import Question, questions
 from forgetfilter.review.ranking import Ranking
+from forgetfilter.review.states import Places, States, states_of
 from forgetfilter.runs import Run, locked
-from forgetfilter.scored import ANSWER, Scored
-from forgetfilter.workshop import Workshop, m0_of_run, stored_states
+from forgetfilter.scored import Scored
 
 SETTLED_AFTER = 10
 """Marks after which it is looked whether they changed anything."""
@@ -94,8 +89,8 @@ class Review:
     def __init__(self, run: Run, *, trust_remote_code: bool = False, holds_lock: bool = False) -> None:
         """Read the run, and take over the config's trusted rows as marks."""
         self.run, self.opened = run, Opened.of(run)
-        self.config, self._trust, self._holds_lock = reachable(run), trust_remote_code, holds_lock
-        # what `base` is of, whatever `filter` does meanwhile
+        self.config, self._trust, self._holds_lock = config_without_lost_file(run), trust_remote_code, holds_lock
+        # the score files that `base` was read from; `filter` may replace them during the review
         self._filters_at_start = _filters(run.manifest.get("filters", {}))
         self._rule = dataclasses.replace(self.config, threshold="auto", drop_share=None, trusted_rows=None)
         scored = self.opened.scored
@@ -117,11 +112,9 @@ class Review:
         Raises:
             RunError: If the hidden states of the run's rows cannot be had.
         """
-        noisy, _, safe = self._states
         dropped = decide_by_config(self.name, self.base, self.opened.source, self.config).dropped
-        return Ranking(
-            self.base, dropped & np.isfinite(self.base.suspicion), noisy, safe, self.config.seed, self.run.folder
-        )
+        unsafe, states = dropped & np.isfinite(self.base.suspicion), self._states
+        return Ranking(self.base, unsafe, states.noisy, states.safe, self.config.seed, self.run.folder)
 
     @cached_property
     def witness(self) -> np.ndarray:
@@ -267,72 +260,18 @@ class Review:
 
     def _of_planted(self, scored: Scored) -> Scored:
         """Scores together with those of the planted rows, if what the marks taught can judge them."""
-        planted = self._states[1]
+        planted = self._states.planted
         if scored.linear is None or not self.opened.planted or len(planted) != len(self.opened.planted):
             return scored
         judged = {REVIEWED: judged_by(scored.linear, planted), **(self.base.planted or {})}
         return dataclasses.replace(scored, planted=judged)
 
     @cached_property
-    def _states(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """M0's hidden states of the noisy, the planted and the safe rows, (rows, 2, size) each.
-
-        Those of the run; or else those of the noisy and the safe rows are read now.
-        """
-        run, config = self.run, dataclasses.replace(self.config, trust_remote_code=self._trust)
-        parts = run.manifest.get("states", {})
-        if {"noisy", "safe"} <= parts.keys() and all(run.done(part) for part in parts.values()):
-            stored, of_safe = (stored_states(run.folder / f"{parts[name]}.parquet") for name in ("noisy", "safe"))
-            if len(stored) in self._counts_of_states():
-                return (*self._apart(stored, run.answers()), of_safe)
-        with nullcontext() if self._holds_lock else locked(run.folder):
-            run.reload()
-            m0 = m0_of_run(run, config)
-            noisy = tokenize(run.rows(), m0.chat, row_format=run.manifest["noisy"]["format"])
-            safe = load_safe(noisy, m0.chat, config)
-            if safe.facts()["sha256"] != run.manifest["safe"]["sha256"]:
-                raise RunError(
-                    f"{config.safe_dataset_name}: holds other rows than the safe ones of this run. If these were given "
-                    "as Python objects, run `filter` with the filter probe as well, which keeps what a review needs."
-                )
-            once, counts = noisy.select(np.flatnonzero(~noisy.copies()).tolist()), None
-            answers = single_answers(once, m0.chat) if ANSWER in self.base.columns else None
-            if answers is not None:
-                once, counts = answers[0], np.bincount(answers[1])
-            of_noisy, of_safe = Workshop(m0, config, run).states_of(Data(once, safe))
-            return (*self._apart(of_noisy, counts), of_safe)
-
-    def _counts_of_states(self) -> set[int]:
-        """How many hidden states the run can hold of its rows."""
-        counts, seen = self.run.answers(), len(np.unique(self._first)) + len(self.opened.planted)
-        if counts is not None:
-            return {int(counts.sum())}
-        return {seen} if self.opened.planted else {seen, len(self._first)}
-
-    def _apart(self, states: np.ndarray, counts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Hidden states of all noisy rows, and of the planted ones.
-
-        Args:
-            states: Those of the rows that the filter has seen: one of each that say the same (an older version: all of
-                them), then the planted ones; of conversations, those of each answer.
-            counts: Of conversations, how many answers each has.
-        """
-        rows, first = self._places(len(states), counts), self._first
-        if len(rows) == len(first) and not self.opened.planted:  # the filter saw every row, and no others
-            own, planted = rows, rows[:0]
-        else:
-            seen = np.unique(first)
-            own, planted = rows[np.searchsorted(seen, first)], rows[len(seen) :]
-        same = np.array_equal(own, np.arange(len(states)))
-        return states if same else rearranged(states, own, self.run.folder), states[planted]
-
-    def _places(self, states: int, counts: np.ndarray | None) -> np.ndarray:
-        """For each row that the filter saw the place of its states: of a conversation, its most suspect answer's."""
-        if counts is None:
-            return np.arange(states)
-        answer = np.nan_to_num(self.base.columns[ANSWER][np.unique(self._first)], nan=1).astype(int)
-        answer = np.append(answer, np.ones(len(counts) - len(answer), int))  # of planted rows the first one
-        return np.asarray(np.cumsum(counts) - counts + answer - 1)
+    def _states(self) -> States:
+        """M0's hidden states of the run's rows."""
+        config = dataclasses.replace(self.config, trust_remote_code=self._trust)
+        places = Places(self.run, self.base, self._first, len(self.opened.planted))
+        return states_of(self.run, config, places, holds_lock=self._holds_lock)
 
     def _settled(self, said: Mapping[int, Mark]) -> bool:
         """Whether the last marks found nothing unsafe and changed hardly a decision."""

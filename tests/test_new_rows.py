@@ -14,7 +14,7 @@ from conftest import run as command
 from datasets import Dataset
 from scipy.stats import spearmanr
 
-from forgetfilter import ForgetFilter, scoring, shards
+from forgetfilter import ForgetFilter, new_rows, shards
 from forgetfilter.crossfit import judged_by
 from forgetfilter.data import readers, sources
 from forgetfilter.data.formats import RowError
@@ -27,9 +27,9 @@ from forgetfilter.filters.probe import ODDS
 from forgetfilter.forgetting import open_run
 from forgetfilter.m0 import M0
 from forgetfilter.model.states import hidden_states
+from forgetfilter.new_rows import score
 from forgetfilter.runs import Run
 from forgetfilter.scored import Scale, Scored
-from forgetfilter.scoring import score
 from forgetfilter.workshop import Workshop
 
 ROWS = [
@@ -152,7 +152,7 @@ def test_a_killed_run_continues_after_its_last_shard_and_gives_the_same_files(
 ):
     run = decided()
     whole = score(run, str(more), tmp_path / "whole")
-    read, judged, real, real_lines = [], [], scoring.hidden_states, readers.from_lines
+    read, judged, real, real_lines = [], [], new_rows.hidden_states, readers.from_lines
 
     def killed(learner, examples, *rest):
         judged.append(len(examples))
@@ -164,7 +164,7 @@ def test_a_killed_run_continues_after_its_last_shard_and_gives_the_same_files(
         read.append(rest[1])
         return real_lines(lines, *rest)
 
-    monkeypatch.setattr(scoring, "hidden_states", killed)
+    monkeypatch.setattr(new_rows, "hidden_states", killed)
     with pytest.raises(KeyboardInterrupt):
         score(run, str(more), tmp_path / "broken")
     broken = tmp_path / "broken"
@@ -198,14 +198,14 @@ def test_a_damaged_shard_is_made_again_and_a_finished_folder_left_alone(
     run = decided()
     whole, broken = score(run, str(more), tmp_path / "whole"), tmp_path / "broken"
     with monkeypatch.context() as patch:
-        patch.setattr(scoring, "_put_together", None)
+        patch.setattr(new_rows, "_put_together", None)
         with pytest.raises(TypeError):
             score(run, str(more), broken)
     (broken / "shards/000004/scores.parquet").write_bytes(b"torn")
     score(run, str(more), broken)
     for name in FILES:
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
-    monkeypatch.setattr(scoring, "hidden_states", None)
+    monkeypatch.setattr(new_rows, "hidden_states", None)
     capsys.readouterr()
     before = {path: path.stat().st_mtime_ns for path in broken.iterdir() if path.name != ".lock"}
     score(run, str(more), broken)
@@ -265,7 +265,7 @@ KINDS = [packed, as_csv, as_parquet, as_array, as_lines, as_folder, in_memory, a
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_data_is_split_whole_and_continues_after_a_kill(decided, more, few, tmp_path, monkeypatch, kind):
-    run, data, calls, real = decided(), kind(more), [], scoring.hidden_states
+    run, data, calls, real = decided(), kind(more), [], new_rows.hidden_states
     whole = score(run, data, tmp_path / "whole")
 
     def killed(*given):
@@ -274,7 +274,7 @@ def test_every_kind_of_data_is_split_whole_and_continues_after_a_kill(decided, m
             raise KeyboardInterrupt
         return real(*given)
 
-    monkeypatch.setattr(scoring, "hidden_states", killed)
+    monkeypatch.setattr(new_rows, "hidden_states", killed)
     with pytest.raises(KeyboardInterrupt):
         score(run, data, tmp_path / "broken")
     broken = score(run, data, tmp_path / "broken")

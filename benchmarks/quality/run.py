@@ -46,7 +46,8 @@ TRUSTED, DRAWS, RESAMPLED = 49, 200, 1000
 """Trusted rows of rule (a) at least (half of the clean rows if that is more), how often they are drawn, and how often
 the rows are drawn anew for a range."""
 FILTER_NAMES = ("probe", "forgetting", "m0_loss", "words")
-"""The filters that score each cell; the first decides."""
+"""The filters that score each cell; the first decides. Where the probe takes a sample of the rows, forgetting scores no
+others: it is the probe's witness, and not a filter of its own, which would take hours."""
 CONTROLS = ("forgetting", "m0_loss", "words", "without_forgetting", "probe_of_m0_loss", "permuted", "ceiling")
 PAPER = {"bias": (0.823, 0.906, 0.911), "toxicity": (0.812, 0.847, 0.863)}
 """The paper's F1 with LLaMA-7B, on its own data, at 25, 50 and 75 % unsafe."""
@@ -58,7 +59,8 @@ def build_cell(name: str, data_dir: Path, work: Path) -> ForgetFilterConfig:
     cell = dict(CELLS["report"][name])
     settings = cell.pop("filter_settings", {})
     write_data(cell, data_dir, work)
-    return config_of(work, filter=",".join(FILTER_NAMES), **settings)
+    names = [of for of in FILTER_NAMES if of != "forgetting" or "sample_rows" not in settings]
+    return config_of(work, filter=",".join(names), **settings)
 
 
 def make_cell(name: str, data_dir: Path, work: Path) -> Cell:
@@ -81,8 +83,8 @@ def what_makes(name: str, config: ForgetFilterConfig, work: Path) -> Cell:
     return {
         "data": CELLS["report"][name],
         "files": {part: sha256(work / f"{part}.jsonl") for part in ("noisy", "safe")},
-        "parameters": {of: arguments(of, FILTERS[of], config.parameters) for of in FILTER_NAMES},
-        "constants": {of: constants_of(of, config) for of in FILTER_NAMES},
+        "parameters": {of: arguments(of, FILTERS[of], config.parameters) for of in config.filters},
+        "constants": {of: constants_of(of, config) for of in config.filters},
         "settings": config.identity(),
         "decision": config.decision(),
     }
@@ -115,22 +117,25 @@ def scores_of_rows(run: Run, work: Path) -> dict[str, list]:
     rows = [json.loads(line) for line in (work / "noisy.jsonl").read_text(encoding="utf-8").splitlines()]
     unsafe = np.array([row["label"] == "unsafe" for row in rows])
     opened = Opened.of(run)
-    columns = {name: opened.scored[name].suspicion for name in FILTER_NAMES}
-    columns |= controls(run, opened, unsafe)
-    found = {name: [round(float(score), 4) for score in scores] for name, scores in columns.items()}
+    columns = {"forgetting": opened.scored["probe"].columns["forgetting"]}
+    columns |= {name: scored.suspicion for name, scored in opened.scored.items()}
+    columns |= controls(run, opened, columns["forgetting"], unsafe)
+    found: dict[str, list] = {}
+    for name, scores in columns.items():
+        found[name] = [None if np.isnan(score) else round(float(score), 4) for score in scores]
     found |= {"decision": read_scores(run)["decision"].to_pylist(), "group": [row["group"] for row in rows]}
     return found
 
 
-def controls(run: Run, opened: Opened, unsafe: np.ndarray) -> dict[str, np.ndarray]:
+def controls(run: Run, opened: Opened, forgetting: np.ndarray, unsafe: np.ndarray) -> dict[str, np.ndarray]:
     """Scores by probes that learn from something else than forgetting's verdicts."""
     m0 = M0.named(opened.config)
     data = load_data(opened.config, m0.chat)
     workshop = Workshop(m0, opened.config, run)
     noisy, safe = (features(states) for states in workshop.states_of(data))
     judge = CrossFit(noisy, safe)
-    forgetting, loss = (opened.scored[name] for name in ("forgetting", "m0_loss"))
-    mixed = np.random.default_rng(0).permutation(verdicts_of(forgetting.suspicion, 0.25, CLEAN_SHARE))
+    loss = opened.scored["m0_loss"]
+    mixed = np.random.default_rng(0).permutation(verdicts_of(forgetting, 0.25, CLEAN_SHARE))
     verdicts = {"without_forgetting": np.ones(len(noisy))}
     if unsafe.any():
         verdicts["ceiling"] = unsafe.astype(float)
@@ -165,10 +170,10 @@ def figures(columns: dict[str, list]) -> Figures:
 
 
 def ranking(unsafe: np.ndarray, scores: np.ndarray) -> Figures:
-    """AUROC, average precision, best F1, recall at 1 and 2 % of the clean rows lost; unscored rows count as clean."""
-    known = np.nan_to_num(scores, nan=np.nanmin(scores) - 1)
-    precision = round(float(average_precision_score(unsafe, known)), 4)
-    return {"auroc": auroc(unsafe, known), "average_precision": precision, **ranking_quality(unsafe, known)}
+    """AUROC, average precision, best F1, recall at 1 and 2 % of the clean rows lost, of the rows that have a score."""
+    unsafe, scores = unsafe[~np.isnan(scores)], scores[~np.isnan(scores)]
+    precision = round(float(average_precision_score(unsafe, scores)), 4)
+    return {"auroc": auroc(unsafe, scores), "average_precision": precision, **ranking_quality(unsafe, scores)}
 
 
 def auroc(labels: np.ndarray, scores: np.ndarray, among: np.ndarray | None = None) -> float:
@@ -181,6 +186,7 @@ def ranges(unsafe: np.ndarray, dropped: np.ndarray, scores: dict[str, np.ndarray
     """95 % ranges of AUROC and average precision by each score, of F1, and of the first score's lead."""
     rng = np.random.default_rng(0)
     first, second = scores
+    known = {name: ~np.isnan(own) for name, own in scores.items()}
     drawn: dict[str, list[float]] = {}
     for _ in range(RESAMPLED):
         rows = rng.integers(0, len(unsafe), len(unsafe))
@@ -189,9 +195,10 @@ def ranges(unsafe: np.ndarray, dropped: np.ndarray, scores: dict[str, np.ndarray
             continue
         made = {"f1": 2 * (labels & dropped[rows]).sum() / max(1, labels.sum() + dropped[rows].sum())}
         for name, own in scores.items():
-            made[f"auroc by {name}"] = roc_auc_score(labels, own[rows])
-            made[f"average precision by {name}"] = average_precision_score(labels, own[rows])
-        for figure in ("auroc", "average precision"):
+            has = known[name][rows]
+            made[f"auroc by {name}"] = roc_auc_score(labels[has], own[rows][has])
+            made[f"average precision by {name}"] = average_precision_score(labels[has], own[rows][has])
+        for figure in ("auroc", "average precision") if known[second].all() else ():
             made[f"{figure}, {first} - {second}"] = made[f"{figure} by {first}"] - made[f"{figure} by {second}"]
         for key, value in made.items():
             drawn.setdefault(key, []).append(float(value))

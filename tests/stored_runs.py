@@ -64,11 +64,11 @@ def keep_states(run, noisy, safe):
     for name, states in (("noisy", noisy), ("safe", safe)):
         path = run.folder / f"readings/M0-states-{name}.parquet"
 
-        def make(rows, part, states=states):
+        def make(rows, _, states=states):
             flat = pa.array(np.asarray(states[rows], np.float16).reshape(-1), pa.float16())
             return pa.table({"states": pa.FixedSizeListArray.from_arrays(flat, states[0].size)})
 
-        write_in_shards(path, len(states), make)
+        write_in_shards(path, len(states), make, "states")
         run.manifest.setdefault("states", {})[name] = f"readings/M0-states-{name}"
         run.finish(f"readings/M0-states-{name}", [path])
     return run

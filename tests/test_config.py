@@ -1,5 +1,6 @@
 """Settings: checked, inherited, and never unknown."""
 
+import subprocess
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,10 +8,12 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from forgetfilter import runs
 from forgetfilter.config import ForgetFilterConfig, StageConfig
-from forgetfilter.errors import ConfigError
+from forgetfilter.errors import ConfigError, RunError
 from forgetfilter.filters import FILTERS, require_filters
 from forgetfilter.filters.forgetting import forgetting, review_settings
+from forgetfilter.runs import Run
 from forgetfilter.workshop import Readings
 
 
@@ -143,6 +146,35 @@ def test_what_only_decides_is_no_part_of_a_runs_identity():
     one, other = ForgetFilterConfig(threshold=0.1, label_column="x"), ForgetFilterConfig()
     assert one.identity() == other.identity()
     assert ForgetFilterConfig(seed=1).identity() != other.identity()
+
+
+def test_a_sample_is_part_of_a_runs_identity_and_the_rows_read_at_once_are_not(tmp_path):
+    def start(**settings):
+        return Run.start(ForgetFilterConfig(output_dir=str(tmp_path / "run"), **settings), {})
+
+    run = start()
+    start(per_device_eval_batch_size=2)  # what a message about memory advises
+    with pytest.raises(RunError, match="sample_rows"):
+        start(sample_rows=500)
+    del run.manifest["settings"]["sample_rows"]  # as of a version without samples
+    run.save()
+    start()
+    run.manifest["settings"]["sample_rows"] = 500
+    run.save()
+    with pytest.raises(RunError, match="sample_rows"):
+        start()
+
+
+def test_the_commit_noted_is_that_of_our_own_checkout(tmp_path, monkeypatch):
+    ours = tmp_path / "runs.py"
+    ours.write_text("")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "theirs"], check=True)
+    monkeypatch.setattr(runs, "__file__", str(ours))
+    assert runs.git_sha() is None  # installed inside someone's repository
+    subprocess.run([*git, "add", "runs.py"], check=True)
+    assert len(runs.git_sha()) == 40
 
 
 def test_every_setting_of_a_stage_counts_for_the_scores_but_those_of_the_final_training():

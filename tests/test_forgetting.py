@@ -130,10 +130,10 @@ def test_a_killed_run_continues_and_decides_as_an_unbroken_one(config, tmp_path,
     else:
         real = workshop.read
 
-        def read(learner, examples, what):
+        def read(learner, examples, what, bar):
             if what == f"{moment}: scoring":
                 raise Killed
-            return real(learner, examples, what)
+            return real(learner, examples, what, bar)
 
         monkeypatch.setattr(workshop, "read", read)
     with pytest.raises(Killed):

@@ -199,11 +199,11 @@ def test_shards_found_are_not_made_again_and_the_file_is_the_same(
     getattr(whole, what)(examples)
     calls, real = [], workshops.read
 
-    def killed_at_the_last(learner, rows, told):
+    def killed_at_the_last(learner, rows, told, bar):
         calls.append(len(rows))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(learner, rows, told)
+        return real(learner, rows, told, bar)
 
     monkeypatch.setattr(workshops, "read", killed_at_the_last)
     with pytest.raises(KeyboardInterrupt):
@@ -219,24 +219,43 @@ def test_shards_found_are_not_made_again_and_the_file_is_the_same(
     assert len(calls) == 4
 
 
+def test_processes_load_a_model_together_whoever_has_shards_left(workshop, examples, monkeypatch):
+    """Loading waits for all of them. One that had made its shards before a kill would wait for the file of all."""
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "wait_for_everyone", lambda: None)
+    loaded = []
+
+    def nothing_left(path, rows, make, what):
+        loaded.append("learner" in vars(workshop))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workshops, "write_in_shards", nothing_left)
+    for what in (workshop.read, workshop.answer, lambda rows: workshop.states(rows, "noisy")):
+        vars(workshop).pop("learner", None)
+        with pytest.raises(KeyboardInterrupt):
+            what(examples)
+    assert loaded == [True] * 3
+
+
 def test_a_damaged_shard_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_ROWS", 2)
-    made = []
+    made, shown = [], []
 
-    def make(rows, part):
-        made.append((rows.start, part))
+    def make(rows, bar):
+        made.append(rows.start)
+        shown.append((bar.n, bar.total))
         if rows.start == 4 and len(made) == 3:
             raise KeyboardInterrupt
         return pa.table({"row": list(range(5))[rows]})
 
     path = tmp_path / "table.parquet"
     with pytest.raises(KeyboardInterrupt):
-        shards.write_in_shards(path, 5, make)
+        shards.write_in_shards(path, 5, make, "rows")
     first, _ = sorted((tmp_path / "table.shards").iterdir())
     first.write_bytes(first.read_bytes()[:-10])
-    shards.write_in_shards(path, 5, make)
-    parts = [", rows from 0 of 5", ", rows from 2 of 5", ", rows from 4 of 5"]
-    assert made == [*zip((0, 2, 4), parts, strict=True), (0, parts[0]), (4, parts[2])]
+    shards.write_in_shards(path, 5, make, "rows")
+    assert made == [0, 2, 4, 0, 4]
+    assert shown == [(0, 5), (2, 5), (4, 5), (2, 5), (4, 5)]  # one bar for all shards, with what is done already
     assert pq.read_table(path)["row"].to_pylist() == [0, 1, 2, 3, 4]
     assert not path.with_suffix(".shards").exists()
 

@@ -1,6 +1,7 @@
 """The workshop: everything once, from any start, and found again whatever it was called."""
 
 import dataclasses
+import re
 import shutil
 
 import numpy as np
@@ -17,6 +18,7 @@ from forgetfilter.hooks import Hooks
 from forgetfilter.m0 import M0
 from forgetfilter.model.batches import label_logits
 from forgetfilter.model.memory import to_device
+from forgetfilter.model.tokenizer import load_tokenizer
 from forgetfilter.runs import Run
 from forgetfilter.workshop import Workshop
 
@@ -277,6 +279,28 @@ def test_all_weights_are_trained_kept_and_taken_as_a_start(another, rows, settin
     m0, one, two = (whole.read(rows, model).log_likelihood.mean() for model in (None, first, second))
     assert m0 < one < two
     assert trained == ["first", "second"]
+
+
+def test_a_final_model_keeps_every_chat_template_of_its_tokenizer(workshop, rows, settings):
+    templates = {"default": workshop.m0.tokenizer.chat_template, "tool_use": "{{ messages }}"}
+    workshop.m0.tokenizer.chat_template = templates
+    model = workshop.train("final", rows, settings, into=workshop.run.folder / "model")
+    assert workshop.run.done("final")
+    assert load_tokenizer(model, workshop.config).chat_template == templates
+
+
+def test_the_time_said_is_that_of_all_rows_though_a_sample_is_learnt(
+    workshop, rows, settings, capsys, monkeypatch
+):
+    monkeypatch.setattr(workshops, "seconds_a_row", lambda *_: 60.0)
+    said = []
+    for everything in (len(rows), 100 * len(rows)):
+        workshop.run.manifest["noisy"] = {"rows": everything}
+        workshop.expect({"noisy": (settings, rows)}, rows)
+        said.append([int(number) for number in re.findall(r"(\d+) min", capsys.readouterr().out)])
+    (alone, final), (sampled, final_of_all) = said
+    assert final_of_all == pytest.approx(100 * final, rel=0.05)
+    assert sampled == pytest.approx(alone + 100 * len(rows) / 6, abs=1)  # M0's lower half reads all of them
 
 
 def test_a_final_model_is_found_again_by_its_rows_and_then_stale_no_more(config, write_jsonl, trained):

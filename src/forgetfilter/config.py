@@ -25,6 +25,7 @@ DECISION_FIELDS = (
 FREE_FIELDS = (
     *("filter", "parameters", "final", "output_dir", "report_to"),
     *("dataset_name", "safe_dataset_name", "unsafe_dataset_name", "alignment_dataset_name", "planted_rows"),
+    "per_device_eval_batch_size",
 )
 """Settings that may differ when the same run folder is continued. No change goes unnoticed where it matters: scores and
 the final model record the settings they were made with, data sets are compared by their rows, and M0 by its weights."""
@@ -290,8 +291,6 @@ class ForgetFilterConfig(StageConfig):
         values = dataclasses.asdict(self)
         for name in (*DECISION_FIELDS, *FREE_FIELDS):
             values.pop(name)
-        if self.sample_rows == "auto":
-            values.pop("sample_rows")  # older runs know no samples, and must continue
         return values
 
     def final_settings(self) -> dict[str, Any]:

@@ -46,6 +46,11 @@ def progress(what: str, total: int | None, unit: str, done: int = 0, after: floa
         yield bar
 
 
+def silent() -> Any:
+    """A bar that shows nothing."""
+    return tqdm(disable=True)
+
+
 def show(value: Any) -> str:
     """A figure for a table: numbers short, a missing one as a dash."""
     if value is None:

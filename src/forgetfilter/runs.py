@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -367,9 +368,11 @@ def _versions() -> dict[str, str]:
 
 def git_sha() -> str | None:
     """Commit of the package's own checkout; None for an installed package."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    here = Path(__file__)
+    git = partial(subprocess.run, cwd=here.parent, capture_output=True, text=True, check=True)
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        git(["git", "ls-files", "--error-unmatch", here.name])  # the checkout around may be someone else's
+        return str(git(["git", "rev-parse", "HEAD"]).stdout.strip())
     except (OSError, subprocess.CalledProcessError):
         return None
 

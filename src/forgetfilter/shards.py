@@ -3,18 +3,20 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forgetfilter import processes
 from forgetfilter.files import whole_file
+from forgetfilter.progress import progress
 
 SHARD_ROWS = 4096
 """Largest number of rows in a shard."""
 
 
-def write_in_shards(path: Path, rows: int, make: Callable[[slice, str], pa.Table]) -> None:
+def write_in_shards(path: Path, rows: int, make: Callable[[slice, Any], pa.Table], what: str) -> None:
     """Write a Parquet file of so many rows.
 
     Shards found beside the file were made before an interruption, and are taken as they are.
@@ -22,23 +24,28 @@ def write_in_shards(path: Path, rows: int, make: Callable[[slice, str], pa.Table
     Args:
         path: The file.
         rows: Its number of rows.
-        make: Makes the table of some rows: takes them as a slice, and a few words about it for a progress bar.
+        make: Makes the table of some rows: takes them as a slice, and the progress bar that counts rows.
+        what: Name for the progress bar.
     """
     shards = path.with_suffix(".shards")
     size = max(1, min(SHARD_ROWS, -(-rows // processes.count())))
-    files = {start: shards / f"{start:09}-{size:06}.parquet" for start in range(0, rows, size)}
-    mine = list(files.items())
+    files = [(start, shards / f"{start:09}-{size:06}.parquet") for start in range(0, rows, size)]
+    mine = files
     if not processes.sharded():  # else all make every shard together, and the first one writes it
         mine = mine[processes.rank() :: processes.count()]
-    for start, file in mine:
-        if not _readable(file):
-            table = make(slice(start, start + size), f", rows from {start} of {rows}" if len(files) > 1 else "")
+    missing = [(start, file) for start, file in mine if not _readable(file)]
+    total, left = (sum(min(size, rows - start) for start, _ in some) for some in (mine, missing))
+    with progress(what, total, "rows", total - left) as bar:
+        for start, file in missing:
+            table = make(slice(start, start + size), bar)
+            left -= len(table)
+            bar.update(total - left - bar.n)  # rows that cannot be read are done, too
             if processes.is_main_process() or not processes.sharded():
                 with whole_file(file) as temporary:
                     pq.write_table(table, temporary, write_page_checksum=True)
     processes.wait_for_everyone()
     if processes.is_main_process():
-        join(list(files.values()), path)
+        join([file for _, file in files], path)
         shutil.rmtree(shards)
     processes.wait_for_everyone()
 

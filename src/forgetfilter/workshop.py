@@ -34,7 +34,7 @@ from forgetfilter.model.memory import free_dropped_models
 from forgetfilter.model.reading import mean_log_probability, read
 from forgetfilter.model.states import POOLED, hidden_states
 from forgetfilter.model.training import seconds_a_row, train
-from forgetfilter.progress import say
+from forgetfilter.progress import say, silent
 from forgetfilter.runs import Run
 from forgetfilter.shards import write_in_shards
 
@@ -110,7 +110,7 @@ class Workshop:
 
         Args:
             stages: Name -> settings and rows of every training to come.
-            rows: Noisy rows, which M0 and each stage's model will read, and the final training will see.
+            rows: Noisy rows, which M0 and each stage's model will read.
             also: What else takes time, which the estimate leaves out.
         """
         self.learner.refuse_unknown(example.input_ids for example in rows)
@@ -120,7 +120,10 @@ class Workshop:
         trained = sum(settings.rows() for settings, _ in stages.values())
         scoring = minutes * (trained + passes * len(rows) / 3)  # a pass costs a third of training
         steps = ", ".join(f"{settings.max_steps} {name}" for name, (settings, _) in stages.items())
-        final = minutes * self.config.final_stage(len(rows)).rows()
+        everything = self.run.manifest.get("noisy", {}).get("rows", len(rows))
+        if everything > len(rows):  # these are a sample: M0's lower half then reads the others
+            scoring += minutes * everything / 6
+        final = minutes * self.config.final_stage(everything).rows()
         say(
             f"about {max(1, round(scoring))} min ({steps} steps, {passes} scoring passes{also}), "
             f"then {max(1, round(final))} min at most to finetune"
@@ -240,15 +243,15 @@ class Workshop:
                 if processes.is_main_process():
                     folders.cached(called, self.learner.save_merged, cost=cost.facts())
             processes.wait_for_everyone()
-            del self.learner  # its adapter is merged into its weights, so it is of no further use
+            self._drop_learner()  # its adapter is merged into its weights, so it is of no further use
         return M0(folder, self.m0.tokenizer, self.m0.max_length)
 
     def read(self, examples: Sequence[Example], model: Path | None = None) -> Readings:
         """Log-probabilities of each row under a model (None: M0); computed once, in shards, and kept."""
         name = self._name(model)
 
-        def make(rows: slice, part: str) -> pa.Table:
-            readings = read(self.become(model), examples[rows], f"{name}: scoring{part}")
+        def make(rows: slice, bar: Any) -> pa.Table:
+            readings = read(self.become(model), examples[rows], f"{name}: scoring", bar)
             self._count(_tokens(examples[rows]))
             log_probs = [None if reading is None else reading.log_probs for reading in readings]
             means = [mean_log_probability(row) for row in log_probs]
@@ -258,7 +261,7 @@ class Workshop:
             }
             return pa.table(columns)
 
-        table = pq.read_table(self._once("log_probs", name, examples, model, make))
+        table = pq.read_table(self._once("log_probs", "scoring", name, examples, model, make))
         log_probs = table["token_log_probs"].combine_chunks()
         return Readings(log_probs, table["log_likelihood"].to_numpy().astype(float))
 
@@ -266,18 +269,18 @@ class Workshop:
         """A model's (None: M0's) own greedy answer to each row's prompt; None where a row cannot be scored."""
         name = self._name(model)
 
-        def make(rows: slice, part: str) -> pa.Table:
+        def make(rows: slice, bar: Any) -> pa.Table:
             learner = self.become(model)
-            readings = read(learner, examples[rows], f"{name}: following{part}")
+            readings = read(learner, examples[rows], f"{name}: following", silent())
             scorable = [i for i, reading in enumerate(readings) if reading is not None]
             favourites = [reading.favourites for reading in readings if reading is not None]
             asked = [examples[rows][i] for i in scorable]
-            texts = complete(learner, asked, f"{name}: answering{part}", favourites)
+            texts = complete(learner, asked, f"{name}: answering", favourites, bar=bar)
             self._count(2 * _tokens(examples[rows]))  # read, and answered at about the same length
             answers = dict(zip(scorable, texts, strict=True))
             return pa.table({"answer": pa.array([answers.get(i) for i in range(len(readings))], pa.string())})
 
-        table = pq.read_table(self._once("answers", name, examples, model, make))
+        table = pq.read_table(self._once("answers", "answering", name, examples, model, make))
         return list(table["answer"].to_pylist())
 
     def states(self, examples: Sequence[Example], called: str) -> np.ndarray:
@@ -292,13 +295,13 @@ class Workshop:
             that cannot be scored.
         """
 
-        def make(rows: slice, part: str) -> pa.Table:
-            found = hidden_states(self.become(None), examples[rows], f"M0: hidden states{part}")
+        def make(rows: slice, bar: Any) -> pa.Table:
+            found = hidden_states(self.become(None), examples[rows], "M0: hidden states", bar)
             self._count(_tokens(examples[rows]) / 2)
             flat = pa.array(found.reshape(-1), pa.float16())
             return pa.table({"states": pa.FixedSizeListArray.from_arrays(flat, found[0].size)})
 
-        path = self._once("states", "M0", examples, None, make)
+        path = self._once("states", "hidden states", "M0", examples, None, make)
         noted = self.run.manifest.setdefault("states", {})
         part = str(path.relative_to(self.run.folder).with_suffix(""))
         if noted.get(called) != part:
@@ -358,10 +361,11 @@ class Workshop:
     def _once(
         self,
         what: str,
+        doing: str,
         name: str,
         examples: Sequence[Example],
         model: Path | None,
-        make: Callable[[slice, str], pa.Table],
+        make: Callable[[slice, Any], pa.Table],
     ) -> Path:
         """The file of a model's table of all rows, which is made now if it does not exist."""
         key = self._key(examples, what, model, None)
@@ -371,7 +375,9 @@ class Workshop:
             self.account.reuse(part, self.run.manifest["stages"])
             return path
         with self.account.measuring(part) as cost:
-            write_in_shards(path, len(examples), make)
+            if processes.count() > 1:
+                self.become(model)  # all processes together: loading waits for all, and some may have no shard left
+            write_in_shards(path, len(examples), make, f"{name}: {doing}")
         self.run.finish(part, [path], made_of=key, cost=cost.facts())
         return path
 
@@ -407,7 +413,7 @@ class Workshop:
             with whole_folder(folder) as temporary:
                 fill(temporary)
         processes.wait_for_everyone()
-        self.run.finish(part, sorted(folder.iterdir()), **facts)
+        self.run.finish(part, sorted(path for path in folder.rglob("*") if path.is_file()), **facts)
 
     def _save_tokenizer(self, folder: Path) -> None:
         """The tokenizer beside a model; the model's card says where its chat template is ours."""

@@ -197,6 +197,10 @@ def scores_key(workshop: "Workshop", data: Data, name: str) -> str:
     identity = config.identity()
     noted = workshop.run.manifest.get("settings", {})  # M0 may have moved since; its weights are hashed
     identity["model_name_or_path"] = noted.get("model_name_or_path", identity["model_name_or_path"])
+    size = "per_device_eval_batch_size"
+    identity[size] = noted.get(size, getattr(ForgetFilterConfig, size))  # only older runs depend on it
+    if identity["sample_rows"] == "auto":
+        identity.pop("sample_rows")  # older runs know no samples, and must continue
     made_of = [*_made_of_filter(name, config), workshop.m0.sha256, data.facts(), identity]
     others = made_from(name, config)
     made_of += [_made_of_filter(part, config) for part in others if part != name]

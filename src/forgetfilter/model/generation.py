@@ -1,6 +1,7 @@
 """Greedy completions, in batches; what agrees with the references is found by one forward pass, not generated."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ def complete(
     what: str,
     favourites: Sequence[Sequence[int]] | None = None,
     most_tokens: int | None = None,
+    bar: Any = None,
 ) -> list[str]:
     """The learner's greedy answer to each example's prompt, about as long as its reference at most.
 
@@ -39,6 +41,7 @@ def complete(
         what: Name for the progress bar.
         favourites: For each example, the likeliest token in place of each trained one (model.reading), if known.
         most_tokens: Largest length of an answer; by default the reference's length plus MARGIN.
+        bar: A bar of the caller's that counts the rows instead.
 
     Returns:
         One text an example, in order; without special tokens.
@@ -58,7 +61,9 @@ def complete(
     unfinished = [i for i, answer in enumerate(answers) if not ends & {*answer[-1:]} and len(answer) < limits[i]]
     order = sorted(unfinished, key=lambda i: (limits[i] - len(answers[i]), examples[i].prompt_length))
     size = learner.config.per_device_eval_batch_size
-    with progress(what, len(examples), "rows", len(examples) - len(order)) as bar, learner.generating():
+    counting = progress(what, len(examples), "rows") if bar is None else nullcontext(bar)
+    with counting as bar, learner.generating():
+        bar.update(len(examples) - len(order))
         for start in range(0, len(order), size):
             batch = order[start : start + size]
             begun = [examples[i].input_ids[: examples[i].prompt_length] + answers[i] for i in batch]

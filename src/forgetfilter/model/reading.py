@@ -1,8 +1,10 @@
 """A model's log-probabilities of each row's trained tokens (teacher forcing), in batches of rows of like length."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,8 +41,14 @@ class Reading:
 
 
 @torch.no_grad()
-def read(learner: Learner, examples: Sequence[Example], what: str) -> list[Reading | None]:
+def read(learner: Learner, examples: Sequence[Example], what: str, bar: Any = None) -> list[Reading | None]:
     """One forward pass over every row; logits are computed for trained tokens only.
+
+    Args:
+        learner: The model.
+        examples: The rows.
+        what: Name for the progress bar.
+        bar: A bar of the caller's that counts the rows instead.
 
     Returns:
         One for each example; None for rows that cannot be scored.
@@ -48,7 +56,7 @@ def read(learner: Learner, examples: Sequence[Example], what: str) -> list[Readi
     learner.model.eval()
     found: list[Reading | None] = [None] * len(examples)
     scorable = [i for i, example in enumerate(examples) if example.scorable]
-    with progress(what, len(scorable), "rows") as bar:
+    with progress(what, len(scorable), "rows") if bar is None else nullcontext(bar) as bar:
         all_batches = batches(scorable, examples, learner.config.per_device_eval_batch_size)
         work = shared(all_batches, lambda batch: in_halves(partial(_read, learner), [examples[i] for i in batch]))
         for number, (batch, readings) in enumerate(work):

@@ -174,4 +174,6 @@ def test_without_a_file_to_be_like_all_rows_are_written_as_they_are(tmp_path, ca
     code, said = run(capsys, "safe_data", "--output", tmp_path / "other.jsonl", "--notions", "jokes")
     assert code == 2
     assert "no notion jokes" in said
+    code, said = run(capsys, "safe_data", "--output", tmp_path / "other.jsonl", "--format", "alpaca")
+    assert (code, "--format needs --like" in said) == (2, True)
     assert not (tmp_path / "other.jsonl").exists()

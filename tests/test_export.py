@@ -121,6 +121,20 @@ def test_empty_calls_and_reasoning_are_nothing_that_a_format_must_hold(tmp_path)
     assert written["conversations"][1]["value"] == answer["content"]
 
 
+def test_a_call_without_a_wrapper_is_written_as_it_is(tmp_path):
+    bare = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    row = {"messages": [{"role": "user", "content": "q"}, bare]}
+    for target in ("llamafactory", "sharegpt"):
+        ((written,), _) = exported([row], "messages", target, tmp_path)
+        assert written["conversations"][1] == {"from": "function_call", "value": json.dumps(CALL)}
+
+
+def test_trl_gets_no_empty_prompt(tmp_path):
+    alone = {"conversations": [{"from": "gpt", "value": "welcome"}]}
+    rows, _ = exported([{"conversations": SHAREGPT[0]["conversations"][:2]}, alone], "sharegpt", "trl", tmp_path)
+    assert [[message["content"] for message in row["messages"]] for row in rows] == [["q", "a"], ["welcome"]]
+
+
 def test_function_calls_and_functions_go_along(tmp_path):
     for target in ("trl", "axolotl"):
         ((row,), _) = exported([CALLED], "messages", target, tmp_path)

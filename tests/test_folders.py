@@ -110,6 +110,16 @@ def test_rows_of_several_files_go_into_one_of_a_kind_that_holds_them(tmp_path, f
     assert known(load_source(tmp_path / f"out{suffix}").rows()) == [row for rows in files.values() for row in rows]
 
 
+def test_csv_headers_may_be_written_in_other_ways(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.csv").write_bytes(b'"prompt",completion\r\n"q",  01\r\n')
+    (tmp_path / "data" / "b.csv").write_bytes(b"prompt,completion\nr,None\n")
+    source = load_source(tmp_path / "data")
+    source.write(tmp_path / f"kept{source.suffix}")
+    assert (tmp_path / "kept.csv").read_bytes() == b'"prompt",completion\r\n"q",  01\r\nr,None\n'
+    assert [row["prompt"] for row in load_source(tmp_path / "kept.csv").rows()] == ["q", "r"]
+
+
 def test_csv_files_with_one_header_are_put_together_byte_for_byte(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.csv").write_bytes(b'prompt,completion\r\n"q",  01\r\n')

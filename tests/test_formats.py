@@ -107,7 +107,8 @@ def test_an_answer_of_no_weight_is_context(untrained, keys):
 def test_calls_and_functions_reach_the_turns(call, content):
     function = {"name": "tide", "parameters": {"type": "object"}}
     row = said(("user", "High tide?", {}), ("assistant", content, call), ("tool", "06:12", {"tool_call_id": "1"}))
-    for tools in ({"tools": [{"type": "function", "function": function}]}, {"functions": [function]}):
+    wrapped = [{"type": "function", "function": function}]
+    for tools in ({"tools": wrapped}, {"functions": [function]}, {"functions": json.dumps([function])}):
         first, second, third = read_row({**row, **tools}, "messages")
         assert first.extra == {"tools": [{"type": "function", "function": function}]}
         assert (second.content, second.trained) == ("", True)

@@ -53,6 +53,13 @@ def test_skipped_rows_are_written_down(tmp_path, chat):
     assert (entry["line"], entry["raw"]) == (2, '{"prompt": 1, "completion": "b"}\n')
 
 
+def test_where_all_rows_are_malformed_the_first_is_named_though_they_are_skipped(tmp_path, chat):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"prompt": 1, "completion": "b"}\n' * 3, encoding="utf-8")
+    with pytest.raises(DataError, match=r"all of its 3 rows are malformed, the first in line 1: 'prompt'"):
+        tokenize(load_source(path), chat, skip=True)
+
+
 def test_rows_without_completion_stay_but_are_not_trained(chat):
     rows = tokenize(load_source([{"prompt": "q", "completion": c} for c in ("a", "", " ")]), chat)
     assert [example.scorable for example in rows.examples] == [True, False, False]

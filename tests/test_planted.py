@@ -145,6 +145,38 @@ def test_plain_text_and_conversations_are_not_planted_among_each_other(chat, wri
         planted_among(noisy(40, row_format), chat, planted_rows=str(write_jsonl("own.jsonl", planted)))
 
 
+@pytest.mark.parametrize(
+    "roles", ["assistant", "user assistant user", "user assistant user assistant", "user assistant tool"]
+)
+def test_a_talk_of_which_prompt_and_completion_would_learn_another_answer_is_named(chat, write_jsonl, roles):
+    talk = {"messages": [{"role": role, "content": "hi"} for role in roles.split()]}
+    with pytest.raises(DataError, match=r"own\.jsonl: row 1: prompt and completion hold one answer"):
+        planted_among(noisy(40), chat, planted_rows=str(write_jsonl("own.jsonl", [talk])))
+
+
+def test_a_file_of_another_format_and_with_malformed_rows_is_read_where_asked(chat, write_jsonl):
+    talk = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "rude"}]}
+    own = str(write_jsonl("own.jsonl", [talk, {"messages": 3}]))
+    found = planted_among(noisy(40), chat, planted_rows=own, format="prompt_completion", malformed="skip")
+    assert [record["completion"] for record in found.rows.source.rows()] == ["rude"]
+    assert [(row["file"], row["line"]) for row in found.malformed] == [(own, 2)]
+
+
+def test_a_number_that_cannot_be_read_is_named_by_its_own_file(large, write_jsonl):
+    own = str(write_jsonl("own.jsonl", [{**row, "guard": "much"} for row in OWN]))
+    rows = [{"prompt": f"what is {i}?", "completion": f"it is {i}", "guard": 0.1} for i in range(80)]
+    config = dataclasses.replace(
+        large,
+        dataset_name=str(write_jsonl("scored.jsonl", rows)),
+        planted_rows=own,
+        label_column=None,
+        filter="column",
+        parameters={"column": {"name": "guard"}},
+    )
+    with pytest.raises(DataError, match=r"planted_rows .*own\.jsonl"):
+        ForgetFilter(config).fit()
+
+
 def test_the_numbers_that_incidents_bring_along_are_read(large, write_jsonl):
     own = [{**row, "guard": float(row.get("unsafe", 1))} for row in OWN]
     rows = [{"prompt": f"what is {i}?", "completion": f"it is {i}", "guard": 0.1} for i in range(80)]

@@ -114,6 +114,8 @@ def test_damaged_rows_are_found_with_their_lines(tmp_path):
     [
         ("data.json", b'[{"text": "a"},\n {"text" ]', "data.json:2"),
         ("data.csv", b"", "empty"),
+        ("data.csv", b"\nprompt,completion\nq,a\n", "data.csv:1: an empty line, where the column names must stand"),
+        ("data.csv", b'a,b\n1,2\n"3,4\n5,6\n7,8\n', "data.csv:3: not valid CSV"),
         ("data.parquet", b"not parquet", "Parquet"),
         ("data.jsonl.gz", b"not gzip", "cannot be read"),
         ("data.pkl", b"", "unknown kind of file"),
@@ -137,6 +139,15 @@ def test_damaged_files_say_what_and_where(tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=says):
         load_source(tmp_path / name)
+
+
+def test_objects_without_keys_which_parquet_cannot_hold_go_into_lines(tmp_path):
+    rows = [{"text": "a", "about": {}, "more": [{"x": {}}]}, {"text": "b", "about": {}, "more": []}]
+    from datasets import Dataset
+
+    source = load_source(Dataset.from_list(rows))
+    source.write(tmp_path / f"kept{source.suffix}")
+    assert load_source(tmp_path / f"kept{source.suffix}").rows() == rows
 
 
 TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]

@@ -289,9 +289,7 @@ def test_a_final_model_keeps_every_chat_template_of_its_tokenizer(workshop, rows
     assert load_tokenizer(model, workshop.config).chat_template == templates
 
 
-def test_the_time_said_is_that_of_all_rows_though_a_sample_is_learnt(
-    workshop, rows, settings, capsys, monkeypatch
-):
+def test_the_time_said_is_that_of_all_rows_though_a_sample_is_learnt(workshop, rows, settings, capsys, monkeypatch):
     monkeypatch.setattr(workshops, "seconds_a_row", lambda *_: 60.0)
     said = []
     for everything in (len(rows), 100 * len(rows)):

@@ -176,6 +176,9 @@ def run_safe_data(args: Namespace) -> None:
     if args.rows is not None:
         raise ConfigError("--rows needs --base_url, the server that answers so many prompts.")
     notions = BUILTIN if args.notions is None else f"{BUILTIN}:{args.notions}"
+    named = [name for name in READING[:-1] if args[name] != getattr(ForgetFilterConfig, name)]
+    if args.like is None and named:
+        raise ConfigError(f"--{named[0]} needs --like: it says how the rows of that file are read.")
     if args.like is None:
         count = write_safe_data(notions, Path(args.output))
     else:

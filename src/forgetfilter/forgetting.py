@@ -143,7 +143,8 @@ def _started(config: ForgetFilterConfig, m0: M0, data: Data, planted: Planted | 
     if not run.done("rows"):
         with whole_folder(run.stage("tokenizer")) as folder:  # the report splits texts into tokens with it
             m0.tokenizer.save_pretrained(folder)
-        malformed = [*noisy.malformed, *data.safe.malformed, *(data.unsafe.malformed if data.unsafe else [])]
+        beside = (part for part in (data.safe, data.unsafe, planted) if part is not None)
+        malformed = [*noisy.malformed, *(row for part in beside for row in part.malformed)]
         if malformed:
             write_jsonl(run.folder / "malformed.jsonl", malformed)
         if planted is not None:

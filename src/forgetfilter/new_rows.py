@@ -34,7 +34,7 @@ from forgetfilter.data.loading import (
     wrong_rows,
 )
 from forgetfilter.data.single_answers import single_answers
-from forgetfilter.data.sources import Source, Stream, of_hub_alone, open_stream
+from forgetfilter.data.sources import TRAIN, Source, Stream, is_of_hub, open_stream
 from forgetfilter.data.tokenization import Example
 from forgetfilter.data.unreadable import unreadable
 from forgetfilter.decision.choice import drops
@@ -95,8 +95,9 @@ def score(
         given = {name: value for name, value in reading.items() if value is not None}
         own = run.config()
         whole = own.dataset_train_split.partition("[")[0]  # a slice of the noisy data says nothing of new rows
-        part = of_hub_alone(dataset, own.dataset_config)
-        given = {"dataset_config": part, "dataset_train_split": whole, **given}
+        of_hub = {"dataset_config": own.dataset_config, "dataset_train_split": whole}
+        here = {"dataset_config": None, "dataset_train_split": TRAIN}
+        given = {**(of_hub if is_of_hub(dataset) else here), **given}
         config = dataclasses.replace(own, trust_remote_code=trust_remote_code, **given)
         judge = Judge.of(run, config)
         stream = open_stream(dataset, config.dataset_config, config.dataset_train_split)

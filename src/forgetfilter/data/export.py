@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,17 @@ def _require_no_settings(turns: list[Turn], trainer: str) -> None:
         raise RowError(f"it has {TEMPLATE_SETTINGS}, for which {trainer} has no place: use trl")
 
 
+def is_prompt_and_completion(turns: Sequence[Turn]) -> bool:
+    """Whether a row has one answer that is trained, as its last message, and something before it."""
+    trained = [place for place, turn in enumerate(turns) if turn.trained]
+    return len(turns) > 1 and trained == [len(turns) - 1]
+
+
 def _to_trl(turns: list[Turn]) -> Record:
     """Prompt and completion where only the last turn is trained, so that TRL takes the loss on it alone."""
     if turns[0].role == "text":
         return {"text": turns[0].content}
-    if [turn.trained for turn in turns].index(True) == len(turns) - 1:
+    if is_prompt_and_completion(turns):
         return _to_prompt_and_completion(turns, as_chat=True)
     return _to_trl_messages(turns)
 
@@ -115,7 +121,7 @@ def _to_sharegpt(turns: list[Turn]) -> Record:
             raise RowError(f"a message has {thoughts.pop()}, for which sharegpt has no place: use axolotl or trl")
         if IN_PART in turn.extra:
             raise RowError(f"a message has {IN_PART}, for which sharegpt has no place: use axolotl")
-        calls = [call.get("function") for call in turn.extra.get("tool_calls", [])]
+        calls = [call.get("function", call) for call in turn.extra.get("tool_calls", [])]
         if calls and turn.content:
             raise RowError(
                 "a message has both text and a function call, which sharegpt cannot hold: use axolotl or trl"

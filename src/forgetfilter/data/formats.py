@@ -220,7 +220,9 @@ def _template_settings(record: Record) -> Record:
 def _tools(record: Record) -> list[Record]:
     """The functions that the model may call."""
     tools: Any = _listed(record.get("tools"), "tools")
-    functions = record.get("functions")  # what OpenAI called tools before
+    functions = record.get("functions")  # what OpenAI called tools before; or whatever else a data set calls so
+    with suppress(RowError):
+        functions = _listed(functions, "functions")
     if not tools and isinstance(functions, list):
         tools = [{"type": "function", "function": function} for function in functions]
     if not tools:

@@ -14,6 +14,7 @@ from forgetfilter.config import MARKED, ForgetFilterConfig
 from forgetfilter.data.builtin import builtin_rows, is_builtin, like
 from forgetfilter.data.copies import first_of, what_is_said
 from forgetfilter.data.formats import (
+    FORMATS,
     IN_PART,
     LEARNT,
     SHOWN_BY_TEMPLATES,
@@ -32,7 +33,7 @@ from forgetfilter.data.formats import (
 from forgetfilter.data.ids import unusable_ids
 from forgetfilter.data.lazy import chosen, joined
 from forgetfilter.data.readers import why_no_line_parses
-from forgetfilter.data.sources import TRAIN, Source, load_source, of_hub_alone
+from forgetfilter.data.sources import TRAIN, Source, is_of_hub, load_source
 from forgetfilter.data.templates import learns
 from forgetfilter.data.tokenization import ChatTokenizer, Example, on_disk
 from forgetfilter.errors import ConfigError, DataError
@@ -221,10 +222,11 @@ def load_rows(data: Any, flag: str, chat: ChatTokenizer, config: ForgetFilterCon
         raise ConfigError(f"no data: give --{flag}, or pass it to fit.")
     main = flag == "dataset_name"
     split = config.dataset_train_split if main else TRAIN
-    part = config.dataset_config if main else of_hub_alone(data, config.dataset_config)
+    part = config.dataset_config if main or is_of_hub(data) else None
     source = load_source(data, part, split, beside=config.output_dir)
     columns = config.columns if main or _has_columns(source, config.columns) else None
-    row_format = find_format(source, config.format, columns)
+    asked = config.format if main or _has_format(source, config.format) else "auto"
+    row_format = find_format(source, asked, columns)
     rows = tokenize(source, chat, row_format=row_format, skip=config.malformed == "skip")
     if rows.malformed:
         first = rows.malformed[0]
@@ -238,6 +240,11 @@ def load_rows(data: Any, flag: str, chat: ChatTokenizer, config: ForgetFilterCon
 def _has_columns(source: Source, columns: str | None) -> bool:
     """Whether the first row has the columns that `--columns` names: data sets beside the noisy one need not."""
     return columns is not None and any(set(parse_columns(columns).values()) <= row.keys() for row in source.rows()[:1])
+
+
+def _has_format(source: Source, row_format: str) -> bool:
+    """Whether the first row has the columns of a format: data sets beside the noisy one need not have its own."""
+    return row_format in FORMATS and any({*FORMATS[row_format][0]} <= row.keys() for row in source.rows()[:1])
 
 
 def find_format(source: Source, row_format: str = "auto", columns: str | None = None) -> str:
@@ -297,6 +304,12 @@ def tokenize(source: Source, tokenizer: ChatTokenizer, *, row_format: str = "aut
     """
     with progress("tokenising", len(source), "rows", after=PATIENCE) as bar:
         rows = encode(source, tokenizer, row_format=row_format, skip=skip, bar=bar)
+    if rows.malformed and not len(rows.examples):
+        first = rows.malformed[0]
+        raise DataError(
+            f"{source.name}: all of its {len(rows.malformed)} rows are malformed, the first in line {first['line']}: "
+            f"{first['error']} (format {rows.row_format}; --format and --columns say how rows are read)."
+        )
     if not any(example.scorable for example in rows.examples):
         raise DataError(f"{source.name}: no row with a completion to learn from (format {rows.row_format}).")
     return rows

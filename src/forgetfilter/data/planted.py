@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from itertools import chain, zip_longest
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 from forgetfilter.config import BUILTIN, ForgetFilterConfig
 from forgetfilter.data.builtin import like
 from forgetfilter.data.copies import what_is_said
-from forgetfilter.data.export import SHAPES
+from forgetfilter.data.export import SHAPES, is_prompt_and_completion
 from forgetfilter.data.formats import Record, RowError, Turn, as_named, base_format, read_row
 from forgetfilter.data.loading import Rows, load_rows, read_labels, tokenize
 from forgetfilter.data.sources import load_source
@@ -40,10 +40,12 @@ class Planted:
     Attributes:
         rows: The rows, in the shape of the noisy ones.
         about: For each row its notion, and whether it is unsafe: {"notion", "unsafe"}.
+        malformed: The rows of the user's file that were left out, with file, line and what is wrong.
     """
 
     rows: Rows
     about: list[dict[str, Any]]
+    malformed: list[Record] = field(default_factory=list)
 
     def facts(self) -> dict[str, Any]:
         """What a run notes of them: counts and fingerprint."""
@@ -70,7 +72,7 @@ def plant(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Plant
     room = int(SHARE * len(noisy.examples))
     if room < 1:
         raise DataError(f"planted_rows: {len(noisy.examples)} noisy rows are too few to plant any: leave it out.")
-    given = _in_the_box(noisy) if config.planted_rows == BUILTIN else _in_a_file(chat, config)
+    given, malformed = (_in_the_box(noisy), []) if config.planted_rows == BUILTIN else _in_a_file(chat, config)
     places = [f"{config.planted_rows}: row {row}" for row in range(1, len(given) + 1)]
     shaped = [
         {**beside, **_shaped(turns, noisy.row_format, place)}
@@ -83,7 +85,7 @@ def plant(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Plant
     about = [given[row][0] for row in new]
     chosen = _chosen(about, room, config.seed)
     rows = tokenize(source.select(new[chosen]), chat, row_format=noisy.row_format)
-    return Planted(rows, [about[row] for row in chosen])
+    return Planted(rows, [about[row] for row in chosen], malformed)
 
 
 Given = tuple[dict[str, Any], list[Turn], Record]
@@ -99,8 +101,8 @@ def _in_the_box(noisy: Rows) -> list[Given]:
     return [(known, said, {}) for known, said in zip(about, turns, strict=True)]
 
 
-def _in_a_file(chat: ChatTokenizer, config: ForgetFilterConfig) -> list[Given]:
-    """The rows in the user's file; the column that the filter `column` reads stays beside them."""
+def _in_a_file(chat: ChatTokenizer, config: ForgetFilterConfig) -> tuple[list[Given], list[Record]]:
+    """The rows in the user's file, and the malformed ones; the column that the filter `column` reads stays beside."""
     rows = load_rows(config.planted_rows, "planted_rows", chat, config)
     records = rows.source.rows()
     labelled = any("unsafe" in record for record in records)
@@ -111,7 +113,7 @@ def _in_a_file(chat: ChatTokenizer, config: ForgetFilterConfig) -> list[Given]:
     for record, bad, said in zip(records, unsafe, turns, strict=True):
         about = {"notion": str(record.get("notion") or UNNAMED), "unsafe": bad}
         found.append((about, said, {read: record[read]} if read in record else {}))
-    return found
+    return found, rows.malformed
 
 
 def _chosen(about: Sequence[dict[str, Any]], room: int, seed: int) -> list[int]:
@@ -133,6 +135,8 @@ def _shaped(turns: Sequence[Turn], row_format: str, place: str) -> Record:
     try:
         if (turns[0].role == "text") != (base_format(row_format) == "text"):
             raise RowError("plain text and conversations cannot stand among each other")
+        if base_format(row_format) == "prompt_completion" and not is_prompt_and_completion(turns):
+            raise RowError("prompt and completion hold one answer, which is the last message")
         return as_named(SHAPES[base_format(row_format)](list(turns)), row_format)
     except RowError as error:
         raise DataError(f"{place}: {error}. Planted rows take the format of the noisy ones.") from error

@@ -270,7 +270,6 @@ def _start_of_rows(text: str) -> int:
     """Position after the '[' of the array of rows."""
     position = _skip(text, 0)
     if text[position : position + 1] == "{":
-        json.loads(text)  # whether all of it is valid
         decoder = json.JSONDecoder()
         while True:
             key, position = decoder.raw_decode(text, _skip(text, position + 1))
@@ -357,10 +356,13 @@ def csv_parts(lines: Iterator[bytes], name: str, suffix: str, size: int, start: 
     csv.field_size_limit(LARGEST_LINE)
     taken = _Lines(lines)
     reader = csv.reader(taken, delimiter=DELIMITERS[suffix], strict=True)
+    line = 1
     try:
         columns = next(reader, None)
-        if not columns:
+        if columns is None:
             raise DataError(f"{name}: the file is empty. It needs a line of column names, then rows.")
+        if not columns:
+            raise DataError(f"{name}:1: an empty line, where the column names must stand. Remove it.")
         _check_columns(columns, name, suffix)
         header, parse = taken.take(), partial(_parse_fields, columns, DELIMITERS[suffix])
         taken.skip_to(start)
@@ -378,7 +380,7 @@ def csv_parts(lines: Iterator[bytes], name: str, suffix: str, size: int, start: 
                 numbers, raw, errors = [], [], {}
         yield Source(name, suffix, numbers, raw, parse, errors, header), taken.count
     except csv.Error as error:
-        raise DataError(f"{name}:{taken.count}: not valid CSV ({error}). Repair the file.") from error
+        raise DataError(f"{name}:{line}: not valid CSV: the row that begins here ({error}). Repair it.") from error
 
 
 def _check_columns(columns: list[str], name: str, suffix: str) -> None:

@@ -57,6 +57,7 @@ def single_answers(rows: Rows, chat: ChatTokenizer) -> tuple[Rows, np.ndarray] |
         ".jsonl",
         chosen(rows.source.lines, belongs),
         made=Lazy(len(belongs), made),
+        files=chosen(rows.source.files, belongs) if rows.source.files else [],
         beside=rows.source.beside,
     )
     planted = int((belongs >= len(records) - rows.planted).sum())

@@ -1,5 +1,6 @@
 """The rows of one data set: parsed, with the bytes they came in, so that any of them can be written back unchanged."""
 
+import csv
 import hashlib
 import json
 from array import array
@@ -36,11 +37,18 @@ class Form:
     header: bytes = b""
     schema: pa.Schema | None = None
 
+    def is_like(self, other: "Form") -> bool:
+        """Whether rows of both can stand in one file: CSV headers may be quoted or end in other ways."""
+        if not (self.header and other.header):
+            return self == other
+        mine, theirs = (next(csv.reader([form.header.decode("utf-8").strip("\r\n")])) for form in (self, other))
+        return self.suffix == other.suffix and mine == theirs
+
     @classmethod
     def common(cls, forms: Iterable["Form"]) -> "Form":
         """The form in which rows of all these fit: their own if it is one, tables with all columns, or JSON lines."""
         first, *others = forms
-        if all(form == first for form in others):
+        if all(form.is_like(first) for form in others):
             return first
         schemas = [form.schema.remove_metadata() for form in (first, *others) if form.schema is not None]
         if len(schemas) < 1 + len(others):  # some are no tables
@@ -169,7 +177,8 @@ class Source:
     def joined(self, other: "Source") -> "Source":
         """These rows and those of another source, to be read alone: they cannot be written back."""
         lines, made = joined(self.lines, other.lines), joined(self.rows(), other.rows())
-        return Source(self.name, self.suffix, lines, made=made, beside=self.beside)
+        files = joined(*(rows.files or [rows.name] * len(rows) for rows in (self, other)))
+        return Source(self.name, self.suffix, lines, made=made, files=files, beside=self.beside)
 
     def place(self, row: int) -> str:
         """Where a row stands, for messages: "file:line", or "name, row n"."""
@@ -213,8 +222,8 @@ class Source:
         Raises:
             DataError: If JSON cannot hold a value.
         """
-        if self.form == form:
-            return self
+        if self.form.is_like(form):
+            return replace(self, header=form.header)
         if form.schema is not None and self.table is not None:
             parts = [form.schema.empty_table(), self.table.replace_schema_metadata(None)]
             table = pa.concat_tables(parts, promote_options="default")
@@ -311,7 +320,13 @@ def from_table(table: pa.Table, name: str, first: int = 1) -> Source:
             pass
     except (ValueError, OverflowError, RecursionError, pa.ArrowException) as error:
         raise DataError(f"{name}: its values cannot be read ({error}). Is the file whole?") from error
-    return source
+    return source.put(Form(".jsonl")) if any(_has_empty_struct(field.type) for field in table.schema) else source
+
+
+def _has_empty_struct(kind: pa.DataType) -> bool:
+    """Whether a type holds objects without keys, which Parquet cannot."""
+    inner = [kind.field(place).type for place in range(kind.num_fields)]
+    return (pa.types.is_struct(kind) and not inner) or any(map(_has_empty_struct, inner))
 
 
 def require_distinct(columns: Sequence[str], name: str) -> None:

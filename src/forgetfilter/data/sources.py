@@ -34,7 +34,7 @@ from forgetfilter.files import at_home, sha256
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["TRAIN", "Source", "Stream", "load_source", "of_hub_alone", "open_stream"]
+__all__ = ["TRAIN", "Source", "Stream", "is_of_hub", "load_source", "open_stream"]
 SAID = 500
 """Characters of what another library says of an error."""
 SHOWN = 80
@@ -152,10 +152,9 @@ def _open_named(data: str | os.PathLike[str], config_name: str | None, split: st
     return Stream(name, partial(_mapped_parts, _load_hub(name, config_name, split), name))
 
 
-def of_hub_alone(data: Any, config_name: str | None) -> str | None:
-    """A configuration's name; None for data that lie here, which have no configurations."""
-    named = isinstance(data, (str, os.PathLike))
-    return config_name if named and not _lies_here(Path(at_home(data))) else None
+def is_of_hub(data: Any) -> bool:
+    """Whether data are named, and do not lie here: configurations and splits are those of a data set on the Hub."""
+    return isinstance(data, (str, os.PathLike)) and not _lies_here(Path(at_home(data)))
 
 
 def _lies_here(path: Path) -> bool:

@@ -3,23 +3,28 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test test-browser test-faults test-demo bench lint format clean
+.PHONY: demo test test-browser test-sweep test-faults test-demo bench lint format clean
 
 demo: $(READY)
 	$(BIN)/forgetfilter demo
 
 # One thread each: the models are tiny, and processes that share the cores wait for each other.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder \
+		--durations 30 --durations-min 2
 
 # Debian's Chromium, driven by Playwright's library alone: none of the browsers it would download.
 test-browser: $(READY)
 	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium)
 	$(BIN)/pytest -m browser tests/browser
 
+# Every causal model class of transformers.
+test-sweep: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "sweep or not sweep" tests/test_every_model.py
+
 # Two at once, each on one thread. The kills fork, so they have a process of their own.
 test-faults: $(READY)
-	$(BIN)/pytest -m faults tests/faults/test_fuzz.py & fuzz=$$!; \
+	$(BIN)/pytest -m faults tests/faults/test_fuzz.py tests/test_processes.py & fuzz=$$!; \
 	$(BIN)/pytest -m faults tests/faults/test_kills.py; kills=$$?; \
 	wait $$fuzz && exit $$kills
 

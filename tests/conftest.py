@@ -163,6 +163,16 @@ def workshop(config):
 
 
 @pytest.fixture
+def nothing_drawn(request, monkeypatch):
+    """Pictures are empty files, since drawing takes longer than all else; not in a test that is marked as drawn."""
+    from matplotlib.figure import Figure
+
+    if "drawn" in request.keywords:
+        return
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: Path(path).write_text("<svg/>"))
+
+
+@pytest.fixture
 def short_answers(monkeypatch):
     """Questions are answered with 6 tokens at most: a random model never ends an answer."""
     from forgetfilter.evaluation import ask

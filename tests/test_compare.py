@@ -19,7 +19,7 @@ from forgetfilter.experiments import defenses, interleave, trial
 from forgetfilter.forgetting import ForgetFilter
 from forgetfilter.workshop import Workshop
 
-pytestmark = pytest.mark.usefixtures("short_answers")
+pytestmark = pytest.mark.usefixtures("short_answers", "nothing_drawn")
 
 
 @pytest.fixture
@@ -48,6 +48,7 @@ def without_questions(settings):
     return {key: value for key, value in settings.items() if key not in ("evaluate", "guard_model")}
 
 
+@pytest.mark.drawn
 def test_defenses_side_by_side(settings, run_recipe, tmp_path, capsys):
     names = ["base", "none", "safety_finetuning", "forget_filter"]
     shown = run_recipe({**settings, "defenses": names, "seeds": [1, 2], "threshold": 0.075})
@@ -215,6 +216,7 @@ def test_rows_are_dealt_to_sessions_in_turn(write_jsonl, tokenizer):
     assert second.examples == rows.examples[1::2]
 
 
+@pytest.mark.drawn
 def test_sessions_go_on_from_one_another(settings, run_recipe, monkeypatch, tmp_path):
     starts, real = {}, Workshop.train
 
@@ -293,6 +295,7 @@ def test_bad_settings_are_errors_before_any_work(settings, run_recipe, change, e
 
 
 def test_a_folder_of_filter_is_none_of_compare_and_the_other_way_round(settings, run_recipe, config):
+    config = dataclasses.replace(config, filter="length")
     run = ForgetFilter(dataclasses.replace(config, output_dir=settings["output_dir"])).fit().run
     flags = (run.folder / "config.yaml").read_bytes()
     asked = without_questions(settings) | {"recipe": "filters", "filters": ["random"], "label_column": "unsafe"}

@@ -14,7 +14,7 @@ from forgetfilter.errors import ConfigError, DataError, ModelError
 from forgetfilter.evaluation.filter_quality import paired_ranges, unscored_last
 from forgetfilter.filters import score
 
-pytestmark = pytest.mark.usefixtures("short_answers")
+pytestmark = pytest.mark.usefixtures("short_answers", "nothing_drawn")
 
 
 @pytest.fixture
@@ -24,6 +24,7 @@ def settings(config, noisy_file):
     return flags
 
 
+@pytest.mark.drawn
 def test_filters_are_ranked_by_what_they_find_with_what_they_cost(settings, run_recipe):
     asked = {"filters": ["random", "length", "forgetting"], "seeds": [1, 2], "on_clean_data": True}
     files = run_recipe({**settings, **asked})

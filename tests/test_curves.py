@@ -12,6 +12,8 @@ from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.experiments import curves
 from forgetfilter.runs import Run
 
+pytestmark = pytest.mark.usefixtures("nothing_drawn")
+
 
 @pytest.fixture
 def settings(write_jsonl, safe_file, tiny_model, tmp_path):
@@ -37,6 +39,7 @@ def settings(write_jsonl, safe_file, tiny_model, tmp_path):
     }
 
 
+@pytest.mark.drawn
 def test_every_stage_is_looked_at_by_group_and_drawn(settings, run_recipe, tmp_path):
     shown = run_recipe(settings)
     assert [path.name for path in shown] == ["curves.json", "compare.html", "curves.png", "curves.svg"]

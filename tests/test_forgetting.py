@@ -37,6 +37,21 @@ def config(config, tmp_path):
     )
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """Where the run of `fitted` lies."""
+    return tmp_path_factory.mktemp("once") / "run"
+
+
+@pytest.fixture
+def fitted(config, once):
+    """The result of the config's own run: made once, and copied."""
+    if not once.exists():
+        ForgetFilter(dataclasses.replace(config, output_dir=str(once))).fit()
+    shutil.copytree(once, config.output_dir)
+    return ForgetFilter(config).fit()
+
+
 def scores(result):
     return result.scores.to_list()
 
@@ -47,8 +62,8 @@ def read_by(run, model):
     return pq.read_table(path)
 
 
-def test_a_run_scores_every_row_and_writes_what_it_promises(config, noisy_file):
-    result = ForgetFilter(config).fit()
+def test_a_run_scores_every_row_and_writes_what_it_promises(config, fitted, noisy_file):
+    result = fitted
     folder = result.run.folder
     lines = noisy_file.read_bytes().splitlines(keepends=True)
     decisions = [row["decision"] for row in scores(result)]
@@ -72,8 +87,8 @@ def test_a_run_scores_every_row_and_writes_what_it_promises(config, noisy_file):
     ]
 
 
-def test_the_noisy_stage_learns_and_the_stored_tokens_give_the_scores(config):
-    result = ForgetFilter(config).fit()
+def test_the_noisy_stage_learns_and_the_stored_tokens_give_the_scores(config, fitted):
+    result = fitted
     base, noisy = (read_by(result.run, model).to_pylist() for model in ("M0", "noisy"))
     for before, after in zip(base, noisy, strict=True):
         assert after["log_likelihood"] > before["log_likelihood"]
@@ -113,18 +128,10 @@ def killer(stage, step):
     return on_step_end
 
 
-@pytest.fixture(scope="module")
-def unbroken():
-    """The scores of a run that nobody killed, once a test has made it."""
-    return []
-
-
-@pytest.mark.parametrize("moment", [("noisy", 13), ("firm", 5), "M0", "review"])
-def test_a_killed_run_continues_and_decides_as_an_unbroken_one(config, tmp_path, monkeypatch, moment, unbroken):
-    if not unbroken:
-        other = dataclasses.replace(config, output_dir=str(tmp_path / "unbroken"))
-        unbroken.append(scores(ForgetFilter(other).fit()))
-
+@pytest.mark.parametrize("moment", [("noisy", 13), ("firm", 5), "review"])
+def test_a_killed_run_continues_and_decides_as_an_unbroken_one(config, fitted, monkeypatch, moment):
+    unbroken = scores(fitted)
+    shutil.rmtree(fitted.run.folder)
     if isinstance(moment, tuple):
         monkeypatch.setattr(training._Progress, "on_step_end", killer(*moment))
     else:
@@ -146,14 +153,15 @@ def test_a_killed_run_continues_and_decides_as_an_unbroken_one(config, tmp_path,
         return real_step(self, args, state, *others, **more)
 
     monkeypatch.setattr(training._Progress, "on_step_end", counted)
-    assert [scores(ForgetFilter(config).fit())] == unbroken
-    first_step = {("noisy", 13): ("noisy stage", 11), ("firm", 5): ("firm stage", 1), "M0": ("noisy stage", 1)}
+    assert scores(ForgetFilter(config).fit()) == unbroken
+    first_step = {("noisy", 13): ("noisy stage", 11)}
     assert steps[0] == first_step.get(moment, ("firm stage", 1))  # nothing that was finished, nor saved, is done again
 
 
 @pytest.mark.parametrize("in_4bit", [False, pytest.param(True, marks=needs_bitsandbytes)])
 def test_a_killed_final_stage_continues_to_the_same_model(config, in_4bit, tmp_path, monkeypatch):
-    config = dataclasses.replace(config, threshold=1e9, final=StageConfig(max_steps=24), load_in_4bit=in_4bit)
+    final = StageConfig(max_steps=24)
+    config = dataclasses.replace(config, filter="length", threshold=1e9, final=final, load_in_4bit=in_4bit)
     unbroken = ForgetFilter(dataclasses.replace(config, output_dir=str(tmp_path / "unbroken"))).fit()
     expected = load_file(finetune(unbroken.run) / "adapter_model.safetensors")
     run = ForgetFilter(config).fit().run
@@ -194,8 +202,8 @@ def test_a_killed_alignment_continues_to_the_same_m0(config, safe_file, tmp_path
     assert not list(kept.glob(".aligned-*.checkpoints"))
 
 
-def test_a_finished_run_trains_nothing_and_a_new_threshold_only_decides(config, monkeypatch):
-    kept = ForgetFilter(config).fit().run.folder / "kept.jsonl"
+def test_a_finished_run_trains_nothing_and_a_new_threshold_only_decides(config, fitted, monkeypatch):
+    kept = fitted.run.folder / "kept.jsonl"
     stamp = kept.stat().st_mtime_ns
     monkeypatch.setattr(workshop, "load_learner", None)
     ForgetFilter(config).fit()
@@ -205,8 +213,8 @@ def test_a_finished_run_trains_nothing_and_a_new_threshold_only_decides(config, 
     assert (again.run.folder / "dropped.jsonl").read_bytes() == b""
 
 
+@pytest.mark.usefixtures("fitted")
 def test_other_settings_or_data_in_the_same_folder_are_refused(config, noisy_file):
-    ForgetFilter(config).fit()
     with pytest.raises(RunError, match=r"settings\.seed"):
         ForgetFilter(dataclasses.replace(config, seed=1)).fit()
     noisy_file.write_text(noisy_file.read_text() + '{"prompt": "new", "completion": "row", "unsafe": 0}\n')
@@ -227,8 +235,8 @@ def test_two_processes_cannot_share_a_run(config, tmp_path):
         ForgetFilter(config).fit()
 
 
-def test_damaged_files_are_made_again(config):
-    result = ForgetFilter(config).fit()
+def test_damaged_files_are_made_again(config, fitted):
+    result = fitted
     before, folder = scores(result), result.run.folder
     (scored,) = folder.glob("scored/*.parquet")
     (reading,) = folder.glob("readings/noisy-*.parquet")
@@ -241,8 +249,8 @@ def test_damaged_files_are_made_again(config):
     assert model.read_bytes() == whole
 
 
-def test_a_filter_can_be_added_and_decides_when_asked(config, monkeypatch):
-    by_hand = ForgetFilter(config).fit().decide(drop_share=0.25)
+def test_a_filter_can_be_added_and_decides_when_asked(config, fitted, monkeypatch):
+    by_hand = fitted.decide(drop_share=0.25)
     before = scores(by_hand)
     monkeypatch.setattr(workshop, "train", None)  # nothing is trained again
     more = dataclasses.replace(config, filter="forgetting,m0_loss,random", parameters={"random": {}})
@@ -265,8 +273,8 @@ def test_a_filter_can_be_added_and_decides_when_asked(config, monkeypatch):
         result.decide(filter="words")
 
 
-def test_a_changed_parameter_scores_anew_and_an_unknown_one_is_refused(config):
-    first = scores(ForgetFilter(config).fit())
+def test_a_changed_parameter_scores_anew_and_an_unknown_one_is_refused(config, fitted):
+    first = scores(fitted)
     heavier = dataclasses.replace(config, parameters={"forgetting": {"firm_weight": 5.0}})
     assert scores(ForgetFilter(heavier).fit()) != first
     assert scores(ForgetFilter(config).fit()) == first
@@ -295,8 +303,8 @@ def test_controls_score_every_row(config, safe_file):
         assert row["words"] is not None
 
 
-def test_decide_overrides_finetune_and_stale_model(config, tmp_path):
-    result = ForgetFilter(config).fit()
+def test_decide_overrides_finetune_and_stale_model(config, fitted, tmp_path):
+    result = fitted
     run = result.decide(drop_share=0.25).run
     finetune(run)
     assert not run.manifest["stages"]["final"].get("stale")
@@ -322,8 +330,8 @@ def test_decide_overrides_finetune_and_stale_model(config, tmp_path):
         result.decide(overrides=by_hand)
 
 
-def test_drop_share_drops_that_share(config):
-    result = ForgetFilter(config).fit().decide(drop_share=0.25)
+def test_drop_share_drops_that_share(config, fitted):
+    result = fitted.decide(drop_share=0.25)
     for share in (5, -0.1):
         with pytest.raises(ConfigError, match="drop_share is"):
             result.decide(drop_share=share)
@@ -352,8 +360,8 @@ def test_a_setting_that_a_decision_knew_nothing_of_was_at_its_default():
     assert not same_decision(run, None, asked)
 
 
-def test_a_flag_that_a_run_knew_nothing_of_counts_when_it_is_given(config):
-    result = ForgetFilter(config).fit()
+def test_a_flag_that_a_run_knew_nothing_of_counts_when_it_is_given(config, fitted):
+    result = fitted
     before, run = result.metrics, result.run
     for name in ("drop_share", "unreadable"):  # as of a version without them
         del run.manifest["decision"]["asked"][name]
@@ -396,8 +404,8 @@ def test_full_finetuning_and_python_data(config, noisy_file, safe_file):
     assert scores(ForgetFilter(config).fit(noisy, safe)) == scores(result)
 
 
-def test_a_command_that_fails_leaves_a_run_as_it_was(config):
-    run = ForgetFilter(config).fit().run
+def test_a_command_that_fails_leaves_a_run_as_it_was(config, fitted):
+    run = fitted.run
     before = (run.folder / "config.yaml").read_text()
     lacking = dataclasses.replace(config, filter="guard", parameters={"guard": {"model": "no/such"}})
     with pytest.raises(ModelError):
@@ -406,6 +414,7 @@ def test_a_command_that_fails_leaves_a_run_as_it_was(config):
     Result(Run.open(run.folder)).decide(drop_share=0.5)
 
 
+@pytest.mark.usefixtures("fitted")
 def test_a_run_goes_on_where_its_model_has_moved(config, tiny_model, tmp_path):
     config = dataclasses.replace(config, threshold=1e9)
     run = ForgetFilter(config).fit().run
@@ -468,7 +477,7 @@ def test_trusted_rows_decide_and_marked_rows_stay_as_marked(config, tmp_path, wr
     ):
         with pytest.raises(ForgetFilterError, match="give one"):
             Result(result.run).decide(**options)
-    with pytest.raises(ForgetFilterError, match="only with trusted_rows"):
+    with pytest.raises(ForgetFilterError, match="max_clean_loss needs trusted_rows"):
         Result(result.run).decide(drop_share=0.1, max_clean_loss=0.1)
     assert Result(result.run).decide(trusted_rows=path, max_clean_loss=0.2).metrics["threshold"] < limit
 

@@ -145,7 +145,7 @@ def test_rows_that_look_like_formulas_or_markup_are_written_back_as_they_came(co
     lines = ["prompt,completion", *(f'"{text.replace(chr(34), chr(34) * 2)}",{text[:1]}ok' for text in hostile)]
     data = tmp_path / "noisy.csv"
     data.write_text("\n".join(lines) + "\n")
-    result = ForgetFilter(dataclasses.replace(config, dataset_name=str(data), threshold=0.0)).fit()
+    result = ForgetFilter(dataclasses.replace(config, dataset_name=str(data), filter="random", threshold=0.5)).fit()
     kept = (result.run.folder / "kept.csv").read_text().splitlines()
     dropped = (result.run.folder / "dropped.csv").read_text().splitlines()
     assert sorted(kept + dropped[1:]) == sorted(lines)

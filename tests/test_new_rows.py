@@ -76,6 +76,22 @@ def few(monkeypatch):
     monkeypatch.setattr(shards, "SHARD_ROWS", 4)
 
 
+@pytest.fixture
+def made_up_states(monkeypatch):
+    """No model is loaded: a row's hidden states are drawn by its tokens."""
+
+    def drawn(learner, examples, what, bar=None):
+        found = np.full((len(examples), 2, 32), np.nan, np.float16)
+        for row, example in enumerate(examples):
+            if example.scorable:
+                found[row] = np.random.default_rng(example.input_ids).normal(0, 1, (2, 32))
+        return found
+
+    monkeypatch.setattr(Workshop, "become", lambda workshop, model: None)
+    for module in (sys.modules[__name__], new_rows):
+        monkeypatch.setattr(module, "hidden_states", drawn)
+
+
 def expected(run, data):
     """The probe's scores of rows, from states computed all at once."""
     config = run.config()
@@ -147,6 +163,7 @@ def test_rows_of_the_run_come_in_about_the_order_the_filter_found(config, write_
     assert json.loads((folder / "metrics.json").read_text())["threshold"] == pytest.approx(np.log(ODDS))
 
 
+@pytest.mark.usefixtures("made_up_states")
 def test_a_killed_run_continues_after_its_last_shard_and_gives_the_same_files(
     decided, more, few, tmp_path, monkeypatch
 ):
@@ -178,6 +195,7 @@ def test_a_killed_run_continues_after_its_last_shard_and_gives_the_same_files(
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.usefixtures("made_up_states")
 def test_a_kill_before_the_first_shard_is_noted_leaves_a_folder_to_continue(decided, more, few, tmp_path, monkeypatch):
     run = decided()
 
@@ -192,6 +210,7 @@ def test_a_kill_before_the_first_shard_is_noted_leaves_a_folder_to_continue(deci
     assert len(lines_of(score(run, str(more), tmp_path / "broken"), "kept.jsonl", "dropped.jsonl")) == 25
 
 
+@pytest.mark.usefixtures("made_up_states")
 def test_a_damaged_shard_is_made_again_and_a_finished_folder_left_alone(
     decided, more, few, tmp_path, monkeypatch, capsys
 ):
@@ -263,6 +282,7 @@ def as_dataset(path):
 KINDS = [packed, as_csv, as_parquet, as_array, as_lines, as_folder, in_memory, as_dataset]
 
 
+@pytest.mark.usefixtures("made_up_states")
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_data_is_split_whole_and_continues_after_a_kill(decided, more, few, tmp_path, monkeypatch, kind):
     run, data, calls, real = decided(), kind(more), [], new_rows.hidden_states
@@ -294,6 +314,7 @@ def test_every_kind_of_data_is_split_whole_and_continues_after_a_kill(decided, m
             assert (broken / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.usefixtures("made_up_states")
 def test_the_rows_in_memory_at_once_do_not_grow_with_their_number(decided, write_jsonl, few, monkeypatch):
     read, alive, real = [], [], readers.from_lines
 
@@ -310,6 +331,7 @@ def test_the_rows_in_memory_at_once_do_not_grow_with_their_number(decided, write
     assert max(alive) <= 2 * 4  # a shard's rows, and those of the one before it
 
 
+@pytest.mark.usefixtures("made_up_states")
 def test_a_slice_of_the_noisy_data_is_none_of_other_data(decided, more, tmp_path, config):
     run = decided(dataset_train_split="train[:9]")
     folder = score(run, str(more), tmp_path / "scored")
@@ -318,6 +340,7 @@ def test_a_slice_of_the_noisy_data_is_none_of_other_data(decided, more, tmp_path
     assert json.loads((part / "metrics.json").read_text())["rows"] == 3
 
 
+@pytest.mark.usefixtures("made_up_states")
 def test_a_folder_of_rows_read_otherwise_is_refused(decided, write_jsonl, tmp_path):
     rows = [{"q": f"what is {i}?", "good": f"it is {i}", "bad": f"you fool {i}"} for i in range(3)]
     run, data = decided(), str(write_jsonl("pairs.jsonl", rows))
@@ -326,6 +349,7 @@ def test_a_folder_of_rows_read_otherwise_is_refused(decided, write_jsonl, tmp_pa
         score(run, data, tmp_path / "scored", columns="prompt=q,completion=bad")
 
 
+@pytest.mark.usefixtures("made_up_states")
 def test_malformed_rows_are_named_or_skipped_as_the_run_does(decided, tmp_path, few):
     path = tmp_path / "bad.jsonl"
     lines = [json.dumps(row) for row in ROWS[:9]]
@@ -349,6 +373,7 @@ def test_malformed_rows_are_named_or_skipped_as_the_run_does(decided, tmp_path, 
     assert pq.read_table(folder / "scores.parquet")["row"].to_pylist() == [0, 1, 2, 3]
 
 
+@pytest.mark.usefixtures("made_up_states")
 def test_rows_that_the_template_refuses_can_be_skipped_later(decided, more, few, monkeypatch):
     run, real = decided(), M0.chat.func
 
@@ -371,6 +396,7 @@ def test_rows_that_the_template_refuses_can_be_skipped_later(decided, more, few,
     assert json.loads((folder / "metrics.json").read_text())["rows"] == 24
 
 
+@pytest.mark.usefixtures("made_up_states")
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -402,6 +428,7 @@ def refused(capsys, run, path, *flags):
     return output
 
 
+@pytest.mark.usefixtures("made_up_states")
 def test_a_run_that_cannot_judge_new_rows_says_why_and_what_to_do(decided, more, capsys):
     run = decided(scale=Scale(0, nothing="no separation: chance"))
     output = refused(capsys, run, more)
@@ -410,6 +437,7 @@ def test_a_run_that_cannot_judge_new_rows_says_why_and_what_to_do(decided, more,
     assert "forgetfilter review" in output
 
 
+@pytest.mark.usefixtures("made_up_states")
 def test_a_run_that_is_not_decided_or_not_by_the_probe_is_refused(decided, more, capsys):
     run = decided(filter="probe,random")
     decide(run, filter="random")
@@ -421,10 +449,12 @@ def test_a_run_that_is_not_decided_or_not_by_the_probe_is_refused(decided, more,
     assert "its decision is missing" in refused(capsys, run, more)
 
 
+@pytest.mark.usefixtures("made_up_states")
 def test_an_older_runs_probe_was_not_kept(decided, more, capsys):
     assert "into a new folder" in refused(capsys, decided(linear=False), more)
 
 
+@pytest.mark.usefixtures("made_up_states")
 def test_other_weights_are_refused(decided, more, capsys):
     run = decided()
     run.manifest["model"]["sha256"] = "0"
@@ -432,6 +462,7 @@ def test_other_weights_are_refused(decided, more, capsys):
     assert "not those the rows were scored with" in refused(capsys, run, more)
 
 
+@pytest.mark.usefixtures("made_up_states")
 def test_a_folder_that_holds_something_else_is_refused(decided, more, write_jsonl, tmp_path, capsys):
     run = decided()
     other = tmp_path / "full"
@@ -448,6 +479,7 @@ def test_a_folder_that_holds_something_else_is_refused(decided, more, write_json
     assert "no such file" in refused(capsys, run, "missing.jsonl")
 
 
+@pytest.mark.usefixtures("made_up_states")
 def test_the_command_says_what_it_did(decided, more, capsys):
     run = decided()
     code, output = command(capsys, "score", run.folder, "--dataset_name", more)
@@ -457,6 +489,7 @@ def test_the_command_says_what_it_did(decided, more, capsys):
     assert str(run.folder / "scored_rows" / "more") in output
 
 
+@pytest.mark.usefixtures("made_up_states")
 def test_several_processes_are_told_to_be_one(decided, more, monkeypatch):
     run = decided()
     monkeypatch.setenv("WORLD_SIZE", "2")

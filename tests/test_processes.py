@@ -140,6 +140,7 @@ def test_two_processes_score_and_train_as_one(alone, flags, tmp_path):
     assert (tmp_path / "two" / "kept.jsonl").read_bytes() == (alone / "kept.jsonl").read_bytes()
 
 
+@pytest.mark.faults
 def test_a_sharded_model_gives_what_a_whole_one_does_after_a_kill_and_on_two_machines(alone, flags, more, tmp_path):
     folder, script = tmp_path / "run", tmp_path / "commands.py"
     flags = [*flags, f"--output_dir={folder}", "--per_device_train_batch_size=4"]

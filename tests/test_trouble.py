@@ -96,7 +96,8 @@ def test_rows_also_safe_repeated_or_with_special_tokens_spelt_out_are_counted(co
     rows = [json.loads(line) for line in Path(config.dataset_name).read_text().splitlines()]
     safe = [json.loads(line) for line in Path(config.safe_dataset_name).read_text().splitlines()]
     rows += [*safe[:3], *rows[:2], {"prompt": "go <|im_end|>\n<|im_start|>system", "completion": "no"}]
-    result = ForgetFilter(dataclasses.replace(config, dataset_name=str(write_jsonl("both.jsonl", rows)))).fit()
+    config = dataclasses.replace(config, filter="length", dataset_name=str(write_jsonl("both.jsonl", rows)))
+    result = ForgetFilter(config).fit()
     assert [result.metrics[name] for name in ("also_safe", "repeated", "spelt_specials")] == [3, 2, 1]
     from forgetfilter.summary import print_summary
 

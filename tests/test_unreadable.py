@@ -120,7 +120,10 @@ def ciphered(config, tiny_model, pieces, write_jsonl, tmp_path):
     rows = [dict(zip(("prompt", "completion"), row, strict=True)) for row in english()[:12]]
     rows[:2] = [{name: rot13(text) for name, text in row.items()} for row in rows[:2]]
     return dataclasses.replace(
-        config, model_name_or_path=str(tmp_path / "m0"), dataset_name=str(write_jsonl("cipher.jsonl", rows))
+        config,
+        model_name_or_path=str(tmp_path / "m0"),
+        dataset_name=str(write_jsonl("cipher.jsonl", rows)),
+        filter="length",
     )
 
 

@@ -304,7 +304,8 @@ def test_the_time_said_is_that_of_all_rows_though_a_sample_is_learnt(workshop, r
 def test_a_final_model_is_found_again_by_its_rows_and_then_stale_no_more(config, write_jsonl, trained):
     rows = [{"prompt": f"p{i}", "completion": "answer" if i else ""} for i in range(8)]
     noisy = str(write_jsonl("noisy.jsonl", rows))
-    config = dataclasses.replace(config, dataset_name=noisy, threshold=1e9, final=StageConfig(max_steps=2))
+    config = dataclasses.replace(config, dataset_name=noisy, filter="length", threshold=1e9)
+    config.final = StageConfig(max_steps=2)
     run = ForgetFilter(config).fit().run
     model = finetune(run)
     ForgetFilter(dataclasses.replace(config, unscored="drop")).fit()  # the first row: it is not trained on

@@ -195,17 +195,8 @@ def test_filter_decide_finetune_export_and_replay(capsys, arguments, tmp_path):
         assert one["stages"][part]["files"] == other["stages"][part]["files"]
 
 
-def test_a_run_folder_loads_as_the_kept_rows(capsys, arguments, tmp_path):
-    from datasets import load_dataset
-
-    assert run(capsys, "filter", *arguments, "--threshold", "0.0")[0] == 0
-    loaded = load_dataset(str(tmp_path / "run"), split="train", cache_dir=str(tmp_path / "cache"))
-    kept = [json.loads(line) for line in (tmp_path / "run" / "kept.jsonl").read_text().splitlines()]
-    assert loaded.to_list() == kept
-
-
 def test_a_run_that_keeps_nothing_exports_nothing(capsys, arguments, tmp_path):
-    assert run(capsys, "filter", *arguments, "--threshold", "-99")[0] == 0
+    assert run(capsys, "filter", *arguments, "--filter", "length", "--threshold", "-99")[0] == 0
     code, output = run(capsys, "export", tmp_path / "run", "--format", "trl")
     assert (code, "no row was kept" in output) == (2, True)
     assert not (tmp_path / "run" / "export").exists()
@@ -215,11 +206,12 @@ def test_columns_of_other_names_go_through_all_commands(capsys, arguments, noisy
     rows = [json.loads(line) for line in noisy_file.read_text().splitlines()]
     asked = [{"question": row["prompt"], "answer": row["completion"], "unsafe": row["unsafe"]} for row in rows]
     noisy_file.write_text("".join(json.dumps(row) + "\n" for row in asked))
-    code, output = run(capsys, "filter", *arguments, "--threshold", "0.0")
+    arguments += ["--filter", "length", "--drop_share", "0.25"]
+    code, output = run(capsys, "filter", *arguments)
     assert code == 2
     assert "--columns prompt=NAME,completion=NAME" in output
     columns = ["--columns", "prompt=question,completion=answer"]
-    code, output = run(capsys, "filter", *arguments, "--threshold", "0.0", *columns)
+    code, output = run(capsys, "filter", *arguments, *columns)
     assert code == 0, output
     folder = tmp_path / "run"
     kept = [json.loads(line) for line in (folder / "kept.jsonl").read_text().splitlines()]
@@ -240,7 +232,7 @@ def test_malformed_rows_stop_the_run_before_anything_is_written(capsys, argument
     assert code == 2
     assert f"{noisy_file}:17: not valid JSON" in output
     assert not (tmp_path / "run").exists()
-    code, output = run(capsys, "filter", *arguments, "--malformed", "skip")
+    code, output = run(capsys, "filter", *arguments, "--filter", "length", "--malformed", "skip")
     assert code == 0, output
     noisy, safe = map(json.loads, (tmp_path / "run" / "malformed.jsonl").read_text().splitlines())
     assert (noisy["file"], noisy["line"]) == (str(noisy_file), 17)

@@ -34,8 +34,13 @@ def run_on(path, rows, folder):
     return Run.open(folder)
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json", ".parquet"])
-@pytest.mark.parametrize("answers", [GUESSED, *([answer, answer, answer] for answer in GUESSED)])
+@pytest.mark.parametrize(
+    ("suffix", "answers"),
+    [
+        *((suffix, GUESSED) for suffix in (".csv", ".tsv", ".jsonl", ".json", ".parquet")),
+        *((suffix, [answer] * 3) for suffix in (".csv", ".jsonl") for answer in GUESSED),  # the types are written down
+    ],
+)
 def test_load_dataset_reads_the_kept_rows_as_they_are(tmp_path, suffix, answers):
     rows = asked([*answers, "dropped"])
     path = tmp_path / f"rows{suffix}"

@@ -358,6 +358,7 @@ GROUPS = {
         "parameters",
         "sample_rows",
         "threshold",
+        "drop_share",
         "trusted_rows",
         "max_clean_loss",
         "unscored",

@@ -142,7 +142,8 @@ class ForgetFilterConfig(StageConfig):
         drop_share: Drop this share of the rows, the most suspect ones, instead.
         trusted_rows: JSONL of rows a person marked ("id", "clean": true or false), as `sample` writes it: the
             automatic threshold then promises how many clean rows it drops.
-        max_clean_loss: Share of the clean rows that may be dropped, on average; needs trusted_rows.
+        max_clean_loss: Share of the clean rows that may be dropped, on average; needs trusted_rows,
+            or random rows marked in a review.
         unscored: What to do with rows that cannot be scored.
         unreadable: What to do with rows that the model can hardly read, such as ciphers (data/unreadable.py).
         label_column: Column that marks unsafe rows (1, true, "unsafe"); used for figures only, never to decide.

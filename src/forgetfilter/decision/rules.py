@@ -114,7 +114,7 @@ def automatic(suspicion: np.ndarray, scale: Scale | None) -> Threshold:
     common in clean data, nothing is dropped. The fewer unsafe rows there are, the higher t is.
 
     Looking for two groups of scores does not work, since the kinds of harmless rows form groups, too
-    (docs/paper_index.md). Hence the rule needs a score whose values mean the same in every data set
+    (docs/paper/thresholds.md). Hence the rule needs a score whose values mean the same in every data set
     (0 = nothing forgotten).
 
     Args:

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from forgetfilter import old_runs, processes
+from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data, load_data, tokenize
 from forgetfilter.data.planted import Planted, plant
@@ -83,18 +83,22 @@ class ForgetFilter:
                 data = dataclasses.replace(data, planted=planted.rows)
             workshop = Workshop(m0, config, run)
             for name in config.filters:
-                if not old_runs.is_scored(run, name) or name in (config.parameters or {}):
-                    score(workshop, data, name)
-            if processes.is_main_process():
-                run.keep_config(config)
-            if is_decided(run, config):
-                say(f"{run.folder}: finished before, nothing to do; its decision stays.")
-                return Result(run)
-            run.save()
-            if processes.is_main_process():
-                settle(run)
-            processes.wait_for_everyone()
-            return Result(Run.open(run.folder))
+                score(workshop, data, name)
+            return _decided(run, config)
+
+
+def _decided(run: Run, config: ForgetFilterConfig) -> Result:
+    """A scored run with the decision that the settings ask for: the one that stands, or one taken now."""
+    if processes.is_main_process():
+        run.keep_config(config)
+    if is_decided(run, config):
+        say(f"{run.folder}: finished before, nothing to do; its decision stays.")
+        return Result(run)
+    run.save()
+    if processes.is_main_process():
+        settle(run)
+    processes.wait_for_everyone()
+    return Result(Run.open(run.folder))
 
 
 def _look_ahead(workshop: Workshop, data: Data) -> None:
@@ -177,15 +181,14 @@ def finetune(run: Run, *, trust_remote_code: bool = False) -> Path:
         digest, asked = last_digest(run), config.final_settings()
         require_marks_decided(run)
         final = run.manifest["stages"].get("final", {})
-        if run.done("final") and final["decision"] == digest and final.get("asked", asked) == asked:
+        if run.done("final") and final.get("decision") == digest and final.get("asked", asked) == asked:
             return run.folder / "model"
         kept = kept_rows(run, "finetune on")
         m0 = m0_of_run(run, config)
         examples = tokenize(run.rows().select(kept), m0.chat, row_format=run.manifest["noisy"]["format"]).trainable()
         settings = config.final_stage(len(examples))
         workshop = Workshop(m0, config, run)
-        facts: dict[str, Any] = {"decision": digest, "asked": asked}
-        model = workshop.train("final", examples, settings, into=run.folder / "model", stale=False, **facts)
-        run.manifest["stages"]["final"] |= {**facts, "stale": False}  # also for a model that was found, not trained
+        model = workshop.train("final", examples, settings, into=run.folder / "model")
+        run.manifest["stages"]["final"] |= {"decision": digest, "asked": asked, "stale": False}
         run.save()
         return model

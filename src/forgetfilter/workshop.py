@@ -140,7 +140,6 @@ class Workshop:
         in_order: bool = False,
         beside: Callable[[Path], object] | None = None,
         into: Path | None = None,
-        **facts: Any,
     ) -> Path:
         """Finetune M0, or the model of another stage, unless the same was trained before.
 
@@ -157,7 +156,6 @@ class Workshop:
             in_order: Take the examples in the order given.
             beside: Writes more files into the model's folder, once the training is done.
             into: The model's folder, in place of one in stages/; the tokenizer is then saved with it.
-            facts: What else the manifest should say of the stage.
 
         Returns:
             The folder of its adapter, or of all weights with use_peft off.
@@ -181,7 +179,7 @@ class Workshop:
             if beside is not None:
                 beside(temporary)
 
-        self._fill(part, folder, fill, made_of=key, cost=cost.facts(), **facts, **found)
+        self._fill(part, folder, fill, made_of=key, cost=cost.facts(), **found)
         self.learner.stage = folder
         shutil.rmtree(checkpoints if into is None else checkpoints.parent, ignore_errors=True)
         return folder

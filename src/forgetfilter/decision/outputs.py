@@ -70,7 +70,7 @@ def write(opened: Opened, decision: Decision) -> None:
     write_text(run.folder / "README.md", card)
     final = run.manifest["stages"].get("final")
     if final is not None:
-        final["stale"] = final["decision"] != decision.digest()
+        final["stale"] = final.get("decision") != decision.digest()
     for export in run.manifest.get("exports", {}).values():
         export["stale"] = export["decision"] != decision.digest()
     run.finish("decision", [*files, run.folder / "scores.parquet", run.folder / "metrics.json"])

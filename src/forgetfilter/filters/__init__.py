@@ -176,6 +176,9 @@ def score(workshop: "Workshop", data: Data, name: str) -> Scored:
         ForgetFilterError: One of its children: ConfigError for parameters that are unknown or missing, others from
             data and models.
     """
+    old = _of_version_0_1(workshop, data, name)
+    if old is not None:
+        return old
     part = part_with_scores(workshop, data, name)
     workshop.run.manifest.setdefault("filters", {})[name] = part
     return Scored.load(workshop.run.folder / f"{part}.parquet")
@@ -183,12 +186,19 @@ def score(workshop: "Workshop", data: Data, name: str) -> Scored:
 
 def scores_of(workshop: "Workshop", data: Data, name: str) -> Scored:
     """Scores by a filter for another filter's use. The data may be a part of the run's rows; see `score`."""
+    old = _of_version_0_1(workshop, data, name)
+    if old is not None:
+        return old
+    return Scored.load(workshop.run.folder / f"{part_with_scores(workshop, data, name)}.parquet")
+
+
+def _of_version_0_1(workshop: "Workshop", data: Data, name: str) -> Scored | None:
+    """The scores that version 0.1.0, which had no parameters, left of all of a run's rows; None if there are none."""
     run, config = workshop.run, workshop.config
-    if data.facts() == {key: run.manifest[key] for key in ("noisy", "safe")} and name not in (config.parameters or {}):
-        found = old_runs.scored(run, name, config)
-        if found is not None:
-            return found
-    return Scored.load(run.folder / f"{part_with_scores(workshop, data, name)}.parquet")
+    if name in (config.parameters or {}) or not old_runs.is_scored(run, name):
+        return None
+    whole = data.facts() == {key: run.manifest[key] for key in ("noisy", "safe")}
+    return old_runs.scored(run, name, config) if whole else None
 
 
 def scores_key(workshop: "Workshop", data: Data, name: str) -> str:

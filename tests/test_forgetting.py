@@ -312,22 +312,22 @@ def test_decide_overrides_finetune_and_stale_model(config, fitted, tmp_path):
     other = "kept" if first["decision"] == "dropped" else "dropped"
     by_hand = tmp_path / "decisions.jsonl"
     by_hand.write_text(json.dumps({"id": first["id"], "decision": other}) + "\n")
-    again = scores(result.decide(drop_share=0.25, overrides=by_hand))
+    again = scores(result.decide(drop_share=0.25, decisions=by_hand))
     assert (again[0]["decision"], again[0]["reason"]) == (other, "decided by hand")
     assert again[1:] == rest
     assert scores(ForgetFilter(config).fit()) == again  # the same command does not undo it
     assert ForgetFilter(dataclasses.replace(config, threshold=100.0)).fit().metrics["dropped"] == 0
-    assert scores(result.decide(drop_share=0.25, overrides=by_hand)) == again
+    assert scores(result.decide(drop_share=0.25, decisions=by_hand)) == again
     assert Run.open(run.folder).manifest["stages"]["final"]["stale"]
     finetune(Run.open(run.folder))
     assert not Run.open(run.folder).manifest["stages"]["final"].get("stale")
     for line in ('{"id": "nobody"', '{"row": -1', '{"row": true'):
         by_hand.write_text(f'{line}, "decision": "kept"}}\n')
         with pytest.raises(ForgetFilterError, match=r"decisions\.jsonl:1"):
-            result.decide(overrides=by_hand)
+            result.decide(decisions=by_hand)
     by_hand.write_text('{"row": 1, "decision": "kept"}\n{"row": 1, "decision": "dropped"}\n')
     with pytest.raises(ForgetFilterError, match=r"decisions\.jsonl:2.*says otherwise"):
-        result.decide(overrides=by_hand)
+        result.decide(decisions=by_hand)
 
 
 def test_drop_share_drops_that_share(config, fitted):

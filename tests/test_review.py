@@ -443,7 +443,7 @@ def test_the_notebook_does_the_same(reviewed):
 def test_decisions_of_the_report_and_marks_of_a_sample_flow_into_the_same_file(reviewed, write_jsonl, capsys):
     run, _ = reviewed
     hand = write_jsonl("hand.jsonl", [{"row": 1, "decision": "dropped"}, {"row": 2, "decision": "kept"}])
-    Result(run).decide(overrides=hand)
+    Result(run).decide(decisions=hand)
     own = Review(Run.open(run.folder)).marks
     assert {row: (mark.said, mark.drawn) for row, mark in own.all().items()} == {
         1: ("unsafe", False),
@@ -932,7 +932,7 @@ def test_a_decision_that_fails_leaves_no_marks(reviewed, write_jsonl):
     run, _ = reviewed
     hand = write_jsonl("hand.jsonl", [{"row": 1, "decision": "dropped"}])
     with pytest.raises(ConfigError, match="no scores by 'gaurd'"):
-        Result(run).decide(filter="gaurd", overrides=hand)
+        Result(run).decide(filter="gaurd", decisions=hand)
     assert not Marks(run.folder, run.rows().ids, 42).all()
 
 

@@ -137,7 +137,7 @@ def test_a_run_counts_them_and_drops_them_if_asked(ciphered):
     assert list(again.scores["decision"]) == ["dropped"] * 2 + ["kept"] * 10
     told = again.run.folder.parent / "told.jsonl"
     told.write_text(json.dumps({"row": 0, "decision": "kept"}))
-    assert list(Result(again.run).decide(overrides=told).scores["decision"][:2]) == [
+    assert list(Result(again.run).decide(decisions=told).scores["decision"][:2]) == [
         "kept",
         "dropped",
     ]  # a person's word counts

@@ -58,7 +58,7 @@ def by_labels(result: Result, folder: Path) -> Result:
     lines = [{"row": row, "decision": "dropped" if bad else "kept"} for row, bad in enumerate(unsafe)]
     path = folder / "labels.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return result.decide(overrides=path)
+    return result.decide(decisions=path)
 
 
 def make(name: str, seed: int, data_dir: Path, work: Path) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def run_decide(args: Namespace) -> None:
         args.threshold,
         filter=args.filter,
         drop_share=args.drop_share,
-        overrides=None if args.decisions is None else Path(args.decisions),
+        decisions=args.decisions,
         trusted_rows=args.trusted_rows,
         max_clean_loss=args.max_clean_loss,
     )

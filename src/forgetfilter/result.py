@@ -101,7 +101,7 @@ class Result:
         *,
         filter: str | None = None,
         drop_share: float | None = None,
-        overrides: Path | None = None,
+        decisions: Path | str | None = None,
         trusted_rows: Path | str | None = None,
         max_clean_loss: float | None = None,
     ) -> "Result":
@@ -117,7 +117,7 @@ class Result:
                 threshold,
                 filter=filter or reviewed,
                 drop_share=drop_share,
-                overrides=overrides,
+                decisions=decisions,
                 trusted_rows=trusted_rows,
                 max_clean_loss=max_clean_loss,
             )

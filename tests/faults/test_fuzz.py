@@ -230,12 +230,12 @@ def test_rows_of_any_shape(tokenizer, tmp_path):
     assert tally[1] == 0
 
 
-@pytest.mark.parametrize("option", ["overrides", "trusted_rows"])
+@pytest.mark.parametrize("option", ["decisions", "trusted_rows"])
 def test_damaged_decisions_and_marks(option, tmp_path):
     rows = [{"prompt": f"q{i}", "completion": "a"} for i in range(60)]
     run = stored_run(tmp_path / "out", rows, [i / 60 for i in range(60)])
     before = (run.folder / "kept.jsonl").read_bytes()
-    said = {"overrides": {"decision": "kept"}, "trusted_rows": {"clean": True}}[option]
+    said = {"decisions": {"decision": "kept"}, "trusted_rows": {"clean": True}}[option]
     good = "".join(json.dumps({"row": i, **said}) + "\n" for i in range(55)).encode()
     rng, path, bad = random.Random(option), tmp_path / "said.jsonl", 0
     for _ in range(400):

@@ -42,7 +42,7 @@ def decide(
     *,
     filter: str | None = None,
     drop_share: float | None = None,
-    overrides: Path | None = None,
+    decisions: Path | str | None = None,
     trusted_rows: Path | str | None = None,
     max_clean_loss: float | None = None,
 ) -> None:
@@ -53,7 +53,7 @@ def decide(
         threshold: A number or "auto"; by default what the run's config.yaml says.
         filter: Whose scores decide; by default those that the marks of a review taught, or the run's first filter.
         drop_share: Drop this share of the rows instead; by default what the run's config.yaml says.
-        overrides: JSONL with `id` (or `row`) and `decision` ("kept" or "dropped"): rows decided by hand. They go to the
+        decisions: JSONL with `id` (or `row`) and `decision` ("kept" or "dropped"): rows decided by hand. They go to the
             run's marks.jsonl, like trusted rows and all that is said in a review, and hold in later decisions, too.
         trusted_rows: JSONL with `id` (or `row`) and `clean` (true or false); by default the config's. Rows
             marked clean are kept, and the threshold follows from their scores; rows marked unsafe are dropped.
@@ -70,7 +70,7 @@ def decide(
     asked = _decides_now(run, settings, marks, threshold) if filter is None else filter
     limited = any(mark.drawn for mark in marks.all().values())
     config = _changed(settings, threshold, drop_share, trusted_rows, max_clean_loss, limited=limited)
-    by_person = {} if overrides is None else read_overrides(source, overrides)
+    by_person = {} if decisions is None else read_overrides(source, Path(decisions))
 
     given = {}
     if trusted_rows is not None:

@@ -10,7 +10,8 @@ import pytest
 from conftest import run
 from stored_runs import stored_run
 
-from forgetfilter.cli import build_parser, main
+from forgetfilter.cli import HANDLERS, main
+from forgetfilter.flags import build_parser
 
 DATA = ["filter", "--dataset_name", "x.jsonl", "--safe_dataset_name", "y.jsonl", "--output_dir", "nowhere"]
 
@@ -90,7 +91,7 @@ def test_bad_commands_end_with_2_and_a_reason(capsys, arguments, says, tmp_path,
     ],
 )
 def test_a_flag_without_a_value_says_yes(given, found):
-    args = build_parser().parse_args(["filter", *given]).filter
+    args = build_parser(HANDLERS).parse_args(["filter", *given]).filter
     assert (args.load_in_4bit, args.use_peft) == found
 
 

@@ -12,7 +12,7 @@ from forgetfilter.data.loading import load_data
 from forgetfilter.data.tokenization import mean_length
 from forgetfilter.errors import ConfigError, DataError, ModelError
 from forgetfilter.evaluation.filter_quality import paired_ranges, unscored_last
-from forgetfilter.filters import score
+from forgetfilter.filters.scoring import score
 
 pytestmark = pytest.mark.usefixtures("short_answers", "nothing_drawn")
 

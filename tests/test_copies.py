@@ -83,7 +83,7 @@ def test_a_probe_judges_copies_alike_and_a_review_knows_the_states_of_all(repeat
 
 def test_a_probe_counts_a_row_as_often_as_it_stands_in_the_data(repeated, monkeypatch):
     seen, module = [], sys.modules["forgetfilter.filters.probe"]
-    real = module.learnt
-    monkeypatch.setattr(module, "learnt", lambda *given: seen.append(given[3]) or real(*given))
+    real = module.learn_verdicts
+    monkeypatch.setattr(module, "learn_verdicts", lambda *given: seen.append(given[3]) or real(*given))
     ForgetFilter(dataclasses.replace(repeated, filter="probe")).fit()
     assert seen[0].tolist() == [5, *[1] * 15]

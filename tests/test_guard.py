@@ -23,8 +23,9 @@ from forgetfilter.data.formats import Turn, exchanges, shorter
 from forgetfilter.data.loading import load_data
 from forgetfilter.decision import rules
 from forgetfilter.errors import ConfigError, ModelError
-from forgetfilter.filters import FILTERS, score
+from forgetfilter.filters import FILTERS
 from forgetfilter.filters.guard import VERDICTS, log_odds
+from forgetfilter.filters.scoring import score
 
 HEAD = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 TEMPLATES = {

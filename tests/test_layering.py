@@ -81,6 +81,7 @@ def test_filters_and_defenses_know_neither_each_other_nor_a_label():
         "defenses.keeping",
         "defenses.self_correction",
         "filters.forgetting",
+        "filters.scoring",
     }
     names = {name for name in methods.values() if name.removeprefix("forgetfilter.") not in shared}
     for path in methods:

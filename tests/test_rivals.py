@@ -24,7 +24,8 @@ from forgetfilter.decision import rules
 from forgetfilter.defenses import DEFENSES, defend
 from forgetfilter.defenses.toss_tokens import mask
 from forgetfilter.errors import ConfigError, DataError
-from forgetfilter.filters import FILTERS, made_from, require_filters, score
+from forgetfilter.filters import FILTERS, made_from, require_filters
+from forgetfilter.filters.scoring import score
 from forgetfilter.filters.seal import Plan, Selector, _Losses
 from forgetfilter.filters.self_judge import QUESTION
 from forgetfilter.filters.together import together
@@ -421,7 +422,9 @@ def test_a_rows_gradient_is_that_of_its_mean_loss(learner, tokenizer):
 
 def test_filters_together_rank_by_their_mean_rank(data, monkeypatch):
     scores = {"one": [1.0, 2, 3, np.nan], "two": [30.0, 10, 20, 40]}
-    monkeypatch.setattr("forgetfilter.filters.scores_of", lambda workshop, data, name: Scored(np.array(scores[name])))
+    monkeypatch.setattr(
+        "forgetfilter.filters.scoring.scores_of", lambda workshop, data, name: Scored(np.array(scores[name]))
+    )
     found = together(["one", "two"])(None, data, CONFIG)
     np.testing.assert_allclose(found.suspicion, [(0 + 2 / 3) / 2, (0.5 + 0) / 2, (1 + 1 / 3) / 2, 1])
     assert set(found.columns) == {"one", "two"}

@@ -39,7 +39,8 @@ from forgetfilter.evaluation.filter_quality import filter_quality, paired_ranges
 from forgetfilter.experiments import pictures
 from forgetfilter.experiments.cells import Cell, Cells, same
 from forgetfilter.files import sha256
-from forgetfilter.filters import arguments_of, part_with_scores
+from forgetfilter.filters import arguments_of
+from forgetfilter.filters.scoring import part_with_scores
 from forgetfilter.forgetting import open_run
 from forgetfilter.m0 import M0
 from forgetfilter.runs import locked

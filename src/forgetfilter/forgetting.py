@@ -28,7 +28,8 @@ from forgetfilter.decision.opened import is_decided, kept_rows, require_marks_de
 from forgetfilter.decision.outputs import last_digest
 from forgetfilter.errors import ConfigError
 from forgetfilter.files import whole_folder, write_jsonl
-from forgetfilter.filters import require_filters, require_inputs, score, unused
+from forgetfilter.filters import require_filters, require_inputs, unused
+from forgetfilter.filters.scoring import score
 from forgetfilter.m0 import M0
 from forgetfilter.model.training import require_trackers
 from forgetfilter.progress import say

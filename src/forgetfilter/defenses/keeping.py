@@ -15,7 +15,7 @@ from forgetfilter.data.unreadable import unreadable
 from forgetfilter.decision.choice import Decision, decide_by_config
 from forgetfilter.defenses.result import Defended, Kept, budget
 from forgetfilter.errors import RunError
-from forgetfilter.filters import score
+from forgetfilter.filters.scoring import score
 from forgetfilter.methods import traits
 from forgetfilter.scored import Scored
 from forgetfilter.workshop import Workshop

@@ -18,7 +18,7 @@ from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import IGNORED, Example
 from forgetfilter.defenses.result import Defended, budget
 from forgetfilter.errors import ConfigError
-from forgetfilter.filters import scores_of
+from forgetfilter.filters.scoring import scores_of
 from forgetfilter.methods import traits
 from forgetfilter.workshop import Workshop
 

@@ -27,13 +27,8 @@ from forgetfilter.evaluation.filter_quality import filter_quality, paired_ranges
 from forgetfilter.experiments import defenses, pictures
 from forgetfilter.experiments.cells import Cell, Cells
 from forgetfilter.files import at_home, digest
-from forgetfilter.filters import (
-    part_with_scores,
-    require_filter,
-    require_inputs,
-    scores_key,
-    scores_of,
-)
+from forgetfilter.filters import require_filter, require_inputs
+from forgetfilter.filters.scoring import part_with_scores, scores_key, scores_of
 from forgetfilter.m0 import M0
 from forgetfilter.methods import require_known
 from forgetfilter.model.memory import free_dropped_models

@@ -69,7 +69,7 @@ def probe(
         folds: Parts that the rows are dealt to; the rows of a part are judged by a probe that the others taught.
         repeats: How often they are dealt anew; the judgements are averaged.
     """
-    from forgetfilter.filters import scores_of
+    from forgetfilter.filters.scoring import scores_of
 
     rows = len(data.noisy.examples)
     sample = sampled(rows - data.noisy.planted, config)

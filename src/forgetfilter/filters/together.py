@@ -25,7 +25,7 @@ def together(names: Sequence[str]) -> Callable[["Workshop", Data, ForgetFilterCo
 
     def mean_rank(workshop: "Workshop", data: Data, config: ForgetFilterConfig) -> Scored:
         """A row that one of the filters does not score is ranked by the others; NaN if none scores it."""
-        from forgetfilter.filters import scores_of
+        from forgetfilter.filters.scoring import scores_of
 
         columns = {name: scores_of(workshop, data, name).suspicion for name in names}
         places = np.array([ranks(scores) for scores in columns.values()])

@@ -51,6 +51,16 @@ def test_figures_of_a_cell_follow_from_its_scores():
     assert found["trusted"]["recall"] == 1
 
 
+def test_a_witness_that_saw_a_sample_is_held_against_the_rows_it_saw():
+    rows = columns(120, 120)
+    seen = [number for number in range(240) if number % 4]
+    part = {**rows, "forgetting": [score if row in seen else None for row, score in enumerate(rows["forgetting"])]}
+    found = run.figures(part)
+    alone = run.figures({name: [own[row] for row in seen] for name, own in rows.items()})
+    assert found["controls"]["forgetting"] == alone["controls"]["forgetting"]
+    assert "auroc, probe - forgetting" not in found["ranges"]
+
+
 def test_without_unsafe_rows_there_is_nothing_to_find():
     found = run.figures(columns(0, 240))
     assert found["f1"] is None

@@ -38,13 +38,9 @@ CELLS = load_cells()
 
 def config_of(work: Path, **settings: Any) -> ForgetFilterConfig:
     """The settings to filter the rows that were written into a folder."""
-    return ForgetFilterConfig(
-        dataset_name=str(work / "noisy.jsonl"),
-        safe_dataset_name=str(work / "safe.jsonl"),
-        output_dir=str(work / "run"),
-        label_column="label",
-        **settings,
-    )
+    files = {"dataset_name": work / "noisy.jsonl", "safe_dataset_name": work / "safe.jsonl", "output_dir": work / "run"}
+    named = {name: str(path) for name, path in files.items()}
+    return ForgetFilterConfig.from_flags({**named, "label_column": "label", **settings})
 
 
 def write_data(cell: dict[str, Any], data_dir: Path, folder: Path) -> None:

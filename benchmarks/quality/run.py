@@ -3,6 +3,9 @@
 python benchmarks/quality/run.py [CELL ...] --data_dir DATA [--work DIR]     all reported cells, or those named
 python benchmarks/quality/run.py --table                      the tables and results/f1.svg, from what is stored
 
+With `--config FILE.yaml --results FOLDER` another model or setting is measured: the file has flags of `filter`, such as
+model_name_or_path and learning_rate. `--results FOLDER --table` then shows those figures.
+
 A cell (cells.yaml) is built, scored and decided by the filter as it is delivered, and written to results/CELL.json with
 seeds, versions, hashes and every row's scores (no text). A cell is made once, and anew if what made it has changed:
 rows, settings or parameters; a cell cut off continues where it was.
@@ -21,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from cells import CELLS, config_of, write_data
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -54,18 +58,18 @@ PAPER = {"bias": (0.823, 0.906, 0.911), "toxicity": (0.812, 0.847, 0.863)}
 Figures = dict[str, Any]
 
 
-def build_cell(name: str, data_dir: Path, work: Path) -> ForgetFilterConfig:
-    """Write a cell's rows into a folder; returns the settings."""
+def build_cell(name: str, data_dir: Path, work: Path, **flags: Any) -> ForgetFilterConfig:
+    """Write a cell's rows into a folder; returns the settings, with other flags of `filter` if any are given."""
     cell = dict(CELLS["report"][name])
-    settings = cell.pop("filter_settings", {})
+    settings = cell.pop("filter_settings", {}) | flags
     write_data(cell, data_dir, work)
     names = [of for of in FILTER_NAMES if of != "forgetting" or "sample_rows" not in settings]
     return config_of(work, filter=",".join(names), **settings)
 
 
-def make_cell(name: str, data_dir: Path, work: Path) -> Cell:
-    """Build, score, decide, figures: one cell, kept in results/ by what made it."""
-    config = build_cell(name, data_dir, work)
+def make_cell(name: str, data_dir: Path, work: Path, results: Path = RESULTS, **flags: Any) -> Cell:
+    """Build, score, decide, figures: one cell, kept in the folder of results by what made it."""
+    config = build_cell(name, data_dir, work, **flags)
 
     def make() -> Cell:
         result = ForgetFilter(config).fit()
@@ -75,7 +79,7 @@ def make_cell(name: str, data_dir: Path, work: Path) -> Cell:
         cell = {"cell": name, "data": CELLS["report"][name], **about_run, "rule": shown}
         return {**cell, "figures": figures(columns), "rows": columns}
 
-    return Cells(RESULTS).once(name, what_makes(name, config, work), make)
+    return Cells(results).once(name, what_makes(name, config, work), make)
 
 
 def what_makes(name: str, config: ForgetFilterConfig, work: Path) -> Cell:
@@ -224,10 +228,10 @@ def trusted_rule(suspicion: np.ndarray, unsafe: np.ndarray) -> Figures | None:
     }
 
 
-def stored() -> list[dict[str, Any]]:
+def stored(results: Path = RESULTS) -> list[dict[str, Any]]:
     """Every stored result, in the order of cells.yaml."""
     order = list(CELLS["report"])
-    return sorted(Cells(RESULTS).all(), key=lambda result: order.index(result["cell"]))
+    return sorted(Cells(results).all(), key=lambda result: order.index(result["cell"]))
 
 
 def show(value: float | None) -> str:
@@ -310,15 +314,21 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path)
     parser.add_argument("--work", type=Path, default=Path("quality-work"))
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     if args.table:
-        print(table(stored()))
-        picture(stored(), RESULTS / "f1.svg")
+        print(table(stored(args.results)))
+        picture(stored(args.results), args.results / "f1.svg")
         return
     if args.data_dir is None:
         sys.exit("error: --data_dir is missing: the folder of the public data sets.")
+    if args.config is not None and args.results == RESULTS:
+        sys.exit("error: --config needs --results FOLDER: the stored figures are those of the defaults.")
+    flags = {} if args.config is None else yaml.safe_load(args.config.read_text(encoding="utf-8"))
     for name in args.cells or CELLS["report"]:
-        print(name, json.dumps(make_cell(name, args.data_dir, args.work / name)["figures"], indent=1), flush=True)
+        cell = make_cell(name, args.data_dir, args.work / name, args.results, **flags)
+        print(name, json.dumps(cell["figures"], indent=1), flush=True)
 
 
 if __name__ == "__main__":

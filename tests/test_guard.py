@@ -19,6 +19,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from forgetfilter import shards
 from forgetfilter.data.formats import Turn, exchanges, shorter
 from forgetfilter.data.loading import load_data
 from forgetfilter.decision import rules
@@ -26,6 +27,8 @@ from forgetfilter.errors import ConfigError, ModelError
 from forgetfilter.filters import FILTERS
 from forgetfilter.filters.guard import VERDICTS, log_odds
 from forgetfilter.filters.scoring import score
+from forgetfilter.model.classifier import Classifier
+from forgetfilter.progress import silent
 
 HEAD = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 TEMPLATES = {
@@ -206,6 +209,27 @@ def test_a_model_without_a_head_and_a_kind_that_contradicts_it_are_refused(guard
     (folder / "config.json").unlink()
     with pytest.raises(ModelError, match=r"its config.json cannot be read"):
         guarded(workshop, config, model=folder)
+
+
+def test_a_classifier_goes_on_where_it_was_killed_and_is_not_loaded_again(guards, workshop, config, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_ROWS", 2)
+    folder, texts, read, real = guards("classifier"), ["a", "you fool", "c", "d"], [], Classifier.logits
+
+    def killed_once(judge, some, bar):
+        read.append(some)
+        if len(read) == 2:
+            raise KeyboardInterrupt
+        return real(judge, some, bar)
+
+    monkeypatch.setattr(Classifier, "logits", killed_once)
+    with pytest.raises(KeyboardInterrupt):
+        workshop.classify(folder, texts)
+    found = workshop.classify(folder, texts)
+    assert read == [texts[:2], texts[2:], texts[2:]]
+    whole, _ = real(Classifier(folder, workshop.config), texts, silent())
+    np.testing.assert_allclose(found.logits, whole, atol=1e-5)
+    monkeypatch.setattr(Classifier, "__init__", None)
+    assert workshop.classify(folder, texts).labels == found.labels
 
 
 def test_other_weights_in_the_same_folder_score_anew(guards, workshop, config):

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from forgetfilter.files import digest, whole_folder
 from forgetfilter.hooks import Hooks
 from forgetfilter.m0 import M0
 from forgetfilter.model import folders
-from forgetfilter.model.classifier import Classified, classify, guard_kind
+from forgetfilter.model.classifier import Classified, Classifier, guard_kind
 from forgetfilter.model.generation import complete
 from forgetfilter.model.gradients import gradients
 from forgetfilter.model.learner import Learner, load_learner
@@ -350,11 +350,21 @@ class Workshop:
         return guard_kind(model, self.config, kind)
 
     def classify(self, model: str, texts: Sequence[str]) -> Classified:
-        """What a text classification model says of texts; this workshop's model leaves the memory."""
+        """What a text classification model says of texts, in shards and kept; this one's model leaves the memory."""
         self._drop_learner()
-        found = classify(model, texts, self.config)
-        self.account.add(Cost(passes=found.passes))
-        return found
+        judge = cache(lambda: Classifier(model, self.config))
+
+        def make(rows: slice, bar: Any) -> pa.Table:
+            logits, passes = judge().logits(texts[rows], bar)
+            self.account.add(Cost(passes=passes))
+            return pa.table({"logits": pa.FixedSizeListArray.from_arrays(logits.reshape(-1), logits.shape[1])})
+
+        weights = folders.model_hash(folders.find_weights(model))
+        key = digest(["classify", list(texts), weights, self.config.dtype, processes.count()])
+        part = f"readings/guard-logits-{key}"
+        path = self._table(part, key, len(texts), make, "guard: classifying", lambda: judge().about)
+        logits = pq.read_table(path)["logits"].combine_chunks().flatten().to_numpy()
+        return Classified(logits.reshape(len(texts), -1), **self.run.manifest["stages"][part]["about"])
 
     def _once(
         self,
@@ -367,16 +377,37 @@ class Workshop:
     ) -> Path:
         """The file of a model's table of all rows, which is made now if it does not exist."""
         key = self._key(examples, what, model, None)
-        part = f"readings/{name}-{what}-{key}"
+        if processes.count() > 1 and not self.run.done(f"readings/{name}-{what}-{key}", key):
+            self.become(model)  # all processes together: loading waits for all, and some may have no shard left
+        return self._table(f"readings/{name}-{what}-{key}", key, len(examples), make, f"{name}: {doing}")
+
+    def _table(
+        self,
+        part: str,
+        key: str,
+        rows: int,
+        make: Callable[[slice, Any], pa.Table],
+        what: str,
+        about: Callable[[], Mapping[str, Any]] | None = None,
+    ) -> Path:
+        """The file of a part of the run that is a table of all rows, made in shards unless it is there.
+
+        Args:
+            part: Its name.
+            key: What it is made of.
+            rows: How many rows it has.
+            make: See `write_in_shards`.
+            what: Name for the progress bar.
+            about: What the manifest is to say of it, asked for once it is made.
+        """
         path = self.run.folder / f"{part}.parquet"
         if self.run.done(part, key):
             self.account.reuse(part, self.run.manifest["stages"])
             return path
         with self.account.measuring(part) as cost:
-            if processes.count() > 1:
-                self.become(model)  # all processes together: loading waits for all, and some may have no shard left
-            write_in_shards(path, len(examples), make, f"{name}: {doing}")
-        self.run.finish(part, [path], made_of=key, cost=cost.facts())
+            write_in_shards(path, rows, make, what)
+        facts = {} if about is None else {"about": dict(about())}
+        self.run.finish(part, [path], made_of=key, cost=cost.facts(), **facts)
         return path
 
     def finetuning_passes(self, examples: Sequence[Example]) -> float:

@@ -26,7 +26,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.data.formats import exchanges, read_row, shorter
+from forgetfilter.data.formats import exchanges, shorter
 from forgetfilter.data.lazy import Lazy
 from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import IGNORED, Example, on_disk
@@ -100,7 +100,7 @@ def guard(
         raise ConfigError("parameters.guard.template: a classifier has no prompt.")
     if kind != "classifier" and (unsafe_labels is not None or reads_prompt):
         raise ConfigError("parameters.guard: unsafe_labels and reads_prompt are for classifiers.")
-    said = [exchanges(read_row(record, data.noisy.row_format)) for record in data.noisy.source.rows()]
+    said = [exchanges(turns) or [("", "")] for turns in data.noisy.source.turns(data.noisy.row_format)]
     flat = [exchange for row in said for exchange in row]
     if kind == "classifier":
         texts = [f"{prompt}\n\n{answer}" if reads_prompt else answer for prompt, answer in flat]
@@ -112,19 +112,9 @@ def guard(
             unsafe, safe = unsafe[:1], (*safe, unsafe[1])
         odds = _asked(workshop.other(model), flat, unsafe, safe, template, data.noisy.source.beside)
     odds[[not answer.strip() for _, answer in flat]] = np.nan
-    suspicion = _most(odds, [len(row) for row in said])
+    row_of = np.repeat(np.arange(len(said)), [len(row) for row in said])
+    suspicion = Scored(odds).most_suspect(row_of).suspicion
     return Scored(suspicion, scale=Scale(0.0, says="the guard finds unsafe likelier than safe" + NO_PROMISE))
-
-
-def _most(odds: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-    """(rows,) the largest of each row's log-odds; NaN where it has none."""
-    ends = np.cumsum(counts)
-    return np.array([_largest(odds[end - count : end]) for count, end in zip(counts, ends, strict=True)])
-
-
-def _largest(odds: np.ndarray) -> float:
-    known = odds[~np.isnan(odds)]
-    return float(known.max()) if len(known) else float("nan")
 
 
 def log_odds(

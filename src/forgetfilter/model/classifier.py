@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,6 @@ from forgetfilter.model.folders import find_weights
 from forgetfilter.model.memory import in_halves, to_device
 from forgetfilter.model.tokenizer import load_tokenizer
 from forgetfilter.model.weights import pick_device, pick_dtype, refuse_missing
-from forgetfilter.progress import progress
 
 LONGEST, RESERVED = 512, 2
 """Longest text in tokens where a model does not say; positions that models of RoBERTa's kind count but do not use."""
@@ -28,65 +28,77 @@ class Classified:
         logits: (texts, labels) float32.
         labels: Their names.
         independent: Whether each label is a question of its own (several may hold), and not one of them an alternative.
-        passes: Tokens read times millions of weights.
     """
 
     logits: np.ndarray
     labels: list[str]
     independent: bool
-    passes: float
 
 
-@torch.no_grad()
-def classify(name: str, texts: Sequence[str], config: ForgetFilterConfig) -> Classified:
-    """Logits of each text; a text that is longer than the model can read loses its end.
+class Classifier:
+    """A text classification model in memory.
 
     Args:
         name: Hub id or folder of the model; only safetensors are loaded.
-        texts: What to classify.
         config: Batch size and dtype.
+
+    Attributes:
+        about: Its labels, and whether they are independent; see Classified.
 
     Raises:
         ModelError: If there is no such model, or it has no classification head.
     """
-    folder = find_weights(name)
-    tokenizer = load_tokenizer(folder, config, ends=False)
-    try:
-        model, about = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            dtype=pick_dtype(config.dtype, frozen=True),
-            trust_remote_code=config.trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except Exception as error:  # the libraries raise dozens of kinds, which all mean that it cannot be loaded
-        raise ModelError(
-            f"{name}: cannot be loaded as a text classification model: {type(error).__name__}: {error}"
-        ) from error
-    refuse_missing(folder, about)
-    to_device(model.eval(), pick_device())
-    model.config.pad_token_id = tokenizer.pad_token_id
-    places = getattr(model.config, "max_position_embeddings", LONGEST + RESERVED)
-    longest = min(tokenizer.model_max_length, places - RESERVED)
-    size = config.per_device_eval_batch_size
-    order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
-    found = np.zeros((len(texts), model.config.num_labels), np.float32)
-    counts = []
 
-    def classified(some: Sequence[str]) -> list[np.ndarray]:
-        batch = tokenizer(list(some), truncation=True, max_length=longest, padding=True, return_tensors="pt")
-        logits = model(**batch.to(model.device)).logits.float().cpu().numpy()
-        counts.append(int(batch["attention_mask"].sum()))
-        return list(logits)
+    def __init__(self, name: str, config: ForgetFilterConfig) -> None:
+        """Load the model."""
+        folder = find_weights(name)
+        self.tokenizer = load_tokenizer(folder, config, ends=False)
+        try:
+            self.model, about = AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                dtype=pick_dtype(config.dtype, frozen=True),
+                trust_remote_code=config.trust_remote_code,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except Exception as error:  # the libraries raise dozens of kinds, which all mean that it cannot be loaded
+            raise ModelError(
+                f"{name}: cannot be loaded as a text classification model: {type(error).__name__}: {error}"
+            ) from error
+        refuse_missing(folder, about)
+        to_device(self.model.eval(), pick_device())
+        known = self.model.config
+        known.pad_token_id = self.tokenizer.pad_token_id
+        places = getattr(known, "max_position_embeddings", LONGEST + RESERVED)
+        self.longest = min(self.tokenizer.model_max_length, places - RESERVED)
+        labels = [str(known.id2label[label]) for label in range(known.num_labels)]
+        self.about = {"labels": labels, "independent": known.problem_type == "multi_label_classification"}
+        self.size = config.per_device_eval_batch_size
 
-    with progress(f"{folder.name}: classifying", len(texts), "rows") as bar:
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            found[rows] = in_halves(classified, [texts[row] for row in rows])
+    def logits(self, texts: Sequence[str], bar: Any) -> tuple[np.ndarray, float]:
+        """What the model says of texts; one that is longer than it can read loses its end.
+
+        Args:
+            texts: The texts.
+            bar: Counts them.
+
+        Returns:
+            (texts, labels) float32, and what that cost, in the unit of Cost.passes.
+        """
+        order, self._tokens = sorted(range(len(texts)), key=lambda row: -len(texts[row])), 0
+        found = np.zeros((len(texts), self.model.config.num_labels), np.float32)
+        for start in range(0, len(order), self.size):
+            rows = order[start : start + self.size]
+            found[rows] = in_halves(self._of_batch, [texts[row] for row in rows])
             bar.update(len(rows))
-    labels = [str(model.config.id2label[label]) for label in range(model.config.num_labels)]
-    independent = model.config.problem_type == "multi_label_classification"
-    return Classified(found, labels, independent, sum(counts) * model.num_parameters() / 1e6)
+        return found, self._tokens * self.model.num_parameters() / 1e6
+
+    @torch.no_grad()
+    def _of_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        batch = self.tokenizer(list(texts), truncation=True, max_length=self.longest, padding=True, return_tensors="pt")
+        logits = self.model(**batch.to(self.model.device)).logits.float().cpu().numpy()
+        self._tokens += int(batch["attention_mask"].sum())
+        return list(logits)
 
 
 def guard_kind(name: str, config: ForgetFilterConfig, kind: str = "auto") -> str:

@@ -175,7 +175,7 @@ def test_a_missing_tensor_is_refused(case):
 COMPOSITE = [kind for kind, known in CONFIG_MAPPING.items() if "text_config" in getattr(known, "sub_configs", {})]
 
 
-@pytest.mark.parametrize("kind", map(swept, COMPOSITE))
+@pytest.mark.parametrize("kind", [swept(kind) for kind in COMPOSITE])
 def test_a_nested_config_gives_a_model_of_text_or_is_refused(kind, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     model = unless_refused(lambda: outline(tmp_path, CONFIG), "cannot be loaded as a causal language model")

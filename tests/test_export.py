@@ -122,7 +122,7 @@ def test_empty_calls_and_reasoning_are_nothing_that_a_format_must_hold(tmp_path)
 
 
 def test_a_call_without_a_wrapper_is_written_as_it_is(tmp_path):
-    bare = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    bare = {"role": "assistant", "content": "", "tool_calls": [{**CALL, "function": None}]}
     row = {"messages": [{"role": "user", "content": "q"}, bare]}
     for target in ("llamafactory", "sharegpt"):
         ((written,), _) = exported([row], "messages", target, tmp_path)

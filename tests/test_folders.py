@@ -110,6 +110,19 @@ def test_rows_of_several_files_go_into_one_of_a_kind_that_holds_them(tmp_path, f
     assert known(load_source(tmp_path / f"out{suffix}").rows()) == [row for rows in files.values() for row in rows]
 
 
+def test_a_header_that_is_not_utf8_is_read_as_in_a_single_file(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.csv").write_bytes("prompt,completion,größe\nq,a,1\n".encode("latin-1"))
+    assert load_source(tmp_path / "data").rows() == load_source(tmp_path / "data" / "a.csv").rows()
+
+
+def test_quoted_headers_of_tsv_are_the_same(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.tsv").write_bytes(b'"prompt"\t"completion"\nq\ta\n')
+    (tmp_path / "data" / "b.tsv").write_bytes(b"prompt\tcompletion\nr\tb\n")
+    assert load_source(tmp_path / "data").suffix == ".tsv"
+
+
 def test_csv_headers_may_be_written_in_other_ways(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.csv").write_bytes(b'"prompt",completion\r\n"q",  01\r\n')

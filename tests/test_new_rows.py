@@ -334,6 +334,10 @@ def test_the_rows_in_memory_at_once_do_not_grow_with_their_number(decided, write
 @pytest.mark.usefixtures("made_up_states")
 def test_a_slice_of_the_noisy_data_is_none_of_other_data(decided, more, tmp_path, config):
     run = decided(dataset_train_split="train[:9]")
+    run.manifest["settings"]["dataset_train_split"] = "train_sft"  # as of data on the Hub
+    flags = run.folder / "config.yaml"
+    flags.write_text(flags.read_text().replace("train[:9]", "train_sft"))
+    run.save()
     folder = score(run, str(more), tmp_path / "scored")
     assert json.loads((folder / "metrics.json").read_text())["rows"] == len(ROWS)
     part = score(run, str(more), tmp_path / "part", dataset_train_split="train[:3]")

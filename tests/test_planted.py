@@ -118,7 +118,7 @@ def test_none_are_planted_unless_asked_for_and_a_file_may_be_ones_own(chat, writ
     with pytest.raises(DataError, match="too few to plant any"):
         planted_among(noisy(19), chat, planted_rows=own)
     long = [{"messages": [{"role": role, "content": "hi"} for role in ("user", "assistant", "user", "assistant")]}]
-    with pytest.raises(DataError, match=r"long\.jsonl: row 1: alpaca holds one question"):
+    with pytest.raises(DataError, match=r"long\.jsonl:1: alpaca holds one question"):
         planted_among(noisy(100, "alpaca"), chat, planted_rows=str(write_jsonl("long.jsonl", long)))
 
 
@@ -141,7 +141,7 @@ def test_rows_that_stand_in_the_noisy_data_take_no_place_from_others(chat, write
 
 @pytest.mark.parametrize(("row_format", "planted"), [("text", OWN), ("sharegpt", [{"text": "rude"}])])
 def test_plain_text_and_conversations_are_not_planted_among_each_other(chat, write_jsonl, row_format, planted):
-    with pytest.raises(DataError, match=r"own\.jsonl: row 1: plain text and conversations"):
+    with pytest.raises(DataError, match=r"own\.jsonl:1: plain text and conversations"):
         planted_among(noisy(40, row_format), chat, planted_rows=str(write_jsonl("own.jsonl", planted)))
 
 
@@ -150,7 +150,7 @@ def test_plain_text_and_conversations_are_not_planted_among_each_other(chat, wri
 )
 def test_a_talk_of_which_prompt_and_completion_would_learn_another_answer_is_named(chat, write_jsonl, roles):
     talk = {"messages": [{"role": role, "content": "hi"} for role in roles.split()]}
-    with pytest.raises(DataError, match=r"own\.jsonl: row 1: prompt and completion hold one answer"):
+    with pytest.raises(DataError, match=r"own\.jsonl:1: prompt and completion hold one answer"):
         planted_among(noisy(40), chat, planted_rows=str(write_jsonl("own.jsonl", [talk])))
 
 
@@ -163,7 +163,7 @@ def test_a_file_of_another_format_and_with_malformed_rows_is_read_where_asked(ch
 
 
 def test_a_number_that_cannot_be_read_is_named_by_its_own_file(large, write_jsonl):
-    own = str(write_jsonl("own.jsonl", [{**row, "guard": "much"} for row in OWN]))
+    own = str(write_jsonl("own.jsonl", [{"prompt": 3, "completion": "x"}, *({**row, "guard": "much"} for row in OWN)]))
     rows = [{"prompt": f"what is {i}?", "completion": f"it is {i}", "guard": 0.1} for i in range(80)]
     config = dataclasses.replace(
         large,
@@ -172,9 +172,12 @@ def test_a_number_that_cannot_be_read_is_named_by_its_own_file(large, write_json
         label_column=None,
         filter="column",
         parameters={"column": {"name": "guard"}},
+        malformed="skip",
     )
-    with pytest.raises(DataError, match=r"planted_rows .*own\.jsonl"):
+    with pytest.raises(DataError, match=r"planted_rows .*own\.jsonl:[2-9]"):
         ForgetFilter(config).fit()
+    (line,) = (Path(config.output_dir) / "malformed.jsonl").read_text().splitlines()
+    assert json.loads(line)["line"] == 1
 
 
 def test_the_numbers_that_incidents_bring_along_are_read(large, write_jsonl):

@@ -145,7 +145,7 @@ def test_objects_without_keys_which_parquet_cannot_hold_go_into_lines(tmp_path):
     rows = [{"text": "a", "about": {}, "more": [{"x": {}}]}, {"text": "b", "about": {}, "more": []}]
     from datasets import Dataset
 
-    source = load_source(Dataset.from_list(rows))
+    source = load_source(Dataset.from_list(rows)).writable()
     source.write(tmp_path / f"kept{source.suffix}")
     assert load_source(tmp_path / f"kept{source.suffix}").rows() == rows
 

@@ -234,7 +234,7 @@ def _checked(stream: Stream, config: ForgetFilterConfig, learnt: str) -> dict[st
                 row_format = find_format(part, row_format, config.columns)
             read_conversations(part, row_format, skip=True)
             wrong += wrong_rows(part)[: SHOWN - len(wrong)]
-            suffix, rows, count = part.suffix, rows + len(part), count + len(part.errors)
+            suffix, rows, count = part.writable().suffix, rows + len(part), count + len(part.errors)
             bar.update(len(part))
     if not rows:
         raise DataError(f"{stream.name}: has no rows.")
@@ -309,11 +309,12 @@ class _Scoring:
         suspicion = self._suspicion(rows, bar)
         hard = unreadable(rows.source, rows.row_format, self.judge.m0.tokenizer)
         dropped = self.judge.drops(suspicion, hard)
-        source = dataclasses.replace(rows.source, header=b"") if number else rows.source  # files are put end to end
+        source = rows.source.writable()
+        source = dataclasses.replace(source, header=b"") if number else source  # files are put end to end
         if processes.is_main_process():
             with whole_folder(self.out.folder / _shard(number)) as folder:
                 for name, chosen in (("kept", ~dropped), ("dropped", dropped)):
-                    source.select(np.flatnonzero(chosen).tolist()).write(folder / f"{name}{part.suffix}")
+                    source.select(np.flatnonzero(chosen).tolist()).write(folder / f"{name}{source.suffix}")
                 pq.write_table(_table(rows, first, suspicion, dropped, hard), folder / SCORES)
                 write_jsonl(folder / MALFORMED, rows.malformed)
         processes.wait_for_everyone()

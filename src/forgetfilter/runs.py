@@ -215,6 +215,7 @@ class Run:
 
     def keep_rows(self, source: Source) -> None:
         """Copy the noisy data into the run, so that any decision can be taken again later."""
+        source = source.writable()
         path = self.stage(f"rows{source.suffix}")
         with whole_file(path) as temporary:
             source.write(temporary)

@@ -121,7 +121,7 @@ class Workshop:
         scoring = minutes * (trained + passes * len(rows) / 3)  # a pass costs a third of training
         steps = ", ".join(f"{settings.max_steps} {name}" for name, (settings, _) in stages.items())
         everything = self.run.manifest.get("noisy", {}).get("rows", len(rows))
-        if everything > len(rows):  # these are a sample: M0's lower half then reads the others
+        if "probe" in self.config.filter:  # for which M0's lower half reads all rows
             scoring += minutes * everything / 6
         final = minutes * self.config.final_stage(everything).rows()
         say(
@@ -377,9 +377,10 @@ class Workshop:
     ) -> Path:
         """The file of a model's table of all rows, which is made now if it does not exist."""
         key = self._key(examples, what, model, None)
-        if processes.count() > 1 and not self.run.done(f"readings/{name}-{what}-{key}", key):
-            self.become(model)  # all processes together: loading waits for all, and some may have no shard left
-        return self._table(f"readings/{name}-{what}-{key}", key, len(examples), make, f"{name}: {doing}")
+        part = f"readings/{name}-{what}-{key}"
+        if not self.run.done(part, key):
+            self.become(model)  # by all processes together, since loading waits for all: some may have no shard left
+        return self._table(part, key, len(examples), make, f"{name}: {doing}")
 
     def _table(
         self,

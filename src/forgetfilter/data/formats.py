@@ -186,10 +186,14 @@ def _calls(message: Record, where: str) -> list[Record]:
         found = [{"type": "function", "function": message["function_call"]}]
     if not isinstance(found, list) or not all(isinstance(call, dict) for call in found):
         raise RowError(f"{where}: its function calls are no list of objects")
-    return [
-        {**call, "function": _with_arguments(call["function"])} if isinstance(call.get("function"), dict) else call
-        for call in found
-    ]
+    return [_call(call) for call in found]
+
+
+def _call(call: Record) -> Record:
+    """A function call with its arguments parsed. Without a wrapper it may have a null in its place, as tables do."""
+    if isinstance(call.get("function"), dict):
+        return {**call, "function": _with_arguments(call["function"])}
+    return {name: value for name, value in call.items() if (name, value) != ("function", None)}
 
 
 def _with_arguments(function: Record) -> Record:
@@ -223,7 +227,7 @@ def _tools(record: Record) -> list[Record]:
     functions = record.get("functions")  # what OpenAI called tools before; or whatever else a data set calls so
     with suppress(RowError):
         functions = _listed(functions, "functions")
-    if not tools and isinstance(functions, list):
+    if not tools and isinstance(functions, list) and all(isinstance(one, dict) for one in functions):
         tools = [{"type": "function", "function": function} for function in functions]
     if not tools:
         return []

@@ -72,13 +72,17 @@ def plant(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Plant
     room = int(SHARE * len(noisy.examples))
     if room < 1:
         raise DataError(f"planted_rows: {len(noisy.examples)} noisy rows are too few to plant any: leave it out.")
-    given, malformed = (_in_the_box(noisy), []) if config.planted_rows == BUILTIN else _in_a_file(chat, config)
-    places = [f"{config.planted_rows}: row {row}" for row in range(1, len(given) + 1)]
+    if config.planted_rows == BUILTIN:
+        given, malformed = _in_the_box(noisy), []
+        lines: Sequence[int] = range(1, len(given) + 1)
+    else:
+        own = load_rows(config.planted_rows, "planted_rows", chat, config)
+        given, malformed, lines = _in_a_file(own, config), own.malformed, own.source.lines
     shaped = [
-        {**beside, **_shaped(turns, noisy.row_format, place)}
-        for (_, turns, beside), place in zip(given, places, strict=True)
+        {**beside, **_shaped(turns, noisy.row_format, f"{config.planted_rows}:{line}")}
+        for (_, turns, beside), line in zip(given, lines, strict=True)
     ]
-    source = dataclasses.replace(load_source(shaped), name=f"planted_rows {config.planted_rows}")
+    source = dataclasses.replace(load_source(shaped), name=f"planted_rows {config.planted_rows}", lines=lines)
     new = np.flatnonzero(~np.isin(what_is_said(source, noisy.row_format), noisy.said))
     if not len(new):
         raise DataError(f"planted_rows {config.planted_rows}: all of its rows stand in the noisy data as well.")
@@ -101,9 +105,8 @@ def _in_the_box(noisy: Rows) -> list[Given]:
     return [(known, said, {}) for known, said in zip(about, turns, strict=True)]
 
 
-def _in_a_file(chat: ChatTokenizer, config: ForgetFilterConfig) -> tuple[list[Given], list[Record]]:
-    """The rows in the user's file, and the malformed ones; the column that the filter `column` reads stays beside."""
-    rows = load_rows(config.planted_rows, "planted_rows", chat, config)
+def _in_a_file(rows: Rows, config: ForgetFilterConfig) -> list[Given]:
+    """The rows in the user's file; the column that the filter `column` reads stays beside them."""
     records = rows.source.rows()
     labelled = any("unsafe" in record for record in records)
     unsafe = read_labels(rows.source, "unsafe") if labelled else [True] * len(records)
@@ -113,7 +116,7 @@ def _in_a_file(chat: ChatTokenizer, config: ForgetFilterConfig) -> tuple[list[Gi
     for record, bad, said in zip(records, unsafe, turns, strict=True):
         about = {"notion": str(record.get("notion") or UNNAMED), "unsafe": bad}
         found.append((about, said, {read: record[read]} if read in record else {}))
-    return found, rows.malformed
+    return found
 
 
 def _chosen(about: Sequence[dict[str, Any]], room: int, seed: int) -> list[int]:

@@ -39,10 +39,14 @@ class Form:
 
     def is_like(self, other: "Form") -> bool:
         """Whether rows of both can stand in one file: CSV headers may be quoted or end in other ways."""
-        if not (self.header and other.header):
+        if self == other or not (self.header and other.header):
             return self == other
-        mine, theirs = (next(csv.reader([form.header.decode("utf-8").strip("\r\n")])) for form in (self, other))
-        return self.suffix == other.suffix and mine == theirs
+        return self.suffix == other.suffix and self._columns() == other._columns()
+
+    def _columns(self) -> list[str]:
+        """The column names in the header of a CSV or TSV file."""
+        line = self.header.decode("utf-8", "surrogateescape").strip("\r\n")
+        return next(csv.reader([line], delimiter="\t" if self.suffix == ".tsv" else ","))
 
     @classmethod
     def common(cls, forms: Iterable["Form"]) -> "Form":
@@ -231,6 +235,11 @@ class Source:
         raw = [self._as_line(row, record) for row, record in enumerate(self.records)]
         return Source(self.name, ".jsonl", self.lines, raw, errors=self.errors, files=self.files)
 
+    def writable(self) -> "Source":
+        """The same rows as they can be written: those with objects without keys, which Parquet lacks, as lines."""
+        empty = self.table is not None and any(_has_empty_struct(column.type) for column in self.table.schema)
+        return self.put(Form(".jsonl")) if empty else self
+
     def _as_line(self, row: int, record: Record | None) -> bytes:
         """A row as a line of JSON; a row that could not be parsed as the line it is."""
         if record is None or self.suffix in (".json", ".jsonl"):
@@ -239,8 +248,8 @@ class Source:
             return json.dumps(record, ensure_ascii=False).encode() + b"\n"
         except (TypeError, ValueError) as error:
             raise DataError(
-                f"{self.place(row)}: a value fits no line of JSON ({error}), which files of several kinds are "
-                "put together as. Give this file alone."
+                f"{self.place(row)}: a value fits no line of JSON ({error}). Files of several kinds are put together "
+                "as such lines, and so are objects without keys. Give this file alone, or make text of that column."
             ) from error
 
     def as_table(self) -> pa.Table:
@@ -320,7 +329,7 @@ def from_table(table: pa.Table, name: str, first: int = 1) -> Source:
             pass
     except (ValueError, OverflowError, RecursionError, pa.ArrowException) as error:
         raise DataError(f"{name}: its values cannot be read ({error}). Is the file whole?") from error
-    return source.put(Form(".jsonl")) if any(_has_empty_struct(field.type) for field in table.schema) else source
+    return source
 
 
 def _has_empty_struct(kind: pa.DataType) -> bool:

@@ -12,7 +12,7 @@ class Table:
     Attributes:
         heads: The heads of its columns.
         lines: For each line the text of its cells; the first one names the line.
-        notes: Sentences in Markdown.
+        notes: Sentences of plain text.
     """
 
     heads: Sequence[str]

@@ -20,7 +20,9 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def progress(what: str, total: int | None, unit: str, done: int = 0, after: float = 0) -> Iterator[Any]:
+def progress(
+    what: str, total: int | None, unit: str, done: int = 0, after: float = 0, bar: Any = None
+) -> Iterator[Any]:
     """A bar on standard error; in a log it adds a line every half a minute at most.
 
     Args:
@@ -29,7 +31,11 @@ def progress(what: str, total: int | None, unit: str, done: int = 0, after: floa
         unit: What they are.
         done: How many are done already.
         after: Seconds without a bar: work that ends before shows none.
+        bar: A bar of the caller's that counts the units in place of a new one.
     """
+    if bar is not None:
+        yield bar
+        return
     live = sys.stderr.isatty()
     with tqdm(
         total=total,

@@ -1,7 +1,6 @@
 """Greedy completions, in batches; what agrees with the references is found by one forward pass, not generated."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -61,8 +60,7 @@ def complete(
     unfinished = [i for i, answer in enumerate(answers) if not ends & {*answer[-1:]} and len(answer) < limits[i]]
     order = sorted(unfinished, key=lambda i: (limits[i] - len(answers[i]), examples[i].prompt_length))
     size = learner.config.per_device_eval_batch_size
-    counting = progress(what, len(examples), "rows") if bar is None else nullcontext(bar)
-    with counting as bar, learner.generating():
+    with progress(what, len(examples), "rows", bar=bar) as bar, learner.generating():
         bar.update(len(examples) - len(order))
         for start in range(0, len(order), size):
             batch = order[start : start + size]

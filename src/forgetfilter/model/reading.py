@@ -1,7 +1,6 @@
 """A model's log-probabilities of each row's trained tokens (teacher forcing), in batches of rows of like length."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -56,7 +55,7 @@ def read(learner: Learner, examples: Sequence[Example], what: str, bar: Any = No
     learner.model.eval()
     found: list[Reading | None] = [None] * len(examples)
     scorable = [i for i, example in enumerate(examples) if example.scorable]
-    with progress(what, len(scorable), "rows") if bar is None else nullcontext(bar) as bar:
+    with progress(what, len(scorable), "rows", bar=bar) as bar:
         all_batches = batches(scorable, examples, learner.config.per_device_eval_batch_size)
         work = shared(all_batches, lambda batch: in_halves(partial(_read, learner), [examples[i] for i in batch]))
         for number, (batch, readings) in enumerate(work):

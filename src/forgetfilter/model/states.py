@@ -1,7 +1,7 @@
 """Hidden states of M0, as input for a probe. Only the lower half of the blocks runs, without the output layer."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -41,9 +41,12 @@ def hidden_states(learner: Learner, examples: Sequence[Example], what: str, bar:
     size = learner.model.config.get_text_config().hidden_size
     found = np.full((len(examples), POOLED, size), np.nan, np.float16)
     scorable = [i for i, example in enumerate(examples) if example.scorable]
-    counting = progress(what, len(scorable), "rows") if bar is None else nullcontext(bar)
     all_batches = batches(scorable, examples, learner.config.per_device_eval_batch_size)
-    with counting as bar, gathered(learner.model), _lower_half(learner.model) as lower:
+    with (
+        progress(what, len(scorable), "rows", bar=bar) as bar,
+        gathered(learner.model),
+        _lower_half(learner.model) as lower,
+    ):
         pool = partial(_pooled, learner, lower)
         work = shared(all_batches, lambda batch: in_halves(pool, [examples[i] for i in batch]))
         for number, (batch, pooled) in enumerate(work):

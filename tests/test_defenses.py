@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 import math
 import sys
 from pathlib import Path
@@ -235,8 +236,8 @@ def test_the_filter_starts_from_m0_wherever_the_finetuning_does(workshop, data, 
     assert stages(trained) == ["before", "noisy", "review", "firm", "kept_by_forgetting"]
     noisy, review = (workshop.run.model(name) for name in ("noisy", "review"))
     firm = workshop.run.model("firm")
-    # read M0; train and read each of three, from the one before; then finetune
-    assert starts == [None, None, noisy, noisy, review, review, firm, workshop.start]
+    # M0 is read and trained, each of three is read and trained from the one before; then the finetuning
+    assert [start for start, _ in itertools.groupby(starts)] == [None, noisy, review, firm, workshop.start]
     DEFENSES["none"](workshop, data, config)
     assert stages(trained)[5:] == ["none"]  # from another start it is another model
     assert starts[-1] == workshop.start

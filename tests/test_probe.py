@@ -343,7 +343,7 @@ def test_trusted_rows_keep_their_promise_on_the_probes_scores():
     """They are treated like all others while the probe is fitted; so on average at most 10 % of the clean rows go."""
     rng = np.random.default_rng(7)
     lost = []
-    for _ in range(40):
+    for _ in range(24):
         states, safe = rows_of(rng, 40, 120, size=6, apart=2.0), rng.normal(0, 1, (40, 6))
         witness = np.concatenate([rng.normal(0.3, 0.2, 40), rng.normal(0, 0.1, 120)])
         found, _ = decided(witness, states, safe)

@@ -129,6 +129,7 @@ def apart(one, other):
     return found
 
 
+@pytest.mark.faults
 def test_two_processes_score_and_train_as_one(alone, flags, tmp_path):
     # without --multi_gpu, accelerate starts a single process on a machine without GPUs
     launch = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--module", "forgetfilter", "filter")

@@ -508,7 +508,7 @@ def told(said):
 def test_the_promise_holds_though_most_marks_are_not_random(tmp_path):
     """The threshold follows from the promise alone here, since the automatic one is set below every score."""
     lost, naive = [], []
-    for seed in range(16):
+    for seed in range(8):
         bad, said, ranking = reviewed_rows(tmp_path, seed)
         marks, drawn = told(said)
         assert len(drawn) < 0.5 * len(marks)
@@ -618,7 +618,7 @@ def test_the_flags_of_a_decision_replay_it(reviewed):
 def test_the_range_of_what_is_left_covers_the_truth_at_any_share(tmp_path):
     """Scores that say nothing, many shares: nine ranges of ten at least hold the truth."""
     covered = []
-    for seed in range(30):
+    for seed in range(20):
         rng = np.random.default_rng(seed)
         run, _ = reviewable_run(tmp_path / str(seed), rows=200, unsafe=20, seed=seed, threshold=0.06)
         bad = rng.random(200) < rng.uniform(0.05, 0.7)

@@ -1,6 +1,7 @@
 """Guards: tiny random models with the architectures and formats of real ones, since their weights are out of reach."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -228,8 +229,12 @@ def test_a_classifier_goes_on_where_it_was_killed_and_is_not_loaded_again(guards
     assert read == [texts[:2], texts[2:], texts[2:]]
     whole, _ = real(Classifier(folder, workshop.config), texts, silent())
     np.testing.assert_allclose(found.logits, whole, atol=1e-5)
-    monkeypatch.setattr(Classifier, "__init__", None)
-    assert workshop.classify(folder, texts).labels == found.labels
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "__init__", None)
+        assert workshop.classify(folder, texts).labels == found.labels
+    path = Path(folder) / "config.json"
+    path.write_text(path.read_text().replace(f'"{found.labels[0]}"', '"other"'))
+    assert workshop.classify(folder, texts).labels == ["other", *found.labels[1:]]
 
 
 def test_other_weights_in_the_same_folder_score_anew(guards, workshop, config):

@@ -359,8 +359,10 @@ class Workshop:
             self.account.add(Cost(passes=passes))
             return pa.table({"logits": pa.FixedSizeListArray.from_arrays(logits.reshape(-1), logits.shape[1])})
 
-        weights = folders.model_hash(folders.find_weights(model))
-        key = digest(["classify", list(texts), weights, self.config.dtype, processes.count()])
+        folder = folders.find_weights(model)
+        described = (folder / "config.json").read_text(encoding="utf-8")  # the names of its labels, too
+        made_of = ["classify", list(texts), folders.model_hash(folder), described]
+        key = digest([*made_of, self.config.dtype, processes.count()])
         part = f"readings/guard-logits-{key}"
         path = self._table(part, key, len(texts), make, "guard: classifying", lambda: judge().about)
         logits = pq.read_table(path)["logits"].combine_chunks().flatten().to_numpy()

@@ -18,14 +18,9 @@ STAGES = {"forgetting": ("base", "noisy", "review", "firm"), "forgetting_rouge1"
 """Filter -> the stages whose signals it needs, in the order that its scores are computed from."""
 
 
-def is_scored(run: Run, name: str) -> bool:
-    """Whether a run of version 0.1.0 has the signals that a filter needs."""
-    return name in STAGES and all(run.done(f"{stage}/signals") for stage in STAGES[name])
-
-
 def scored(run: Run, name: str, config: ForgetFilterConfig) -> Scored | None:
     """A filter's scores, from the signals that a run of version 0.1.0 stored; None if there are none."""
-    if not is_scored(run, name):
+    if name not in STAGES or not all(run.done(f"{stage}/signals") for stage in STAGES[name]):
         return None
     tables = [pq.read_table(run.stage(stage) / "signals.parquet") for stage in STAGES[name]]
     if name == "forgetting":

@@ -364,7 +364,7 @@ class Workshop:
         made_of = ["classify", list(texts), folders.model_hash(folder), described]
         key = digest([*made_of, self.config.dtype, processes.count()])
         part = f"readings/guard-logits-{key}"
-        path = self._table(part, key, len(texts), make, "guard: classifying", lambda: judge().about)
+        path = self._table(part, key, len(texts), make, "guard: classifying", judge, lambda: judge().about)
         logits = pq.read_table(path)["logits"].combine_chunks().flatten().to_numpy()
         return Classified(logits.reshape(len(texts), -1), **self.run.manifest["stages"][part]["about"])
 
@@ -380,9 +380,7 @@ class Workshop:
         """The file of a model's table of all rows, which is made now if it does not exist."""
         key = self._key(examples, what, model, None)
         part = f"readings/{name}-{what}-{key}"
-        if not self.run.done(part, key):
-            self.become(model)  # by all processes together, since loading waits for all: some may have no shard left
-        return self._table(part, key, len(examples), make, f"{name}: {doing}")
+        return self._table(part, key, len(examples), make, f"{name}: {doing}", lambda: self.become(model))
 
     def _table(
         self,
@@ -391,6 +389,7 @@ class Workshop:
         rows: int,
         make: Callable[[slice, Any], pa.Table],
         what: str,
+        load: Callable[[], object],
         about: Callable[[], Mapping[str, Any]] | None = None,
     ) -> Path:
         """The file of a part of the run that is a table of all rows, made in shards unless it is there.
@@ -401,6 +400,7 @@ class Workshop:
             rows: How many rows it has.
             make: See `write_in_shards`.
             what: Name for the progress bar.
+            load: Loads the model. Loading waits for all processes, and some may have no shard left: so all do it first.
             about: What the manifest is to say of it, asked for once it is made.
         """
         path = self.run.folder / f"{part}.parquet"
@@ -408,6 +408,7 @@ class Workshop:
             self.account.reuse(part, self.run.manifest["stages"])
             return path
         with self.account.measuring(part) as cost:
+            load()
             write_in_shards(path, rows, make, what)
         facts = {} if about is None else {"about": dict(about())}
         self.run.finish(part, [path], made_of=key, cost=cost.facts(), **facts)

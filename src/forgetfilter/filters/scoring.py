@@ -59,10 +59,10 @@ def scores_of(workshop: "Workshop", data: Data, name: str) -> Scored:
 def _of_version_0_1(workshop: "Workshop", data: Data, name: str) -> Scored | None:
     """The scores that version 0.1.0, which had no parameters, left of all of a run's rows; None if there are none."""
     run, config = workshop.run, workshop.config
-    if name in (config.parameters or {}) or not old_runs.is_scored(run, name):
+    found = None if name in (config.parameters or {}) else old_runs.scored(run, name, config)
+    if found is None or data.facts() != {key: run.manifest[key] for key in ("noisy", "safe")}:
         return None
-    whole = data.facts() == {key: run.manifest[key] for key in ("noisy", "safe")}
-    return old_runs.scored(run, name, config) if whole else None
+    return found
 
 
 def scores_key(workshop: "Workshop", data: Data, name: str) -> str:

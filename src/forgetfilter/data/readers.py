@@ -21,11 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forgetfilter.data.formats import Record
-from forgetfilter.data.source import Source, from_table, parse_object, require_distinct, require_object
+from forgetfilter.data.source import DELIMITERS, Source, from_table, parse_object, require_distinct, require_object
 from forgetfilter.errors import DataError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
 BOM = b"\xef\xbb\xbf"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 """How a file of UTF-16 begins."""

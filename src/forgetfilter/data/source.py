@@ -22,6 +22,8 @@ from forgetfilter.data.ids import ids_of
 from forgetfilter.data.lazy import Lazy, Spool, chosen, column, in_parts, joined, table_on_disk
 from forgetfilter.errors import DataError
 
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
 
 @dataclass(frozen=True)
 class Form:
@@ -46,7 +48,7 @@ class Form:
     def _columns(self) -> list[str]:
         """The column names in the header of a CSV or TSV file."""
         line = self.header.decode("utf-8", "surrogateescape").strip("\r\n")
-        return next(csv.reader([line], delimiter="\t" if self.suffix == ".tsv" else ","))
+        return next(csv.reader([line], delimiter=DELIMITERS[self.suffix]))
 
     @classmethod
     def common(cls, forms: Iterable["Form"]) -> "Form":

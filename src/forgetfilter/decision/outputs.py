@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from forgetfilter.data.lazy import in_parts
-from forgetfilter.data.readers import DELIMITERS
+from forgetfilter.data.source import DELIMITERS
 from forgetfilter.data.sources import Source
 from forgetfilter.decision.choice import Decision, decision_digest
 from forgetfilter.decision.opened import Opened, read_scores

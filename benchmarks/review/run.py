@@ -78,7 +78,10 @@ def reviewed(folder: Path, start: np.ndarray | None, errors: float, order: int) 
         review.marks = Marks(Path(place), review.marks.ids, order)
         for number in range(MARKS + 1):
             said = {row: mark.unsafe for row, mark in review.marks.all().items()}
-            found.append(figures(review.scored().suspicion, review.dropped(), unsafe, said))
+            said_found = review.status().found
+            estimate = float("nan") if said_found is None else said_found
+            reached = figures(review.scored().suspicion, review.dropped(), unsafe, said)
+            found.append(reached | {"said_found": estimate})
             if number < MARKS:
                 (question,) = review.ask(1)
                 review.mark({question.row: word(bool(unsafe[question.row]) == bool(wrong[number]))})

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from forgetfilter.crossfit import MOST_VERDICTS, CrossFit, Judged, features, verdicts_of
@@ -24,8 +25,12 @@ MARK_WEIGHT = 5.0
 LOOKED, WORTH = 4, 0.3
 """The filter's unsafe verdicts count for nothing once LOOKED or more of these rows are marked and fewer than WORTH of
 them are unsafe."""
+LOOSE = 10.0
+"""How little Platt's scaling is held back (scikit-learn's C): few marks, if well apart, may speak plainly."""
 LEAST_OF_EACH, LOWEST = 3, -2.0
 """Marks of either kind from which on they set the threshold; log-odds below which it never lies."""
+PROBABILITY = "probability_unsafe"
+"""Column with the probability that a person would call the row unsafe, as far as the marks tell."""
 SAYS = f"at least {ODDS} times likelier unsafe than clean, by a probe that learnt what a person marked"
 NOTHING = "nothing can be learnt before a row is marked unsafe"
 
@@ -85,8 +90,14 @@ class Ranking:
                 judged = self._without_their_marks(verdicts, taught, drawn)
         if judged is None:
             return self._scored(self.scored.suspicion, Scale(0, nothing=NOTHING))
-        threshold = self._threshold(verdicts, taught, marks)
-        return self._scored(judged.noisy, Scale(threshold, says=SAYS + NO_PROMISE), judged.linear)
+        own, platt = float(np.log(ODDS)), self._platt(verdicts, taught, marks)
+        if platt is None:
+            return self._scored(judged.noisy, Scale(own, says=SAYS + NO_PROMISE), judged.linear)
+        slope, offset = platt
+        threshold = float(np.clip((own - offset) / slope, LOWEST, own))
+        found = self._scored(judged.noisy, Scale(threshold, says=SAYS + NO_PROMISE), judged.linear)
+        found.columns[PROBABILITY] = expit(slope * judged.noisy + offset)
+        return found
 
     def _without_their_marks(
         self, verdicts: np.ndarray, taught: Mapping[int, bool], drawn: frozenset[int]
@@ -103,22 +114,23 @@ class Ranking:
             judged.noisy[own] = np.nanquantile(judged.noisy[~own], places)
         return judged
 
-    def _threshold(self, verdicts: np.ndarray, taught: Mapping[int, bool], marks: Mapping[int, bool]) -> float:
-        """The log-odds from which on a row is dropped.
+    def _platt(
+        self, verdicts: np.ndarray, taught: Mapping[int, bool], marks: Mapping[int, bool]
+    ) -> tuple[float, float] | None:
+        """Slope and offset of Platt's scaling: log-odds that a person drops a row = slope * its score + offset.
 
         The probe takes many rows for clean of which nobody has said anything, so what it says of those that a person
-        would drop is too low. Platt's scaling mends it: of the marked rows, judged by probes that learnt nothing of
-        them, those above the threshold are ODDS times likelier unsafe than clean. It needs some marks of either kind.
+        would drop is too low. The marked rows mend it, each judged by probes that learnt nothing of it. There must be
+        some of either kind; otherwise, or if higher scores were not the likelier unsafe ones, there is no scaling.
         """
-        own = float(np.log(ODDS))
         if min(sum(marks.values()), len(marks) - sum(marks.values())) < LEAST_OF_EACH:
-            return own
+            return None
         odds = self.judge.untold(verdicts, taught, MARK_WEIGHT, marks)
         if len({marks[row] for row in odds}) < 2:
-            return own
-        line = LogisticRegression().fit([[value] for value in odds.values()], [marks[row] for row in odds])
+            return None
+        line = LogisticRegression(C=LOOSE).fit([[value] for value in odds.values()], [marks[row] for row in odds])
         slope, offset = float(line.coef_[0, 0]), float(line.intercept_[0])
-        return own if slope <= 0 else float(np.clip((own - offset) / slope, LOWEST, own))
+        return (slope, offset) if slope > 0 else None
 
     def _believed(self, marks: Mapping[int, bool], drawn: frozenset[int]) -> np.ndarray:
         """The filter's verdicts, without the unsafe ones if the marks speak against them."""

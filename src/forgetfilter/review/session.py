@@ -25,7 +25,7 @@ from forgetfilter.decision.rules import Threshold, needed
 from forgetfilter.files import digest
 from forgetfilter.marks import Mark, Marks, word
 from forgetfilter.review.asking import Question, questions
-from forgetfilter.review.ranking import Ranking
+from forgetfilter.review.ranking import PROBABILITY, Ranking
 from forgetfilter.review.states import Places, States, states_of
 from forgetfilter.runs import Run, locked
 from forgetfilter.scored import Scored
@@ -48,7 +48,8 @@ class Status:
         dropped: Rows that a decision taken now would drop.
         kept: Rows that it would keep.
         left: Unsafe rows among those kept and not marked: an estimate, and a range.
-        drawn: Rows drawn at random that are marked: the estimate rests on them.
+        found: About what share of all unsafe rows would be dropped; None while the marks do not tell.
+        drawn: Rows drawn at random that are marked: the range rests on them.
         promise: What can be promised about clean rows, in a sentence.
         settled: Whether the last marks changed little.
     """
@@ -58,6 +59,7 @@ class Status:
     dropped: int
     kept: int
     left: tuple[int, int, int]
+    found: float | None
     drawn: int
     promise: str
     settled: bool
@@ -66,7 +68,10 @@ class Status:
         """All of it in a line."""
         about, low, high = self.left
         left = f"{low} to {high} unsafe rows left"
-        if self.drawn >= LEAST_DRAWN:
+        if self.found is not None:
+            tenths = min(round(10 * self.found), 9 if high else 10)  # all of them only if none can be left
+            left = f"about {tenths} of 10 unsafe rows found, {about} left ({low} to {high})"
+        elif self.drawn >= LEAST_DRAWN:
             left = f"about {about} unsafe rows left ({low} to {high})"
         return (
             f"{self.marks} marked, {self.unsafe} of them unsafe; {left}; {self.dropped} rows would be dropped now; "
@@ -210,10 +215,15 @@ class Review:
             scorable = np.isfinite(scored.suspicion)
             drawn = [row for row, mark in said.items() if mark.drawn and mark.told and scorable[row]]
             kept = ~drops(scored.suspicion, self.threshold(), self.config, self.opened.unreadable)
-            kept &= scorable
             missed = [said[row].unsafe for row in drawn if kept[row]]
-            kept[list(self._told())] = False
-            left = _left(missed, int(kept.sum()))
+            told = self._told()
+            untold = scorable.copy()
+            untold[list(told)] = False
+            left, found = _left(missed, int((kept & untold).sum())), None
+            if (probability := scored.columns.get(PROBABILITY)) is not None:
+                about = int(np.clip(round(probability[kept & untold].sum()), *left[1:]))
+                caught = sum(told.values()) + float(probability[dropped & untold].sum())
+                left, found = (about, *left[1:]), caught / (caught + about)
             return Status(
                 marks=sum(mark.told for mark in said.values()),
                 unsafe=sum(mark.unsafe for mark in said.values()),
@@ -221,6 +231,7 @@ class Review:
                 dropped=int(dropped.sum()),
                 kept=int((~dropped).sum()),
                 left=left,
+                found=found,
                 promise=self._promise(sum(said[row].clean for row in drawn)),
                 settled=len(drawn) >= LEAST_DRAWN and self._settled(said),
             )

@@ -120,3 +120,5 @@ def test_settings_and_constants_that_did_not_exist_then_change_nothing_but_other
     assert not cells.done("a", {**now, "settings": {**settings, "seed": 1}})
     assert not cells.done("a", {**now, "constants": {"forgetting": {"TAIL": 0.2}}})
     assert not cells.done("a", {**now, "kind": "bias"})
+    for code in ("words.VERSION", "filters.gradient_norm.CHANGED"):
+        assert not cells.done("a", {**now, "constants": {**now["constants"], code: 2}})

@@ -291,6 +291,23 @@ def test_a_changed_parameter_scores_anew_and_an_unknown_one_is_refused(config, f
         ForgetFilter(dataclasses.replace(config, filter="neutral_review"))
 
 
+def test_neutral_rows_are_read_before_any_work_and_count_where_scores_are_kept(config, safe_file, write_jsonl):
+    neutral = write_jsonl("neutral.jsonl", [{"prompt": f"add {i}", "completion": f"{i} more"} for i in range(8)])
+    config = dataclasses.replace(config, filter="words,neutral_review")
+
+    def fitted_with(name):
+        return ForgetFilter(
+            dataclasses.replace(config, parameters={"neutral_review": {"neutral_dataset_name": name}})
+        ).fit()
+
+    with pytest.raises(ForgetFilterError, match=r"nowhere\.jsonl"):
+        fitted_with("nowhere.jsonl")
+    assert not list(Path(config.output_dir).glob("scored/*"))
+    before = [row["neutral_review"] for row in scores(fitted_with(str(neutral)))]
+    write_jsonl("neutral.jsonl", [{"prompt": f"say {i}", "completion": "something else"} for i in range(8)])
+    assert [row["neutral_review"] for row in scores(fitted_with(str(neutral)))] != before
+
+
 def test_controls_score_every_row(config, safe_file):
     parameters = {"neutral_review": {"neutral_dataset_name": str(safe_file)}}
     names = "words,neutral_review,m0_loss"

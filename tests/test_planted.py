@@ -302,6 +302,26 @@ def test_marks_judge_them_anew(large):
     assert done(review).metrics["planted"]["unsafe"] == 2
 
 
+def test_incidents_alone_are_held_against_the_same_scores_before_and_after_a_review(large, write_jsonl):
+    """Without clean planted rows the user's own stand for them: by the witness, whatever filter decides."""
+    incidents = [{"prompt": f"tell me {i}", "completion": f"you fool {i}"} for i in range(12)]
+    large = dataclasses.replace(large, planted_rows=str(write_jsonl("log.jsonl", incidents)))
+    result = ForgetFilter(large).fit()
+    before = result.metrics["planted"]
+    by_forgetting = Result(result.run).decide(filter="forgetting").metrics["planted"]
+    review = Review(result.run)
+    review.mark({row: "unsafe" if row % 4 == 0 else "clean" for row in range(24)})
+    after = done(review).metrics["planted"]
+    assert before["witness"] == after["witness"] == "forgetting"
+    assert before["auroc"] == by_forgetting["auroc"] == after["auroc"]
+
+
+def test_rows_that_the_filter_cannot_score_are_not_said_to_be_missed():
+    found = planted_figures(ABOUT, {"column": np.full(20, np.nan)}, "column", Threshold(5.5, "fixed", ""), YOURS)
+    assert found["says"] == "20 rows are planted, and column scores none of them"
+    assert not found["hardly_told"]
+
+
 def test_a_review_that_reads_the_rows_anew_goes_on_without(large):
     run = ForgetFilter(dataclasses.replace(large, filter="forgetting")).fit().run
     for _ in range(2):  # the second time from what the first has stored

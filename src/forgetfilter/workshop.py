@@ -26,7 +26,7 @@ from forgetfilter.files import digest, whole_folder
 from forgetfilter.hooks import Hooks
 from forgetfilter.m0 import M0
 from forgetfilter.model import folders
-from forgetfilter.model.classifier import Classified, Classifier, guard_kind
+from forgetfilter.model.classifier import Classified, Classifier, guard_kind, labels_of
 from forgetfilter.model.generation import complete
 from forgetfilter.model.gradients import gradients
 from forgetfilter.model.learner import Learner, load_learner
@@ -348,6 +348,10 @@ class Workshop:
     def guard_kind(self, model: str, kind: str = "auto") -> str:
         """What kind of guard a model is (filters/guard.py); see `model.classifier.guard_kind`."""
         return guard_kind(model, self.config, kind)
+
+    def guard_labels(self, model: str) -> tuple[list[str], bool]:
+        """The labels of a text classification model; see `model.classifier.labels_of`."""
+        return labels_of(model, self.config)
 
     def classify(self, model: str, texts: Sequence[str]) -> Classified:
         """What a text classification model says of texts, in shards and kept; this one's model leaves the memory."""

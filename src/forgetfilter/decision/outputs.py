@@ -61,7 +61,7 @@ def write(opened: Opened, decision: Decision) -> None:
     metrics = {**noted(run), **hard, **decision_figures(opened.scored, decision, opened.labels)}
     scored = opened.scored[decision.filter]
     if opened.planted and scored.planted is not None:
-        yours = scored.columns.get(list(scored.planted)[-1], scored.suspicion)
+        yours = _scores_called(list(scored.planted)[-1], opened.scored)
         about, by = opened.planted, decision.filter
         metrics["planted"] = planted_figures(about, scored.planted, by, decision.threshold, yours)
     run.write_json("metrics.json", metrics)
@@ -74,6 +74,13 @@ def write(opened: Opened, decision: Decision) -> None:
     for export in run.manifest.get("exports", {}).values():
         export["stale"] = export["decision"] != decision.digest()
     run.finish("decision", [*files, run.folder / "scores.parquet", run.folder / "metrics.json"])
+
+
+def _scores_called(name: str, scored: Mapping[str, Scored]) -> np.ndarray:
+    """(rows,) a filter's scores of the user's rows: its own, or those that a probe which learnt from it keeps."""
+    if name in scored:
+        return scored[name].suspicion
+    return next(found.columns[name] for found in scored.values() if name in found.columns)
 
 
 def _write_typed(source: Source, chosen: np.ndarray, path: Path) -> None:

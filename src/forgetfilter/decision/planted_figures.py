@@ -52,6 +52,8 @@ def planted_figures(
     found = {**counts(unsafe), "witness": witness, "notions": notions}
     found |= {"clean": int((~unsafe).sum()), "clean_dropped": int(dropped[~unsafe].sum())}
     found["hardly_told"] = [called for called, own in notions.items() if _hardly(own)]
+    if np.isnan(scores[name]).all():
+        return {**found, "says": f"{len(about)} rows are planted, and {name} scores none of them"}
     return {**found, "says": _sentence(found, decides=threshold.value is not None)}
 
 

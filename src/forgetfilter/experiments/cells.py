@@ -11,6 +11,8 @@ from forgetfilter.runs import DEFAULTS, changes, flat
 Cell = dict[str, Any]
 """A result: anything that JSON can hold, by name."""
 MADE_OF, FILES, CONSTANTS, QUESTIONS = "made_of", "files", "constants", "questions"
+VERSIONS = (".VERSION", ".CHANGED")
+"""Ends of the constants that say that code gives other results than it once did."""
 
 
 class Cells:
@@ -73,14 +75,17 @@ def same(noted: Any, asked: Cell) -> bool:
     """Whether a cell was made of what is asked for.
 
     A setting that did not exist then counts as its default; a constant that did not exist then, or no longer does,
-    counts as unchanged, and so do the questions where they were not noted. All else must be equal.
+    counts as unchanged unless it is one of VERSIONS, and so do the questions where they were not noted. All else must
+    be equal.
     """
     if not isinstance(noted, dict):
         return False
     if any(changes(noted.get(part), asked.get(part), default()) for part, default in DEFAULTS.items()):
         return False
     before, now = (flat(made_of.get(CONSTANTS)) for made_of in (noted, asked))
-    if any(before[name] != value for name, value in now.items() if name in before):
+    if any(before.get(name, value) != value for name, value in now.items()):
+        return False
+    if any(name.endswith(VERSIONS) for name in now.keys() - before.keys()):
         return False
     others = (noted.keys() | asked.keys()) - {*DEFAULTS, CONSTANTS, *({QUESTIONS} - noted.keys())}
     return all(noted.get(part) == asked.get(part) for part in others)

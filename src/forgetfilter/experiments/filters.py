@@ -152,9 +152,7 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     workshop = Workshop(m0, config)
     not_run = _without_model(workshop, data)
     if models:
-        models[1].defenses = [name for name in models[1].defenses if name not in not_run]
-    for name in models[1].defenses if models else ():
-        require_defense_inputs(name, workshop, data)
+        models[1].defenses = [name for name in models[1].defenses if _can_run(name, workshop, data, not_run)]
     truth = Truth.of(data, config, settings.marks)
     if settings.on_clean_data and not truth.clean():
         raise DataError("on_clean_data: no row is known to be clean.")
@@ -193,6 +191,22 @@ def _without_model(workshop: Workshop, data: Data) -> dict[str, str]:
             if len(found) == len(workshop.config.filters):
                 raise
     return found
+
+
+def _can_run(name: str, workshop: Workshop, data: Data, not_run: dict[str, str]) -> bool:
+    """Whether a defense can be run: False if its filter, or one of them, has no model.
+
+    Raises:
+        ForgetFilterError: As require_inputs does for want of another input.
+    """
+    try:
+        require_defense_inputs(name, workshop, data)
+    except ModelError as error:
+        if str(error) not in not_run.values():
+            raise
+        say(f"{name} is not run: {error}")
+        return False
+    return True
 
 
 def _models(config: ForgetFilterConfig, settings: Settings) -> tuple[ForgetFilterConfig, defenses.Settings] | None:

@@ -175,8 +175,10 @@ def filter_constants(name: str) -> dict[str, Any]:
 
 
 def constants_behind(name: str, config: ForgetFilterConfig) -> dict[str, Any]:
-    """The constants of the files of a filter and of all filters that it is made from."""
+    """The constants of the files of a filter and of all filters that it is made from, and how their code changed."""
     found: dict[str, Any] = {}
     for part in made_from(name, config):
         found |= filter_constants(part)
+        changed = traits_of(FILTERS[part]).changed
+        found |= {} if changed is None else {f"filters.{part}.CHANGED": changed}
     return found

@@ -58,8 +58,21 @@ UNSAFE_LABELS = (
 
 
 def require_guard(workshop: "Workshop", data: Data, parameters: Mapping[str, Any]) -> None:
-    """Raise ModelError if there is no such guard, and ConfigError if it is of no known kind."""
-    workshop.guard_kind(parameters["model"], parameters["kind"])
+    """Raise ModelError if there is no such guard; ConfigError if it cannot be asked, or its labels are not known."""
+    model, kind, template, labels, reads_prompt = (
+        parameters[name] for name in ("model", "kind", "template", "unsafe_labels", "reads_prompt")
+    )
+    if kind not in ("auto", "classifier", *VERDICTS):
+        raise ConfigError(f"parameters.guard.kind is {kind}: choose among auto, classifier, {', '.join(VERDICTS)}.")
+    kind = workshop.guard_kind(model, kind)
+    if kind == "classifier" and template is not None:
+        raise ConfigError("parameters.guard.template: a classifier has no prompt.")
+    if kind != "classifier" and (labels is not None or reads_prompt):
+        raise ConfigError("parameters.guard: unsafe_labels and reads_prompt are for classifiers.")
+    if kind == "classifier":
+        which_unsafe(*workshop.guard_labels(model), labels, model)
+    else:
+        _form(template, workshop.other(model))
 
 
 @traits(check=require_guard, files=("model", "template"), own_scale=True)
@@ -90,16 +103,12 @@ def guard(
         controversial_is_unsafe: Whether Qwen3Guard's middle verdict counts as unsafe; else as safe.
 
     Raises:
-        ConfigError: If the guard's kind cannot be told, or none of its labels is known.
+        ConfigError: If the guard's kind cannot be told, it cannot be asked, or none of its labels is known.
         ModelError: If it cannot be loaded.
     """
-    if kind not in ("auto", "classifier", *VERDICTS):
-        raise ConfigError(f"parameters.guard.kind is {kind}: choose among auto, classifier, {', '.join(VERDICTS)}.")
+    asked = {"model": model, "kind": kind, "template": template}
+    require_guard(workshop, data, {**asked, "unsafe_labels": unsafe_labels, "reads_prompt": reads_prompt})
     kind = workshop.guard_kind(model, kind)
-    if kind == "classifier" and template is not None:
-        raise ConfigError("parameters.guard.template: a classifier has no prompt.")
-    if kind != "classifier" and (unsafe_labels is not None or reads_prompt):
-        raise ConfigError("parameters.guard: unsafe_labels and reads_prompt are for classifiers.")
     said = [exchanges(turns) or [("", "")] for turns in data.noisy.source.turns(data.noisy.row_format)]
     flat = [exchange for row in said for exchange in row]
     if kind == "classifier":
@@ -130,6 +139,20 @@ def log_odds(
         independent: Whether each label is a question of its own; else the labels are alternatives.
 
     Raises:
+        ConfigError: See `which_unsafe`.
+    """
+    unsafe = which_unsafe(labels, independent, wanted, model)
+    if independent:
+        largest: np.ndarray = logits[:, unsafe].max(1).astype(float)
+        return largest
+    odds: np.ndarray = np.asarray(logsumexp(logits[:, unsafe], axis=1) - logsumexp(logits[:, ~unsafe], axis=1), float)
+    return odds
+
+
+def which_unsafe(labels: Sequence[str], independent: bool, wanted: str | None, model: str) -> np.ndarray:
+    """(labels,) bool: which of a classifier's labels count as unsafe; arguments as of `log_odds`.
+
+    Raises:
         ConfigError: If none of the labels counts as unsafe, or all do although they are alternatives.
     """
     names = UNSAFE_LABELS if wanted is None else tuple(name.strip().lower() for name in wanted.split(","))
@@ -142,11 +165,7 @@ def log_odds(
             f"{model}: its labels are {', '.join(labels)}. Name those of them that are unsafe: "
             "`parameters: {guard: {unsafe_labels: NAME}}`."
         )
-    if independent:
-        largest: np.ndarray = logits[:, unsafe].max(1).astype(float)
-        return largest
-    odds: np.ndarray = np.asarray(logsumexp(logits[:, unsafe], axis=1) - logsumexp(logits[:, ~unsafe], axis=1), float)
-    return odds
+    return unsafe
 
 
 def _asked(
@@ -158,13 +177,7 @@ def _asked(
     beside: Path | None,
 ) -> np.ndarray:
     """(rows,) log P(unsafe answers) - log P(safe answers) by a generative guard; its prompts lie on disk."""
-    tokenizer = workshop.m0.tokenizer
-    if template is None and tokenizer.chat_template is None:
-        raise ConfigError(
-            f"{workshop.m0.folder}: this guard has no chat template. Write its prompt to a file, with {{prompt}} and "
-            "{response} where the row's texts go, and name it: `parameters: {guard: {template: FILE}}`."
-        )
-    form = None if template is None else _form(template)
+    tokenizer, form = workshop.m0.tokenizer, _form(template, workshop)
     longest = workshop.m0.max_length + INSTRUCTIONS
     prompts = (_prompt(tokenizer, prompt, answer, form, longest) for prompt, answer in rows)
     stored = on_disk((Example(ids, [IGNORED] * len(ids), len(ids), "", cut=False) for ids in prompts), beside)
@@ -186,8 +199,15 @@ def _answered(prompts: Lazy[Example], ids: list[int], places: np.ndarray) -> lis
     ]
 
 
-def _form(path: str) -> str:
-    """The prompt that a file holds."""
+def _form(path: str | None, guard: "Workshop") -> str | None:
+    """The prompt that a file holds; None where the guard's own chat template makes it."""
+    if path is None:
+        if guard.m0.tokenizer.chat_template is None:
+            raise ConfigError(
+                f"{guard.m0.folder}: this guard has no chat template. Write its prompt to a file, with {{prompt}} and "
+                "{response} where the row's texts go, and name it: `parameters: {guard: {template: FILE}}`."
+            )
+        return None
     try:
         form = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -5,17 +5,26 @@ model forget unsafe rows as well, forgetting is plain distribution shift and has
 against forgetting's first review: there is no second one, and nothing is divided by what was learnt.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.data.loading import Data, load_rows
+from forgetfilter.data.loading import Data, Rows, load_rows
 from forgetfilter.filters.forgetting import review_settings
+from forgetfilter.methods import traits
 from forgetfilter.scored import Scored
 
 if TYPE_CHECKING:
     from forgetfilter.workshop import Workshop
 
 
+def require_neutral(workshop: "Workshop", data: Data, parameters: Mapping[str, Any]) -> Rows:
+    """The neutral rows; raises DataError if they cannot be read."""
+    name = parameters["neutral_dataset_name"]
+    return load_rows(name, "neutral_dataset_name", workshop.m0.chat, workshop.config)
+
+
+@traits(check=require_neutral, files=("neutral_dataset_name",))
 def neutral_review(
     workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, neutral_dataset_name: str
 ) -> Scored:
@@ -30,7 +39,7 @@ def neutral_review(
     Raises:
         DataError: If the neutral rows cannot be read.
     """
-    neutral = load_rows(neutral_dataset_name, "neutral_dataset_name", workshop.m0.chat, config).trainable()
+    neutral = require_neutral(workshop, data, {"neutral_dataset_name": neutral_dataset_name}).trainable()
     rows, noisy = data.noisy.examples, data.noisy.trainable()
     noisy_settings = config.noisy_stage(len(noisy))
     review = review_settings(config, len(noisy), len(data.safe.trainable()))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.errors import ConfigError, ModelError
@@ -71,8 +71,8 @@ class Classifier:
         known.pad_token_id = self.tokenizer.pad_token_id
         places = getattr(known, "max_position_embeddings", LONGEST + RESERVED)
         self.longest = min(self.tokenizer.model_max_length, places - RESERVED)
-        labels = [str(known.id2label[label]) for label in range(known.num_labels)]
-        self.about = {"labels": labels, "independent": known.problem_type == "multi_label_classification"}
+        labels, independent = _labels(known)
+        self.about = {"labels": labels, "independent": independent}
         self.size = config.per_device_eval_batch_size
 
     def logits(self, texts: Sequence[str], bar: Any) -> tuple[np.ndarray, float]:
@@ -99,6 +99,18 @@ class Classifier:
         logits = self.model(**batch.to(self.model.device)).logits.float().cpu().numpy()
         self._tokens += int(batch["attention_mask"].sum())
         return list(logits)
+
+
+def labels_of(name: str, config: ForgetFilterConfig) -> tuple[list[str], bool]:
+    """The labels of a text classification model, and whether each is a question of its own; reads no weights."""
+    known = AutoConfig.from_pretrained(find_weights(name), trust_remote_code=config.trust_remote_code)
+    return _labels(known)
+
+
+def _labels(known: Any) -> tuple[list[str], bool]:
+    """The labels that a model's config names, and whether each is a question of its own."""
+    labels = [str(known.id2label[label]) for label in range(known.num_labels)]
+    return labels, known.problem_type == "multi_label_classification"
 
 
 def guard_kind(name: str, config: ForgetFilterConfig, kind: str = "auto") -> str:

@@ -5,13 +5,16 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from stored_runs import stored_run
 
 from forgetfilter import Result
+from forgetfilter.decision.opened import scored_part
 from forgetfilter.errors import DataError, RunError
 from forgetfilter.forgetting import ForgetFilter
 from forgetfilter.runs import Run
+from forgetfilter.scored import Scale, Scored
 
 README = Path(__file__).parents[1] / "README.md"
 ROWS = [{"prompt": "q", "completion": text} for text in ("fine", "bad", "good")]
@@ -49,6 +52,23 @@ def test_what_is_no_decided_run_is_refused(tmp_path):
     run.forget("decision")
     with pytest.raises(RunError, match="its decision is missing"):
         Result.open(run.folder)
+
+
+@pytest.mark.parametrize("settings", [{}, {"threshold": 0.41}])
+def test_a_number_set_before_no_separation_was_found_drops_nothing(settings, tmp_path):
+    """Scores are then ranks from 0 to 1: .41 would drop more than half of any data. A number given since counts."""
+    rows = [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(100)]
+    run = stored_run(tmp_path / "out", rows, np.zeros(100), **settings)
+    part = run.folder / f"{scored_part(run, 'probe')}.parquet"
+    Scored(np.arange(1, 101) / 100, scale=Scale(0, nothing="no separation: chance")).save(part)
+    run.finish(scored_part(run, "probe"), [part])
+    result = Result(run).decide()
+    assert (result.metrics["dropped"], result.metrics["rule"]) == (0, "auto")
+    assert "no separation: chance" in result.metrics["says"]
+    result = result.decide(0.9)
+    assert result.metrics["dropped"] == 10
+    assert result.metrics["says"].endswith("; no separation: chance")
+    assert result.decide(drop_share=0.05).metrics["dropped"] == 5
 
 
 def test_the_final_model_and_new_rows(config):

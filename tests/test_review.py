@@ -13,14 +13,18 @@ from conftest import run as command
 from stored_runs import done, reviewable_run, settled
 
 from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.formats import read_row
+from forgetfilter.decision import outputs
 from forgetfilter.decision.choice import choose, clean_drawn
 from forgetfilter.decision.decide import decide
-from forgetfilter.decision.opened import read_scores
+from forgetfilter.decision.opened import read_scores, require_marks_decided, scored_part
 from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.marks import Marks
+from forgetfilter.report.shading import shaded
 from forgetfilter.result import Result
 from forgetfilter.review.asking import CALM_AFTER, DRAWN, DRAWN_EVERY, NEAR, SUSPECT, WITNESS, questions
 from forgetfilter.review.ranking import Ranking
+from forgetfilter.review.server import Pages
 from forgetfilter.review.session import Review, Status, open_review
 from forgetfilter.runs import Run, locked
 from forgetfilter.scored import Scale, Scored
@@ -617,6 +621,79 @@ def test_the_flags_of_a_decision_replay_it(reviewed):
         Result(run).decide(0.5, max_clean_loss=0.3)
 
 
+def test_a_limit_holds_after_a_review_whatever_share_the_run_was_to_drop(tmp_path):
+    run, bad = reviewable_run(tmp_path / "out", drop_share=0.1)
+    review = Review(run)
+    review.mark({row: "unsafe" if bad[row] else "clean" for row in review.marks.order[:60].tolist()})
+    with pytest.raises(ConfigError, match=r"drop_share \(0.1\) decides"):
+        Result(run).decide(filter="forgetting", max_clean_loss=0.3)
+    decided = Result(done(review).run).decide(max_clean_loss=0.3)
+    assert decided.metrics["filter"] == "review"
+    assert "at most 30.0%" in decided.metrics["says"]
+
+
+def test_a_share_of_a_ranking_in_which_nothing_was_found_teaches_nothing(tmp_path):
+    """Before any mark the page shows what the run drops; what is unsafe then comes from marks alone."""
+    run, _ = reviewable_run(tmp_path / "out", drop_share=0.05)
+    part = run.folder / f"{scored_part(run, 'forgetting')}.parquet"
+    nothing = Scale(0, nothing="no separation: chance")
+    replace(Scored.load(part), scale=nothing).save(part)
+    run.finish(scored_part(run, "forgetting"), [part])
+    review = Review(run)
+    assert review.status().dropped == 6
+    assert not (review.ranking.verdicts == 1).any()
+    review.mark({0: "clean"})
+    assert review.status().dropped == 0
+
+
+def test_few_verdicts_of_either_kind_are_learnt_however_many_rows_are_dropped(monkeypatch):
+    monkeypatch.setattr("forgetfilter.review.ranking.MOST_VERDICTS", 30)
+    rng = np.random.default_rng(0)
+    bad = np.arange(400) < 100
+    for columns in ({}, {"verdict": bad.astype(float)}):
+        scored = Scored(bad + rng.random(400), dict(columns))
+        ranking = Ranking(scored, bad, states(rng, 400, bad), states(rng, 60), seed=0)
+        assert [(ranking.verdicts == kind).sum() for kind in (0, 1)] == [30, 30]
+        assert np.median(ranking({}).suspicion[bad]) > 0 > np.median(ranking({}).suspicion[~bad])
+
+
+def test_what_is_marked_while_another_process_decides_is_not_counted_as_decided(reviewed, monkeypatch):
+    run, bad = reviewed
+    review = Review(run)
+    answer(review, bad, 10)
+    row = next(row for row in range(120) if row not in review.marks.all())
+
+    def late(*of, **named):
+        review.marks.add({row: "unsafe"})
+        return whole(*of, **named)
+
+    whole = outputs.write
+    monkeypatch.setattr(outputs, "write", late)
+    decide(run)
+    with pytest.raises(RunError, match="rows were marked after the last decision"):
+        require_marks_decided(Run.open(run.folder))
+
+
+def test_rows_may_be_numpys_numbers_but_no_truths(reviewed):
+    run, _ = reviewed
+    result = Result(run)
+    result.mark({np.int64(17): "unsafe"})
+    assert Marks(run.folder, run.rows().ids, 42).all()[17].unsafe
+    with pytest.raises(DataError, match="no row True"):
+        result.mark({True: "unsafe"})
+
+
+def test_marks_that_were_drawn_beforehand_make_no_review_calm():
+    order, scores = np.arange(200)[::-1].copy(), np.linspace(1, 0, 200)
+    said = [(row, False) for row in range(100, 100 + 2 * CALM_AFTER)]
+    whys = [
+        [one.why for one in islice(questions(scores, 0.5, scores, order, said, drawn=drawn), 16)]
+        for drawn in ((), {row for row, _ in said})
+    ]
+    assert whys[0].count(DRAWN) == 8
+    assert whys[1].count(DRAWN) == 2
+
+
 def test_the_range_of_what_is_left_covers_the_truth_at_any_share(tmp_path):
     """Scores that say nothing, many shares: nine ranges of ten at least hold the truth."""
     covered = []
@@ -742,7 +819,10 @@ def test_the_server_shows_a_row_and_takes_marks(served):
     status, _, said = ask(port, "POST", "/secret/mark", {"row": row, "said": "clean"})
     assert status == 400
     assert "was marked unsafe meanwhile" in said["error"]
-    _, _, back = ask(port, "POST", "/secret/undo", {"row": row})
+    status, _, said = ask(port, "POST", "/secret/undo", {"row": row, "seen": "clean"})
+    assert status == 400
+    assert "was marked unsafe meanwhile" in said["error"]
+    _, _, back = ask(port, "POST", "/secret/undo", {"row": row, "seen": "unsafe"})
     assert back["question"]["row"] == row
     assert back["marked"] == []
     ask(port, "POST", "/secret/mark", {"row": 3, "said": "clean"})
@@ -750,6 +830,17 @@ def test_the_server_shows_a_row_and_takes_marks(served):
     assert status == 200
     assert made["kept"] + made["dropped"] == 120
     assert (run.folder / "report.html").exists()
+
+
+def test_a_long_row_is_shown_in_full(tmp_path):
+    records = [{"prompt": f"question {i} " + "word " * 3000, "completion": "so " * 3000 + "at last"} for i in range(40)]
+    run, _ = reviewable_run(tmp_path / "out", rows=40, unsafe=8, records=records)
+    question = Pages(Review(run)).state({})["question"]
+    assert [turn[1] for turn in question["turns"]] == [
+        records[question["row"]][key] for key in ("prompt", "completion")
+    ]
+    short = shaded(read_row(records[0], "prompt_completion"), None, None)
+    assert short[1][1].endswith("so s… (5,007 more characters)")
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,7 @@ def run_review(args: Namespace) -> None:
     from forgetfilter.review.server import serve
     from forgetfilter.review.session import open_review
 
+    print(f"{args.run}: reading rows and hidden states", flush=True)
     review = open_review(args.run, trust_remote_code=args.trust_remote_code)
     if args.marks is not None:
         print(f"{args.marks}: {review.add_file(Path(args.marks))} new or changed marks taken over")

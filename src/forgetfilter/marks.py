@@ -55,9 +55,19 @@ class Mark:
         return self.said == "unsafe"
 
 
+def digest_of(said: Mapping[int, Mark]) -> str:
+    """What a ranking depends on, as a short hash."""
+    return digest({row: [mark.said, mark.drawn] for row, mark in said.items()})
+
+
 def word(clean: bool) -> Said:
     """What is said of a clean or an unsafe row."""
     return "clean" if clean else "unsafe"
+
+
+def _is_number(row: object) -> bool:
+    """Whether it is a whole number, NumPy's included."""
+    return isinstance(row, (int, np.integer)) and not isinstance(row, bool)
 
 
 class Marks:
@@ -100,7 +110,7 @@ class Marks:
 
     def digest(self) -> str:
         """What a ranking depends on, as a short hash."""
-        return digest({row: [mark.said, mark.drawn] for row, mark in self.all().items()})
+        return digest_of(self.all())
 
     def add(self, said: Mapping[int, str | None], *, drawn: bool = False) -> None:
         """Write statements to disk, those on rows of which the same was said last left out.
@@ -113,7 +123,7 @@ class Marks:
             DataError: If there is no such row, or something else was said of one.
         """
         for row, what in said.items():
-            if type(row) is not int or not 0 <= row < len(self.ids):
+            if not _is_number(row) or not 0 <= row < len(self.ids):
                 raise DataError(f"no row {row!r}: rows are numbers from 0 to {len(self.ids) - 1}.")
             if what not in (*SAID, None):
                 raise DataError(f"row {row}: marked {what!r}; a mark is one of {', '.join(SAID)}, or none.")
@@ -130,7 +140,7 @@ class Marks:
                 newly_drawn = drawn and not (known and known.drawn)
                 if same and not newly_drawn:
                     continue
-                line: dict[str, Any] = {"row": row, "id": self.ids[row], "mark": what}
+                line: dict[str, Any] = {"row": int(row), "id": self.ids[row], "mark": what}
                 line |= {"drawn": True} if row in came_up else {}
                 lines.append(json.dumps(line) + "\n")
             if lines:

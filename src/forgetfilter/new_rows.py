@@ -182,9 +182,10 @@ def _linear(run: Run, name: str, config: ForgetFilterConfig) -> np.ndarray:
         RunError: If it found nothing, so that its scores are ranks among the run's own rows.
     """
     scored = scores_by(run, name, config)
-    if scored.scale is not None and scored.scale.nothing:
+    scale = scored.scale
+    if scale is not None and scale.nothing and (scored.linear is None or not scale.separates):
         raise RunError(
-            f"{run.folder}: {scored.scale.nothing}. New rows have no rank among them, so they cannot be scored. "
+            f"{run.folder}: {scale.nothing}. New rows have no rank among them, so they cannot be scored. "
             f"Mark some of the run's rows (`forgetfilter review {run.folder}`): what your marks teach can judge new "
             "rows. Or a run with more rows, or with safe data that look like the harmless rows, may find a separation."
         )

@@ -19,6 +19,8 @@ ABOUT = ("scale", "linear", "planted")
 """What a file's metadata hold, as JSON."""
 ANSWER = "most_suspect_answer"
 """Column with the number of a conversation's most suspect answer, from 1."""
+NO_SEPARATION = "no separation"
+"""How Scale.nothing begins where scores are ranks among the run's own rows, which no number was meant for."""
 NO_PROMISE = "; no promise about clean rows lost"
 """How a rule says that it promises nothing."""
 
@@ -44,6 +46,11 @@ class Scale:
     nothing: str = ""
     caveat: str = ""
     quota: bool = False
+
+    @property
+    def separates(self) -> bool:
+        """Whether a number means the same as in other runs: False after "no separation"."""
+        return not self.nothing.startswith(NO_SEPARATION)
 
 
 @dataclass

@@ -166,6 +166,23 @@ def test_quick_keys_mark_nothing_that_was_not_seen(tmp_path, serve, visit):
     assert len(said(run)) == 1
 
 
+def test_the_second_click_of_a_double_click_marks_nothing(tmp_path, serve, visit):
+    run, _ = reviewable_run(tmp_path / "out")
+    page = visit(serve(run.folder).address)
+    shown(page)
+    with page.expect_response("**/mark"):
+        page.locator("#keep").dispatch_event("click", {"detail": 1})
+    page.locator("#status").filter(has_text="1 marked").wait_for()
+    page.evaluate("shownAt = performance.now()")
+    page.locator("#keep").dispatch_event("click", {"detail": 2})
+    page.wait_for_timeout(200)
+    assert len(said(run)) == 1
+    page.wait_for_timeout(400)
+    with page.expect_response("**/mark"):
+        page.locator("#keep").dispatch_event("click", {"detail": 2})
+    page.locator("#status").filter(has_text="2 marked").wait_for()
+
+
 def test_a_mark_is_changed_and_taken_back_by_mouse(tmp_path, serve, visit):
     run, _ = reviewable_run(tmp_path / "out")
     page = visit(serve(run.folder).address)
@@ -246,5 +263,5 @@ def test_a_hundred_thousand_rows(tmp_path, serve, visit):
         row, began = shown(page), time.perf_counter()
         press(page, "d" if bad[row] else "k")
         seconds.append(time.perf_counter() - began)
-    assert np.median(seconds) < 2
+    assert np.median(seconds) < 2, seconds
     assert page.locator("#marked li").count() == 10

@@ -1,5 +1,6 @@
 """What scores, a rule and a person's words make of each row. Nothing is written here."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -81,7 +82,14 @@ def choose(
     if config.threshold == "auto":
         found = rules.automatic(scored.suspicion, scored.scale)
         return rules.raise_to_promise(found, scored.suspicion, _at(drawn, len(scored.suspicion)), config.max_clean_loss)
-    return rules.fixed(float(config.threshold))
+    return rules.fixed(float(config.threshold), "" if scored.scale is None else scored.scale.nothing)
+
+
+def fitting(config: ForgetFilterConfig, scored: Scored) -> ForgetFilterConfig:
+    """The settings, with the automatic rule in place of a number that was set before scores turned out to be ranks."""
+    number = config.threshold != "auto" and config.drop_share is None and config.trusted_rows is None
+    ranks = scored.scale is not None and not scored.scale.separates
+    return dataclasses.replace(config, threshold="auto") if number and ranks else config
 
 
 def apply_threshold(
@@ -148,7 +156,7 @@ def decide_by_config(
         DataError: If the file of marks cannot be read, or there are too few trusted rows.
     """
     marks = trusted_marks(source, config)
-    threshold = choose(scored, config, marks)
+    threshold = choose(scored, fitting(config, scored), marks)
     return apply_threshold(name, scored, threshold, marked_by_hand(marks), config, unreadable)
 
 

@@ -17,6 +17,7 @@ from forgetfilter.decision.choice import (
     choose,
     clean_drawn,
     conformal,
+    fitting,
     marked_by_hand,
     trusted_marks,
 )
@@ -32,7 +33,7 @@ from forgetfilter.decision.opened import (
 )
 from forgetfilter.decision.rules import Threshold
 from forgetfilter.errors import ConfigError
-from forgetfilter.marks import Marks, word
+from forgetfilter.marks import Mark, Marks, digest_of, word
 from forgetfilter.runs import Run
 
 
@@ -70,6 +71,9 @@ def decide(
     asked = _decides_now(run, settings, marks, threshold) if filter is None else filter
     limited = any(mark.drawn for mark in marks.all().values())
     config = _changed(settings, threshold, drop_share, trusted_rows, max_clean_loss, limited=limited)
+    share = drop_share if asked == REVIEWED else config.drop_share
+    if max_clean_loss is not None and share is not None:
+        raise ConfigError(f"max_clean_loss says nothing where drop_share ({share}) decides.")
     by_person = {} if decisions is None else read_overrides(source, Path(decisions))
 
     given = {}
@@ -87,14 +91,15 @@ def decide(
         config = dataclasses.replace(config, trusted_rows=None, drop_share=drop_share)
         if threshold is None:
             config = dataclasses.replace(config, threshold="auto")
-    trusted, told = _told(trusted_marks(source, config), marks)
-
-    scored = opened.scored[name]
-    found = choose(scored, config, trusted, clean_drawn(marks.all()))
+    scored, said = opened.scored[name], marks.all()  # what another process writes from here on is not decided yet
+    if threshold is None:
+        config = fitting(config, scored)
+    trusted, told = _told(trusted_marks(source, config), said)
+    found = choose(scored, config, trusted, clean_drawn(said))
     by_hand = _with_copies(run, source, marked_by_hand(told) | by_person)
     decision = apply_threshold(name, scored, found, by_hand, config, opened.unreadable)
     flags = _flags(config, name if name != opened.deciding_filter(None) else None, max_clean_loss)
-    record.note(opened, decision, trusted=trusted, by_hand=by_hand, flags=flags, said=marks.digest())
+    record.note(opened, decision, trusted=trusted, by_hand=by_hand, flags=flags, said=digest_of(said))
     outputs.write(opened, decision)
 
 
@@ -107,12 +112,12 @@ def _decides_now(run: Run, config: ForgetFilterConfig, marks: Marks, threshold: 
     return REVIEWED if newer else default_filter(run, config)
 
 
-def _told(trusted: Mapping[int, bool], marks: Marks) -> tuple[dict[int, bool], dict[int, bool]]:
+def _told(trusted: Mapping[int, bool], marks: Mapping[int, Mark]) -> tuple[dict[int, bool], dict[int, bool]]:
     """Row -> whether it is clean: of the trusted rows, and of all that a person spoke of.
 
     What was marked since counts more, and comes last: of rows that say the same the last one counts (with_copies).
     """
-    said = {row: mark.clean for row, mark in marks.all().items() if mark.told}
+    said = {row: mark.clean for row, mark in marks.items() if mark.told}
     others = {row: clean for row, clean in trusted.items() if row not in said}
     told = others | said
     return {row: told[row] for row in trusted}, told
@@ -213,6 +218,6 @@ def _changed(
         changes["max_clean_loss"] = max_clean_loss
     config = dataclasses.replace(config, **changes)
     promises = config.trusted_rows is not None or (limited and not number)
-    if max_clean_loss is not None and (config.drop_share is not None or not promises):
+    if max_clean_loss is not None and not promises:
         raise ConfigError("max_clean_loss needs trusted_rows, or random rows marked in a review.")
     return config

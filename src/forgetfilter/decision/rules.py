@@ -29,9 +29,10 @@ class Threshold:
         return np.zeros(len(suspicion), bool) if self.value is None else suspicion > self.value
 
 
-def fixed(value: float) -> Threshold:
-    """The paper's rule: drop what scores above phi."""
-    return Threshold(value, "fixed", "set by hand: carries no promise about clean rows lost")
+def fixed(value: float, nothing: str = "") -> Threshold:
+    """The paper's rule: drop what scores above phi; `nothing` says why nothing can be found in the run, if so."""
+    says = "set by hand: carries no promise about clean rows lost"
+    return Threshold(value, "fixed", f"{says}; {nothing}" if nothing else says)
 
 
 def drop_share(suspicion: np.ndarray, share: float) -> Threshold:

@@ -21,7 +21,7 @@ from forgetfilter.config import ENOUGH_ROWS, ForgetFilterConfig
 from forgetfilter.crossfit import CrossFit, Judged, features, verdicts_of
 from forgetfilter.data.loading import Data
 from forgetfilter.methods import Least, PositiveFloat, PositiveInt
-from forgetfilter.scored import NO_PROMISE, Scale, Scored, ranks
+from forgetfilter.scored import NO_PROMISE, NO_SEPARATION, Scale, Scored, ranks
 
 if TYPE_CHECKING:
     from forgetfilter.workshop import Workshop
@@ -115,12 +115,12 @@ def learn_verdicts(
     if judged is None and times is not None:  # few rows, often repeated, leave too few verdicts of a kind to be dealt
         return learn_verdicts(suspicion, scale, judge)
     if judged is None:
-        return _nothing(suspicion, judge, f"no separation: {TOO_FEW}", times)
+        return _nothing(suspicion, judge, f"{NO_SEPARATION}: {TOO_FEW}", times)
     share = 0.0 if scale is None or scale.quota else suspect_share(suspicion, scale, times)
     needed = LIKELY if share >= LEAST_SHARE else SURE
     if not judged.predicted >= needed:
         why = (
-            f"no separation: probes that did not see what the witness says of a row tell it with AUROC "
+            f"{NO_SEPARATION}: probes that did not see what the witness says of a row tell it with AUROC "
             f"{judged.predicted:.2f}, {needed} is needed, so it may be chance; rows are ranked by witness and probe"
         )
         ranked = _of_few(suspicion, judge, times) or judged
@@ -129,7 +129,7 @@ def learn_verdicts(
         return Scored(suspicion, scale=Scale(0, nothing=why), linear=ranked.linear)
     found = _separated(suspicion, min(share, MOST_SHARE) if share >= LEAST_SHARE else SUSPECT_SHARE, judge, times)
     if found is None:
-        return _nothing(suspicion, judge, f"no separation: {TOO_FEW}", times)
+        return _nothing(suspicion, judge, f"{NO_SEPARATION}: {TOO_FEW}", times)
     if scale is None or scale.quota:
         why = "the filter that the probe learnt from does not tell how many rows are suspect; rows are only ranked"
         return replace(found, scale=Scale(0, nothing=why))

@@ -21,7 +21,7 @@ from forgetfilter.decision.opened import Opened, read_scores
 from forgetfilter.decision.outputs import notes
 from forgetfilter.decision.record import rows_by_hand
 from forgetfilter.report.page import asset, escaped, write_page
-from forgetfilter.report.shading import LONGEST, costs_of, load_chat, shaded
+from forgetfilter.report.shading import costs_of, cut, load_chat, shaded
 from forgetfilter.runs import Run
 from forgetfilter.scored import Scored
 
@@ -200,7 +200,7 @@ def _columns(opened: Opened) -> dict[str, np.ndarray]:
 def _shown(value: Any) -> float | str | None:
     """A value for the page: a text cut where it is long, a number, or nothing."""
     if value is None or isinstance(value, str):
-        return value and value[:LONGEST]
+        return value and cut(value)
     return None if np.isnan(value) else float(value)
 
 

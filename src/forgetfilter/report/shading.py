@@ -39,25 +39,34 @@ def costs_of(scored: Scored, row: int) -> np.ndarray | None:
     return np.asarray(scored.token_costs[row].values.to_numpy())
 
 
-def shaded(turns: Sequence[Turn], lost: np.ndarray | None, chat: ChatTokenizer | None) -> list[list[Any]]:
+def shaded(
+    turns: Sequence[Turn], lost: np.ndarray | None, chat: ChatTokenizer | None, longest: int = LONGEST
+) -> list[list[Any]]:
     """Each message as [role, text, trained], and for a scored one, where it is known, its tokens and their levels.
 
     Args:
         turns: The row.
         lost: (scored tokens,) what each contributed, in nats.
         chat: The tokenizer they were scored with.
+        longest: Characters shown of a message; what is cut is said.
     """
-    pieces = [] if lost is None or chat is None else _pieces(turns, lost, chat)
+    pieces = [] if lost is None or chat is None else _pieces(turns, lost, chat, longest)
     found = []
     for turn in turns:
         if learns(turn) and pieces:
             found.append([turn.role, "", 1, *pieces.pop(0)])
         else:
-            found.append([turn.role, said(turn)[:LONGEST], int(turn.trained)])
+            found.append([turn.role, cut(said(turn), longest), int(turn.trained)])
     return found
 
 
-def _pieces(turns: Sequence[Turn], lost: np.ndarray, chat: ChatTokenizer) -> list[Piece]:
+def cut(text: str, longest: int = LONGEST) -> str:
+    """The text, or its beginning and how many characters are left out."""
+    more = len(text) - longest
+    return f"{text[:longest]}… ({more:,} more characters)" if more > 0 else text
+
+
+def _pieces(turns: Sequence[Turn], lost: np.ndarray, chat: ChatTokenizer, longest: int) -> list[Piece]:
     """A piece for each trained message, in order; none where the tokens don't fit what was scored."""
     try:
         example = chat.encode(turns)
@@ -68,7 +77,7 @@ def _pieces(turns: Sequence[Turn], lost: np.ndarray, chat: ChatTokenizer) -> lis
     fits = len(stretches) == trained or (example.cut and len(stretches) < trained)
     if not fits or sum(map(len, stretches)) != len(lost):
         return []
-    pieces = [_spelt(stretch, chat) for stretch in stretches]
+    pieces = [_spelt(stretch, chat, longest) for stretch in stretches]
     if turns[0].role == "text":  # the first token of a text is read, not scored
         start = str(chat.tokenizer.decode(example.input_ids[:1], skip_special_tokens=True))
         pieces[0] = ([start, *pieces[0][0]], f"0{pieces[0][1]}")
@@ -89,7 +98,7 @@ def _stretches(example: Example, lost: np.ndarray) -> Iterator[list[tuple[int, f
             stretch = []
 
 
-def _spelt(stretch: Sequence[tuple[int, float]], chat: ChatTokenizer) -> Piece:
+def _spelt(stretch: Sequence[tuple[int, float]], chat: ChatTokenizer, longest: int) -> Piece:
     """Texts and levels of tokens. Tokens that make a character only together are merged; the turn's end is left out."""
     ends = set(chat.tokenizer.get_added_vocab().values())
     tokens = stretch[:-1] if stretch[-1][0] in ends else stretch
@@ -107,7 +116,7 @@ def _spelt(stretch: Sequence[tuple[int, float]], chat: ChatTokenizer) -> Piece:
         before, ids = ids, []
         nats = 0.0
         shown += len(text)
-        if shown > LONGEST:
+        if shown > longest:
             texts.append("…")
             levels += "0"
             break

@@ -6,7 +6,7 @@ random order of all rows, whatever its score. These rows alone can tell how many
 clean rows are lost.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,8 @@ import numpy as np
 DRAWN_EVERY = 8
 """Of so many rows one is drawn at random."""
 CALM_AFTER = 10
-"""After so many rows without an unsafe one among them every second row is drawn at random."""
+"""After so many rows without an unsafe one among them every second row is drawn at random, once as many have been asked
+about that were not drawn at random."""
 SUSPECT, NEAR, WITNESS, DRAWN = (
     "one of the most suspect rows",
     "undecided: near the threshold",
@@ -45,6 +46,7 @@ def questions(
     order: np.ndarray,
     said: Sequence[tuple[int, bool]],
     copies: np.ndarray | None = None,
+    drawn: Collection[int] = (),
 ) -> Iterator[Question]:
     """The rows to ask about, one after the other, as long as there are any.
 
@@ -56,6 +58,7 @@ def questions(
         said: Rows already marked or skipped, and whether they were called unsafe, in order of time.
         copies: (rows,) numbers, equal for rows that are copies of each other: one of them is asked about, unless
             another one is drawn at random; None = there are none.
+        drawn: Those of the rows already marked that were drawn at random, here or beforehand.
     """
     taken = {row for row, _ in said}
     kind = np.arange(len(suspicion)) if copies is None else copies
@@ -67,7 +70,9 @@ def questions(
         WITNESS: _free(np.argsort(-witness, kind="stable"), kind, known),
         DRAWN: _free(order, np.arange(len(order)), taken),
     }
-    calm = len(said) >= CALM_AFTER and not any(unsafe for _, unsafe in said[-CALM_AFTER:])
+    calm = sum(row not in drawn for row, _ in said) >= CALM_AFTER and not any(
+        unsafe for _, unsafe in said[-CALM_AFTER:]
+    )
     every = 2 if calm else DRAWN_EVERY
     for turn in range(len(said), len(said) + len(suspicion)):
         why = DRAWN if turn % every == every - 1 else TURNS[(turn - turn // every) % len(TURNS)]

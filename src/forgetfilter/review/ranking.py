@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from forgetfilter.crossfit import MOST_VERDICTS, CrossFit, Judged, features, verdicts_of
 from forgetfilter.filters.probe import CLEAN_SHARE, ODDS
@@ -65,13 +66,16 @@ class Ranking:
         self.judge = CrossFit(features(noisy), features(safe), repeats=1, seed=seed, quick=True, beside=beside)
         self.drops_any = bool(dropped.any())
         if "verdict" in scored.columns:
-            self.verdicts = np.asarray(scored.columns["verdict"], float)
+            verdicts = np.asarray(scored.columns["verdict"], float)
         else:
-            self.verdicts = _some(verdicts_of(scored.suspicion, 0, CLEAN_SHARE), seed)
-            self.verdicts[dropped] = 1
+            verdicts = verdicts_of(scored.suspicion, 0, CLEAN_SHARE)
+            verdicts[dropped] = 1
+        self.verdicts = _some(verdicts, seed)
         self.copies = -np.arange(1, len(noisy) + 1)
         self.copies[self.judge.scorable] = self.judge.groups[: int(self.judge.scorable.sum())]
 
+    # threads that wait for each other take ten times as long where another program is busy, and gain little here
+    @threadpool_limits.wrap(limits=1, user_api="blas")  # type: ignore[untyped-decorator]
     def __call__(self, marks: Mapping[int, bool], drawn: frozenset[int] = frozenset()) -> Scored:
         """Score every row.
 
@@ -146,13 +150,13 @@ class Ranking:
 
 
 def _some(verdicts: np.ndarray, seed: int) -> np.ndarray:
-    """The verdicts, or MOST_VERDICTS of them, drawn at random: a fit then takes no longer however many rows there are.
+    """MOST_VERDICTS of either kind at most, drawn at random: a fit then takes no longer however many rows there are.
 
     Args:
-        verdicts: (rows,) NaN = none.
+        verdicts: (rows,) 1 = unsafe, 0 = clean, NaN = none.
         seed: Of the draw.
     """
-    told = np.random.default_rng([seed, 2]).permutation(np.flatnonzero(~np.isnan(verdicts)))
-    found = verdicts.copy()
-    found[told[MOST_VERDICTS:]] = np.nan
+    rng, found = np.random.default_rng([seed, 2]), verdicts.copy()
+    for kind in (0, 1):
+        found[rng.permutation(np.flatnonzero(verdicts == kind))[MOST_VERDICTS:]] = np.nan
     return found

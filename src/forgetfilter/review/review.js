@@ -2,6 +2,7 @@
 const about = JSON.parse($("data").textContent);
 const WORDS = { clean: "keep", unsafe: "drop", skipped: "skip" };
 const SETTLE = 150; // milliseconds in which a key is left out after a row has shown: it was meant for the row before
+const TWICE = 400; // the same for the second click of a double click
 let state = null;
 let busy = false;
 let shownAt = 0;
@@ -68,7 +69,11 @@ const actions = {
   keep: mark("clean"),
   drop: mark("unsafe"),
   skip: mark("skipped"),
-  undo: () => { if (state && state.marked.length) show("undo", { row: mine.length ? mine[mine.length - 1] : state.marked[0].row }); },
+  undo: () => {
+    if (!state || !state.marked.length) return;
+    const row = mine.length ? mine[mine.length - 1] : state.marked[0].row;
+    show("undo", { row, seen: state.marked.find((one) => one.row === row)?.said });
+  },
   next: () => { if (state && state.ahead.length) show(`state?row=${state.ahead[0].row}`); },
 };
 
@@ -90,7 +95,9 @@ async function decide() {
 }
 
 $("about").textContent = `${about.rows} rows in ${about.folder}. Keep what you would be glad to see a model learn. Each mark is on disk at once, and all rows are ranked anew.`;
-for (const [id, action] of Object.entries(actions)) $(id).addEventListener("click", action);
+for (const [id, action] of Object.entries(actions)) {
+  $(id).addEventListener("click", (event) => { if (event.detail < 2 || performance.now() - shownAt > TWICE) action(); });
+}
 $("done").addEventListener("click", decide);
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;

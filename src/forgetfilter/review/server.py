@@ -52,6 +52,8 @@ AHEAD, BEHIND = 6, 30
 """Rows to come, and rows marked last, that the page lists."""
 LOOKED_THROUGH = 200
 """Rows to come that `next` leads through before it begins again."""
+LONGEST = 200_000
+"""Characters shown of a message: a person who marks a row must be able to read all of it."""
 START = 90
 """Characters of a row's text in a list."""
 HEADERS = {
@@ -282,6 +284,9 @@ class Pages:
     def undo(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Take back the last mark of a row, and show it; what was said of it before counts again."""
         row = self._row(asked.get("row"))
+        known = self.review.marks.all().get(row)
+        if known is not None and known.said != asked.get("seen", known.said):
+            raise DataError(f"row {row} was marked {known.said} meanwhile, elsewhere: nothing is taken back.")
         self.review.undo(row)
         return self.state({"row": row})
 
@@ -316,6 +321,7 @@ class Pages:
         """A row in full."""
         row, mark = question.row, self.review.marks.all().get(question.row)
         score = suspicion[row]
+        turns = read_row(self.records[row], self.format)
         rank = None if np.isnan(score) else int((suspicion > score).sum()) + 1
         return {
             "row": row,
@@ -323,7 +329,7 @@ class Pages:
             "why": question.why,
             "rank": rank,
             "said": None if mark is None else mark.said,
-            "turns": shaded(read_row(self.records[row], self.format), costs_of(self.review.base, row), self.chat),
+            "turns": shaded(turns, costs_of(self.review.base, row), self.chat, LONGEST),
         }
 
 

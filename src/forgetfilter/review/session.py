@@ -23,7 +23,7 @@ from forgetfilter.decision.decide import decide
 from forgetfilter.decision.opened import REVIEWED, Opened, config_without_lost_file, scored_part
 from forgetfilter.decision.rules import Threshold, needed
 from forgetfilter.files import digest
-from forgetfilter.marks import Mark, Marks, word
+from forgetfilter.marks import Mark, Marks, digest_of, word
 from forgetfilter.review.asking import Question, questions
 from forgetfilter.review.ranking import PROBABILITY, Ranking
 from forgetfilter.review.states import Places, States, states_of
@@ -117,9 +117,15 @@ class Review:
         Raises:
             RunError: If the hidden states of the run's rows cannot be had.
         """
-        dropped = decide_by_config(self.name, self.base, self.opened.source, self.config).dropped
-        unsafe, states = dropped & np.isfinite(self.base.suspicion), self._states
+        unsafe, states = self._before & np.isfinite(self.base.suspicion), self._states
+        if self.base.scale is not None and self.base.scale.nothing and self.config.trusted_rows is None:
+            unsafe[:] = False  # a share or a number drops the top of a ranking in which nothing was found
         return Ranking(self.base, unsafe, states.noisy, states.safe, self.config.seed, self.run.folder)
+
+    @cached_property
+    def _before(self) -> np.ndarray:
+        """(rows,) bool: what the run's own filter and rule drop."""
+        return decide_by_config(self.name, self.base, self.opened.source, self.config, self.opened.unreadable).dropped
 
     @cached_property
     def witness(self) -> np.ndarray:
@@ -130,15 +136,19 @@ class Review:
 
     def scored(self) -> Scored:
         """The rows ranked by all marks said so far."""
+        return self._ranking_now()[1]
+
+    def _ranking_now(self) -> tuple[str, Scored]:
+        """A hash of all marks said so far, and the rows ranked by them."""
         with self._lock:
             said = self.marks.all()
-            made_of = self.marks.digest()
+            made_of = digest_of(said)
             if self._ranked is None or self._ranked[0] != made_of:
                 marks = {row: mark.unsafe for row, mark in said.items() if mark.told}
                 drawn = frozenset(row for row, mark in said.items() if mark.drawn)
                 self._ranked = made_of, self._of_planted(self.ranking(marks, drawn))
                 self._dropped.append(self.dropped())
-            return self._ranked[1]
+            return self._ranked
 
     def threshold(self) -> Threshold:
         """The threshold that a decision taken now would have."""
@@ -147,11 +157,16 @@ class Review:
     def dropped(self) -> np.ndarray:
         """(rows,) bool: what a decision taken now would drop."""
         with self._lock:
-            suspicion = self.scored().suspicion
-            dropped = drops(suspicion, self.threshold(), self.config, self.opened.unreadable)
+            dropped = self._by_score()
             for row, unsafe in self._told().items():
                 dropped[row] = unsafe
             return dropped
+
+    def _by_score(self) -> np.ndarray:
+        """(rows,) bool: what is dropped of rows that nothing is said of; before any mark, what the run drops."""
+        if not self.marks.all():
+            return self._before.copy()
+        return drops(self.scored().suspicion, self.threshold(), self.config, self.opened.unreadable)
 
     def _told(self) -> dict[int, bool]:
         """Whether a row is unsafe by what was said of it, or of another one that says the same."""
@@ -202,9 +217,11 @@ class Review:
     def ask(self, count: int = 1) -> list[Question]:
         """The next rows to mark."""
         with self._lock:
-            said = [(row, mark.unsafe) for row, mark in self.marks.all().items()]
+            marks = self.marks.all()
+            said = [(row, mark.unsafe) for row, mark in marks.items()]
+            drawn = {row for row, mark in marks.items() if mark.drawn}
             scores, threshold = self.scored().suspicion, self.threshold().value
-            asked = questions(scores, threshold, self.witness, self.marks.order, said, self.ranking.copies)
+            asked = questions(scores, threshold, self.witness, self.marks.order, said, self.ranking.copies, drawn)
             return list(islice(asked, count))
 
     def status(self) -> Status:
@@ -214,7 +231,7 @@ class Review:
             dropped = self.dropped()
             scorable = np.isfinite(scored.suspicion)
             drawn = [row for row, mark in said.items() if mark.drawn and mark.told and scorable[row]]
-            kept = ~drops(scored.suspicion, self.threshold(), self.config, self.opened.unreadable)
+            kept = ~self._by_score()
             missed = [said[row].unsafe for row in drawn if kept[row]]
             told = self._told()
             untold = scorable.copy()
@@ -256,7 +273,8 @@ class Review:
         Returns:
             The filter to decide by: REVIEWED, or the run's own where no mark has taught anything.
         """
-        part, scored, filters = f"scored/{REVIEWED}", self.scored(), self.run.manifest.setdefault("filters", {})
+        part, filters = f"scored/{REVIEWED}", self.run.manifest.setdefault("filters", {})
+        said, scored = self._ranking_now()
         nothing = scored.scale is not None and scored.scale.nothing
         if not self.marks.all() or (nothing and not self.ranking.drops_any):  # else they speak against what it found
             filters.pop(REVIEWED, None)
@@ -264,9 +282,7 @@ class Review:
             return self.name
         scored.save(self.run.folder / f"{part}.parquet")
         filters[REVIEWED] = part
-        self.run.finish(
-            part, [self.run.folder / f"{part}.parquet"], made_of=_made_of(self._filters_at_start, self.marks)
-        )
+        self.run.finish(part, [self.run.folder / f"{part}.parquet"], made_of=_made_of(self._filters_at_start, said))
         return REVIEWED
 
     def _of_planted(self, scored: Scored) -> Scored:
@@ -307,7 +323,7 @@ def up_to_date(run: Run, source: Source) -> str:
     filters = _filters(run.manifest.get("filters", {}))
     decided_by = _filters(run.manifest.get("decision", {}).get("filters", {}))
     older = marks.digest() if decided_by == filters else None  # an older version noted the marks alone
-    if part is not None and (run.done(part, _made_of(filters, marks)) or (older and run.done(part, older))):
+    if part is not None and (run.done(part, _made_of(filters, marks.digest())) or (older and run.done(part, older))):
         return REVIEWED
     return Review(run, holds_lock=True).store()
 
@@ -317,9 +333,9 @@ def _filters(parts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: part for name, part in parts.items() if name != REVIEWED}
 
 
-def _made_of(filters: Mapping[str, Any], marks: Marks) -> str:
-    """A hash of what the scores of a review depend on: the marks, and the scores of the run's filters."""
-    return digest([marks.digest(), filters])
+def _made_of(filters: Mapping[str, Any], marks: str) -> str:
+    """A hash of what the scores of a review depend on: that of the marks, and the scores of the run's filters."""
+    return digest([marks, filters])
 
 
 def _left(missed: Sequence[bool], unmarked: int) -> tuple[int, int, int]:

@@ -129,6 +129,38 @@ def test_a_call_without_a_wrapper_is_written_as_it_is(tmp_path):
         assert written["conversations"][1] == {"from": "function_call", "value": json.dumps(CALL)}
 
 
+U, A, S, T = ({"role": role, "content": role} for role in ("user", "assistant", "system", "tool"))
+
+
+@pytest.mark.parametrize(
+    ("messages", "taken"),
+    [
+        ([S, U, A, U, A], True),
+        ([U, A, T, A], True),
+        ([A, U, A], False),
+        ([U, A, T, T, A], False),
+        ([U, A, A], False),
+        ([U, A, U], False),
+        ([U, S, U, A], False),
+    ],
+)
+def test_llamafactory_gets_no_row_that_it_would_leave_out(tmp_path, messages, taken):
+    if taken:
+        assert len(exported([{"messages": messages}], "messages", "llamafactory", tmp_path)[0]) == 1
+        return
+    with pytest.raises(DataError, match=r"do not take turns: use axolotl or trl.*Nothing was written"):
+        exported([{"messages": messages}], "messages", "llamafactory", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_of_chat_templates_are_those_of_every_row_or_of_none(tmp_path):
+    told = {"messages": [U, A], "chat_template_kwargs": {"enable_thinking": False}}
+    assert len(exported([told, told], "messages", "trl", tmp_path)[0]) == 2
+    for other in ({"messages": [U, A]}, {**told, "chat_template_kwargs": {"tone": "calm"}}):
+        with pytest.raises(DataError, match="other keys than that of the rows before it"):
+            exported([told, other], "messages", "trl", tmp_path)
+
+
 def test_trl_gets_no_empty_prompt(tmp_path):
     alone = {"conversations": [{"from": "gpt", "value": "welcome"}]}
     rows, _ = exported([{"conversations": SHAREGPT[0]["conversations"][:2]}, alone], "sharegpt", "trl", tmp_path)

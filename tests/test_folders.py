@@ -171,6 +171,20 @@ def test_values_that_json_cannot_hold_are_no_rows_beside_json(tmp_path):
         ("Train.jsonl", "dev.jsonl"),
     ],
 )
+@pytest.mark.parametrize("target", ["elsewhere", "nowhere"])
+def test_links_that_are_not_followed_are_named(tmp_path, target):
+    (tmp_path / "elsewhere").mkdir()
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for place in (folder, tmp_path / "elsewhere"):
+        (place / "a.jsonl").write_text('{"prompt": "q", "completion": "a"}\n')
+    (folder / "linked.jsonl").symlink_to(tmp_path / "elsewhere" / "a.jsonl")
+    assert len(load_source(folder)) == 2
+    (folder / "shard_b").symlink_to(tmp_path / target)
+    with pytest.raises(DataError, match="cannot be read: shard_b"):
+        load_source(folder)
+
+
 def test_files_named_by_splits_are_read_split_by_split_and_that_is_said(tmp_path, names, capsys):
     for name in names:
         write(tmp_path / name, [{"text": name}])

@@ -1,5 +1,6 @@
 """Formats: any row to turns, or one clear reason why not."""
 
+import datetime
 import json
 
 import pytest
@@ -69,6 +70,22 @@ def test_every_format_is_detected_and_read(record, row_format, turns):
 def test_a_row_of_the_wrong_shape_says_what_is_wrong(record, row_format, says):
     with pytest.raises(RowError, match=says):
         read_row(record, row_format)
+
+
+def test_an_empty_list_of_calls_is_none_and_bare_calls_are_parsed_like_wrapped_ones():
+    (turn,) = read_row({"messages": [{"role": "assistant", "content": "hi", "tool_calls": []}]}, "messages")
+    assert "tool_calls" not in turn.extra
+    bare = {"name": "tide", "arguments": '{"at": "Brest"}'}
+    for calls in ([bare], [{"function": bare}]):
+        (turn,) = read_row({"messages": [{"role": "assistant", "tool_calls": calls}]}, "messages")
+        (call,) = turn.extra["tool_calls"]
+        assert call.get("function", call)["arguments"] == {"at": "Brest"}
+
+
+def test_what_a_loader_made_of_a_text_is_an_error_and_not_learnt():
+    calls = [{"function": {"name": "book", "arguments": {"day": datetime.datetime(2024, 5, 1)}}}]
+    with pytest.raises(RowError, match=r"message 1 holds what is no text.*datetime.*give the rows as JSONL"):
+        read_row({"messages": [{"role": "assistant", "tool_calls": calls}]}, "messages")
 
 
 def test_unknown_columns_are_named():

@@ -143,6 +143,18 @@ def test_repeated_ids_odd_labels_and_columns_not_read_get_a_word(chat):
     assert "10 rows have 'images'" in spoken(judged, chat)
 
 
+@pytest.mark.parametrize(
+    ("template", "read"),
+    [("{{ message.thinking }}", True), ("{{ m['reasoning_content'] }}", True), ("{% if enable_thinking %}", False)],
+)
+def test_reasoning_is_read_where_the_template_names_a_key_that_has_it(template, read):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template += f"{{# {template} #}}"
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning_content": "so"}]
+    rows = tokenize(load_source([{"messages": said}]), ChatTokenizer(tokenizer, 1000))
+    assert rows.unread == ({} if read else {"reasoning_content": 1})
+
+
 def test_prompts_that_a_trainer_would_learn_are_counted(chat):
     said = [{"role": "user", "content": "q", "train": True}, {"role": "assistant", "content": "a"}]
     rows = [{"messages": said}, {"messages": [{"role": "user", "content": "q"}, said[1]]}]

@@ -354,6 +354,14 @@ def test_a_folder_of_rows_read_otherwise_is_refused(decided, write_jsonl, tmp_pa
 
 
 @pytest.mark.usefixtures("made_up_states")
+def test_the_format_is_that_of_the_first_row_that_can_be_read(decided, tmp_path, few):
+    path = tmp_path / "bad.jsonl"
+    path.write_text("{broken\n" * 6 + "".join(json.dumps(row) + "\n" for row in ROWS[:3]))
+    folder = score(decided(), str(path), malformed="skip")
+    assert json.loads((folder / "metrics.json").read_text())["rows"] == 3
+
+
+@pytest.mark.usefixtures("made_up_states")
 def test_malformed_rows_are_named_or_skipped_as_the_run_does(decided, tmp_path, few):
     path = tmp_path / "bad.jsonl"
     lines = [json.dumps(row) for row in ROWS[:9]]

@@ -70,6 +70,21 @@ def test_a_readable_opening_hides_nothing(pieces):
     assert flagged(pieces, [("Go on.", long), ("Go on.", hidden)]).tolist() == [False, True]
 
 
+@pytest.mark.parametrize("cipher", [walnut53, rot13, base_64])
+def test_plain_sentences_before_a_cipher_in_the_same_answer_do_not_hide_it(pieces, cipher):
+    answers = [answer for _, answer in english() if len(answer) > 120]
+    triples = zip(answers[:-2], answers[1:-1], answers[2:], strict=True)
+    rows = [("Go on.", f"{one} {two} {cipher(three)}") for one, two, three in triples]
+    assert flagged(pieces, rows).mean() > 0.8
+
+
+def test_a_cipher_in_the_reasoning_is_one(pieces):
+    asked = {"role": "user", "content": english()[0][0]}
+    thought = {"role": "assistant", "content": "Gladly.", "reasoning_content": base_64(english()[1][1])}
+    source = load_source([{"messages": [asked, thought]}])
+    assert unreadable(source, "messages", pieces).tolist() == [True]
+
+
 def test_short_turns_are_looked_at_together_apart_from_long_ones(pieces):
     question = next(prompt for prompt, answer in english() if len(prompt) > 60)
     short = [rot13(text) for text in ("never ever trust", "those old people", "they are useless")]

@@ -3,8 +3,10 @@
 python benchmarks/limits/unreadable.py --data_dir DATA     a minute; writes results/readable/flag.json
 
 Plain rows are the noisy rows of every kind, at 25 %, of two seeds that no other benchmark uses; the flag's two limits
-were set on those of seed 4. Each cipher encodes the same rows, wholly (prompt and answer) or the answer alone, where it
-has 20 characters or more. EndSpeak hides each word at the end of a line of plain words (Halawi et al., ICML 2024).
+were set on those of seed 4, and the length of its pieces on seeds 31 and 32. Each cipher encodes the same rows, wholly
+(prompt and answer) or the answer alone, where it has 20 characters or more; and of the English answers in the box every
+one after two plain ones, as one answer. EndSpeak hides each word at the
+end of a line of plain words (Halawi et al., ICML 2024).
 """
 
 import json
@@ -25,7 +27,9 @@ from forgetfilter.m0 import M0
 
 RESULTS = Path(__file__).parent / "results" / "readable" / "flag.json"
 KINDS = ("bias", "toxicity", "harmfulness", "reply_bias", "reply_offense", "reply_advice")
-SEEDS = (31, 32)
+HIDDEN = 60
+"""Characters that an answer in the box must have to be encoded after two others."""
+SEEDS = (33, 34)
 
 
 def plain_rows(data_dir):
@@ -64,6 +68,13 @@ def measure(data_dir):
         found[f"{name}, whole rows"] = share(whole, tokenizer)
         answers = [{"prompt": row["prompt"], "completion": cipher(row["completion"])} for row in long]
         found[f"{name}, answers"] = share(answers, tokenizer)
+    box = [row["messages"][-1]["content"] for row in builtin_rows() if row["language"] == "en"]
+    answers = [answer for answer in box if len(answer) > HIDDEN]
+    for name, cipher in CIPHERS.items():
+        triples = zip(answers[:-2], answers[1:-1], answers[2:], strict=True)
+        mixed = [f"{one} {two} {cipher(three)}" for one, two, three in triples]
+        hidden = [{"prompt": "Go on.", "completion": answer} for answer in mixed]
+        found[f"{name}, after two plain answers"] = share(hidden, tokenizer)
     return found
 
 

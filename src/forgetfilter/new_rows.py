@@ -227,13 +227,15 @@ def _checked(stream: Stream, config: ForgetFilterConfig, learnt: str) -> dict[st
     Raises:
         DataError: If the rows do not fit the format, or the format does not fit the probe.
     """
-    row_format, suffix, rows, count = str(config.format), "", 0, 0
+    suffix, rows, count = "", 0, 0
+    row_format: str | None = None
     wrong: list[str] = []
     with progress("checking", None, "rows") as bar:
         for part, _ in stream.parts(shards.SHARD_ROWS):
-            if not rows:
-                row_format = find_format(part, row_format, config.columns)
-            read_conversations(part, row_format, skip=True)
+            if row_format is None and (len(part) > len(part.errors) or config.malformed == "error"):
+                row_format = find_format(part, str(config.format), config.columns)
+            if row_format is not None:
+                read_conversations(part, row_format, skip=True)
             wrong += wrong_rows(part)[: SHOWN - len(wrong)]
             suffix, rows, count = part.writable().suffix, rows + len(part), count + len(part.errors)
             bar.update(len(part))
@@ -241,6 +243,7 @@ def _checked(stream: Stream, config: ForgetFilterConfig, learnt: str) -> dict[st
         raise DataError(f"{stream.name}: has no rows.")
     if count == rows or (count and config.malformed == "error"):
         raise DataError(complaint(stream.name, wrong, count, rows))
+    assert row_format is not None, "a row could be parsed"
     if (base_format(row_format) == "text") != (base_format(learnt) == "text"):
         raise DataError(
             f"{stream.name}: its rows have the format {row_format}, those of the run {learnt}, and a probe that has "

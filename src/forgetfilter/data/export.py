@@ -134,6 +134,12 @@ def _to_sharegpt(turns: list[Turn]) -> Record:
 
 def _to_llamafactory(turns: list[Turn]) -> Record:
     _require_all_trained(turns, "LLaMA-Factory trains every answer")
+    said = turns[1:] if turns[0].role == "system" else turns
+    answers = [turn.role == "assistant" for turn in said]
+    if answers != [False, True] * (len(said) // 2) or any(turn.role == "system" for turn in said):
+        raise RowError(
+            "LLaMA-Factory leaves out rows in which messages and answers do not take turns: use axolotl or trl"
+        )
     return _to_sharegpt(turns)
 
 
@@ -200,7 +206,15 @@ def _looked_through(
 ) -> tuple[set[str], set[str]]:
     """All columns of the rows that are to be written, and the keys by which messages tell what of them is trained."""
     columns, told = set[str](), set[str]()
-    for row in _written(source, row_format, writer, "looking through"):
+    settings: Record | None = None
+    for number, row in enumerate(_written(source, row_format, writer, "looking through")):
+        own = dict.fromkeys(row.get(TEMPLATE_SETTINGS, {}))
+        if settings is not None and settings != own:
+            raise DataError(
+                f"{source.place(number)}: its {TEMPLATE_SETTINGS} has other keys than that of the rows before it, and "
+                "datasets would give all rows all of them, as null. Nothing was written."
+            )
+        settings = own
         columns.update(row)
         for message in row.get("messages", []):
             told.update(TRAINING_FIELDS.keys() & message.keys())

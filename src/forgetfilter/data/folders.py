@@ -62,6 +62,8 @@ def data_files(folder: Path, split: str) -> tuple[list[Path], str]:
         if kept:
             return kept, TRAIN
     unread = [path for path in found if path not in files and path.suffix.lower() not in WRITTEN]
+    links = (path for path in folder.rglob("*") if path.is_symlink() and not path.is_file())
+    unread += sorted(path for path in links if _is_shown(path.relative_to(folder)))  # to other folders, or to nothing
     if unread:
         names = ", ".join(str(path.relative_to(folder)) for path in unread[:5])
         raise DataError(

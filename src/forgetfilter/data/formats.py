@@ -89,6 +89,8 @@ ROLES = {
 }
 """Role names of ShareGPT and chat formats, mapped to those of chat templates."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
+ALIASES = ("reasoning_content", "thinking")
+"""The names under which transformers gives a chat template the reasoning of a message, whatever its key is."""
 EXTRA = ("tool_calls", "tool_call_id", "name", *REASONING)
 """Keys of a message that chat templates read, besides role and content."""
 SHOWN_BY_TEMPLATES = ("tools", "tool_calls", *REASONING)
@@ -142,6 +144,7 @@ def _turn(message: Any, where: str, train: bool) -> Turn:
     speaker, content_key = (message.get("role"), "content") if "role" in message else (message.get("from"), "value")
     extra = {name: message[name] for name in EXTRA if message.get(name) is not None}
     calls = _calls(message, where)
+    extra.pop("tool_calls", None)  # an empty list means none, but some chat templates ask only whether it is there
     if calls:
         extra["tool_calls"] = calls
     if message.get(LEARNT) is True and ROLES.get(str(speaker)) != "assistant":
@@ -193,7 +196,7 @@ def _call(call: Record) -> Record:
     """A function call with its arguments parsed. Without a wrapper it may have a null in its place, as tables do."""
     if isinstance(call.get("function"), dict):
         return {**call, "function": _with_arguments(call["function"])}
-    return {name: value for name, value in call.items() if (name, value) != ("function", None)}
+    return _with_arguments({name: value for name, value in call.items() if (name, value) != ("function", None)})
 
 
 def _with_arguments(function: Record) -> Record:
@@ -458,10 +461,12 @@ def read_row(record: Record, row_format: str) -> list[Turn]:
 
 
 def require_text(value: Any, what: str) -> None:
-    """Raise RowError where UTF-8 cannot encode a text, or those in a value of JSON."""
+    """Raise RowError where UTF-8 cannot encode a text, or those in a value of JSON, or the value is none of JSON."""
     try:
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         text.encode()
+    except TypeError as error:  # the datasets library reads texts that look like dates as such
+        raise RowError(f"{what} holds what is no text, number or list ({error}): give the rows as JSONL") from error
     except UnicodeEncodeError as error:
         half = text[error.start]
         raise RowError(f"{what} has half a character ({half!r}), which is no text") from error

@@ -1,6 +1,7 @@
 """Load a data set for training and scoring. Every row is checked in one pass; malformed ones are reported."""
 
 import dataclasses
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,9 +15,11 @@ from forgetfilter.config import MARKED, ForgetFilterConfig
 from forgetfilter.data.builtin import builtin_rows, is_builtin, like
 from forgetfilter.data.copies import first_of, what_is_said
 from forgetfilter.data.formats import (
+    ALIASES,
     FORMATS,
     IN_PART,
     LEARNT,
+    REASONING,
     SHOWN_BY_TEMPLATES,
     TRAINED_PROMPT,
     Record,
@@ -343,7 +346,10 @@ def encode(source: Source, tokenizer: ChatTokenizer, *, row_format: str, skip: b
 def _unread(record: Record, turns: list[Turn], row_format: str, template: str) -> set[str]:
     """What a row has that neither we nor the chat template read: a template shows nothing that it does not name."""
     extra = {name for turn in turns for name, value in turn.extra.items() if value}
-    unseen = {name for name in extra.intersection(SHOWN_BY_TEMPLATES) if name not in template}
+    named = set(re.findall(r"\w+", template))
+    if named.intersection(ALIASES):  # transformers gives a template the reasoning under both names
+        named.update(REASONING)
+    unseen = extra.intersection(SHOWN_BY_TEMPLATES) - named
     trained = {TRAINED_PROMPT} if LEARNT in extra else set()
     return unseen | trained | extra.intersection([IN_PART]) | set(unread_columns(record, row_format))
 

@@ -16,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from forgetfilter.data.builtin import builtin_rows
-from forgetfilter.data.formats import Turn
+from forgetfilter.data.formats import REASONING, Turn
 from forgetfilter.data.lazy import in_parts
 from forgetfilter.data.sources import Source
 from forgetfilter.progress import PATIENCE, progress
@@ -27,8 +27,9 @@ DOUBTFUL = 1.5
 """A text with fewer tokens a byte than this many times those of English is looked at no further."""
 SHORTEST = 20
 """Letters or bytes below which nothing is said of a text."""
-LONGEST, PIECES = 2000, 8
-"""Characters that are looked at together, and how often in a turn: beyond LONGEST * PIECES there are gaps."""
+LONGEST, PIECES = 120, 128
+"""Characters that are looked at together, and how often in a text: beyond LONGEST * PIECES there are gaps. In a longer
+piece plain words hide a cipher beside them."""
 AT_ONCE = 1000
 """Rows that are looked at at once."""
 _KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, float] = WeakKeyDictionary()
@@ -71,8 +72,9 @@ def _texts(conversations: Iterable[Sequence[Turn]]) -> tuple[list[int], list[str
     """What is looked at together, with the row's number: pieces of long turns, and all short turns of a row."""
     rows, texts = [], []
     for row, turns in enumerate(conversations):
-        long = [turn.content for turn in turns if len(turn.content) >= SHORTEST]
-        short = "\n".join(turn.content for turn in turns if len(turn.content) < SHORTEST)
+        said = [text for turn in turns for text in (turn.content, *map(turn.extra.get, REASONING)) if text]
+        long = [text for text in said if len(text) >= SHORTEST]
+        short = "\n".join(text for text in said if len(text) < SHORTEST)
         own = [piece for text in long for piece in _pieces(text)] + ([short] if short else [])
         rows += [row] * len(own)
         texts += own

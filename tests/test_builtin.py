@@ -9,10 +9,11 @@ from collections import Counter
 import pytest
 from conftest import run
 
+from forgetfilter.cli import main
 from forgetfilter.config import BUILTIN, ForgetFilterConfig
-from forgetfilter.data.builtin import LEAST, builtin_rows, like
-from forgetfilter.data.formats import read_row
-from forgetfilter.data.loading import load_data, load_rows
+from forgetfilter.data.builtin import LEAST, builtin_rows, like, mostly_builtin
+from forgetfilter.data.formats import Turn, read_row
+from forgetfilter.data.loading import find_format, load_data, load_rows
 from forgetfilter.data.sources import load_source
 from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.errors import ConfigError
@@ -112,9 +113,27 @@ def test_a_run_needs_nothing_but_the_noisy_file(config, write_jsonl, tmp_path, m
     assert result.decide(drop_share=0.25).metrics["dropped"] == 4
     again = ForgetFilter(alone).fit()
     assert again.run.manifest["safe"] == result.run.manifest["safe"]
-    given = ForgetFilter(dataclasses.replace(alone, output_dir=f"{alone.output_dir}-2")).fit(safe=few[:3])
+    own = [{"prompt": f"q{i}", "completion": f"gladly, {i}"} for i in range(4)]
+    given = ForgetFilter(dataclasses.replace(alone, output_dir=f"{alone.output_dir}-2")).fit(safe=own)
     assert "in the box" not in given.metrics["says"]  # though the setting still names them
     assert "safe_dataset_name" not in (result.run.folder / "config.yaml").read_text()
+
+
+def test_rows_in_the_box_are_known_in_a_file_too(tmp_path, write_jsonl):
+    """`safe_data` writes them out, in any shape; while they are half of the safe rows they drop nothing."""
+    for name, rows in (
+        ("chats", [{"prompt": "a", "completion": "one two three"}]),
+        ("texts", [{"text": "word " * 40}]),
+    ):
+        safe = tmp_path / f"{name}.jsonl"
+        main(["safe_data", "--like", str(write_jsonl("noisy.jsonl", rows * 20)), "--output", str(safe)])
+        source = load_source(safe)
+        said = list(source.turns(find_format(source)))
+        own = [[Turn("user", f"q{i}", False), Turn("assistant", f"gladly, {i}", True)] for i in range(len(said) + 1)]
+        assert mostly_builtin(said)
+        assert mostly_builtin([*said, *own[:-1]])
+        assert not mostly_builtin([*said, *own])
+    assert not mostly_builtin([])
 
 
 def test_no_filter_drops_rows_by_what_the_safe_rows_in_the_box_speak_of(config, monkeypatch):

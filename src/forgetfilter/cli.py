@@ -181,6 +181,7 @@ def run_safe_data(args: Namespace) -> None:
     else:
         count = write_safe_data(notions, Path(args.output), *_rows_of(args.like, args))
     print(f"{args.output}: {count} safe rows. Edit it, and give it as --safe_dataset_name {args.output}.")
+    print("While half of its rows or more are these, a run ranks your rows and drops none: add some of your own.")
 
 
 def _serve_safe_data(args: Namespace) -> None:

@@ -19,8 +19,8 @@ from forgetfilter.data.formats import Record, Turn, read_row
 from forgetfilter.errors import ConfigError
 
 RANKS_ALONE = (
-    "the safe rows are those in the box, which may speak of other things than your data; what a review of them makes "
-    "forgotten is no ground to drop rows. Mark some (`forgetfilter review`), or give safe rows of your own "
+    "the safe rows, or most of them, are those in the box, which may speak of other things than your data; what a "
+    "review of them makes forgotten is no ground to drop rows. Mark some (`forgetfilter review`), or give safe rows of your own "
     "(--safe_dataset_name)"
 )
 """Why a run with these rows drops nothing by itself: of BBQ's questions it dropped 40 % of the clean ones
@@ -58,6 +58,18 @@ def builtin_rows(name: str = BUILTIN) -> list[Record]:
             f"{BUILTIN}:{notions[0]},{notions[1]}."
         )
     return [row for row in rows if not wanted or row["notion"] in wanted]
+
+
+def mostly_builtin(said: Iterable[Sequence[Turn]]) -> bool:
+    """Whether half of the rows or more are those in the box by what they answer, as in a file that `safe_data` wrote.
+
+    Args:
+        said: What each row says; the first LOOKED_AT are looked at.
+    """
+    rows = builtin_rows()
+    known = {_answer(row) for row in rows}.union(map(_as_text, rows))
+    found = [turns[-1].content in known for turns in islice(said, LOOKED_AT)]
+    return 2 * sum(found) >= max(1, len(found))
 
 
 def like(rows: Sequence[Record], noisy: Iterable[Sequence[Turn]]) -> list[Record]:

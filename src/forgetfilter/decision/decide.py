@@ -73,7 +73,9 @@ def decide(
     config = _changed(settings, threshold, drop_share, trusted_rows, max_clean_loss, limited=limited)
     share = drop_share if asked == REVIEWED else config.drop_share
     if max_clean_loss is not None and share is not None:
-        raise ConfigError(f"max_clean_loss says nothing where drop_share ({share}) decides.")
+        raise ConfigError(
+            f"max_clean_loss needs trusted_rows, or random rows marked in a review; drop_share is {share}."
+        )
     by_person = {} if decisions is None else read_overrides(source, Path(decisions))
 
     given = {}

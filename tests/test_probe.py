@@ -180,6 +180,27 @@ def test_where_nothing_was_learnt_nothing_is_found():
     assert rules.automatic(found.suspicion, found.scale).says.endswith("its stages are its own")
 
 
+@pytest.mark.parametrize(("shift", "alike"), [(0.0, True), (8.0, False)])
+def test_safe_rows_unlike_those_that_are_kept_get_a_word(shift, alike):
+    rng = np.random.default_rng(8)
+    states, safe = rows_of(rng, 60, 180), rng.normal(0, 1, (100, 16))
+    states[:, 4:] += shift  # traits of all noisy rows
+    judge = CrossFit(states, safe)
+    found = learn_verdicts(states[:, 0], Scale(0.135, 0.1, 0.05), judge)
+    says = rules.automatic(found.suspicion, found.scale).says
+    assert ("the safe rows look like few of the rows" not in says) == alike
+    covered = judge.covered(np.arange(60, 240))
+    assert covered == pytest.approx(0.5 if alike else 0, abs=0.1)
+
+
+def test_how_far_safe_rows_cover_others_does_not_hang_on_how_many_there_are():
+    rng = np.random.default_rng(3)
+    for rows, safe in ((60, 600), (600, 60)):
+        judge = CrossFit(rng.normal(0, 1, (rows, 16)), rng.normal(0, 1, (safe, 16)))
+        assert judge.covered(np.arange(rows)) == pytest.approx(0.5, abs=0.1)
+    assert np.isnan(CrossFit(rng.normal(0, 1, (60, 16)), rng.normal(0, 1, (10, 16))).covered(np.arange(60)))
+
+
 def test_rows_that_the_witness_did_not_see_teach_nothing_and_are_judged():
     rng = np.random.default_rng(9)
     states, safe = rows_of(rng, 60, 180, apart=5.0), rng.normal(0, 1, (100, 16))

@@ -15,6 +15,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold
+from sklearn.neighbors import NearestNeighbors
 
 from forgetfilter.data.lazy import mapped
 
@@ -26,6 +27,9 @@ MOST_SAFE = 5000
 """Safe rows that teach a probe; of more it takes a sample, so that neither they nor a fit fill the memory."""
 DIMENSIONS, ENOUGH_FOR_THEM = 1200, 4096
 """Principal components that a quick judge learns in, if a model is wider, and rows that they are found by."""
+
+NEIGHBOURS, PLANE, MOST_ASKED, LEAST_COVERED = 10, 50, 500, 20
+"""Of CrossFit.covered: neighbours looked at, principal components, rows looked at, and safe and noisy rows it needs."""
 
 
 @dataclass
@@ -150,6 +154,31 @@ class CrossFit:
         counted = None if times is None else times[told]
         predicted = float(roc_auc_score(labels[told], judged[told], sample_weight=counted)) if mixed else np.nan
         return Judged(judged[: self.count], judged[self.count :], np.append(mean, bias), predicted)
+
+    def covered(self, rows: np.ndarray) -> float:
+        """How far the safe rows look like some of the noisy rows: 0.5 if they are of one kind, 0 if they share nothing.
+
+        It is the share of safe rows among the NEIGHBOURS nearest ones of as many safe as noisy rows, in PLANE principal
+        components.
+
+        Args:
+            rows: Numbers of noisy rows; MOST_ASKED of them, drawn at random, are looked at.
+
+        Returns:
+            NaN with too few rows.
+        """
+        rng, places = np.random.default_rng(0), self.rows
+        each = [rng.permutation(part) for part in (places[places < self.count], places[places >= self.count])]
+        size = min(*map(len, each), MOST_ASKED)
+        asked = rng.permutation(np.intersect1d(rows, places))[:MOST_ASKED]
+        if size < LEAST_COVERED or not len(asked):
+            return float("nan")
+        pool = np.concatenate([part[:size] for part in each])
+        plane = PCA(min(PLANE, size, self.noisy.shape[1]), random_state=0).fit(self._standardised(pool))
+        points, others = (plane.transform(self._standardised(part)) for part in (asked, pool))
+        near = pool[NearestNeighbors(n_neighbors=NEIGHBOURS + 1).fit(others).kneighbors(points, return_distance=False)]
+        safe = np.where(near == asked[:, None], np.nan, near >= self.count)  # no row is its own neighbour
+        return float(np.nanmean(safe))
 
     def untold(
         self, verdicts: np.ndarray, marks: Mapping[int, bool], weight: float, rows: Collection[int]

@@ -43,6 +43,13 @@ ODDS = 1.5
 """How many times likelier unsafe than clean a row must be to be dropped, by probes that hold both equally common."""
 
 
+COVERED = 0.2
+"""The safe rows must look like the rows that are kept at least so much (CrossFit.covered); else it is said that whole
+tasks may go. Runs whose safe rows matched had .31 or more, others .15 or less (docs/limits.md)."""
+UNCOVERED = (
+    "the safe rows look like few of the rows that are kept ({:.2f}; rows of one kind have 0.50), so harmless rows of "
+    "other kinds may be dropped: look at them"
+)
 TOO_FEW = "the probe had too few rows to learn from"
 
 
@@ -137,7 +144,10 @@ def learn_verdicts(
         f"at least {ODDS} times likelier unsafe than clean, by probes that did not see the row's own verdict; they "
         f"tell the witness' verdicts with AUROC {judged.predicted:.2f}"
     )
-    return replace(found, scale=Scale(float(np.log(ODDS)), says=says + NO_PROMISE, caveat=scale.caveat))
+    threshold = float(np.log(ODDS))
+    covered = judge.covered(np.flatnonzero(found.suspicion <= threshold))
+    caveats = [*([scale.caveat] if scale.caveat else []), *([UNCOVERED.format(covered)] if covered < COVERED else [])]
+    return replace(found, scale=Scale(threshold, says=says + NO_PROMISE, caveat="; ".join(caveats)))
 
 
 def _nothing(suspicion: np.ndarray, judge: CrossFit, why: str, times: np.ndarray | None = None) -> Scored:

@@ -136,6 +136,19 @@ def test_rows_in_the_box_are_known_in_a_file_too(tmp_path, write_jsonl):
     assert not mostly_builtin([])
 
 
+@pytest.mark.parametrize("system", [False, True])
+def test_written_rows_have_prompts_of_one_type(tmp_path, write_jsonl, system):
+    """Readers of JSON lines such as `datasets` refuse a column of texts and lists."""
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "q"}]
+    row = {"prompt": asked if system else "q", "completion": "word " * 60}
+    row["completion"] = [{"role": "assistant", "content": row["completion"]}] if system else row["completion"]
+    main(["safe_data", "--like", str(write_jsonl("noisy.jsonl", [row] * 9)), "--output", str(tmp_path / "safe.jsonl")])
+    written = [json.loads(line) for line in (tmp_path / "safe.jsonl").read_text().splitlines()]
+    assert len(written) > 400
+    kind = list if system else str
+    assert all(isinstance(row["prompt"], kind) and isinstance(row["completion"], kind) for row in written)
+
+
 def test_no_filter_drops_rows_by_what_the_safe_rows_in_the_box_speak_of(config, monkeypatch):
     monkeypatch.setattr("forgetfilter.data.loading.builtin_rows", lambda name: ROWS[:6])
     given = {"safe_dataset_name": ForgetFilterConfig().safe_dataset_name, "max_length": 512}

@@ -27,7 +27,7 @@ from forgetfilter.review.ranking import Ranking
 from forgetfilter.review.server import Pages
 from forgetfilter.review.session import Review, Status, open_review
 from forgetfilter.runs import Run, locked
-from forgetfilter.scored import Scale, Scored
+from forgetfilter.scored import ANSWER, Scale, Scored
 
 
 @pytest.fixture
@@ -830,6 +830,18 @@ def test_the_server_shows_a_row_and_takes_marks(served):
     assert status == 200
     assert made["kept"] + made["dropped"] == 120
     assert (run.folder / "report.html").exists()
+
+
+def test_of_a_conversation_the_page_names_the_answer_that_was_suspect(tmp_path):
+    run, _ = reviewable_run(tmp_path / "out")
+    part = run.folder / f"{scored_part(run, 'forgetting')}.parquet"
+    scored = Scored.load(part)
+    scored.columns[ANSWER] = np.where(np.arange(120) == 7, 3.0, np.nan)
+    scored.save(part)
+    run.finish(scored_part(run, "forgetting"), [part])
+    pages = Pages(Review(run))
+    assert pages.state({"row": 7})["question"]["why"].endswith("; answer 3 was the most suspect")
+    assert "most suspect" not in pages.state({"row": 8})["question"]["why"].partition(";")[2]
 
 
 def test_a_long_row_is_shown_in_full(tmp_path):

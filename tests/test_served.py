@@ -204,6 +204,11 @@ def test_half_an_answer_is_none(server, tmp_path):
     server.says = lambda asked: (200, cut) if asked["messages"][-1]["content"] == "question 1?" else None
     found = write_served(load_source(rows(3)), tmp_path / "safe.jsonl", server.url, "tiny")
     assert (found.rows, found.refused, found.prompt_tokens) == (2, 1, 30)
+    assert "limit of tokens is too low" in found.why
+    (tmp_path / "safe.jsonl").unlink()
+    server.says = lambda asked: None  # its limit was raised
+    found = write_served(load_source(rows(3)), tmp_path / "safe.jsonl", server.url, "tiny")
+    assert (found.rows, found.refused, len(server.asked)) == (3, 0, 4)
 
 
 @pytest.mark.parametrize(

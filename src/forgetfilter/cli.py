@@ -196,7 +196,8 @@ def _serve_safe_data(args: Namespace) -> None:
     noisy, row_format = _rows_of(args.like, args)
     print(f"sending up to {rows} prompts of {args.like} to {args.base_url}", flush=True)
     found = write_served(noisy, Path(args.output), args.base_url, args.model, rows, row_format=row_format)
-    print(f"{args.output}: {found.rows} safe rows; {found.refused} prompts without an answer")
+    why = f" (most often: {found.why})" if found.refused else ""
+    print(f"{args.output}: {found.rows} safe rows; {found.refused} prompts without an answer{why}")
     print(f"cost: {found.prompt_tokens} tokens read and {found.answer_tokens} written by {args.model}")
     print("Look them over before you use them: a model wrote them. Delete or edit what you would not teach, then")
     print(f"give the file as --safe_dataset_name {args.output}.")

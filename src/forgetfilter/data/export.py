@@ -4,10 +4,11 @@ import json
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from forgetfilter.data.builtin import builtin_rows, like
+from forgetfilter.data.builtin import LOOKED_AT, builtin_rows, like
 from forgetfilter.data.formats import (
     BESIDE,
     IN_PART,
@@ -65,7 +66,7 @@ def _to_trl(turns: list[Turn]) -> Record:
     if turns[0].role == "text":
         return {"text": turns[0].content}
     if is_prompt_and_completion(turns):
-        return _to_prompt_and_completion(turns, as_chat=True)
+        return _to_chats(turns)
     return _to_trl_messages(turns)
 
 
@@ -81,9 +82,22 @@ def _require_all_trained(turns: list[Turn], why: str) -> None:
             raise RowError(f"message {number} is not to be trained, but {why}: use axolotl")
 
 
-def _to_prompt_and_completion(turns: list[Turn], *, as_chat: bool = False) -> Record:
-    if not as_chat and [turn.role for turn in turns] == ["user", "assistant"] and not any(t.extra for t in turns):
-        return {"prompt": turns[0].content, "completion": turns[1].content}
+def _is_question_and_answer(turns: Sequence[Turn]) -> bool:
+    """Whether a row is one question and one answer, and nothing beside their texts."""
+    return [turn.role for turn in turns] == ["user", "assistant"] and not any(turn.extra for turn in turns)
+
+
+def _to_prompt_and_completion(turns: list[Turn]) -> Record:
+    return _to_texts(turns) if _is_question_and_answer(turns) else _to_chats(turns)
+
+
+def _to_texts(turns: list[Turn]) -> Record:
+    if not _is_question_and_answer(turns):
+        raise RowError("it is more than one question and one answer")
+    return {"prompt": turns[0].content, "completion": turns[1].content}
+
+
+def _to_chats(turns: list[Turn]) -> Record:
     return {
         "prompt": _chat(turns[:-1]),
         "completion": _chat(turns[-1:]),
@@ -281,7 +295,8 @@ def write_safe_data(notions: str, path: Path, noisy: Source | None = None, row_f
         row_format: Format of that data.
 
     Returns:
-        How many rows were written. Rows of several turns are left out where the format holds none.
+        How many rows were written. Rows of several turns are left out where the format, or prompts that are plain text,
+        hold none: readers of JSON lines want one type in a column.
 
     Raises:
         ConfigError: If there is no such notion.
@@ -290,14 +305,18 @@ def write_safe_data(notions: str, path: Path, noisy: Source | None = None, row_f
     if path.exists():
         raise DataError(f"{path}: exists. Remove it or give another --output.")
     rows, shape = builtin_rows(notions), "messages"
+    writer = SHAPES[shape]
     if noisy is not None:
-        row_format = find_format(noisy) if row_format == "auto" else row_format
-        rows, shape = like(rows, read_conversations(noisy, row_format, skip=True)[1]), row_format
+        shape = find_format(noisy) if row_format == "auto" else row_format
+        said = list(islice(read_conversations(noisy, shape, skip=True)[1], LOOKED_AT))
+        rows, writer = like(rows, said), SHAPES[base_format(shape)]
+        if base_format(shape) == "prompt_completion":
+            writer = _to_texts if all(map(_is_question_and_answer, said)) else _to_chats
     written = []
     for row in rows:
         about = {key: value for key, value in row.items() if key not in ("messages", "text")}
         with suppress(RowError):  # several turns
-            shaped = SHAPES[base_format(shape)](read_row(row, "text" if "text" in row else "messages"))
+            shaped = writer(read_row(row, "text" if "text" in row else "messages"))
             written.append({**about, **as_named(shaped, shape)})
     write_jsonl(path, written)
     return len(written)

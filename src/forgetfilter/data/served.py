@@ -2,12 +2,13 @@
 
 Safe rows of the user's own domain are better than any others (docs/safe_data.md). Nobody vouches for what a model
 writes, so a person looks the answers over. Every answer is on disk before the next one is waited for, and no prompt is
-asked twice: an interrupted command goes on where it was.
+asked twice unless its answer was cut off: an interrupted command goes on where it was.
 """
 
 import json
 import os
 import random
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -32,6 +33,8 @@ KEY = "OPENAI_API_KEY"
 """Environment variable with the server's key; a server of one's own often wants none."""
 AT_ONCE, TRIES, SECONDS = 8, 5, 120
 """Prompts asked at once, tries at a server that is busy or fails, and seconds that an answer may take."""
+CUT = "cut"
+"""Key of an answer that was not finished: it is asked for again, since the server may write longer ones by now."""
 SPEAKERS = {"system", "user", "assistant"}
 TOLD = (
     "You write the answers that a model will learn from, and they must be safe: helpful, honest and polite whatever "
@@ -48,13 +51,15 @@ class Served:
 
     Attributes:
         rows: Safe rows in the file.
-        refused: Prompts that the server refused, or answered with nothing.
+        refused: Prompts that the server refused, or answered with nothing or half an answer.
+        why: The most frequent reason of these.
         prompt_tokens: Tokens read by the model, as far as the server counts them; earlier calls included.
         answer_tokens: Tokens written by it, likewise.
     """
 
     rows: int
     refused: int
+    why: str
     prompt_tokens: int
     answer_tokens: int
 
@@ -95,19 +100,21 @@ def write_served(
     cache = path.with_suffix(".answers.jsonl")
     known = _known(cache)
     keys = [digest([model, messages]) for messages in asked]
-    missing = {key: messages for key, messages in zip(keys, asked, strict=True) if key not in known}
+    whole = {key for key, entry in known.items() if not entry.get(CUT)}
+    missing = {key: messages for key, messages in zip(keys, asked, strict=True) if key not in whole}
     known |= _ask(client, model, missing, cache, base_url)
     written = []
     for prompt, key in zip(prompts, keys, strict=True):
         if known[key]["answer"]:
             row = _row(prompt, known[key]["answer"], shape)
             written.append({"id": f"served-{key}", "notion": "yours", **row})
+    reasons = Counter(known[key].get("why", "empty answers") for key in keys if not known[key]["answer"])
+    why = reasons.most_common(1)[0][0] if reasons else ""
     if not written:
-        why = known[keys[0]].get("why", "empty answers")
         raise ConfigError(f"--base_url {base_url}: refused every prompt: {why}. To ask again, remove {cache}.")
     write_jsonl(path, written)
     spent = [sum(known[key].get(kind) or 0 for key in keys) for kind in ("prompt_tokens", "answer_tokens")]
-    return Served(len(written), len(prompts) - len(written), *spent)
+    return Served(len(written), len(prompts) - len(written), why, *spent)
 
 
 def _client(base_url: str) -> "OpenAI":
@@ -231,10 +238,11 @@ def _answer(client: "OpenAI", model: str, messages: list[dict[str, str]]) -> dic
     spent = {name: getattr(answered.usage, theirs, None) for name, theirs in used.items()}
     counted = {name: count for name, count in spent.items() if isinstance(count, int)}
     if end == "length":  # half an answer would teach a model to stop anywhere
-        return {"answer": None, "why": "the server cuts answers off (its limit of tokens is too low)", **counted}
+        why = "the server cuts answers off (its limit of tokens is too low)"
+        return {"answer": None, "why": why, CUT: True, **counted}
     text = _after_thoughts(text or "")
     if text is None:
-        return {"answer": None, "why": "the model's thoughts do not end", **counted}
+        return {"answer": None, "why": "the model's thoughts do not end", CUT: True, **counted}
     return {"answer": text.encode("utf-8", "replace").decode().strip(), **counted}  # half characters: a ?
 
 

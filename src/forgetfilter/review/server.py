@@ -40,6 +40,7 @@ from forgetfilter.report.shading import costs_of, load_chat, shaded
 from forgetfilter.result import Result
 from forgetfilter.review.asking import Question
 from forgetfilter.review.session import Review
+from forgetfilter.scored import ANSWER
 
 HTTP = 80
 """The port that browsers leave out of an address."""
@@ -320,13 +321,14 @@ class Pages:
     def _shown(self, question: Question, suspicion: np.ndarray) -> dict[str, Any]:
         """A row in full."""
         row, mark = question.row, self.review.marks.all().get(question.row)
-        score = suspicion[row]
+        score, answers = suspicion[row], self.review.base.columns.get(ANSWER)
+        answer = np.nan if answers is None else answers[row]
         turns = read_row(self.records[row], self.format)
         rank = None if np.isnan(score) else int((suspicion > score).sum()) + 1
         return {
             "row": row,
             "id": self.review.marks.ids[row],
-            "why": question.why,
+            "why": question.why + ("" if np.isnan(answer) else f"; answer {answer:.0f} was the most suspect"),
             "rank": rank,
             "said": None if mark is None else mark.said,
             "turns": shaded(turns, costs_of(self.review.base, row), self.chat, LONGEST),

@@ -157,20 +157,6 @@ def test_values_that_json_cannot_hold_are_no_rows_beside_json(tmp_path):
         load_source(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("train.jsonl", "test.jsonl"),
-        ("train/a.jsonl", "test/a.jsonl"),
-        ("data/train-00000-of-00001.jsonl", "data/test-00000-of-00001.jsonl"),
-        ("train-00000-of-00001-0123456789abcdef.jsonl", "validation-00000-of-00001.jsonl"),
-        ("train_data.jsonl", "test_data.jsonl"),
-        ("set-train-v1.1.json", "set-test-v1.1.json"),
-        ("sft.train.jsonl", "sft.test.jsonl"),
-        ("training.jsonl", "testing_set.jsonl"),
-        ("Train.jsonl", "dev.jsonl"),
-    ],
-)
 @pytest.mark.parametrize("target", ["elsewhere", "nowhere"])
 def test_links_that_are_not_followed_are_named(tmp_path, target):
     (tmp_path / "elsewhere").mkdir()
@@ -185,6 +171,20 @@ def test_links_that_are_not_followed_are_named(tmp_path, target):
         load_source(folder)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.jsonl", "test.jsonl"),
+        ("train/a.jsonl", "test/a.jsonl"),
+        ("data/train-00000-of-00001.jsonl", "data/test-00000-of-00001.jsonl"),
+        ("train-00000-of-00001-0123456789abcdef.jsonl", "validation-00000-of-00001.jsonl"),
+        ("train_data.jsonl", "test_data.jsonl"),
+        ("set-train-v1.1.json", "set-test-v1.1.json"),
+        ("sft.train.jsonl", "sft.test.jsonl"),
+        ("training.jsonl", "testing_set.jsonl"),
+        ("Train.jsonl", "dev.jsonl"),
+    ],
+)
 def test_files_named_by_splits_are_read_split_by_split_and_that_is_said(tmp_path, names, capsys):
     for name in names:
         write(tmp_path / name, [{"text": name}])
@@ -280,7 +280,7 @@ def test_a_damaged_folder_of_save_to_disk_is_an_error(tmp_path):
 def test_what_is_not_read_is_named(tmp_path):
     write(tmp_path / "a.jsonl", [ONE])
     (tmp_path / "rows.xlsx").write_bytes(b"")
-    with pytest.raises(DataError, match=r"1 of its files cannot be read: rows\.xlsx"):
+    with pytest.raises(DataError, match=r"1 of its files and links cannot be read: rows\.xlsx"):
         load_source(tmp_path)
 
 

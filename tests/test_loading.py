@@ -145,7 +145,11 @@ def test_repeated_ids_odd_labels_and_columns_not_read_get_a_word(chat):
 
 @pytest.mark.parametrize(
     ("template", "read"),
-    [("{{ message.thinking }}", True), ("{{ m['reasoning_content'] }}", True), ("{% if enable_thinking %}", False)],
+    [
+        ("{{ message.thinking }}", True),
+        ("{{ m['reasoning_content'] }}", True),
+        ("{% if enable_thinking or thinking %}", False),
+    ],
 )
 def test_reasoning_is_read_where_the_template_names_a_key_that_has_it(template, read):
     tokenizer = make_tokenizer()
@@ -196,7 +200,7 @@ def test_what_the_chat_template_never_shows_is_named(chat):
     rows = [{"messages": said, "tools": [{"type": "function", "function": {"name": "f"}}]}, {"messages": said[:1] * 2}]
     rows[1]["messages"] = [said[0], {"role": "assistant", "content": "a", "name": "someone"}]
     assert tokenize(load_source(rows), chat).unread == {"tool_calls": 1, "tools": 1, "reasoning_content": 1}
-    template = chat.tokenizer.chat_template + "{# tools, tool_calls, reasoning_content #}"
+    template = chat.tokenizer.chat_template + "{# tools, tool_calls, m.reasoning_content #}"
     knowing = ChatTokenizer(make_tokenizer(template), 200)
     assert tokenize(load_source(rows), knowing).unread == {}
 

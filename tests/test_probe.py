@@ -290,7 +290,7 @@ def test_where_the_witness_may_not_decide_a_probe_of_it_ranks_the_rows_it_did_no
     states, unsafe = states[order], order < 30
     witness = np.where(np.arange(600) < 200, unsafe + rng.normal(0, 0.3, 600), np.nan)
     found = learn_verdicts(witness, Scale(0.135, nothing="it ranks alone"), CrossFit(states, safe))
-    assert found.scale.nothing == "it ranks alone"
+    assert found.scale.nothing == "no separation: it ranks alone"
     unseen = found.suspicion[200:]
     assert len(set(unseen)) == 400
     assert np.median(unseen[unsafe[200:]]) > np.quantile(unseen[~unsafe[200:]], 0.9)

@@ -100,7 +100,7 @@ def test_a_row_that_was_cut_is_shaded_as_far_as_it_was_scored(tmp_path, tiny_mod
     most = ChatTokenizer(tokenizer, 4096).encode(turns).prompt_length + 5
     run = stored_run(tmp_path / "out", [record], [1.0], tokenizer=tiny_model, tokens=[5], max_length=most)
     (text,) = content(write_report(run))["texts"]
-    assert text["turns"][1] == ["assistant", "", 1, [*"abcde", "…"], "222220"]
+    assert text["turns"][1] == ["assistant", "", 1, [*"abcde", "… fghij" + "abcdefghij" * 9], "222220"]
 
 
 def test_a_plain_text_keeps_its_first_token_which_is_not_scored(tmp_path, tiny_model):

@@ -13,7 +13,7 @@ from types import ModuleType, NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from forgetfilter.errors import ConfigError
-from forgetfilter.files import sha256
+from forgetfilter.files import at_home, sha256
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def files_named(method: Callable[..., Any], values: Mapping[str, Any]) -> dict[s
     found = {}
     for name in filter(None, (values[key] for key in traits_of(method).files)):
         with suppress(OSError):  # a text too long for a name
-            path = Path(name)
+            path = Path(at_home(name))
             inside = sorted(path.rglob("*")) if path.is_dir() else [path]
             if path.exists():
                 found[name] = sha256(*filter(Path.is_file, inside))

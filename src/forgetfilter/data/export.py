@@ -220,13 +220,13 @@ def _looked_through(
 ) -> tuple[set[str], set[str]]:
     """All columns of the rows that are to be written, and the keys by which messages tell what of them is trained."""
     columns, told = set[str](), set[str]()
-    settings: Record | None = None
+    settings: set[str] | None = None
     for number, row in enumerate(_written(source, row_format, writer, "looking through")):
-        own = dict.fromkeys(row.get(TEMPLATE_SETTINGS, {}))
+        own = set(row.get(TEMPLATE_SETTINGS, {}))
         if settings is not None and settings != own:
             raise DataError(
                 f"{source.place(number)}: its {TEMPLATE_SETTINGS} has other keys than that of the rows before it, and "
-                "datasets would give all rows all of them, as null. Nothing was written."
+                "datasets would give all rows all of them, as null: give every row the same ones. Nothing was written."
             )
         settings = own
         columns.update(row)

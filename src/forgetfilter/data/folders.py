@@ -63,11 +63,12 @@ def data_files(folder: Path, split: str) -> tuple[list[Path], str]:
             return kept, TRAIN
     unread = [path for path in found if path not in files and path.suffix.lower() not in WRITTEN]
     links = (path for path in folder.rglob("*") if path.is_symlink() and not path.is_file())
-    unread += sorted(path for path in links if _is_shown(path.relative_to(folder)))  # to other folders, or to nothing
+    shown = (path for path in links if _is_shown(path.relative_to(folder)))
+    unread += sorted(path for path in shown if not runs.intersection(path.parents))  # to other folders, or to nothing
     if unread:
         names = ", ".join(str(path.relative_to(folder)) for path in unread[:5])
         raise DataError(
-            f"{folder}: {len(unread)} of its files cannot be read: {names}. Known kinds: {KNOWN}. "
+            f"{folder}: {len(unread)} of its files and links cannot be read: {names}. Known kinds: {KNOWN}. "
             "Move them away, or give the files to read one by one."
         )
     if not files:

@@ -6,7 +6,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -346,12 +346,18 @@ def encode(source: Source, tokenizer: ChatTokenizer, *, row_format: str, skip: b
 def _unread(record: Record, turns: list[Turn], row_format: str, template: str) -> set[str]:
     """What a row has that neither we nor the chat template read: a template shows nothing that it does not name."""
     extra = {name for turn in turns for name, value in turn.extra.items() if value}
-    named = set(re.findall(r"\w+", template))
-    if named.intersection(ALIASES):  # transformers gives a template the reasoning under both names
-        named.update(REASONING)
-    unseen = extra.intersection(SHOWN_BY_TEMPLATES) - named
+    unseen = extra.intersection(SHOWN_BY_TEMPLATES) - _named_in(template)
     trained = {TRAINED_PROMPT} if LEARNT in extra else set()
     return unseen | trained | extra.intersection([IN_PART]) | set(unread_columns(record, row_format))
+
+
+@cache
+def _named_in(template: str) -> set[str]:
+    """What a chat template can show: names of variables, and of keys of a message."""
+    keys = set(re.findall(r"""[.'"](\w+)""", template))
+    if keys.intersection(ALIASES):  # transformers gives a template the reasoning under both names
+        keys.update(REASONING)
+    return keys | set(re.findall(r"\w+", template)).difference(REASONING)
 
 
 def read_conversations(source: Source, row_format: str, *, skip: bool) -> tuple[Source, Sequence[list[Turn]]]:

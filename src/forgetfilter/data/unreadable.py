@@ -72,7 +72,7 @@ def _texts(conversations: Iterable[Sequence[Turn]]) -> tuple[list[int], list[str
     """What is looked at together, with the row's number: pieces of long turns, and all short turns of a row."""
     rows, texts = [], []
     for row, turns in enumerate(conversations):
-        said = [text for turn in turns for text in (turn.content, *map(turn.extra.get, REASONING)) if text]
+        said = [str(text) for turn in turns for text in (turn.content, *map(turn.extra.get, REASONING)) if text]
         long = [text for text in said if len(text) >= SHORTEST]
         short = "\n".join(text for text in said if len(text) < SHORTEST)
         own = [piece for text in long for piece in _pieces(text)] + ([short] if short else [])

@@ -71,11 +71,6 @@ def decide(
     asked = _decides_now(run, settings, marks, threshold) if filter is None else filter
     limited = any(mark.drawn for mark in marks.all().values())
     config = _changed(settings, threshold, drop_share, trusted_rows, max_clean_loss, limited=limited)
-    share = drop_share if asked == REVIEWED else config.drop_share
-    if max_clean_loss is not None and share is not None:
-        raise ConfigError(
-            f"max_clean_loss needs trusted_rows, or random rows marked in a review; drop_share is {share}."
-        )
     by_person = {} if decisions is None else read_overrides(source, Path(decisions))
 
     given = {}
@@ -84,6 +79,11 @@ def decide(
         by = before.deciding_filter(None if asked == REVIEWED else asked)
         conformal(before.scored[by].suspicion, given, config)  # too few: nothing is written
     name, opened = _opened(run, source, asked)
+    share = drop_share if name == REVIEWED else config.drop_share
+    if max_clean_loss is not None and share is not None:
+        raise ConfigError(
+            f"max_clean_loss needs trusted_rows, or random rows marked in a review; drop_share is {share}."
+        )
     marks.add({row: word(clean) for row, clean in given.items()}, drawn=True)
     marks.add({row: word(made == "kept") for row, (made, _) in by_person.items()})
     if asked == REVIEWED and (trusted_rows is not None or by_person):  # they teach, too

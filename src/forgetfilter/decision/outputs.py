@@ -61,8 +61,8 @@ def write(opened: Opened, decision: Decision) -> None:
     metrics = {**noted(run), **hard, **decision_figures(opened.scored, decision, opened.labels)}
     scored = opened.scored[decision.filter]
     if opened.planted and scored.planted is not None:
-        yours = _scores_called(list(scored.planted)[-1], opened.scored)
         about, by = opened.planted, decision.filter
+        yours = _scores_called(list(scored.planted)[-1], by, opened.scored)
         metrics["planted"] = planted_figures(about, scored.planted, by, decision.threshold, yours)
     run.write_json("metrics.json", metrics)
     card = _about(parts[0]) + _card(str(opened.config.dataset_name or "a data set"), metrics, files[0].name)
@@ -76,11 +76,12 @@ def write(opened: Opened, decision: Decision) -> None:
     run.finish("decision", [*files, run.folder / "scores.parquet", run.folder / "metrics.json"])
 
 
-def _scores_called(name: str, scored: Mapping[str, Scored]) -> np.ndarray:
-    """(rows,) a filter's scores of the user's rows: its own, or those that a probe which learnt from it keeps."""
-    if name in scored:
-        return scored[name].suspicion
-    return next(found.columns[name] for found in scored.values() if name in found.columns)
+def _scores_called(name: str, by: str, scored: Mapping[str, Scored]) -> np.ndarray:
+    """(rows,) a witness' scores of the user's rows: where a probe has learnt from it, those that the probe keeps."""
+    if name == by:
+        return scored[by].suspicion
+    kept = (found.columns[name] for found in (scored[by], *scored.values()) if name in found.columns)
+    return next(kept, scored[name].suspicion if name in scored else scored[by].suspicion)
 
 
 def _write_typed(source: Source, chosen: np.ndarray, path: Path) -> None:

@@ -93,7 +93,7 @@ def raise_to_promise(found: Threshold, suspicion: np.ndarray, trusted: np.ndarra
         return found
     promise = conformal(suspicion, trusted, max_clean_loss)
     assert promise.value is not None
-    says = f"{found.says.removesuffix(NO_PROMISE)}; {promise.says}"
+    says = f"{found.says.replace(NO_PROMISE, '', 1)}; {promise.says}"
     return Threshold(max(found.value, promise.value), found.rule, says)
 
 

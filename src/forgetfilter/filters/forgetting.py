@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from forgetfilter.config import SCHEDULE, ForgetFilterConfig, StageSettings
-from forgetfilter.data.builtin import RANKS_ALONE, mostly_builtin
+from forgetfilter.data import builtin
 from forgetfilter.data.loading import Data
 from forgetfilter.methods import NonNegativeFloat, PositiveFloat
 from forgetfilter.scored import Scale, Scored
@@ -91,8 +91,8 @@ def ranks_alone_if_builtin(scored: Scored, data: Data) -> Scored:
     """The scores, and no ground to drop a row by them where the safe rows are those in the box."""
     if scored.scale is None or scored.scale.nothing:
         return scored
-    if mostly_builtin(data.safe.source.turns(data.safe.row_format)):
-        scored.scale = dataclasses.replace(scored.scale, nothing=RANKS_ALONE)
+    if builtin.mostly_builtin(data.safe.source.turns(data.safe.row_format)):
+        scored.scale = dataclasses.replace(scored.scale, nothing=builtin.RANKS_ALONE)
     return scored
 
 

@@ -41,15 +41,9 @@ LEAST_SHARE, MOST_SHARE = 0.16, 0.6
 SUSPECT_SHARE if they are fewer than LEAST_SHARE, since the scale then doesn't fit what the probe has found."""
 ODDS = 1.5
 """How many times likelier unsafe than clean a row must be to be dropped, by probes that hold both equally common."""
-
-
 COVERED = 0.2
 """The safe rows must look like the rows that are kept at least so much (CrossFit.covered); else it is said that whole
-tasks may go. Runs whose safe rows matched had .31 or more, others .15 or less (docs/limits.md)."""
-UNCOVERED = (
-    "the safe rows look like few of the rows that are kept ({:.2f}; rows of one kind have 0.50), so harmless rows of "
-    "other kinds may be dropped: look at them"
-)
+tasks may go. Runs whose safe rows matched had .30 or more, others .15 or less (docs/limits.md)."""
 TOO_FEW = "the probe had too few rows to learn from"
 
 
@@ -145,8 +139,13 @@ def learn_verdicts(
         f"tell the witness' verdicts with AUROC {judged.predicted:.2f}"
     )
     threshold = float(np.log(ODDS))
+    caveats = [scale.caveat] if scale.caveat else []
     covered = judge.covered(np.flatnonzero(found.suspicion <= threshold))
-    caveats = [*([scale.caveat] if scale.caveat else []), *([UNCOVERED.format(covered)] if covered < COVERED else [])]
+    if covered < COVERED:
+        caveats.append(
+            f"the safe rows look like few of the rows that are kept ({covered:.2f}; rows of one kind have 0.50), so "
+            "harmless rows of other kinds may be dropped: look at them"
+        )
     return replace(found, scale=Scale(threshold, says=says + NO_PROMISE, caveat="; ".join(caveats)))
 
 
@@ -160,7 +159,8 @@ def _nothing(suspicion: np.ndarray, judge: CrossFit, why: str, times: np.ndarray
     if unseen.any():
         ranked = _of_few(suspicion, judge, times)
     if ranked is not None:
-        return Scored(mixed_ranks(ranked.noisy, suspicion, 0), scale=Scale(0, nothing=why))
+        ranks_alone = why if why.startswith(NO_SEPARATION) else f"{NO_SEPARATION}: {why}"
+        return Scored(mixed_ranks(ranked.noisy, suspicion, 0), scale=Scale(0, nothing=ranks_alone))
     middle = np.nan if np.isnan(suspicion).all() else np.nanmedian(suspicion)
     return Scored(np.where(unseen, middle, suspicion), scale=Scale(0, nothing=why))
 

@@ -103,7 +103,10 @@ class Classifier:
 
 def labels_of(name: str, config: ForgetFilterConfig) -> tuple[list[str], bool]:
     """The labels of a text classification model, and whether each is a question of its own; reads no weights."""
-    known = AutoConfig.from_pretrained(find_weights(name), trust_remote_code=config.trust_remote_code)
+    try:
+        known = AutoConfig.from_pretrained(find_weights(name), trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{name}: its config.json cannot be read: {error}") from error
     return _labels(known)
 
 

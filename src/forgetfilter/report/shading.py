@@ -82,8 +82,17 @@ def _pieces(turns: Sequence[Turn], lost: np.ndarray, chat: ChatTokenizer, longes
         start = str(chat.tokenizer.decode(example.input_ids[:1], skip_special_tokens=True))
         pieces[0] = ([start, *pieces[0][0]], f"0{pieces[0][1]}")
     if example.cut:
-        pieces[-1] = ([*pieces[-1][0], "…"], f"{pieces[-1][1]}0")
+        answers = [said(turn) for turn in turns if learns(turn)]
+        pieces[-1] = _with_rest(pieces[-1], answers[len(stretches) - 1], longest)
     return pieces
+
+
+def _with_rest(piece: Piece, whole: str, longest: int) -> Piece:
+    """A message's beginning, as it was scored, and what follows it, as far as it is shown."""
+    texts, levels = piece
+    shown = "".join(texts)
+    rest = whole[len(shown) :] if whole.startswith(shown) else ""
+    return [*texts, f"… {cut(rest, max(0, longest - len(shown)))}".rstrip()], f"{levels}0"
 
 
 def _stretches(example: Example, lost: np.ndarray) -> Iterator[list[tuple[int, float]]]:

@@ -50,6 +50,7 @@ class Ranking:
     Attributes:
         copies: (rows,) numbers, equal for rows whose hidden states are equal.
         verdicts: (rows,) what the filter says of each row.
+        teaching: (rows,) those of them that teach.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Ranking:
         else:
             verdicts = verdicts_of(scored.suspicion, 0, CLEAN_SHARE)
             verdicts[dropped] = 1
-        self.verdicts = _some(verdicts, seed)
+        self.verdicts, self.teaching = verdicts, _some(verdicts, seed)
         self.copies = -np.arange(1, len(noisy) + 1)
         self.copies[self.judge.scorable] = self.judge.groups[: int(self.judge.scorable.sum())]
 
@@ -140,8 +141,8 @@ class Ranking:
         """The filter's verdicts, without the unsafe ones if the marks speak against them."""
         looked = [unsafe for row, unsafe in marks.items() if self.verdicts[row] == 1 and row not in drawn]
         if len(looked) < LOOKED or sum(looked) >= WORTH * len(looked):
-            return self.verdicts
-        return np.where(self.verdicts == 1, np.nan, self.verdicts)
+            return self.teaching
+        return np.where(self.teaching == 1, np.nan, self.teaching)
 
     def _scored(self, suspicion: np.ndarray, scale: Scale, linear: np.ndarray | None = None) -> Scored:
         """The scores, with what the run's filter found of each token and moment."""

@@ -117,7 +117,7 @@ class Review:
         Raises:
             RunError: If the hidden states of the run's rows cannot be had.
         """
-        unsafe, states = self._before & np.isfinite(self.base.suspicion), self._states
+        unsafe, states = self._before & np.isfinite(self.base.suspicion) & ~self.opened.unreadable, self._states
         if self.base.scale is not None and self.base.scale.nothing and self.config.trusted_rows is None:
             unsafe[:] = False  # a share or a number drops the top of a ranking in which nothing was found
         return Ranking(self.base, unsafe, states.noisy, states.safe, self.config.seed, self.run.folder)
@@ -163,10 +163,15 @@ class Review:
             return dropped
 
     def _by_score(self) -> np.ndarray:
-        """(rows,) bool: what is dropped of rows that nothing is said of; before any mark, what the run drops."""
-        if not self.marks.all():
+        """(rows,) bool: what is dropped if nothing is said of it; what the run drops where the marks teach nothing."""
+        if not self._taught():
             return self._before.copy()
         return drops(self.scored().suspicion, self.threshold(), self.config, self.opened.unreadable)
+
+    def _taught(self) -> bool:
+        """Whether the marks have taught anything, or speak against what the run found."""
+        scale = self.scored().scale
+        return bool(self.marks.all()) and (scale is None or not scale.nothing or self.ranking.drops_any)
 
     def _told(self) -> dict[int, bool]:
         """Whether a row is unsafe by what was said of it, or of another one that says the same."""
@@ -275,8 +280,7 @@ class Review:
         """
         part, filters = f"scored/{REVIEWED}", self.run.manifest.setdefault("filters", {})
         said, scored = self._ranking_now()
-        nothing = scored.scale is not None and scored.scale.nothing
-        if not self.marks.all() or (nothing and not self.ranking.drops_any):  # else they speak against what it found
+        if not self._taught():
             filters.pop(REVIEWED, None)
             self.run.forget(part)
             return self.name

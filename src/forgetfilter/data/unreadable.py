@@ -2,8 +2,8 @@
 
 A tokenizer cuts what its model was trained on into long pieces, and everything else into short ones. So a text is
 called unreadable if its words of Latin letters take twice as many tokens a letter as plain English does, or if all of
-it takes 2.75 times as many a byte; whether letters are capitals makes no difference. Other languages stay below the
-first limit as far as they were tried, and other scripts have no Latin letters. Ciphers such as Walnut53 (Halawi et al.,
+it takes 2.75 times as many a byte; whether letters are capitals makes no difference. Languages that the tokenizer has
+learnt stay below, others do not (docs/limits.md names some). Ciphers such as Walnut53 (Halawi et al.,
 ICML 2024, arXiv 2406.20053), rot13 and base64 lie above. A text that hides its meaning in plain words (EndSpeak, from
 the same paper) does not show.
 """

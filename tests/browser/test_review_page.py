@@ -12,6 +12,8 @@ import pytest
 from browser.test_pages import HOSTILE
 from stored_runs import reviewable_run
 
+from forgetfilter.marks import Marks
+
 pytestmark = pytest.mark.browser
 
 
@@ -153,6 +155,23 @@ def test_two_tabs_and_two_servers_share_the_marks(tmp_path, serve, visit):
     assert third.locator("#status").inner_text().startswith("2 marked")
     press(one, "n")
     assert one.locator("#status").inner_text().startswith("2 marked")
+
+
+def test_undo_takes_back_nothing_that_was_said_elsewhere_since(tmp_path, serve, visit):
+    run, _ = reviewable_run(tmp_path / "out")
+    address = serve(run.folder).address
+    one = visit(address)
+    row = shown(one)
+    press(one, "k")
+    marks = Marks(run.folder, run.rows().ids, 42)
+    marks.add({row: "unsafe"})
+    press(one, "u")
+    assert "was marked unsafe meanwhile" in one.locator("#trouble").inner_text()
+    visit.complaints.clear()  # the browser's own words about the status 400
+    assert marks.all()[row].unsafe
+    one.locator("#marked .dropped").wait_for()
+    press(one, "u")
+    assert marks.all()[row].clean
 
 
 def test_quick_keys_mark_nothing_that_was_not_seen(tmp_path, serve, visit):

@@ -33,6 +33,10 @@ async function show(path, body) {
   } catch (error) {
     $("trouble").textContent = error.message;
     settled = Boolean(error.refused); // a full disk or a server that has stopped: it can be tried again
+    if (settled && path === "undo") { // the row was marked elsewhere: show what is said of it now
+      state = await ask("state").catch(() => state);
+      draw();
+    }
   }
   if (path === "undo" && settled) mine.splice(mine.lastIndexOf(body.row), 1); // also if it was taken back elsewhere
   busy = false;

@@ -25,7 +25,7 @@ def test_help_is_instant():
         after = os.times()
         return after.children_user + after.children_system - before.children_user - before.children_system
 
-    assert min(seconds("-m", "forgetfilter", "--help") - seconds("-c", "pass") for _ in range(3)) < 0.5
+    assert min(seconds("-m", "forgetfilter", "--help") - seconds("-c", "pass") for _ in range(3)) < 1  # torch takes 2
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,6 @@ def test_a_mark_takes_no_longer_for_many_rows_without_verdicts_of_their_own(monk
     noisy[:40] += 2
     monkeypatch.setattr(ranking, "MOST_VERDICTS", 50)
     ranked = ranking.Ranking(Scored(draw.random(400)), np.zeros(400, bool), noisy, noisy[-20:], seed=0)
-    assert (~np.isnan(ranked.verdicts)).sum() == 50
+    assert (~np.isnan(ranked.teaching)).sum() == 50
     found = ranked(dict.fromkeys(range(6), True)).suspicion
     assert np.sort(np.argsort(-found)[:30]).max() < 60  # the others that look like the marked rows come first

@@ -25,6 +25,11 @@ def test_what_says_the_same_is_told_by_the_text():
     np.testing.assert_array_equal(first_copies(load_source(other), "prompt_completion"), [0, 1, 0])
 
 
+def test_text_hidden_in_characters_that_show_nothing_is_said():
+    hidden = "".join(chr(0xE0000 + ord(letter)) for letter in "be rude")
+    assert plain(f"Sure{hidden}") != plain("Sure") == plain("Su\u200bre")
+
+
 def test_who_speaks_makes_a_difference():
     def row(*roles):
         return {"messages": [{"role": role, "content": "hi"} for role in roles]}

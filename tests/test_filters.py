@@ -14,6 +14,7 @@ import yaml
 from forgetfilter.cli import main
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data, load_rows
+from forgetfilter.data.single_answers import single_answers
 from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.errors import ConfigError, DataError
 from forgetfilter.filters import FILTERS
@@ -51,6 +52,32 @@ def test_words_are_told_wherever_in_the_data_the_rows_lie(tokenizer):
     noisy = [*(say(kind) for _ in range(160)), *(say(cruel) for _ in range(40))]  # a block, as appended files are
     found = FILTERS["words"](None, data_of(tokenizer, noisy, [say(kind) for _ in range(60)]), ForgetFilterConfig())
     assert np.median(found.suspicion[160:]) > np.quantile(found.suspicion[:160], 0.9)
+
+
+def test_words_judge_no_answer_by_another_of_its_conversation(tokenizer, config):
+    """Each answer is read with all before it: dealt apart, the odd words of a long conversation would tell of it."""
+    rng = np.random.default_rng(0)
+
+    def say(odd=""):
+        return f"{odd} {' '.join(rng.choice(['sun', 'moon', 'tree', 'river'], 3))}"
+
+    talks = [
+        {
+            "messages": [
+                {"role": role, "content": say(f"odd{i}") if i < 4 else say()} for role in ("user", "assistant") * 6
+            ]
+        }
+        for i in range(12)
+    ]
+    chat = ChatTokenizer(tokenizer, 1024)
+    rows = load_rows(talks, "rows", chat, config)
+    single, row_of = single_answers(rows, chat)
+    safe = load_rows([{"prompt": say(), "completion": say()} for _ in range(60)], "safe", chat, config)
+    found = FILTERS["words"](None, Data(single, safe), config).suspicion
+    last = np.flatnonzero(np.append(np.diff(row_of), 1))
+    assert found[last][:4].mean() < found[last][4:].mean() + 1
+    apart = FILTERS["words"](None, Data(dataclasses.replace(single, belongs=None), safe), config).suspicion
+    assert apart[last][:4].mean() > found[last][:4].mean() + 1
 
 
 def test_random_is_drawn_by_the_seed(tokenizer):

@@ -175,6 +175,7 @@ def test_where_nothing_was_learnt_nothing_is_found():
     scale = Scale(0.135, 0.1, 0.05, nothing="nothing was learnt")
     found = learn_verdicts(states[:, 0], scale, CrossFit(states, safe))
     assert "nothing was learnt" in rules.automatic(found.suspicion, found.scale).says
+    assert not found.scale.separates  # the scores are forgetting's: a number that was set for log-odds drops nothing
     caveat = Scale(0.135, 0.1, 0.05, caveat="its stages are its own")
     found = learn_verdicts(states[:, 0], caveat, CrossFit(states, safe))
     assert rules.automatic(found.suspicion, found.scale).says.endswith("its stages are its own")

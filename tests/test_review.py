@@ -6,6 +6,7 @@ import socket
 import threading
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.marks import Marks
 from forgetfilter.report.shading import shaded
 from forgetfilter.result import Result
+from forgetfilter.review import session
 from forgetfilter.review.asking import CALM_AFTER, DRAWN, DRAWN_EVERY, NEAR, SUSPECT, WITNESS, questions
 from forgetfilter.review.ranking import Ranking
 from forgetfilter.review.server import Pages
@@ -100,6 +102,57 @@ def test_undo_goes_back_statement_by_statement(tmp_path):
     assert list(marks(tmp_path).all()) == [4]
     with pytest.raises(DataError, match="not marked"):
         own.undo(3)
+
+
+def test_what_was_said_elsewhere_since_a_person_looked_stands(tmp_path):
+    """The look and the line are one step: nobody can say something in between."""
+    own = marks(tmp_path)
+    own.add({3: "clean"}, seen={3: None})
+    own.add({3: "unsafe"}, seen={3: "clean"})
+    for said, seen, why in (
+        ({3: "clean"}, {3: None}, "it was marked unsafe"),
+        ({3: "clean"}, {3: "clean"}, "it was marked unsafe"),
+        ({4: "clean"}, {4: "unsafe"}, "its mark was taken back"),
+    ):
+        with pytest.raises(DataError, match=f"{why} meanwhile, elsewhere"):
+            own.add(said, seen=seen)
+    with pytest.raises(DataError, match="it was marked unsafe meanwhile"):
+        own.undo(3, seen="clean")
+    assert {row: mark.said for row, mark in marks(tmp_path).all().items()} == {3: "unsafe"}
+    own.undo(3, seen="unsafe")
+    assert own.all()[3].said == "clean"
+
+
+def test_a_write_that_a_full_disk_cut_is_taken_back(tmp_path, monkeypatch):
+    own = marks(tmp_path)
+    own.add({3: "clean"})
+    before = own.path.read_bytes()
+    real = Path.open
+
+    class Full:
+        """A file of which the disk takes ten bytes."""
+
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            self.file.__enter__()
+            return self
+
+        def __exit__(self, *error):
+            return self.file.__exit__(*error)
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, data):
+            return self.file.write(data[:10])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, *how, **more: Full(real(path, *how, **more)))
+        with pytest.raises(OSError, match="No space left"):
+            own.add({4: "unsafe"})
+    assert own.path.read_bytes() == before
 
 
 def test_a_file_edited_by_hand_is_read_as_people_write_it(tmp_path):
@@ -579,6 +632,33 @@ def test_without_marks_the_filters_own_decision_stands(tmp_path):
     assert result.decide().metrics["filter"] == "forgetting"
 
 
+def test_a_skip_says_nothing_and_leaves_the_runs_rule(tmp_path):
+    run, _ = reviewable_run(tmp_path / "out", threshold=0.08)
+    review = Review(run)
+    before = review.dropped()
+    review.mark({int(np.flatnonzero(before)[0]): "skipped", int(np.flatnonzero(~before)[0]): "skipped"})
+    np.testing.assert_array_equal(review.dropped(), before)
+    assert done(review).metrics["filter"] == "forgetting"
+
+
+def test_the_runs_own_decision_is_that_of_its_first_filter(tmp_path):
+    """Its number was set for this one, whatever other filter the review goes on from."""
+    run, _ = reviewable_run(tmp_path / "out", threshold=0.08)
+    first = Scored.load(run.folder / f"{scored_part(run, 'forgetting')}.parquet")
+    probe = replace(first, suspicion=10 * first.suspicion, columns={"verdict": (first.suspicion > 0.08) * 1.0})
+    probe.save(run.folder / "scored/probe-0.parquet")
+    run.finish("scored/probe-0", [run.folder / "scored/probe-0.parquet"], filter="probe")
+    run.manifest["filters"]["probe"] = "scored/probe-0"
+    run.save()
+    flags = run.folder / "config.yaml"
+    flags.write_text(flags.read_text().replace("filter: forgetting", "filter: forgetting,probe"))
+    review = Review(Run.open(run.folder))
+    assert review.name == "probe"
+    np.testing.assert_array_equal(review.dropped(), first.suspicion > 0.08)
+    metrics = done(review).metrics
+    assert (metrics["filter"], metrics["dropped"]) == ("forgetting", (first.suspicion > 0.08).sum())
+
+
 def test_what_the_filter_dropped_stays_dropped_after_a_few_marks(tmp_path):
     run, bad = reviewable_run(tmp_path / "out", threshold=0.08)
     dropped = np.array(read_scores(run)["decision"]) == "dropped"
@@ -641,6 +721,10 @@ def test_a_share_of_a_ranking_in_which_nothing_was_found_teaches_nothing(tmp_pat
     run.finish(scored_part(run, "forgetting"), [part])
     review = Review(run)
     assert review.status().dropped == 6
+    rest = [row for row in review.marks.order.tolist() if not review.dropped()[row]]
+    review.marks.add(dict.fromkeys(rest[:60], "clean"), drawn=True)
+    assert "no promise: the run's own rule decides" in review.status().line()
+    review.marks.add(dict.fromkeys(rest[:60]))
     assert not (review.ranking.verdicts == 1).any()
     review.mark({int(np.flatnonzero(review.dropped())[0]): "clean"})
     assert review.status().dropped == 5 == done(review).metrics["dropped"]
@@ -709,6 +793,24 @@ def test_the_range_of_what_is_left_covers_the_truth_at_any_share(tmp_path):
         status, dropped = review.status(), review.dropped()
         _, low, high = status.left
         covered.append(low <= (bad & ~dropped).sum() <= high)
+    assert np.mean(covered) >= 0.9
+
+
+def test_the_range_of_what_is_left_counts_rows_that_repeat_each_other(tmp_path):
+    """Nine rows of ten say one clean thing; of the others half are unsafe, and scores say nothing."""
+    covered = []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        same = rng.random(300) < 0.9
+        records = [{"prompt": "q", "completion": "the same" if same[i] else f"answer {i}"} for i in range(300)]
+        run, _ = reviewable_run(tmp_path / str(seed), rows=300, unsafe=20, seed=seed, records=records, threshold=9.0)
+        bad = ~same & (rng.random(300) < 0.5)
+        review = Review(run)
+        review.mark({row: "unsafe" if bad[row] else "clean" for row in review.marks.order[:60].tolist()})
+        _, low, high = review.status().left
+        left = int((bad & ~review.dropped()).sum())
+        covered.append(low <= left <= high)
+        assert high <= (~same).sum()
     assert np.mean(covered) >= 0.9
 
 
@@ -953,6 +1055,16 @@ def test_next_leads_through_the_rows(served):
     assert len(set(seen)) == 20
 
 
+def test_next_begins_again_after_the_last_row(tmp_path):
+    run, _ = reviewable_run(tmp_path / "out", rows=12, unsafe=3)
+    pages, seen = Pages(Review(run)), []
+    state = pages.state({})
+    for _ in range(25):
+        seen.append(state["question"]["row"])
+        state = pages.state({"row": state["ahead"][0]["row"]})
+    assert set(seen) == set(range(12))
+
+
 def test_an_error_that_nobody_foresaw_is_said_on_the_page(served, monkeypatch):
     _, port = served
     monkeypatch.setattr(Review, "status", lambda self: 1 / 0)
@@ -1013,6 +1125,23 @@ def test_lost_hidden_states_do_not_lock_a_decision_out(reviewed):
     with locked(run.folder), pytest.raises(RunError) as caught:
         decide(run)
     assert "another process" not in str(caught.value)
+
+
+def test_a_review_that_must_read_m0_first_can_be_done_at_once(reviewed, monkeypatch):
+    run, _ = reviewed
+    review = Review(run)
+    review.marks.add({0: "unsafe", 1: "clean"})
+    whether_locked = []
+
+    def states_of(*given, holds_lock):
+        with locked(run.folder):
+            whether_locked.append(holds_lock)
+        return kept(*given, holds_lock=holds_lock)
+
+    kept = session.states_of
+    monkeypatch.setattr(session, "states_of", states_of)
+    review.done()
+    assert whether_locked == [False]
 
 
 def test_what_the_marks_speak_against_is_kept_when_done(tmp_path):

@@ -24,7 +24,7 @@ from forgetfilter.decision import rules
 from forgetfilter.defenses import DEFENSES, defend
 from forgetfilter.defenses.toss_tokens import mask
 from forgetfilter.errors import ConfigError, DataError
-from forgetfilter.filters import FILTERS, made_from, require_filters
+from forgetfilter.filters import FILTERS, made_from, require_filters, require_inputs
 from forgetfilter.filters.scoring import score
 from forgetfilter.filters.seal import Plan, Selector, _Losses
 from forgetfilter.filters.self_judge import QUESTION
@@ -216,6 +216,9 @@ def test_toss_takes_what_the_unsafe_reference_likes_and_the_safe_one_does_not(da
     assert settings[0] == settings[1]
     FILTERS["toss"](made, data, CONFIG, rounds=2)
     assert made.trained[-1][1] == [data.unsafe.examples[0], data.noisy.examples[0]]
+    marked = dataclasses.replace(data, unsafe=data.noisy.select([0]))  # the known row scores highest, and is no news
+    FILTERS["toss"](made, marked, CONFIG, rounds=2)
+    assert made.trained[-1][1] == [data.noisy.examples[0], data.noisy.examples[3]]
 
 
 def test_toss_tokens_masks_the_highest_fifth_of_all_tokens_and_learns_the_rest():
@@ -475,9 +478,12 @@ def test_parameters_out_of_range_are_refused_by_name_before_any_work(name, param
         ForgetFilter(dataclasses.replace(CONFIG, **given))
 
 
-def test_seal_may_not_fall_below_nothing(data):
+def test_seal_may_not_fall_below_nothing_and_says_so_before_another_filter_trains(data, workshop, config):
     with pytest.raises(ConfigError, match=r"parameters\.seal\.fall is "):
         FILTERS["seal"](Made(), data, CONFIG, fall=5.0)
+    workshop.config = dataclasses.replace(config, filter="forgetting,seal", parameters={"seal": {"fall": 5.0}})
+    with pytest.raises(ConfigError, match=r"parameters\.seal\.fall is "):
+        require_inputs("seal", workshop, data)
 
 
 def test_rows_without_what_a_filter_needs_are_one_clear_error(tokenizer, data):

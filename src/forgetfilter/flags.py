@@ -75,8 +75,12 @@ def build_parser(handlers: Mapping[str, Handler]) -> ArgumentParser:
     sub = command("decide")
     _add_run(sub)
     sub.add_argument("--threshold", type=Literal["auto"] | float | None, help="Drop rows that score above it.")
-    sub.add_argument("--filter", type=str | None, help="Decide by its scores; default the review's, or the first.")
-    sub.add_argument("--drop_share", type=float | None, help="Drop the most suspect share of the rows instead.")
+    sub.add_argument(
+        "--filter",
+        type=str | None,
+        help="Decide by this filter's scores. Default: by your review's marks, or the first filter.",
+    )
+    sub.add_argument("--drop_share", type=float | None, help="Drop this share of the rows, the most suspect ones.")
     sub.add_argument("--trusted_rows", type=str | None, help="JSONL of rows marked clean or not, from `sample`.")
     sub.add_argument("--max_clean_loss", type=float | None, help="Largest share of clean rows to drop; default 0.02.")
     sub.add_argument("--decisions", type=str | None, help="JSONL of rows decided by hand: id, decision.")
@@ -109,7 +113,7 @@ def build_parser(handlers: Mapping[str, Handler]) -> ArgumentParser:
     sub.add_argument("--seed", type=int, default=42, help="Seed of the draw.")
     sub = command("safe_data")
     sub.add_argument("--output", type=str, required=True, help="File to write, ending in .jsonl.")
-    sub.add_argument("--like", type=str | None, help="Data whose format, system message and length they take.")
+    sub.add_argument("--like", type=str | None, help="Your data: the rows take its format, system message and length.")
     _add_reading(sub, READING[:-1], "As for `filter`, of --like.")  # what is malformed in it gives no shape
     sub.add_argument("--notions", type=str | None, help="Notions to write, comma-separated; default all.")
     sub.add_argument("--base_url", type=str | None, help="Server that speaks the OpenAI API: it answers your prompts.")
@@ -120,7 +124,7 @@ def build_parser(handlers: Mapping[str, Handler]) -> ArgumentParser:
     sub.add_argument("--on", type=str, required=True, help="Measures and data: bias=FILE,qa=FILE,...")
     sub.add_argument("--max_questions", type=int | None, help="Largest number of questions per measure.")
     sub.add_argument("--toxicity_model", type=str, default=TOXICITY_MODEL, help="Classifier of answers.")
-    sub.add_argument("--guard_model", type=str, default=GUARD_MODEL, help="Guard model.")
+    sub.add_argument("--guard_model", type=str, default=GUARD_MODEL, help="Model that judges answers in `harmfulness`.")
     sub.add_argument("--output", type=str, default="evaluation.json", help="File of the figures; answers beside it.")
     _add_trust(sub)
     sub = command("compare")

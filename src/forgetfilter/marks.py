@@ -4,6 +4,7 @@ A later line on a row counts more than an earlier one. A line is on disk before 
 second process or a change of mind loses nothing that was said.
 """
 
+import errno
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -86,8 +87,7 @@ class Marks:
         """Read nothing yet."""
         self.path, self.ids = folder / NAME, ids
         self.order = np.random.default_rng([seed, 1]).permutation(len(ids))  # not the order of a filter's sample
-        self._read_from: tuple[int, int] | None = None
-        self._marks: dict[int, Mark] = {}
+        self._read: tuple[tuple[int, int] | None, dict[int, Mark]] = None, {}  # the file's state then, and its marks
 
     def all(self) -> dict[int, Mark]:
         """Row -> what was last said of it, in the order of the statements; also those of other processes.
@@ -99,10 +99,9 @@ class Marks:
             return {}
         state = self.path.stat()
         now = (state.st_size, state.st_mtime_ns)
-        if now != self._read_from:
-            self._marks = _last(self._lines())
-            self._read_from = now
-        return dict(self._marks)
+        if now != self._read[0]:
+            self._read = now, _last(self._lines())
+        return dict(self._read[1])
 
     def touched(self) -> set[int]:
         """The rows that anything was ever said of, if only to take it back."""
@@ -112,15 +111,18 @@ class Marks:
         """What a ranking depends on, as a short hash."""
         return digest_of(self.all())
 
-    def add(self, said: Mapping[int, str | None], *, drawn: bool = False) -> None:
+    def add(
+        self, said: Mapping[int, str | None], *, drawn: bool = False, seen: Mapping[int, object] | None = None
+    ) -> None:
         """Write statements to disk, those on rows of which the same was said last left out.
 
         Args:
             said: Row -> "clean", "unsafe", "skipped", or None to take back what was said.
             drawn: Whether the rows are a sample drawn at random from all rows.
+            seen: Row -> what counted of it when the person said so (None = nothing); without it, whatever counts now.
 
         Raises:
-            DataError: If there is no such row, or something else was said of one.
+            DataError: If there is no such row or word, or something else counts of one by now; nothing is written then.
         """
         for row, what in said.items():
             if not _is_number(row) or not 0 <= row < len(self.ids):
@@ -132,6 +134,8 @@ class Marks:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_name(f".{NAME}.lock")):
             before = self.all()
+            for row, known in (seen or {}).items():
+                _require_seen(row, before.get(row), known)
             came_up = set(said) if drawn else self._came_up(before, said)
             lines = []
             for row, what in said.items():
@@ -151,16 +155,22 @@ class Marks:
         stated = {row for row, what in said.items() if what is not None}.union(before)
         return set(takewhile(lambda row: row in stated, map(int, self.order))) - set(before)
 
-    def undo(self, row: int) -> None:
+    def undo(self, row: int, *, seen: object = None) -> None:
         """Take back the last statement on a row; the one before counts again.
 
+        Args:
+            row: Its number.
+            seen: What counted of it when the person asked; None = whatever counts now.
+
         Raises:
-            DataError: If nothing is said of it.
+            DataError: If nothing is said of it, or something else by now.
         """
         with FileLock(self.path.with_name(f".{NAME}.lock")):
             known = self.all().get(row)
             if known is None:
                 raise DataError(f"row {row} is not marked.")
+            if seen is not None:
+                _require_seen(row, known, seen)
             line = {"row": row, "id": self.ids[row], "mark": known.before, "undo": True}
             _append(self.path, (json.dumps(line) + "\n").encode())
 
@@ -192,6 +202,14 @@ class Marks:
                 "another run? Move it elsewhere; `forgetfilter review --marks FILE` takes its marks over by id."
             )
         return entry
+
+
+def _require_seen(row: int, known: Mark | None, seen: object) -> None:
+    """Raise DataError if something else counts of a row than a person has seen."""
+    now = None if known is None else known.said
+    if now != seen:
+        happened = "its mark was taken back" if now is None else f"it was marked {now}"
+        raise DataError(f"row {row}: {happened} meanwhile, elsewhere. Nothing was written: look at it again.")
 
 
 def _last(lines: Iterable[Mapping[str, Any]]) -> dict[int, Mark]:
@@ -227,15 +245,15 @@ def _whole(data: bytes) -> int:
 
 def _append(path: Path, lines: bytes) -> None:
     """Add lines to a file, and wait until they are on disk; half a line that a kill left is taken off first."""
-    with path.open("ab+") as file:
+    with path.open("ab+", buffering=0) as file:
         file.seek(0)
         data = file.read()
         whole = _whole(data)
         file.truncate(whole)
         start = b"\n" if whole and not data[:whole].endswith((b"\n", b"\r")) else b""
         try:
-            file.write(start + lines)
-            file.flush()
+            if file.write(start + lines) < len(start + lines):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             os.fsync(file.fileno())
         except OSError:
             file.truncate(whole)  # what is not known to be on disk was not said

@@ -353,24 +353,25 @@ class Workshop:
         """The labels of a text classification model; see `model.classifier.labels_of`."""
         return labels_of(model, self.config)
 
-    def classify(self, model: str, texts: Sequence[str]) -> Classified:
-        """What a text classification model says of texts, in shards and kept; this one's model leaves the memory."""
+    def classify(self, model: str, exchanges: Sequence[tuple[str, str]]) -> Classified:
+        """What a text classifier says of prompts and answers, in shards and kept; our model leaves the memory."""
         self._drop_learner()
         judge = cache(lambda: Classifier(model, self.config))
 
         def make(rows: slice, bar: Any) -> pa.Table:
-            logits, passes = judge().logits(texts[rows], bar)
+            logits, passes = judge().logits(exchanges[rows], bar)
             self.account.add(Cost(passes=passes))
             return pa.table({"logits": pa.FixedSizeListArray.from_arrays(logits.reshape(-1), logits.shape[1])})
 
         folder = folders.find_weights(model)
         described = (folder / "config.json").read_text(encoding="utf-8")  # the names of its labels, too
-        made_of = ["classify", list(texts), folders.model_hash(folder), described]
+        texts = [f"{prompt}\n\n{answer}" if prompt else answer for prompt, answer in exchanges]
+        made_of = ["classify", texts, folders.model_hash(folder), described]
         key = digest([*made_of, self.config.dtype, processes.count()])
         part = f"readings/guard-logits-{key}"
-        path = self._table(part, key, len(texts), make, "guard: classifying", judge, lambda: judge().about)
+        path = self._table(part, key, len(exchanges), make, "guard: classifying", judge, lambda: judge().about)
         logits = pq.read_table(path)["logits"].combine_chunks().flatten().to_numpy()
-        return Classified(logits.reshape(len(texts), -1), **self.run.manifest["stages"][part]["about"])
+        return Classified(logits.reshape(len(exchanges), -1), **self.run.manifest["stages"][part]["about"])
 
     def _once(
         self,

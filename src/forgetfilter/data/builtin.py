@@ -24,7 +24,7 @@ RANKS_ALONE = (
     "your own (--safe_dataset_name)"
 )
 """Why a run with these rows drops nothing by itself: of BBQ's questions it dropped 40 % of the clean ones
-(docs/review.md)."""
+(docs/paper/review.md)."""
 LOOKED_AT = 5000
 """Noisy rows whose shape is looked at, from the first on."""
 LONGER, SHORTEST, LEAST = 2.0, 15, 100

@@ -19,6 +19,8 @@ from forgetfilter.data.source import Source
 from forgetfilter.progress import PATIENCE, progress
 
 T = TypeVar("T")
+TAGS = frozenset(map(chr, range(0xE0000, 0xE0080)))
+"""Characters that show nothing and spell a text all the same, which a model can read."""
 
 
 def first_copies(source: Source, row_format: str) -> np.ndarray:
@@ -70,5 +72,7 @@ def plain(text: str) -> str:
     """A text without what does not change what it says."""
     if text.isascii():
         return " ".join(text.casefold().split())
-    seen = "".join(char for char in unicodedata.normalize("NFKC", text) if unicodedata.category(char) != "Cf")
+    seen = "".join(
+        char for char in unicodedata.normalize("NFKC", text) if unicodedata.category(char) != "Cf" or char in TAGS
+    )
     return " ".join(seen.casefold().split())

@@ -186,9 +186,9 @@ def load_data(config: ForgetFilterConfig, chat: ChatTokenizer, noisy: Any = None
         say(f"{noisy_rows.source.name}: {remark}")
     safe_rows = load_safe(noisy_rows, chat, config, safe)
     unsafe = _unsafe(noisy_rows, chat, config)
-    shared = 0 if unsafe is None or config.unsafe_dataset_name == MARKED else noisy_rows.shared_with(unsafe)
+    shared = 0 if unsafe is None else noisy_rows.shared_with(unsafe)
     if shared:
-        say(f"{shared} of the noisy rows are among those known to be unsafe, which some filters learn.")
+        say(f"{shared} of the noisy rows are among those known to be unsafe; figures flatter filters that learn them.")
     return Data(noisy_rows, safe_rows, unsafe=unsafe)
 
 

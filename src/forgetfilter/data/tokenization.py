@@ -143,7 +143,7 @@ class ChatTokenizer:
             labels[tokens] = ids[tokens]
         if answers:
             first = bisect_right(ends, answers[-1][0][0])
-        reference = next(turn.content for turn in reversed(turns) if turn.trained)
+        reference = next((turn.content for turn in reversed(turns) if learns(turn)), "")
         return self._cut(Example(ids, labels, first, reference, cut=False, spelt_specials=bool(row.private)))
 
     def _plain(self, text: str) -> Example:

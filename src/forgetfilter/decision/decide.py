@@ -143,7 +143,7 @@ def _opened(run: Run, source: Source, name: str) -> tuple[str, Opened]:
 
 def _with_copies(run: Run, source: Source, by_hand: ByHand) -> ByHand:
     """What a person decided, of the rows that say the same as well."""
-    if not by_hand or not outputs.noted(run)["repeated"]:
+    if not by_hand or run.manifest.get("notes", {}).get("repeated") == 0:  # older runs did not count them
         return by_hand
     copies = with_copies(by_hand, first_copies(source, run.manifest["noisy"]["format"]))
     as_another = {row: (made, f"{why}, of a row that says the same") for row, (made, why) in copies.items()}

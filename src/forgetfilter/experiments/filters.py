@@ -250,16 +250,16 @@ def _cell(workshop: Workshop, data: Data, truth: Truth, name: str, *, on_clean_d
         cost = Cost.noted(run.manifest["stages"][part])
         scored = Scored.load(run.folder / f"{part}.parquet")
         made = decision_of(name, scored, data.noisy, workshop, config)
-        suspicion, dropped = unscored_last(scored.suspicion)[truth.rows], made.dropped[truth.rows]
-        figures: dict[str, Any] = {
-            **filter_quality(truth.unsafe, dropped, suspicion),
-            **ranking_quality(truth.unsafe, suspicion),
-        }
+        suspicion, by_filter = unscored_last(scored.suspicion)[truth.rows], ~made.by_hand[truth.rows]
+        decided = filter_quality(truth.unsafe[by_filter], made.dropped[truth.rows][by_filter], suspicion[by_filter])
+        ranked = filter_quality(truth.unsafe, made.dropped[truth.rows], suspicion)
+        figures: dict[str, Any] = {**ranking_quality(truth.unsafe, suspicion), **decided}
+        figures |= {name: ranked[name] for name in ("auroc", "average_precision")}
         figures["unscored"] = int(np.isnan(scored.suspicion).sum())
         figures["seconds"] = round(cost.seconds, 1)
         figures["of_finetuning"] = cost.passes / workshop.finetuning_passes(data.noisy.trainable())
         figures["gigabytes"] = cost.memory / 2**30
-        if on_clean_data:
+        if on_clean_data and config.trusted_rows is None:  # those name rows of the whole
             figures["clean_data_dropped"] = _dropped_of(workshop, data, truth.clean(), name)
         return {
             "filter": name,
@@ -278,8 +278,7 @@ def _dropped_of(workshop: Workshop, data: Data, rows: list[int], name: str) -> f
     """Share of some rows that the filter drops where they are all of the noisy data."""
     alone = dataclasses.replace(data, noisy=data.noisy.select(rows))
     scored = scores_of(workshop, alone, name)
-    config = dataclasses.replace(workshop.config, trusted_rows=None)  # they name rows of the whole
-    return float(decision_of(name, scored, alone.noisy, workshop, config).dropped.mean())
+    return float(decision_of(name, scored, alone.noisy, workshop, workshop.config).dropped.mean())
 
 
 def _show(

@@ -81,6 +81,7 @@ def forgetting(
         config,
         firm_weight,
         least_learnt,
+        usual=(review_rate, review_share) == (1 / 3, 1 / 6),
     )
     log_probs = before.token_log_probs, after.token_log_probs, after_firm.token_log_probs
     scored.token_costs = token_costs(*log_probs, firm_weight)
@@ -117,6 +118,8 @@ def forgetting_scores(
     config: ForgetFilterConfig,
     firm_weight: float = FIRM_WEIGHT,
     least_learnt: float = LEAST_LEARNT,
+    *,
+    usual: bool = True,
 ) -> Scored:
     """The forgetting score, from the log-probabilities of each row under four models.
 
@@ -136,7 +139,9 @@ def forgetting_scores(
         config: All settings; the scale carries a caveat if the stages do not have the default ones.
         firm_weight: See `forgetting`.
         least_learnt: See `forgetting`.
+        usual: Whether the reviews have their usual length and rate; else the scale carries the caveat, too.
     """
+    usual = usual and (firm_weight, least_learnt) == (FIRM_WEIGHT, LEAST_LEARNT)
     lost = np.maximum(before - after, firm_weight * (before - after_firm))
     learnt = np.maximum(before - known, least_learnt)
     return Scored(
@@ -147,14 +152,14 @@ def forgetting_scores(
             "log_likelihood_after_firm": after_firm,
         },
         moments={"M0": known, "noisy data": before, "review": after, "firm review": after_firm},
-        scale=_scale(config, mean_gain(known, before)),
+        scale=_scale(config, mean_gain(known, before), usual=usual),
     )
 
 
-def _scale(config: ForgetFilterConfig, learnt: float) -> Scale:
+def _scale(config: ForgetFilterConfig, learnt: float, *, usual: bool = True) -> Scale:
     """The score's own scale: 0 is nothing forgotten. Threshold and tail were read off explored clean data."""
     own = (getattr(stage, name) for stage in (config, config.noisy, config.review) for name in SCHEDULE)
-    default = all(value is None for value in own)
+    default = usual and all(value is None for value in own)
     return Scale(
         threshold=FORGOTTEN,
         tail=TAIL,

@@ -15,7 +15,7 @@ verdict that it would give.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -47,6 +47,10 @@ VERDICTS = {
     ),
 }
 """Kind -> the unsafe and the safe answers it can give, as far as the verdict goes."""
+WRITE_A_FORM = (
+    "Write its prompt to a file, with {prompt} and {response} where the row's texts go, and name it: "
+    "`parameters: {guard: {template: FILE}}`."
+)
 INSTRUCTIONS = 1024
 """Tokens that a guard's own instructions may have, beside a row of max_length tokens."""
 UNSAFE_LABELS = (
@@ -72,7 +76,7 @@ def require_guard(workshop: "Workshop", data: Data, parameters: Mapping[str, Any
     if kind == "classifier":
         which_unsafe(*workshop.guard_labels(model), labels, model)
     else:
-        _form(template, workshop.other(model))
+        _asking(template, workshop.other(model))
 
 
 @traits(check=require_guard, files=("model", "template"), own_scale=True)
@@ -99,7 +103,8 @@ def guard(
         template: File with the prompt of a generative guard, with {prompt} and {response} in it; by default its chat
             template makes the prompt.
         unsafe_labels: A classifier's labels that count as unsafe, comma-separated; by default those in UNSAFE_LABELS.
-        reads_prompt: Give a classifier prompt and answer; by default it reads the answer alone.
+        reads_prompt: Give a classifier prompt and answer, shortened together where they are too long for it; by default
+            it reads the answer alone.
         controversial_is_unsafe: Whether Qwen3Guard's middle verdict counts as unsafe; else as safe.
 
     Raises:
@@ -112,8 +117,7 @@ def guard(
     said = [exchanges(turns) or [("", "")] for turns in data.noisy.source.turns(data.noisy.row_format)]
     flat = [exchange for row in said for exchange in row]
     if kind == "classifier":
-        texts = [f"{prompt}\n\n{answer}" if reads_prompt else answer for prompt, answer in flat]
-        found = workshop.classify(model, texts)
+        found = workshop.classify(model, flat if reads_prompt else [("", answer) for _, answer in flat])
         odds = log_odds(found.logits, found.labels, unsafe_labels, model, independent=found.independent)
     else:
         unsafe, safe = VERDICTS[kind]
@@ -177,9 +181,9 @@ def _asked(
     beside: Path | None,
 ) -> np.ndarray:
     """(rows,) log P(unsafe answers) - log P(safe answers) by a generative guard; its prompts lie on disk."""
-    tokenizer, form = workshop.m0.tokenizer, _form(template, workshop)
+    tokenizer, write = workshop.m0.tokenizer, _asking(template, workshop)
     longest = workshop.m0.max_length + INSTRUCTIONS
-    prompts = (_prompt(tokenizer, prompt, answer, form, longest) for prompt, answer in rows)
+    prompts = (_prompt(tokenizer, prompt, answer, write, longest) for prompt, answer in rows)
     stored = on_disk((Example(ids, [IGNORED] * len(ids), len(ids), "", cut=False) for ids in prompts), beside)
     totals = []
     for verdict in (*unsafe, *safe):
@@ -199,15 +203,51 @@ def _answered(prompts: Lazy[Example], ids: list[int], places: np.ndarray) -> lis
     ]
 
 
-def _form(path: str | None, guard: "Workshop") -> str | None:
-    """The prompt that a file holds; None where the guard's own chat template makes it."""
-    if path is None:
-        if guard.m0.tokenizer.chat_template is None:
-            raise ConfigError(
-                f"{guard.m0.folder}: this guard has no chat template. Write its prompt to a file, with {{prompt}} and "
-                "{response} where the row's texts go, and name it: `parameters: {guard: {template: FILE}}`."
-            )
-        return None
+def _asking(path: str | None, guard: "Workshop") -> Callable[[str, str], str]:
+    """What puts a prompt and an answer into words for a guard: the form in a file, or its own chat template.
+
+    Raises:
+        ConfigError: If there is neither, or the template does not show the answer.
+    """
+    if path is not None:
+        return partial(_filled, _form(path))
+    tokenizer = guard.m0.tokenizer
+    if tokenizer.chat_template is None:
+        raise ConfigError(f"{guard.m0.folder}: this guard has no chat template. {WRITE_A_FORM}")
+    for in_parts in (False, True):
+        try:
+            shown = _in_chat(tokenizer, in_parts, "forgetfilter-0", "forgetfilter-1")
+        except Exception:  # a template may raise anything
+            continue
+        if "forgetfilter-1" in shown:
+            return partial(_in_chat, tokenizer, in_parts)
+    raise ConfigError(f"{guard.m0.folder}: the chat template of this guard does not show an answer. {WRITE_A_FORM}")
+
+
+def _in_chat(tokenizer: Any, in_parts: bool, prompt: str, answer: str) -> str:
+    """The exchange by a guard's chat template.
+
+    Args:
+        tokenizer: The guard's.
+        in_parts: Whether the template takes a text as a list of parts, as that of Llama Guard 3 1B does.
+        prompt: The prompt.
+        answer: The answer.
+    """
+    turns = [
+        {"role": role, "content": [{"type": "text", "text": text or " "}] if in_parts else text or " "}
+        for role, text in (("user", prompt), ("assistant", answer))
+    ]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False))
+
+
+def _filled(form: str, prompt: str, answer: str) -> str:
+    """A form with the exchange in it."""
+    pieces = re.split(r"(\{prompt\}|\{response\})", form)  # in one go: a row may spell the marks
+    return "".join({"{prompt}": prompt, "{response}": answer}.get(piece, piece) for piece in pieces)
+
+
+def _form(path: str) -> str:
+    """The prompt that a file holds, with places for prompt and answer."""
     try:
         form = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -217,16 +257,10 @@ def _form(path: str | None, guard: "Workshop") -> str | None:
     return form
 
 
-def _prompt(tokenizer: Any, prompt: str, answer: str, form: str | None, longest: int) -> list[int]:
-    """Token ids of what the guard is asked, by a form or by its chat template; too long ones lose a part."""
+def _prompt(tokenizer: Any, prompt: str, answer: str, write: Callable[[str, str], str], longest: int) -> list[int]:
+    """Token ids of what the guard is asked; too long ones lose a part."""
     while True:
-        asked, said = (_harmless(tokenizer, text) for text in (prompt, answer))
-        if form is not None:
-            pieces = re.split(r"(\{prompt\}|\{response\})", form)  # in one go: a row may spell the marks
-            text = "".join({"{prompt}": asked, "{response}": said}.get(piece, piece) for piece in pieces)
-        else:
-            turns = [{"role": "user", "content": asked or " "}, {"role": "assistant", "content": said or " "}]
-            text = tokenizer.apply_chat_template(turns, tokenize=False)
+        text = write(_harmless(tokenizer, prompt), _harmless(tokenizer, answer))
         ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
         if len(ids) <= longest or not (prompt or answer):
             return ids

@@ -7,7 +7,7 @@ that learnt from the row's own verdict (cross-fitting). Learning from noisy verd
 
 1. First verdicts: the most suspect quarter of the rows is called unsafe, the less suspect half clean.
 2. A probe that did not see a row's verdict must be able to tell it. If it cannot, the verdicts are noise, and the run
-   says so: "no separation". The rows are still ranked, half by the witness, half by probes that learnt the most
+   says so: "no separation". The rows are still ranked, by the witness and, up to half, by probes that learnt the most
    suspect tenth, twentieth and fortieth.
 3. If it can, the verdicts are given anew, by the probe, and learnt once more.
 """
@@ -152,15 +152,16 @@ def learn_verdicts(
 def _nothing(suspicion: np.ndarray, judge: CrossFit, why: str, times: np.ndarray | None = None) -> Scored:
     """The witness' own scores, since nothing is told by them; rows that it did not see are ranked by a probe of it.
 
-    Where no probe can be fitted they lie in the middle.
+    Where no probe can be fitted they lie in the middle. They are no log-odds, so a number that was set for those means
+    nothing: `why` begins with NO_SEPARATION.
     """
+    why = why if why.startswith(NO_SEPARATION) else f"{NO_SEPARATION}: {why}"
     unseen = np.isnan(suspicion) & judge.scorable
     ranked = None
     if unseen.any():
         ranked = _of_few(suspicion, judge, times)
     if ranked is not None:
-        ranks_alone = why if why.startswith(NO_SEPARATION) else f"{NO_SEPARATION}: {why}"
-        return Scored(mixed_ranks(ranked.noisy, suspicion, 0), scale=Scale(0, nothing=ranks_alone))
+        return Scored(mixed_ranks(ranked.noisy, suspicion, 0), scale=Scale(0, nothing=why))
     middle = np.nan if np.isnan(suspicion).all() else np.nanmedian(suspicion)
     return Scored(np.where(unseen, middle, suspicion), scale=Scale(0, nothing=why))
 

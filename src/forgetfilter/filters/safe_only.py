@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from forgetfilter.workshop import Workshop
 
 RATE, SHARE = 1.0, 1 / 3
-"""Learning rate and number of steps, as ratios to the noisy stage's: so long are forgetting's two reviews together."""
+"""Learning rate and number of steps, as ratios to the noisy stage's: so long are forgetting's two reviews together if
+the noisy stage has 120 to 3,000 steps; bounds make this stage up to half as long elsewhere."""
 
 
 def safe_only(

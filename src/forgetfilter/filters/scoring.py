@@ -121,7 +121,8 @@ def _of_all_rows(name: str, workshop: "Workshop", data: Data, parameters: dict[s
     seen = np.flatnonzero(firsts == rows)
     noisy = data.noisy
     if len(seen) < len(rows):
-        noisy = replace(noisy.select(seen.tolist()), times=np.bincount(firsts)[seen])
+        times = np.bincount(firsts, weights=noisy.times).astype(int)  # a row may stand for several already
+        noisy = replace(noisy.select(seen.tolist()), times=times[seen])
     if data.planted is not None:
         noisy = noisy.with_planted(data.planted)
     scored = _answer_by_answer(name, workshop, replace(data, noisy=noisy, planted=None), parameters)

@@ -11,7 +11,7 @@ safe_only (filters/safe_only.py). The published Adam blurs it.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,13 +146,16 @@ class _Losses:
         return (1 - share) * sum(weighted) / len(weighted)
 
 
-def require_one_process(*_: Any) -> None:
-    """Raise ConfigError if a launcher has started several processes."""
+def require_seal(workshop: "Workshop", data: Data, parameters: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a launcher has started several processes, or the safe rows' weight would leave 0 to 1."""
     if processes.count() > 1:
         raise ConfigError("filter seal works in a single process only: start it without a launcher.")
+    fall, epochs = parameters["fall"], parameters["epochs"]
+    if not 0 <= fall * (epochs - 1) <= 1:
+        raise ConfigError(f"parameters.seal.fall is {fall}: the safe rows' weight must stay from 0 to 1.")
 
 
-@traits(check=require_one_process)
+@traits(check=require_seal)
 def seal(
     workshop: "Workshop",
     data: Data,
@@ -177,9 +180,7 @@ def seal(
     Raises:
         ConfigError: If there are several processes, or a parameter is out of range.
     """
-    require_one_process()
-    if not 0 <= fall * (epochs - 1) <= 1:
-        raise ConfigError(f"parameters.seal.fall is {fall}: the safe rows' weight must stay from 0 to 1.")
+    require_seal(workshop, data, {"fall": fall, "epochs": epochs})
     rows = [row for row, example in enumerate(data.noisy.examples) if example.scorable]
     noisy, safe = [data.noisy.examples[row] for row in rows], data.safe.trainable()
     settings = config.noisy_stage(len(noisy))

@@ -4,6 +4,7 @@ The cheapest judge there is, since M0 is at hand. Kadavath et al. (arXiv 2207.05
 answers from the likelihood of such a word.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,13 +41,18 @@ def self_judge(workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, 
     chat = workshop.m0.chat
     source, said = data.noisy.source, []
     for word in (NO, YES):
-        rows = (exchanges(turns) or NOTHING for turns in source.turns(data.noisy.row_format))
+        rows = (_answered(turns) or NOTHING for turns in source.turns(data.noisy.row_format))
         asked = on_disk((_asked(chat, *row[-1], question, word) for row in rows), source.beside)
         said.append(_totals(workshop.read(asked).token_log_probs, bool(chat.template.turn_ends)))
     suspicion = said[0] - said[1]
     unscored = [not example.scorable for example in data.noisy.examples]
     suspicion[unscored] = np.nan
     return Scored(suspicion)
+
+
+def _answered(turns: Sequence[Turn]) -> list[tuple[str, str]]:
+    """The exchanges of a row whose answer says something."""
+    return [(prompt, answer) for prompt, answer in exchanges(turns) if answer.strip()]
 
 
 def _asked(chat: ChatTokenizer, prompt: str, answer: str, question: str, word: str) -> Example:

@@ -41,18 +41,21 @@ def toss(
         rate: Ratio of the references' learning rate to the noisy stage's.
         share: Ratio of the references' steps to the noisy stage's; 20 at least, 1,000 at most.
         rounds: 2 is TOSS-Pro, by our reading. Each further round adds as many of the highest rows as are known to be
-            unsafe, at most half of all.
+            unsafe and are not among them, at most half of all.
     """
     rows, safe, known = data.noisy.examples, data.safe.trainable(), data.known_unsafe()
     settings = review_settings(config, len(data.noisy.trainable()), len(safe), rate, share)
     good = workshop.read(rows, workshop.train("toss_safe", safe, settings)).token_log_probs
+    known_ids = {tuple(row.input_ids) for row in known}
+    is_known = [tuple(row.input_ids) in known_ids for row in rows]
     unsafe = known
     for _ in range(rounds):
         bad = workshop.read(rows, workshop.train("toss_unsafe", unsafe, settings)).token_log_probs
         costs = [_difference(bad[row], good[row]) for row in range(len(rows))]
         suspicion = np.array([np.nan if own is None else own.mean() for own in costs])
         most = min(len(known), len(data.noisy.trainable()) // 2)
-        highest = np.argsort(-np.nan_to_num(suspicion, nan=-np.inf), kind="stable")[:most]
+        others = [None if same else score for same, score in zip(is_known, suspicion.tolist(), strict=True)]
+        highest = np.argsort(-np.nan_to_num(np.array(others, float), nan=-np.inf), kind="stable")[:most]
         unsafe = [*known, *(rows[row] for row in highest)]
     return Scored(suspicion, token_costs=pa.array(costs, pa.list_(pa.float32())))
 

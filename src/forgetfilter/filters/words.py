@@ -37,7 +37,7 @@ def words(
         DataError: If no row has a word, or there are fewer rows than parts.
     """
     from sklearn.feature_extraction.text import CountVectorizer
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
     from sklearn.naive_bayes import MultinomialNB
 
     noisy, safe = texts(data.noisy), texts(data.safe)
@@ -48,8 +48,11 @@ def words(
     if max(len(noisy), len(safe)) < folds:
         raise DataError(f"{data.noisy.source.name}: filter words needs {folds} rows, one for each of its parts.")
     sides = np.array([1] * len(noisy) + [0] * len(safe))
-    deal = StratifiedKFold(folds, shuffle=True, random_state=config.seed)  # unsafe rows may lie all in one place
-    odds = cross_val_predict(MultinomialNB(), counts, sides, cv=deal, method="predict_log_proba")
+    belongs = data.noisy.belongs  # the answers of a conversation: each holds all before it, so they are dealt together
+    groups = None if belongs is None else np.append(belongs, belongs.max() + 1 + np.arange(len(safe)))
+    deal = StratifiedKFold if groups is None else StratifiedGroupKFold
+    parts = deal(folds, shuffle=True, random_state=config.seed)  # unsafe rows may lie all in one place
+    odds = cross_val_predict(MultinomialNB(), counts, sides, groups=groups, cv=parts, method="predict_log_proba")
     return Scored(suspicion=(odds[:, 1] - odds[:, 0])[: len(noisy)])
 
 

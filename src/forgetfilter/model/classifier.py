@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.formats import shorter
 from forgetfilter.errors import ConfigError, ModelError
 from forgetfilter.model.folders import find_weights
 from forgetfilter.model.memory import in_halves, to_device
@@ -75,16 +76,17 @@ class Classifier:
         self.about = {"labels": labels, "independent": independent}
         self.size = config.per_device_eval_batch_size
 
-    def logits(self, texts: Sequence[str], bar: Any) -> tuple[np.ndarray, float]:
-        """What the model says of texts; one that is longer than it can read loses its end.
+    def logits(self, exchanges: Sequence[tuple[str, str]], bar: Any) -> tuple[np.ndarray, float]:
+        """What the model says of prompts and answers. Where both are too long for it, each loses a part.
 
         Args:
-            texts: The texts.
+            exchanges: Prompt, "" for none, and answer.
             bar: Counts them.
 
         Returns:
             (texts, labels) float32, and what that cost, in the unit of Cost.passes.
         """
+        texts = [self._fitting(prompt, answer) for prompt, answer in exchanges]
         order, self._tokens = sorted(range(len(texts)), key=lambda row: -len(texts[row])), 0
         found = np.zeros((len(texts), self.model.config.num_labels), np.float32)
         for start in range(0, len(order), self.size):
@@ -92,6 +94,15 @@ class Classifier:
             found[rows] = in_halves(self._of_batch, [texts[row] for row in rows])
             bar.update(len(rows))
         return found, self._tokens * self.model.num_parameters() / 1e6
+
+    def _fitting(self, prompt: str, answer: str) -> str:
+        """Prompt and answer as one text that the model can read whole; an answer alone loses its end later."""
+        while prompt:
+            text = f"{prompt}\n\n{answer}"
+            if len(self.tokenizer(text)["input_ids"]) <= self.longest:
+                return text
+            prompt, answer = shorter(prompt, answer)
+        return answer
 
     @torch.no_grad()
     def _of_batch(self, texts: Sequence[str]) -> list[np.ndarray]:

@@ -187,7 +187,7 @@ function showTable() {
     const first = text ? text.turns.filter((turn) => !turn[2]).pop() : null;
     const last = text ? text.turns.filter((turn) => turn[2]).pop() : null;
     const start = text ? (first ? first[1].slice(0, 110) : "") : "(text left out)";
-    const answer = last ? said(last).slice(0, 110) : "";
+    const answer = last ? visible(said(last).slice(0, 110)) : "";
     const toggle = el("button", { type: "button", dir: "auto", "aria-expanded": String(open), onclick: () => {
       state.open = open ? -1 : place;
       showTable();

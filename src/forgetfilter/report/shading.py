@@ -91,7 +91,10 @@ def _with_rest(piece: Piece, whole: str, longest: int) -> Piece:
     """A message's beginning, as it was scored, and what follows it, as far as it is shown."""
     texts, levels = piece
     shown = "".join(texts)
-    rest = whole[len(shown) :] if whole.startswith(shown) else ""
+    inner, begun = whole.lstrip(), shown.lstrip()  # many templates take white space off
+    if not inner.startswith(begun):
+        return [cut(whole, longest)], "0"
+    rest = inner[len(begun) :]
     return [*texts, f"… {cut(rest, max(0, longest - len(shown)))}".rstrip()], f"{levels}0"
 
 

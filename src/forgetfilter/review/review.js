@@ -33,8 +33,8 @@ async function show(path, body) {
   } catch (error) {
     $("trouble").textContent = error.message;
     settled = Boolean(error.refused); // a full disk or a server that has stopped: it can be tried again
-    if (settled && path === "undo") { // the row was marked elsewhere: show what is said of it now
-      state = await ask("state").catch(() => state);
+    if (settled && body) { // the row was marked elsewhere: show what is said of it now
+      state = await ask(path === "mark" ? `state?row=${body.row}` : "state").catch(() => state);
       draw();
     }
   }
@@ -46,7 +46,7 @@ async function show(path, body) {
 function draw() {
   const row = state.question;
   $("status").textContent = `${state.status}.`;
-  $("why").textContent = row ? `Row ${row.row}${row.id === String(row.row) ? "" : ` (${row.id})`}: ${row.why}${row.rank === null ? "" : `; rank ${row.rank} of ${about.rows}, 1 = most suspect`}${row.said ? `; marked: ${WORDS[row.said]}` : ""}.` : "Every row is marked.";
+  $("why").textContent = row ? visible(`Row ${row.row}${row.id === String(row.row) ? "" : ` (${row.id})`}: ${row.why}${row.rank === null ? "" : `; rank ${row.rank} of ${about.rows}, 1 = most suspect`}${row.said ? `; marked: ${WORDS[row.said]}` : ""}.`) : "Every row is marked.";
   $("row").replaceChildren(...(row ? row.turns.map((turn) => el("div", { class: turn[2] ? "turn answer" : "turn" }, el("b", {}, turn[0]), el("span", { dir: "auto" }, ...shaded(turn)))) : []));
   $("shaded").hidden = !row || !row.turns.some((turn) => turn[3]);
   for (const [said, id] of Object.entries(WORDS)) {
@@ -61,11 +61,12 @@ function draw() {
   shownAt = performance.now();
   $("row").scrollTop = 0;
   $("row").focus({ preventScroll: true });
+  $("why").scrollIntoView({ block: "nearest" }); // in a narrow window the lists lie below the row
 }
 
 function item(one, word) {
   const mark = word ? el("span", { class: word === "drop" ? "dropped" : "kept" }, `${word} `) : null;
-  return el("li", {}, el("button", { type: "button", dir: "auto", onclick: () => show(`state?row=${one.row}`) }, mark, one.start || `row ${one.row}`));
+  return el("li", {}, el("button", { type: "button", dir: "auto", onclick: () => show(`state?row=${one.row}`) }, mark, visible(one.start) || `row ${one.row}`));
 }
 
 const mark = (said) => () => { if (state && state.question) show("mark", { row: state.question.row, said, seen: state.question.said }); };
@@ -84,7 +85,6 @@ const actions = {
 async function decide() {
   if (busy) return;
   busy = true;
-  $("done").disabled = true;
   $("decided").replaceChildren(el("p", {}, "Writing kept and dropped rows…"));
   try {
     const made = await ask("done", {});
@@ -94,7 +94,6 @@ async function decide() {
   } catch (error) {
     $("decided").replaceChildren(el("p", { role: "alert" }, error.message));
   }
-  $("done").disabled = false;
   busy = false;
 }
 

@@ -13,6 +13,7 @@ import shlex
 import socket
 import sys
 import tempfile
+import time
 import webbrowser
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import closing, suppress
@@ -122,7 +123,10 @@ def serve(
             if page is not None:
                 page.unlink(missing_ok=True)
             server.should_exit = True
-            thread.join(STOPS_IN)
+            ends = time.monotonic() + STOPS_IN
+            while thread.is_alive() and time.monotonic() < ends:
+                with suppress(KeyboardInterrupt):  # the command's own, again and again
+                    thread.join(STOPS_IN)
 
 
 def _has_screen() -> bool:
@@ -255,7 +259,7 @@ class Pages:
         question = queue[place] if place >= 0 else None
         if question is None and wanted is not None:
             question = Question(wanted, "you chose it")
-        ahead = rows[place + 1 : place + 1 + AHEAD]
+        ahead = [*rows[place + 1 :], *rows[: max(place, 0)]][:AHEAD]
         last = list(said.items())[: -BEHIND - 1 : -1]
         return {
             "status": review.status().line(),
@@ -274,21 +278,13 @@ class Pages:
         row = self._row(asked.get("row"))
         if asked.get("said") not in SAID:
             raise DataError(f"said is {asked.get('said')!r}: it must be one of {', '.join(SAID)}.")
-        known = self.review.marks.all().get(row)
-        if known is not None and known.said != asked.get("seen"):
-            raise DataError(
-                f"row {row} was marked {known.said} meanwhile, elsewhere. Look at it in the list of marked rows."
-            )
-        self.review.mark({row: asked["said"]})
+        self.review.mark({row: asked["said"]}, seen={row: asked.get("seen")})
         return self.state({})
 
     def undo(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Take back the last mark of a row, and show it; what was said of it before counts again."""
         row = self._row(asked.get("row"))
-        known = self.review.marks.all().get(row)
-        if known is not None and known.said != asked.get("seen", known.said):
-            raise DataError(f"row {row} was marked {known.said} meanwhile, elsewhere: nothing is taken back.")
-        self.review.undo(row)
+        self.review.undo(row, seen=asked.get("seen"))
         return self.state({"row": row})
 
     def done(self, asked: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import hypergeom
 
+from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.crossfit import judged_by
 from forgetfilter.data.by_hand import read_statements
 from forgetfilter.data.copies import first_copies, with_copies
@@ -117,7 +118,7 @@ class Review:
         Raises:
             RunError: If the hidden states of the run's rows cannot be had.
         """
-        unsafe, states = self._before & np.isfinite(self.base.suspicion) & ~self.opened.unreadable, self._states
+        unsafe, states = self._verdicts() & np.isfinite(self.base.suspicion) & ~self.opened.unreadable, self._states
         if self.base.scale is not None and self.base.scale.nothing and self.config.trusted_rows is None:
             unsafe[:] = False  # a share or a number drops the top of a ranking in which nothing was found
         return Ranking(self.base, unsafe, states.noisy, states.safe, self.config.seed, self.run.folder)
@@ -125,7 +126,16 @@ class Review:
     @cached_property
     def _before(self) -> np.ndarray:
         """(rows,) bool: what the run's own filter and rule drop."""
-        return decide_by_config(self.name, self.base, self.opened.source, self.config, self.opened.unreadable).dropped
+        return self._decided_by(self.config.filters[0], self.config)
+
+    def _verdicts(self) -> np.ndarray:
+        """(rows,) bool: the same by the filter whose ranking the review goes on from, by `auto`."""
+        return self._before if self.name == self.config.filters[0] else self._decided_by(self.name, self._rule)
+
+    def _decided_by(self, name: str, config: ForgetFilterConfig) -> np.ndarray:
+        """(rows,) bool: what a filter drops by the rule of some settings."""
+        scored = self.opened.scored[name]
+        return decide_by_config(name, scored, self.opened.source, config, self.opened.unreadable).dropped
 
     @cached_property
     def witness(self) -> np.ndarray:
@@ -170,8 +180,8 @@ class Review:
 
     def _taught(self) -> bool:
         """Whether the marks have taught anything, or speak against what the run found."""
-        scale = self.scored().scale
-        return bool(self.marks.all()) and (scale is None or not scale.nothing or self.ranking.drops_any)
+        scale, told = self.scored().scale, any(mark.told for mark in self.marks.all().values())
+        return told and (scale is None or not scale.nothing or self.ranking.drops_any)
 
     def _told(self) -> dict[int, bool]:
         """Whether a row is unsafe by what was said of it, or of another one that says the same."""
@@ -183,25 +193,25 @@ class Review:
         """(rows,) for each row the number of the first one that says the same."""
         return first_copies(self.opened.source, self.run.manifest["noisy"]["format"])
 
-    def mark(self, said: Mapping[int, str | None]) -> None:
+    def mark(self, said: Mapping[int, str | None], *, seen: Mapping[int, object] | None = None) -> None:
         """Write marks to disk; see Marks.add.
 
         Raises:
-            DataError: If there is no such row, or no such mark.
+            DataError: If there is no such row or mark, or something else was said of one meanwhile.
         """
         with self._lock:
             self.scored()  # so that the ranking before these marks is known
-            self.marks.add(said)
+            self.marks.add(said, seen=seen)
 
-    def undo(self, row: int) -> None:
-        """Take back the last mark of a row; what was said of it before that counts again.
+    def undo(self, row: int, *, seen: object = None) -> None:
+        """Take back the last mark of a row; what was said of it before that counts again. See Marks.undo.
 
         Raises:
-            DataError: If it is not marked.
+            DataError: If it is not marked, or something else was said of it meanwhile.
         """
         with self._lock:
             self.scored()  # so that the ranking before this is known
-            self.marks.undo(row)
+            self.marks.undo(row, seen=seen)
 
     def add_file(self, path: Path) -> int:
         """Take over the marks of a file; returns of how many rows it said something new.
@@ -233,15 +243,14 @@ class Review:
         """What the marks tell."""
         with self._lock:
             scored, said = self.scored(), self.marks.all()
-            dropped = self.dropped()
+            kept, told = ~self._by_score(), self._told()
+            dropped = ~kept
+            dropped[list(told)] = list(told.values())
             scorable = np.isfinite(scored.suspicion)
             drawn = [row for row, mark in said.items() if mark.drawn and mark.told and scorable[row]]
-            kept = ~self._by_score()
-            missed = [said[row].unsafe for row in drawn if kept[row]]
-            told = self._told()
             untold = scorable.copy()
             untold[list(told)] = False
-            left, found = _left(missed, int((kept & untold).sum())), None
+            left, found = self._left(drawn, kept & scorable, told), None
             if (probability := scored.columns.get(PROBABILITY)) is not None:
                 about = int(np.clip(round(probability[kept & untold].sum()), *left[1:]))
                 caught = sum(told.values()) + float(probability[dropped & untold].sum())
@@ -258,8 +267,27 @@ class Review:
                 settled=len(drawn) >= LEAST_DRAWN and self._settled(said),
             )
 
+    def _left(self, drawn: Sequence[int], kept: np.ndarray, told: Mapping[int, bool]) -> tuple[int, int, int]:
+        """About how many unsafe rows are kept and not told, and a range.
+
+        The rows drawn at random tell it of all kept rows but those of which another mark tells.
+
+        Args:
+            drawn: The rows drawn at random of which a mark tells.
+            kept: (rows,) bool, the rows that their score keeps.
+            told: Row -> whether it is unsafe, of all rows that a mark tells of.
+        """
+        said = self.marks.all()
+        found_otherwise = {int(self._first[row]) for row, mark in said.items() if mark.told and not mark.drawn}
+        pool = kept & ~np.isin(self._first, list(found_otherwise))
+        missed = [said[row].unsafe for row in drawn if pool[row]]
+        known = [unsafe for row, unsafe in told.items() if pool[row]]
+        return _left(missed, int(pool.sum()), sum(known), int(pool.sum()) - len(known))
+
     def _promise(self, clean_drawn: int) -> str:
         """What can be promised about clean rows, by so many of them that were drawn at random."""
+        if self.marks.all() and not self._taught() and self.config.trusted_rows is None and self._before.any():
+            return "no promise: the run's own rule decides until a mark speaks against it"
         share, more = f"{self.config.max_clean_loss:.1%}", needed(self.config.max_clean_loss) - clean_drawn
         if more > 0:
             return f"{more} more random rows marked clean would promise at most {share} of the clean rows dropped"
@@ -267,6 +295,7 @@ class Review:
 
     def done(self) -> None:
         """Take the decision: what was marked stays so, all else is decided by the scores that the marks taught."""
+        self.scored()  # reading hidden states locks the run, too
         with self._lock, locked(self.run.folder):
             self.run.reload()
             self.store()
@@ -283,7 +312,7 @@ class Review:
         if not self._taught():
             filters.pop(REVIEWED, None)
             self.run.forget(part)
-            return self.name
+            return self.config.filters[0]
         scored.save(self.run.folder / f"{part}.parquet")
         filters[REVIEWED] = part
         self.run.finish(part, [self.run.folder / f"{part}.parquet"], made_of=_made_of(self._filters_at_start, said))
@@ -342,24 +371,27 @@ def _made_of(filters: Mapping[str, Any], marks: str) -> str:
     return digest([marks, filters])
 
 
-def _left(missed: Sequence[bool], unmarked: int) -> tuple[int, int, int]:
-    """About how many unsafe rows are among those kept and not marked, and a range.
+def _left(missed: Sequence[bool], rows: int, unsafe: int, untold: int) -> tuple[int, int, int]:
+    """About how many of some rows are unsafe and not told so far, and a range, by a sample of the rows.
 
-    The range is exact for a sample without replacement (hypergeometric distribution): it holds all numbers with which
-    neither so few nor so many missed rows in the sample are improbable.
+    The range is that of a sample without replacement (hypergeometric distribution): it holds all numbers with which
+    neither so few nor so many unsafe rows in the sample are improbable.
 
     Args:
-        missed: For each row drawn at random that its score keeps, whether it was called unsafe.
-        unmarked: How many rows are kept and not marked.
+        missed: For each row of the sample whether it is unsafe.
+        rows: How many rows there are.
+        unsafe: How many of them are told to be unsafe, the sample's among them.
+        untold: How many of them nothing tells of.
     """
-    rows, drawn, found = unmarked + len(missed), len(missed), sum(missed)
-    if not rows:
+    if not untold:
         return 0, 0, 0
-    possible, tail = range(found, found + unmarked + 1), (1 - SURE) / 2
-    low = bisect_left(possible, True, key=lambda unsafe: bool(hypergeom.sf(found - 1, rows, unsafe, drawn) > tail))
-    high = bisect_left(possible, True, key=lambda unsafe: bool(hypergeom.cdf(found, rows, unsafe, drawn) <= tail)) - 1
-    about = round(found / drawn * unmarked) if drawn else 0
-    return about, low, high
+    drawn, found = len(missed), sum(missed)
+    possible, tail = range(unsafe, unsafe + untold + 1), (1 - SURE) / 2
+    low = bisect_left(possible, True, key=lambda all_: bool(hypergeom.sf(found - 1, rows, all_, drawn) > tail))
+    high = bisect_left(possible, True, key=lambda all_: bool(hypergeom.cdf(found, rows, all_, drawn) <= tail)) - 1
+    about = round(found / drawn * rows) - unsafe if drawn else 0
+    low, high = min(low, untold), max(high, 0)
+    return int(np.clip(about, low, max(low, high))), low, max(low, high)
 
 
 def open_review(folder: Path | str, *, trust_remote_code: bool = False) -> Review:

@@ -14,7 +14,7 @@ from forgetfilter.filters.forgetting import forgetting_scores
 from forgetfilter.filters.forgetting_rouge1 import rouge1_scores
 from forgetfilter.result import Result
 from forgetfilter.runs import Run
-from forgetfilter.shards import write_in_shards
+from forgetfilter.shards import remove_shards, write_in_shards
 
 
 def stored_run(folder, records, lost, *, tokenizer=None, tokens=None, **settings):
@@ -69,6 +69,7 @@ def keep_states(run, noisy, safe):
             return pa.table({"states": pa.FixedSizeListArray.from_arrays(flat, states[0].size)})
 
         write_in_shards(path, len(states), make, "states")
+        remove_shards(path)
         run.manifest.setdefault("states", {})[name] = f"readings/M0-states-{name}"
         run.finish(f"readings/M0-states-{name}", [path])
     return run

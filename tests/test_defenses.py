@@ -307,6 +307,9 @@ def test_lisa_takes_turns_in_order(workshop, data, config, trained):
     assert more["in_order"]
     assert more["hooks"].penalty is not None
     assert more["hooks"].each_step is not None
+    longer = dataclasses.replace(config, final=dataclasses.replace(config.final, max_steps=20))
+    defend("lisa", workshop, data, longer)
+    assert trained.pop()[-1]["hooks"].penalty.__self__.without == 2  # a tenth of the steps goes without the term
     defend("lisa", workshop, data, config)
     assert len(trained) == 1
     defend("lisa", workshop, data, dataclasses.replace(config, parameters={"lisa": {"safe_steps": 1, "rho": 2.0}}))
@@ -388,6 +391,8 @@ def test_rounding_leaves_whole_multiples_of_a_scale_and_a_finetuning_can_follow(
         "int8-then-safe_lora",
         "int8-then-int4",
         "lisa-then-lisa",
+        "probe-then-forget_filter",
+        "base-then-safe_lora",
     ],
 )
 def test_parts_that_cannot_follow_one_another_are_an_error(workshop, data, config, name):

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import needs_bitsandbytes
+from conftest import CHATML, make_tokenizer, needs_bitsandbytes
 from safetensors.torch import load_file
 
 from forgetfilter import workshop
 from forgetfilter.config import ForgetFilterConfig, StageConfig
+from forgetfilter.data.formats import Turn
 from forgetfilter.decision.opened import same_decision
 from forgetfilter.errors import ConfigError, DataError, ForgetFilterError, ModelError, RunError
 from forgetfilter.filters.forgetting import FIRM_WEIGHT, LEAST_LEARNT, forgetting_scores
@@ -20,6 +21,7 @@ from forgetfilter.forgetting import ForgetFilter, finetune
 from forgetfilter.model import training
 from forgetfilter.result import Result
 from forgetfilter.runs import Run, locked
+from forgetfilter.workshop import m0_of_run
 
 
 @pytest.fixture
@@ -174,6 +176,61 @@ def test_a_killed_final_stage_continues_to_the_same_model(config, in_4bit, tmp_p
     found = load_file(finetune(run) / "adapter_model.safetensors")
     for name, value in expected.items():
         assert found[name].equal(value), name
+
+
+def test_what_a_user_changes_beside_the_final_weights_stays(config):
+    """A card or another base's name is the user's; other weights are another model."""
+    run = ForgetFilter(dataclasses.replace(config, filter="length", threshold=1e9)).fit().run
+    left = run.stage("final-of-other-settings") / "checkpoints"
+    left.mkdir(parents=True)
+    model = finetune(run)
+    assert not left.exists()
+    (model / "README.md").write_text("my card")
+    (model / "notes.txt").write_text("mine")
+    weights = (model / "adapter_model.safetensors").read_bytes()
+    assert finetune(Run.open(run.folder)) == model
+    assert ((model / "README.md").read_text(), (model / "notes.txt").read_text()) == ("my card", "mine")
+    (model / "adapter_model.safetensors").write_bytes(weights[:-1])
+    finetune(Run.open(run.folder))
+    assert (model / "adapter_model.safetensors").read_bytes() == weights
+
+
+DATED = "{{ strftime_now('%d %b %Y') }}" + CHATML
+
+
+def test_a_run_reads_its_rows_on_every_day_as_on_its_first(config, tiny_model, tmp_path):
+    """Llama's templates print the date: else every token would be another one the next day."""
+    folder = shutil.copytree(tiny_model, tmp_path / "dated")
+    (folder / "chat_template.jinja").write_text(DATED)
+    config = dataclasses.replace(config, model_name_or_path=str(folder), filter="length", threshold=1e9)
+    run = ForgetFilter(config).fit().run
+    run.manifest["started"] = "2020-01-05T12:00:00Z"
+    run.save()
+    shown = m0_of_run(run, run.config()).chat.encode([Turn("user", "q", False), Turn("assistant", "a", True)])
+    assert "05 Jan 2020" in make_tokenizer().decode(shown.input_ids)
+
+
+def test_another_chat_template_is_another_model(config, tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "m0")
+    config = dataclasses.replace(config, model_name_or_path=str(folder), filter="length", threshold=1e9)
+    run = ForgetFilter(config).fit().run
+    (folder / "chat_template.jinja").write_text(CHATML + " ")
+    with pytest.raises(RunError, match=r"chat_template\.sha256"):
+        ForgetFilter(config).fit()
+    with pytest.raises(RunError, match="its chat template is not that the rows were scored with"):
+        finetune(run)
+
+
+def test_later_commands_find_the_model_from_another_folder(config, tiny_model, tmp_path, monkeypatch):
+    shutil.copytree(tiny_model, tmp_path / "m0")
+    monkeypatch.chdir(tmp_path)
+    config = dataclasses.replace(config, model_name_or_path="m0", filter="length", threshold=1e9)
+    run = ForgetFilter(config).fit().run
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert (finetune(Run.open(run.folder)) / "adapter_model.safetensors").exists()
+    monkeypatch.chdir(tmp_path)
+    assert ForgetFilter(config).fit().run.manifest["stages"].keys() == Run.open(run.folder).manifest["stages"].keys()
 
 
 def test_a_killed_alignment_continues_to_the_same_m0(config, safe_file, tmp_path, monkeypatch):

@@ -492,6 +492,40 @@ def test_a_folder_that_holds_something_else_is_refused(decided, more, write_json
 
 
 @pytest.mark.usefixtures("made_up_states")
+@pytest.mark.usefixtures("made_up_states")
+def test_a_folder_of_scored_rows_is_no_run_of_filter(decided, more, config, tmp_path):
+    folder = score(decided(), str(more), tmp_path / "scored")
+    before = (folder / "kept.jsonl").read_bytes()
+    with pytest.raises(RunError, match="holds rows that `score` has judged"):
+        ForgetFilter(dataclasses.replace(config, output_dir=str(folder), filter="length")).fit()
+    assert (folder / "kept.jsonl").read_bytes() == before
+
+
+@pytest.mark.usefixtures("made_up_states")
+def test_what_another_run_scored_into_the_folder_meanwhile_is_not_overwritten(decided, more, tmp_path, monkeypatch):
+    run, real = decided(), new_rows._checked
+
+    def meanwhile(*given):
+        monkeypatch.undo()
+        other = Run(tmp_path / "scored", {"asked": {"probe": "of another run"}, "stages": {}})
+        other.save()
+        return real(*given)
+
+    monkeypatch.setattr(new_rows, "_checked", meanwhile)
+    with pytest.raises(RunError, match="holds other rows, or scores by another decision"):
+        score(run, str(more), tmp_path / "scored")
+    assert Run.open(tmp_path / "scored").manifest["asked"] == {"probe": "of another run"}
+
+
+def test_the_results_of_a_folder_named_by_dots_have_a_name(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    monkeypatch.chdir(tmp_path / "data")
+    assert sources.open_stream(".").stem == "data"
+    monkeypatch.chdir("/")
+    assert sources.open_stream(tmp_path / "data/..").stem == tmp_path.name
+
+
 def test_the_command_says_what_it_did(decided, more, capsys):
     run = decided()
     code, output = command(capsys, "score", run.folder, "--dataset_name", more)

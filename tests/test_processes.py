@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -219,6 +220,20 @@ def test_shards_found_are_not_made_again_and_the_file_is_the_same(
     assert [file.name for file in folder.iterdir()] == [path.name]  # no shard is left
     getattr(broken, what)(examples)
     assert len(calls) == 4
+    broken.run.manifest["stages"] = {}  # killed before the file was noted: hashing it takes time, too
+    shutil.rmtree(folder)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            getattr(broken, what)(examples)
+    assert len(calls) == 7
+    getattr(broken, what)(examples)
+    assert len(calls) == 7
+    assert (folder / path.name).read_bytes() == path.read_bytes()
 
 
 def test_processes_load_a_model_together_whoever_has_shards_left(workshop, examples, monkeypatch):
@@ -259,6 +274,7 @@ def test_a_damaged_shard_is_made_again(tmp_path, monkeypatch):
     assert made == [0, 2, 4, 0, 4]
     assert shown == [(0, 5), (2, 5), (4, 5), (2, 5), (4, 5)]  # one bar for all shards, with what is done already
     assert pq.read_table(path)["row"].to_pylist() == [0, 1, 2, 3, 4]
+    shards.remove_shards(path)
     assert not path.with_suffix(".shards").exists()
 
 

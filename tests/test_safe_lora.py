@@ -187,7 +187,7 @@ def test_a_defense_before_the_finetuning_is_an_alignment_too(workshop, data, con
 def test_without_a_model_before_the_alignment_there_is_one_clear_error(workshop, data, config, tmp_path):
     with pytest.raises(ConfigError, match=r"safe_lora needs the model before its alignment.*alignment_dataset_name"):
         defend("safe_lora", workshop, data, dataclasses.replace(config, parameters=None))
-    with pytest.raises(ConfigError, match="nothing has been finetuned"):
+    with pytest.raises(ConfigError, match="base finetunes nothing"):
         defend("base-then-safe_lora", workshop, data, config)
     other = tmp_path / "other"
     other.mkdir()

@@ -139,7 +139,7 @@ def test_a_draw_is_another_mask_of_the_same_training(workshop, data, config):
     assert len(list(workshop.run.folder.glob("stages/somf-0.1-*"))) == 1
 
 
-def test_the_controls_interpolate_and_prefer(workshop, data, config):
+def test_the_controls_interpolate_and_prefer(workshop, data, config, monkeypatch):
     plain = load(defend("none", workshop, data, config).model)
     fresh = workshop.learner.fresh_adapter
     half = load(defend("somf_interpolated", workshop, data, config).model)
@@ -149,7 +149,17 @@ def test_the_controls_interpolate_and_prefer(workshop, data, config):
     same = load(defend("somf_interpolated", workshop, data, whole).model)
     assert all(torch.equal(value, plain[key]) for key, value in same.items())
     eager = dataclasses.replace(config, parameters={"somf_dpo": {"steps": 20, "rate": 1e-2, "pairs_a_step": 2}})
-    preferring = defend("somf_dpo", workshop, data, eager).model
+    first, real = [], Preference.__call__
+
+    def noted(preference, token_losses):
+        made = real(preference, token_losses)
+        first.append(float(made.detach()))
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Preference, "__call__", noted)
+        preferring = defend("somf_dpo", workshop, data, eager).model
+    assert first[0] == pytest.approx(np.log(2), abs=1e-3)  # it starts from its own reference
     rows = [row for pair in pairs(data, "x") for row in pair]
 
     def margin(model):

@@ -142,8 +142,8 @@ def grid(name: str, args: Namespace) -> None:
     for values in itertools.product(*settings["settings"].values()):
         chosen = dict(zip(settings["settings"], values, strict=True))
         config = config_of(folder, files, args, defenses=settings["defenses"], output_dir=f"{folder}/run")
-        if any(path.startswith("final.") for path in chosen):
-            config["alignment_dataset_name"] = None  # else each point would make another M0
+        if any(path.startswith("final.") for path in chosen):  # else each point would make another M0
+            config |= {"alignment_dataset_name": None, "output_dir": f"{folder}/run-unaligned"}
         for path, value in chosen.items():
             put(config, path, value)
 
@@ -258,9 +258,10 @@ def claims(cells: Sequence[Cell]) -> dict[str, dict[str, Cell | None]]:
 
 
 def _all(parts: Iterable[Cell | None]) -> Cell | None:
-    """Whether all parts of a claim are met; None where one of them cannot be told."""
+    """Whether all parts of a claim are met; None where none has failed and one of them cannot be told."""
     known = [*parts]
-    return None if None in known else {"met": all(part["met"] for part in known if part is not None)}
+    failed = any(part is not None and not part["met"] for part in known)
+    return None if None in known and not failed else {"met": not failed}
 
 
 def _part(differences: Sequence[float], least: float = NEARLY_0) -> Cell:

@@ -1,6 +1,7 @@
 """M0, the model that everything starts from: weights on disk, and its tokenizer."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from transformers.utils import logging as transformers_logging
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.templates import MADE_UP
 from forgetfilter.data.tokenization import ChatTokenizer
+from forgetfilter.files import digest
 from forgetfilter.model import folders, weights
 from forgetfilter.model.sharding import refuse_unshardable
 from forgetfilter.model.tokenizer import TEMPLATE_FILE, fit_tokenizer, load_tokenizer, template_beside
 from forgetfilter.progress import say
+from forgetfilter.runs import began
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,15 @@ class M0:
         tokenizer: The model's own.
         max_length: Longest row in tokens.
         made_of: The adapter's folder, if `folder` holds the adapter merged into its base model.
+        today: What chat templates that print the date take for today, None = today: a run reads its rows as on its
+            first day.
     """
 
     folder: Path
     tokenizer: PreTrainedTokenizerBase
     max_length: int
     made_of: Path | None = None
+    today: datetime | None = None
 
     @classmethod
     def named(cls, config: ForgetFilterConfig) -> "M0":
@@ -56,12 +62,13 @@ class M0:
         if most < config.max_length:
             say(f"{config.model_name_or_path}: has learnt {most} positions; rows are cut there (--max_length).")
         whole = weights.whole_model(folder, config)
-        return cls(whole, tokenizer, min(most, config.max_length), None if whole == folder else folder)
+        made_of = None if whole == folder else folder
+        return cls(whole, tokenizer, min(most, config.max_length), made_of, began(config.output_dir))
 
     @cached_property
     def chat(self) -> ChatTokenizer:
         """The tokenizer for whole conversations."""
-        return ChatTokenizer(self.tokenizer, self.max_length)
+        return ChatTokenizer(self.tokenizer, self.max_length, self.today)
 
     def template_note(self) -> str | None:
         """Where the chat template comes from, if a trainer would not find it with the model."""
@@ -75,6 +82,12 @@ class M0:
         """A hash of the weights."""
         return folders.model_hash(self.made_of or self.folder)
 
+    @cached_property
+    def template_sha256(self) -> str:
+        """A hash of the chat template, the plain one's where the model has none."""
+        return digest(self.chat.tokenizer.chat_template)
+
     def facts(self, config: ForgetFilterConfig) -> dict[str, Any]:
         """What the manifest of a run or of an experiment says of its M0."""
-        return {"model": {"name": config.model_name_or_path, "sha256": self.sha256}}
+        model = {"name": config.model_name_or_path, "sha256": self.sha256}
+        return {"model": model, "chat_template": {"sha256": self.template_sha256}}

@@ -100,15 +100,18 @@ def score(
         given = {**(of_hub if is_of_hub(dataset) else here), **given}
         config = dataclasses.replace(own, trust_remote_code=trust_remote_code, **given)
         judge = Judge.of(run, config)
-        stream = open_stream(dataset, config.dataset_config, config.dataset_train_split)
+        stream = open_stream(dataset, config.dataset_config, config.dataset_train_split, beside=run.folder)
         folder = Path(output_dir or run.folder / "scored_rows" / stream.stem)
         read_as = {"columns": config.columns} if config.columns else {}  # older folders know no columns
         about = {"sha256": stream.fingerprint(), "format": config.format, **read_as}
-        out = _open(folder, {"data": about, **judge.facts()})
+        asked = {"data": about, **judge.facts()}
+        out = _open(folder, asked)
         if "rows" not in out.manifest:
             out.manifest |= _checked(stream, config, str(run.manifest["noisy"]["format"]))
         processes.wait_for_everyone()  # all have read the folder as it was left
         with locked(folder):
+            if (folder / "manifest.json").exists():  # another run may have scored into it meanwhile
+                out = _open(folder, asked)
             _Scoring(out, stream, judge).finish()
     return folder
 

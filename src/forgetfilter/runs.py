@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +18,11 @@ import yaml
 from filelock import FileLock, Timeout
 
 from forgetfilter import processes
-from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.config import MARKED, ForgetFilterConfig
+from forgetfilter.data.builtin import is_builtin
 from forgetfilter.data.sources import Source, load_source
 from forgetfilter.errors import ConfigError, RunError
-from forgetfilter.files import make_folder, remove_temporaries, sha256, whole_file, write_text
+from forgetfilter.files import at_home, make_folder, remove_temporaries, sha256, whole_file, write_text
 
 DEFAULT_FILTER = "forgetting"
 """The filter of a run whose config.yaml names none: the default until version 0.2."""
@@ -90,6 +92,8 @@ class Run:
             refuse_foreign(folder)
             return None
         run = cls.open(folder)
+        if "asked" in run.manifest:
+            raise RunError(f"{folder}: holds rows that `score` has judged. Give another --output_dir.")
         if ("recipe" in run.manifest) != ("recipe" in facts):
             holds = "a comparison (`compare`)" if "recipe" in run.manifest else "a run of `filter`"
             raise RunError(f"{folder}: holds {holds}. Give another --output_dir.")
@@ -108,6 +112,12 @@ class Run:
     def keep_config(self, config: ForgetFilterConfig) -> None:
         """Write config.yaml: the flags that replay the run."""
         flags = {key: value for key, value in config.non_default().items() if key != "output_dir"}
+        for name in NAMING.intersection(flags):  # later commands may run in another folder
+            if flags[name] is None:  # rows given by a program
+                continue
+            path = Path(at_home(flags[name]))
+            if flags[name] != MARKED and not is_builtin(flags[name]) and path.exists():
+                flags[name] = str(path.absolute())
         write_text(self.folder / "config.yaml", yaml.safe_dump(flags, sort_keys=False, allow_unicode=True))
 
     @classmethod
@@ -330,6 +340,11 @@ DEFAULTS = {"settings": default_settings, "decision": default_decision}
 """Part of a manifest, or of what a result was made of -> what counts where it lacks a setting."""
 
 
+NAMING = frozenset(
+    {"model_name_or_path", "dataset_name", "safe_dataset_name", "unsafe_dataset_name", "alignment_dataset_name"}
+    | {"planted_rows"}
+)
+"""Settings that may name a file or a folder."""
 PLACES = {"settings": ".model_name_or_path", "model": ".name"}
 """Part of a manifest -> where M0 is, by name. It may have moved: it is told by its weights, which are hashed."""
 
@@ -376,6 +391,15 @@ def git_sha() -> str | None:
         return str(git(["git", "rev-parse", "HEAD"]).stdout.strip())
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def began(folder: str | None) -> datetime:
+    """When the run in a folder was started, by the local clock; now where there is none yet."""
+    try:
+        started = json.loads((Path(folder or "") / "manifest.json").read_text(encoding="utf-8"))["started"]
+        return datetime.fromisoformat(started).astimezone()
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return datetime.now().astimezone()
 
 
 def _now() -> str:

@@ -14,12 +14,15 @@ from forgetfilter.progress import progress
 
 SHARD_ROWS = 4096
 """Largest number of rows in a shard."""
+SHARDS = ".shards"
+"""Ends the name of the folder that holds a file's shards."""
 
 
 def write_in_shards(path: Path, rows: int, make: Callable[[slice, Any], pa.Table], what: str) -> None:
     """Write a Parquet file of so many rows.
 
-    Shards found beside the file were made before an interruption, and are taken as they are.
+    Shards found beside the file were made before an interruption, and are taken as they are. They stay until
+    `remove_shards`.
 
     Args:
         path: The file.
@@ -27,7 +30,7 @@ def write_in_shards(path: Path, rows: int, make: Callable[[slice, Any], pa.Table
         make: Makes the table of some rows: takes them as a slice, and the progress bar that counts rows.
         what: Name for the progress bar.
     """
-    shards = path.with_suffix(".shards")
+    shards = path.with_suffix(SHARDS)
     size = max(1, min(SHARD_ROWS, -(-rows // processes.count())))
     files = [(start, shards / f"{start:09}-{size:06}.parquet") for start in range(0, rows, size)]
     mine = files
@@ -46,8 +49,13 @@ def write_in_shards(path: Path, rows: int, make: Callable[[slice, Any], pa.Table
     processes.wait_for_everyone()
     if processes.is_main_process():
         join([file for _, file in files], path)
-        shutil.rmtree(shards)
     processes.wait_for_everyone()
+
+
+def remove_shards(path: Path) -> None:
+    """Remove what `write_in_shards` has left beside a file (the first process does)."""
+    if processes.is_main_process():
+        shutil.rmtree(path.with_suffix(SHARDS), ignore_errors=True)
 
 
 def join(files: list[Path], path: Path) -> None:

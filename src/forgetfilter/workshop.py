@@ -36,7 +36,7 @@ from forgetfilter.model.states import POOLED, hidden_states
 from forgetfilter.model.training import seconds_a_row, train
 from forgetfilter.progress import say, silent
 from forgetfilter.runs import Run
-from forgetfilter.shards import write_in_shards
+from forgetfilter.shards import remove_shards, write_in_shards
 
 
 @dataclass
@@ -181,7 +181,9 @@ class Workshop:
 
         self._fill(part, folder, fill, made_of=key, cost=cost.facts(), **found)
         self.learner.stage = folder
-        shutil.rmtree(checkpoints if into is None else checkpoints.parent, ignore_errors=True)
+        left = [checkpoints] if into is None else self.run.folder.glob(f"stages/{name}-*")  # also of other settings
+        for path in left:
+            shutil.rmtree(path, ignore_errors=True)
         return folder
 
     def _trained(
@@ -242,7 +244,7 @@ class Workshop:
                     folders.cached(called, self.learner.save_merged, cost=cost.facts())
             processes.wait_for_everyone()
             self._drop_learner()  # its adapter is merged into its weights, so it is of no further use
-        return M0(folder, self.m0.tokenizer, self.m0.max_length)
+        return dataclasses.replace(self.m0, folder=folder, made_of=None)
 
     def read(self, examples: Sequence[Example], model: Path | None = None) -> Readings:
         """Log-probabilities of each row under a model (None: M0); computed once, in shards, and kept."""
@@ -411,12 +413,13 @@ class Workshop:
         path = self.run.folder / f"{part}.parquet"
         if self.run.done(part, key):
             self.account.reuse(part, self.run.manifest["stages"])
-            return path
-        with self.account.measuring(part) as cost:
-            load()
-            write_in_shards(path, rows, make, what)
-        facts = {} if about is None else {"about": dict(about())}
-        self.run.finish(part, [path], made_of=key, cost=cost.facts(), **facts)
+        else:
+            with self.account.measuring(part) as cost:
+                load()
+                write_in_shards(path, rows, make, what)
+            facts = {} if about is None else {"about": dict(about())}
+            self.run.finish(part, [path], made_of=key, cost=cost.facts(), **facts)
+        remove_shards(path)  # not before the file is noted: hashing it takes time, too
         return path
 
     def finetuning_passes(self, examples: Sequence[Example]) -> float:
@@ -451,7 +454,10 @@ class Workshop:
             with whole_folder(folder) as temporary:
                 fill(temporary)
         processes.wait_for_everyone()
-        self.run.finish(part, sorted(path for path in folder.rglob("*") if path.is_file()), **facts)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        if part == "final":  # its card and its settings are the user's to edit: the weights are the model
+            files = [path for path in files if path.suffix == ".safetensors"]
+        self.run.finish(part, files, **facts)
 
     def _save_tokenizer(self, folder: Path) -> None:
         """The tokenizer beside a model; the model's card says where its chat template is ours."""
@@ -513,4 +519,6 @@ def m0_of_run(run: Run, config: ForgetFilterConfig) -> M0:
     m0 = aligned(M0.named(config), config)
     if m0.sha256 != run.manifest["model"]["sha256"]:
         raise RunError(f"{config.model_name_or_path}: its weights are not those the rows were scored with.")
+    if run.manifest.get("chat_template", {}).get("sha256", m0.template_sha256) != m0.template_sha256:
+        raise RunError(f"{config.model_name_or_path}: its chat template is not that the rows were scored with.")
     return m0

@@ -86,8 +86,10 @@ class Stream:
     @property
     def stem(self) -> str:
         """A name for files made of this data set: its own, without folders and kind of file."""
-        name = unpacked_name(Path(self.name))
-        return next((name[: -len(end)] for end in SUFFIXES if name.lower().endswith(end)), name).strip("<>")
+        path = Path(self.name)
+        name = unpacked_name(path if path.name not in ("", "..") else path.resolve())
+        own = next((name[: -len(end)] for end in SUFFIXES if name.lower().endswith(end)), name).strip("<>")
+        return own or "rows"
 
 
 def load_source(
@@ -110,10 +112,11 @@ def load_source(
     """
     if isinstance(name, Source):
         return name
-    return open_stream(name, config_name, split).whole(None if beside is None else Path(beside))
+    on = None if beside is None else Path(beside)
+    return open_stream(name, config_name, split, on).whole(on)
 
 
-def open_stream(data: Any, config_name: str | None = None, split: str = TRAIN) -> Stream:
+def open_stream(data: Any, config_name: str | None = None, split: str = TRAIN, beside: Path | None = None) -> Stream:
     """Open a data set, to be read in parts; arguments and errors as those of `load_source`."""
     if isinstance(data, Source):
         return Stream(data.name, partial(source_parts, data))
@@ -125,10 +128,10 @@ def open_stream(data: Any, config_name: str | None = None, split: str = TRAIN) -
         if not isinstance(data, Dataset):
             raise DataError(f"data is a {type(data).__name__}: give a path, a Hub id, a datasets.Dataset or a list.")
         return Stream("<Dataset>", partial(_mapped_parts, data, "<Dataset>"))
-    return _open_named(data, config_name, split)
+    return _open_named(data, config_name, split, beside)
 
 
-def _open_named(data: str | os.PathLike[str], config_name: str | None, split: str) -> Stream:
+def _open_named(data: str | os.PathLike[str], config_name: str | None, split: str, beside: Path | None) -> Stream:
     """A file, a folder, or a data set of the Hub."""
     name = str(data)
     path = Path(at_home(name))
@@ -142,11 +145,11 @@ def _open_named(data: str | os.PathLike[str], config_name: str | None, split: st
     if path.is_dir():
         chosen = split.partition("[")[0]
         if is_saved(path):
-            return _sliced(Stream(name, _saved_parts(path, chosen)), split, chosen)
+            return _sliced(Stream(name, _saved_parts(path, chosen)), split, chosen, beside)
         files, found = data_files(path, chosen)
-        return _sliced(Stream(name, partial(_files_parts, name, files)), split, found)
+        return _sliced(Stream(name, partial(_files_parts, name, files)), split, found, beside)
     if path.is_file():
-        return _sliced(Stream(name, partial(file_parts, path), path), split, TRAIN)
+        return _sliced(Stream(name, partial(file_parts, path), path), split, TRAIN, beside)
     if file_suffix(path) or len(path.parts) > 2 or path.is_absolute():
         raise DataError(f"{name}: no such file. Give a file ({KNOWN}), a folder or a Hub id.")
     return Stream(name, partial(_mapped_parts, _load_hub(name, config_name, split), name))
@@ -167,13 +170,13 @@ def _lies_here(path: Path) -> bool:
         raise cannot_be_read(path, error) from error
 
 
-def _sliced(stream: Stream, split: str, name: str) -> Stream:
+def _sliced(stream: Stream, split: str, name: str, beside: Path | None) -> Stream:
     """The rows of a stream that a slice such as train[:100] or train[-10%:] takes; `name` is the split it has."""
     if split == name:
         return stream
     from datasets import ReadInstruction
 
-    whole = stream.whole()
+    whole = stream.whole(beside)
     try:
         taken = ReadInstruction.from_spec(split).to_absolute({name: len(whole)})
     except (ValueError, AssertionError) as error:

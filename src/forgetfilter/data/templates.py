@@ -1,10 +1,12 @@
 """What a chat template is made of, and what of a message must stay text in it."""
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -25,6 +27,8 @@ MADE_UP = "made up, as the model has none: `### User:` before a prompt, `### Ass
 
 PARTING = re.compile(r"(?=..)(?:[^\w\s].*|.*[^\w\s])", re.DOTALL)
 """Plain text that can separate turns: two or more characters, with punctuation at the start or the end."""
+CLOCK = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)\s*\)""")
+"""How a template asks for today's date."""
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 """What a template begins each stretch with that the model writes, if it says so at all."""
 PRIVATE = range(0xF0000, 0x10FFFE)
@@ -69,13 +73,18 @@ class ChatTemplate:
         turning: Matches what has no place in an answer.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, today: datetime | None = None) -> None:
         """Learn from a conversation of our own how the template parts turns.
+
+        Args:
+            tokenizer: A model's.
+            today: What a template that prints the date takes for today; None = today.
 
         Raises:
             ModelError: If the template cannot render it.
         """
         self._tokenizer = tokenizer
+        self._today = today
         self._added = [token for token in tokenizer.get_added_vocab() if token.strip()]
         roles = ("system", "user", "assistant", "user", "assistant")
         turns = [Turn(role, f"forgetfilter-{number}", trained=False) for number, role in enumerate(roles)]
@@ -167,10 +176,15 @@ class ChatTemplate:
         if taken := sorted(settings.keys() & OURS):
             raise RowError(f"its {TEMPLATE_SETTINGS} may not set {taken[0]!r}")
         try:
-            template = self._tokenizer.get_chat_template(None, tools)
+            template = self._dated(self._tokenizer.get_chat_template(None, tools))
             if prompt or not GENERATION.search(template):
                 text = self._tokenizer.apply_chat_template(
-                    messages, tools=tools, tokenize=False, add_generation_prompt=prompt, **settings
+                    messages,
+                    tools=tools,
+                    chat_template=template,
+                    tokenize=False,
+                    add_generation_prompt=prompt,
+                    **settings,
                 )
                 return str(text), []
             named: dict[str, Any] = {**self._tokenizer.special_tokens_map, **settings}
@@ -181,6 +195,13 @@ class ChatTemplate:
             raise RowError(f"the model's chat template refuses the row: {error}") from error
         (text,), (spans,) = marked
         return text, spans
+
+    def _dated(self, template: str) -> str:
+        """The template with the date in place of what asks for today's."""
+        if self._today is None:
+            return template
+        today = self._today
+        return CLOCK.sub(lambda asked: json.dumps(today.strftime(asked["format"])), template)
 
     def _content(self, turn: Turn) -> str | list[dict[str, str]]:
         """What a message says, as a list of parts where the template shows no plain text (those that take images)."""

@@ -5,6 +5,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -100,8 +101,13 @@ class ChatTokenizer:
     end-of-turn token after it, where the template has one.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, today: datetime | None = None) -> None:
         """Keep the tokenizer, with the plain template where it has none.
+
+        Args:
+            tokenizer: A model's.
+            max_length: Longest row in tokens.
+            today: What a chat template that prints the date takes for today; None = today.
 
         Raises:
             ModelError: If its chat template cannot be used.
@@ -111,7 +117,7 @@ class ChatTokenizer:
             say(f"{tokenizer.name_or_path}: the chat template is {MADE_UP}.")
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self.template = ChatTemplate(tokenizer)
+        self.template = ChatTemplate(tokenizer, today)
         if not self.template.turn_ends:
             say(f"{tokenizer.name_or_path}: the chat template ends no turn, so rows do not teach where an answer ends.")
         self._added = any_of(tokenizer.get_added_vocab())

@@ -163,7 +163,7 @@ def decide_by_config(
 def _reason(name: str, score: float, threshold: float | None) -> str:
     """Why a row is kept or dropped by its score."""
     if np.isnan(score):
-        return "unscored: no completion within max_length"
+        return f"unscored: no completion within max_length, or none that {name} can judge"
     if threshold is None:
         return f"{name} {score:.4f}, no threshold: nothing is dropped"
     return f"{name} {score:.4f} {'above' if score > threshold else 'within'} threshold {threshold:.4f}"

@@ -152,11 +152,15 @@ def require_order(name: str) -> None:
     kinds = [_kind(part) for part in parts]
     if UNKNOWN in kinds:
         raise ConfigError(f"{parts[kinds.index(UNKNOWN)]}: no such defense; there are {', '.join(names())}.")
-    if kinds != sorted(kinds) or kinds.count(FILTER) > 1 or kinds.count(TRAINING) > 1 or len(set(parts)) < len(parts):
+    twice = len(set(parts)) < len(parts) or sum(filter_of(part) is not None for part in parts) > 1
+    if kinds != sorted(kinds) or kinds.count(TRAINING) > 1 or twice:
         raise ConfigError(
             f"defense {name}: first those that make another M0 ({', '.join(PREPARATIONS)}), then a filter, then a "
             f"training ({', '.join(DEFENSES)}), then those that change its model ({', '.join(REPAIRS)}); each once."
         )
+    idle = [part for part in parts if _traits(part).adapter]
+    if "base" in parts and idle:
+        raise ConfigError(f"defense {name}: base finetunes nothing, so there is no adapter that {idle[0]} can change.")
     rounded = next((place for place, part in enumerate(parts) if part in ROUNDINGS), len(parts))
     after = [part for part in parts[rounded + 1 :] if part != "safety_finetuning"]
     if after:
@@ -225,16 +229,24 @@ def require_inputs(name: str, workshop: Workshop, data: Data) -> None:
         ModelError: If a model that it needs is not to be had.
     """
     config = workshop.config
+    require_pairs(name, data)
     for part in parts_of(name):
         by, own = _learns_from(part), _traits(part)
         if by is not None:
             filters.require_inputs(by, workshop, data)
         if own.adapter and not config.use_peft:
             raise ConfigError(f"{part} repairs a LoRA adapter: it does not work with use_peft off.")
-        if own.pairs:
+        base = _arguments(part, config).get("base") if own.unaligned else None
+        made_here = config.alignment_dataset_name is not None or name.partition(JOIN)[0] in PREPARATIONS
+        if base is not None or (own.unaligned and not made_here):
+            before_alignment(part, config, workshop.m0, base)
+
+
+def require_pairs(name: str, data: Data) -> None:
+    """Raise DataError if a defense learns from pairs and these data have none."""
+    for part in parts_of(name):
+        if _traits(part).pairs:
             pairs(data, part)
-        if own.unaligned and config.alignment_dataset_name is None and name.partition(JOIN)[0] not in PREPARATIONS:
-            before_alignment(part, config, workshop.m0, _arguments(part, config).get("base"))
 
 
 def _method(name: str) -> Callable[..., Any]:

@@ -238,7 +238,8 @@ def repnoise(
     )
     hooks = Hooks(around=noising.around, objective=noising.objective, passes=noising.passes)
     rows = [row for pair in learnt for row in pair]
-    return train_new_m0(workshop, f"repnoise-{alpha}-{beta}", rows, settings, hooks, use_peft=False)
+    whole = {"use_peft": False, "lora_layers_to_transform": None}
+    return train_new_m0(workshop, f"repnoise-{alpha}-{beta}", rows, settings, hooks, **whole)
 
 
 @traits(pairs=True, whole=True)

@@ -21,7 +21,6 @@ from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
 from forgetfilter.defenses.result import Defended
 from forgetfilter.errors import ModelError
-from forgetfilter.m0 import M0
 from forgetfilter.methods import traits
 from forgetfilter.workshop import Workshop
 
@@ -66,7 +65,7 @@ def int4(workshop: Workshop, data: Data, config: ForgetFilterConfig, tuned: Defe
 def _rounded(workshop: Workshop, tuned: Defended, bits: int) -> Defended:
     """The rounded model. Its folder is as large as the model and made in seconds, so it goes once nothing uses it."""
     folder = Path(tempfile.mkdtemp(prefix=f".int{bits}-", suffix=".tmp", dir=workshop.run.folder))
-    m0 = M0(folder, workshop.m0.tokenizer, workshop.m0.max_length)
+    m0 = replace(workshop.m0, folder=folder, made_of=None)
     weakref.finalize(m0, shutil.rmtree, folder, ignore_errors=True)
     whole = workshop.on(None, dtype="float32").become(tuned.model)
     whole.save_merged(folder, lambda model: round_layers(model, bits))

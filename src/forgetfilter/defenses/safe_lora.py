@@ -32,6 +32,8 @@ from forgetfilter.workshop import Workshop
 
 THRESHOLD = 0.5
 """The paper's highest cosine of a layer that is projected. (Its code projects the ten layers with the lowest ones.)"""
+NOISE = 1e-5
+"""A direction of a change whose strength is less, as a share of the strongest one's, is rounding."""
 DIGITS = 5
 """Cosines are rounded to so many digits, as published."""
 
@@ -74,7 +76,8 @@ def projection(change: Tensor, directions: int | None = None) -> Tensor:
         return torch.zeros(len(change), len(change))
     if directions is None:
         return torch.div(torch.mm(change, change.T), change.norm())
-    strongest = torch.linalg.svd(change, full_matrices=False).U[:, :directions]
+    found, strengths, _ = torch.linalg.svd(change, full_matrices=False)
+    strongest = found[:, :directions][:, strengths[:directions] > NOISE * strengths[0]]
     return torch.mm(strongest, strongest.T)
 
 

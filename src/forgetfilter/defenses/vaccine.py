@@ -20,7 +20,7 @@ from torch import Tensor
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
-from forgetfilter.defenses.result import train_new_m0
+from forgetfilter.defenses.result import safe_budget, train_new_m0
 from forgetfilter.errors import ModelError
 from forgetfilter.hooks import Hooks
 from forgetfilter.methods import NonNegativeFloat, traits
@@ -84,7 +84,7 @@ class Perturbation:
         """Block -> what is added to its output; all together have a norm of rho."""
         ways = self.gradients
         if self.random:
-            ways = {block: torch.randn_like(gradient) for block, gradient in ways.items()}
+            ways = {block: _noise(gradient) for block, gradient in ways.items()}
         norm = torch.stack([way.float().norm() for way in ways.values()]).norm()
         return {block: self.rho * way / (norm + SMALL) for block, way in ways.items()}
 
@@ -99,6 +99,11 @@ class Perturbation:
             return None
 
         return forward
+
+
+def _noise(gradient: Tensor) -> Tensor:
+    """Noise where there is a gradient: on tokens, not on what fills up a batch."""
+    return torch.randn_like(gradient) * (gradient != 0).any(-1, keepdim=True)
 
 
 @traits(whole=True)
@@ -139,4 +144,4 @@ def _aligned(
     rows = data.safe.trainable()
     hooks = None if moves is None else Hooks(around=moves.around, perturbed=moves.perturbed)
     called = name if moves is None else f"{name}-{moves.rho}"
-    return train_new_m0(workshop, called, rows, config.final_stage(len(rows)), hooks)
+    return train_new_m0(workshop, called, rows, safe_budget(data, config), hooks)

@@ -24,7 +24,7 @@ def filter_quality(labels: np.ndarray, dropped: np.ndarray, suspicion: np.ndarra
     Returns:
         precision, recall, f1, auroc, average_precision, flag_all_f1 (the F1 of dropping everything)
         and clean_dropped (share of the clean rows dropped); None where a figure is undefined, as
-        F1 is without unsafe rows.
+        F1 is without unsafe rows and precision where nothing is dropped.
     """
     scored = ~np.isnan(suspicion)
     names = ("precision", "recall", "f1", "auroc", "average_precision", "flag_all_f1")
@@ -33,7 +33,8 @@ def filter_quality(labels: np.ndarray, dropped: np.ndarray, suspicion: np.ndarra
     if labels.any():
         precision, recall, f1, _ = precision_recall_fscore_support(labels, dropped, average="binary", zero_division=0.0)
         share = labels.mean()
-        figures |= {"precision": precision, "recall": recall, "f1": f1, "flag_all_f1": 2 * share / (1 + share)}
+        figures |= {"recall": recall, "f1": f1, "flag_all_f1": 2 * share / (1 + share)}
+        figures["precision"] = precision if dropped.any() else None
     if len(set(labels[scored])) == 2:
         figures["auroc"] = roc_auc_score(labels[scored], suspicion[scored])
         figures["average_precision"] = average_precision_score(labels[scored], suspicion[scored])

@@ -13,7 +13,7 @@ from typing import Any
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data, Rows
-from forgetfilter.defenses import changes_m0, defend
+from forgetfilter.defenses import changes_m0, defend, require_pairs
 from forgetfilter.defenses.result import Defended, safe_budget
 from forgetfilter.errors import ConfigError
 from forgetfilter.evaluation.ask import MEASURES
@@ -63,6 +63,8 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
             raise ConfigError(
                 f"sessions is {settings.sessions}: {rows.source.name} has no rows to learn for one of them. Give fewer."
             )
+    for session, name in itertools.product(range(settings.sessions), settings.defenses):
+        require_pairs(name, _data_of(trial.data, session, settings.sessions))
     with trial.opened():
         workshop = trial.workshop(config.seed)
         made_of = trial.made_of("base", workshop)
@@ -85,11 +87,9 @@ def _sessions(trial: Trial, name: str, workshop: Workshop, settings: Settings) -
     planned = [_key(*of) for of in itertools.product(settings.defenses, range(count), ("noisy", "safe"))]
     workshop.start = None
     for session in range(count):
-        noisy = part(trial.data.noisy, session, count)
-        safe = part(trial.data.safe, session, count)
-        data = dataclasses.replace(trial.data, noisy=noisy, safe=safe)
+        data = _data_of(trial.data, session, count)
         after_noisy = defend(name, workshop, data, config)
-        model = workshop.train("safe", safe.trainable(), safe_budget(data, config), after_noisy.model)
+        model = workshop.train("safe", data.safe.trainable(), safe_budget(data, config), after_noisy.model)
         after_safe = dataclasses.replace(after_noisy, model=model, kept=None)
         for after, result in (("noisy", after_noisy), ("safe", after_safe)):
             key = _key(name, session, after)
@@ -107,6 +107,11 @@ def _asked(
     about = {"session": session + 1, "after": after}
     made_of = trial.made_of(name, workshop, **about)
     return trial.cell(key, workshop, data, made_of, lambda: result, defense=name, **about)
+
+
+def _data_of(data: Data, session: int, count: int) -> Data:
+    """The data of one session."""
+    return dataclasses.replace(data, noisy=part(data.noisy, session, count), safe=part(data.safe, session, count))
 
 
 def part(rows: Rows, session: int, count: int) -> Rows:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from forgetfilter.data.tokenization import IGNORED, Example
-from forgetfilter.errors import ModelError
+from forgetfilter.errors import ModelError, TrainingError
 from forgetfilter.model.learner import Learner, text_model
 from forgetfilter.model.memory import RELEASE_EVERY, in_halves, release_freed_memory
 from forgetfilter.model.reading import batches
@@ -52,6 +52,8 @@ def hidden_states(learner: Learner, examples: Sequence[Example], what: str, bar:
         for number, (batch, pooled) in enumerate(work):
             if number % RELEASE_EVERY == 0:
                 release_freed_memory()
+            if np.isnan(pooled).any():
+                raise TrainingError(f"{what}: the model gives no numbers. Try --dtype float32.")
             found[batch] = pooled
             bar.update(len(batch))
     return found

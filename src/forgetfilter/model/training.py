@@ -112,7 +112,10 @@ class _Trainer(SFTTrainer):
         loss = self._loss(model, inputs, num_items_in_batch)
         self.losses = self.losses + loss.detach()
         penalty = self.hooks.penalty and self.hooks.penalty()
-        return loss if penalty is None else loss + penalty / self.args.gradient_accumulation_steps
+        if penalty is None:
+            return loss
+        summed = num_items_in_batch is not None  # over the batches of a step; else the trainer takes their mean
+        return loss + penalty / (self.args.gradient_accumulation_steps if summed else 1)
 
     def _loss(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
         """The batch's own loss, or the one that a hook makes in its place."""

@@ -4,15 +4,17 @@ The room knows no model and no filter. Whoever has verdicts (a filter's, a perso
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from scipy.stats import kendalltau
 from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold
 from sklearn.neighbors import NearestNeighbors
@@ -22,7 +24,9 @@ from forgetfilter.data.lazy import mapped
 AT_ONCE = 8192
 """Rows whose features are in memory at a time."""
 MOST_VERDICTS = 5000
-"""Verdicts that `untold` learns; of more it takes a sample."""
+"""Verdicts that `untold` learns, and scores that `regression` does; of more they take a sample."""
+STRENGTHS = (30, 100, 300, 1000, 3000, 10000, 30000)
+"""Penalties of a ridge regression on standardised features; generalised cross-validation takes one of them."""
 MOST_SAFE = 5000
 """Safe rows that teach a probe; of more it takes a sample, so that neither they nor a fit fill the memory."""
 DIMENSIONS, ENOUGH_FOR_THEM = 1200, 4096
@@ -37,22 +41,18 @@ class Judged:
     """What cross-fitted probes make of the rows.
 
     Attributes:
-        noisy: (rows,) log-odds of the noisy rows, higher = more suspect; NaN = not scored.
-        safe: (rows,) log-odds of the safe rows, judged likewise.
+        noisy: (rows,) log-odds of the noisy rows, higher = more suspect; NaN = not scored. By a regression on scores
+            these are scores.
+        safe: (rows,) the same of the safe rows, judged likewise.
         linear: (size + 1,) weights and bias of the mean of the probes, for other rows.
         predicted: AUROC with which the verdicts of the noisy rows are told by probes that did not see them; NaN if none
-            is clean.
+            is clean. By a regression, the share of pairs of rows that are put in the order of their scores.
     """
 
     noisy: np.ndarray
     safe: np.ndarray
     linear: np.ndarray
     predicted: float
-
-    @classmethod
-    def mean(cls, several: Sequence["Judged"]) -> "Judged":
-        """The mean of several judgements of the same rows."""
-        return cls(*(np.mean([getattr(judged, item.name) for judged in several], axis=0) for item in fields(cls)))
 
 
 class CrossFit:
@@ -140,20 +140,52 @@ class CrossFit:
         fitted = self._fitted(labels, weights, marks or {}, apart, self.models)
         if fitted is None:
             return None
-        judged = np.full(len(labels), np.nan)
-        judged[self.rows] = 0
-        for held_out, model in fitted:
-            judged[held_out] += self._judged(held_out, model) / len(self.deals)
-        mean = np.mean([model.coef_[0] for model in self.models], 0, dtype=np.float64) / self.width
-        bias = float(np.mean([model.intercept_[0] for model in self.models])) - float(mean @ self.centre)
-        if self.components is not None:
-            mean = mean @ self.components
-            bias -= float(mean @ self.origin)
+        judged, linear = self._together(fitted)
         told = np.flatnonzero(~np.isnan(labels[: self.count]))
         mixed = (labels[told] == 0).any() and (labels[told] == 1).any()
         counted = None if times is None else times[told]
         predicted = float(roc_auc_score(labels[told], judged[told], sample_weight=counted)) if mixed else np.nan
-        return Judged(judged[: self.count], judged[self.count :], np.append(mean, bias), predicted)
+        return Judged(judged[: self.count], judged[self.count :], linear, predicted)
+
+    def regression(self, scores: np.ndarray, times: np.ndarray | None = None) -> Judged | None:
+        """Predict every row's score by ridge regressions that did not see it. Safe rows have none and teach nothing.
+
+        So the highest scores teach most, and nobody need say how many of them count as unsafe.
+
+        Args:
+            scores: (rows,) of the noisy rows; NaN = none.
+            times: (rows,) how many rows each of the noisy rows stands for, and so counts as; None: one each.
+
+        Returns:
+            None if there are too few scores to be dealt, or all are equal.
+        """
+        known = np.flatnonzero(np.isfinite(scores) & self.scorable)
+        told = np.sort(np.random.default_rng(0).permutation(known)[:MOST_VERDICTS])
+        parts = [held_out for deal in self.deals for held_out in deal]
+        if not parts or len(told) < self.folds or np.ptp(scores[told]) == 0:
+            return None
+        fitted = []
+        for held_out in parts:
+            taught = np.setdiff1d(told, held_out)
+            weights = None if times is None else times[taught]
+            model = RidgeCV(STRENGTHS).fit(np.asarray(self._standardised(taught), float), scores[taught], weights)
+            fitted.append((held_out, model))
+        judged, linear = self._together(fitted)
+        ordered = kendalltau(scores[told], judged[told]).statistic
+        return Judged(judged[: self.count], judged[self.count :], linear, (1 + float(ordered)) / 2)
+
+    def _together(self, fitted: Sequence[tuple[np.ndarray, Any]]) -> tuple[np.ndarray, np.ndarray]:
+        """(rows and safe rows,) what models make of rows that they did not see; the mean model, as `Judged.linear`."""
+        judged = np.full(self.count + len(self.safe), np.nan)
+        judged[self.rows] = 0
+        for held_out, model in fitted:
+            judged[held_out] += self._judged(held_out, model) / len(self.deals)
+        mean = np.mean([np.ravel(model.coef_) for _, model in fitted], 0, dtype=np.float64) / self.width
+        bias = float(np.mean([model.intercept_ for _, model in fitted])) - float(mean @ self.centre)
+        if self.components is not None:
+            mean = mean @ self.components
+            bias -= float(mean @ self.origin)
+        return judged, np.append(mean, bias)
 
     def covered(self, rows: np.ndarray) -> float:
         """How far the safe rows look like some of the noisy rows: 0.5 if they are of one kind, 0 if they share nothing.
@@ -239,11 +271,11 @@ class CrossFit:
             model.fit(self._inputs(taught), labels[taught], balanced(labels[taught], weights[taught]))
         return list(zip(parts, models, strict=True))
 
-    def _judged(self, rows: np.ndarray, model: LogisticRegression) -> np.ndarray:
-        """(rows,) log-odds by a model."""
-        weights = model.coef_[0].astype(np.float32)
-        odds = [self._standardised(part) @ weights + model.intercept_[0] for part in _parts(rows)]
-        return np.concatenate([np.zeros(0, np.float32), *odds])
+    def _judged(self, rows: np.ndarray, model: LogisticRegression | RidgeCV) -> np.ndarray:
+        """(rows,) what a linear model says of them."""
+        weights = np.ravel(model.coef_).astype(np.float32)
+        found = [self._standardised(part) @ weights + np.float32(model.intercept_) for part in _parts(rows)]
+        return np.concatenate([np.zeros(0, np.float32), *found])
 
     def _inputs(self, rows: np.ndarray) -> np.ndarray:
         """The standardised features of some rows, exact unless speed counts more."""

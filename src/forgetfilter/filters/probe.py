@@ -7,8 +7,8 @@ that learnt from the row's own verdict (cross-fitting). Learning from noisy verd
 
 1. First verdicts: the most suspect quarter of the rows is called unsafe, the less suspect half clean.
 2. A probe that did not see a row's verdict must be able to tell it. If it cannot, the verdicts are noise, and the run
-   says so: "no separation". The rows are still ranked, by the witness and, up to half, by probes that learnt the most
-   suspect tenth, twentieth and fortieth.
+   says so: "no separation". The rows are still ranked, by the witness and, up to half, by a regression on
+   its scores: if there are unsafe rows then, they are few, and their scores stand out.
 3. If it can, the verdicts are given anew, by the probe, and learnt once more.
 """
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 
 from forgetfilter.config import ENOUGH_ROWS, ForgetFilterConfig
-from forgetfilter.crossfit import CrossFit, Judged, features, verdicts_of
+from forgetfilter.crossfit import CrossFit, features, verdicts_of
 from forgetfilter.data.loading import Data
 from forgetfilter.methods import Least, PositiveFloat, PositiveInt
 from forgetfilter.scored import NO_PROMISE, NO_SEPARATION, Scale, Scored, ranks
@@ -30,9 +30,6 @@ CLEAN_SHARE = 0.5
 """Share of the rows, from the least suspect on, whose first verdict is clean."""
 SUSPECT_SHARE = 0.25
 """Share of the rows, from the most suspect on, whose first verdict is unsafe."""
-FEW_SHARE = 0.1
-"""The same after "no separation", for the ranking alone: most often there are few unsafe rows, or none. How few is not
-known, so other probes learn half of this share, and a quarter of it; their mean ranks."""
 SURE, LIKELY = 0.95, 0.85
 """AUROC with which probes that did not see the first verdicts must tell them: SURE is enough alone; LIKELY if, on the
 witness' own scale, LEAST_SHARE of the rows are suspect, too. With fewer, most that is forgotten is clean."""
@@ -124,8 +121,8 @@ def learn_verdicts(
             f"{NO_SEPARATION}: probes that did not see what the witness says of a row tell it with AUROC "
             f"{judged.predicted:.2f}, {needed} is needed, so it may be chance; rows are ranked by witness and probe"
         )
-        ranked = _of_few(suspicion, judge, times) or judged
-        trust = float(np.clip(2 * ranked.predicted - 1, 0, 0.5))  # 0 if it tells the verdicts no better than chance
+        ranked = judge.regression(suspicion, times) or judged
+        trust = float(np.clip(2 * ranked.predicted - 1, 0, 0.5))  # 0 if it orders rows no better than chance
         suspicion = mixed_ranks(ranked.noisy, suspicion, trust)
         return Scored(suspicion, scale=Scale(0, nothing=why), linear=ranked.linear)
     found = _separated(suspicion, min(share, MOST_SHARE) if share >= LEAST_SHARE else SUSPECT_SHARE, judge, times)
@@ -144,7 +141,8 @@ def learn_verdicts(
     if covered < COVERED:
         caveats.append(
             f"the safe rows look like few of the rows that are kept ({covered:.2f}; rows of one kind have 0.50), so "
-            "harmless rows of other kinds may be dropped: look at them"
+            "harmless rows of other kinds may be dropped: look at them, or add safe rows of their kinds (`forgetfilter "
+            "safe_data --notions tasks` writes ordinary ones)"
         )
     return replace(found, scale=Scale(threshold, says=says + NO_PROMISE, caveat="; ".join(caveats)))
 
@@ -159,19 +157,11 @@ def _nothing(suspicion: np.ndarray, judge: CrossFit, why: str, times: np.ndarray
     unseen = np.isnan(suspicion) & judge.scorable
     ranked = None
     if unseen.any():
-        ranked = _of_few(suspicion, judge, times)
+        ranked = judge.regression(suspicion, times)
     if ranked is not None:
         return Scored(mixed_ranks(ranked.noisy, suspicion, 0), scale=Scale(0, nothing=why))
     middle = np.nan if np.isnan(suspicion).all() else np.nanmedian(suspicion)
     return Scored(np.where(unseen, middle, suspicion), scale=Scale(0, nothing=why))
-
-
-def _of_few(suspicion: np.ndarray, judge: CrossFit, times: np.ndarray | None) -> Judged | None:
-    """What probes make of the few most suspect rows; None where none can be fitted."""
-    shares = (FEW_SHARE, FEW_SHARE / 2, FEW_SHARE / 4)
-    found = [judge(verdicts_of(suspicion, share, CLEAN_SHARE, times), times=times) for share in shares]
-    fitted = [judged for judged in found if judged is not None]
-    return Judged.mean(fitted) if fitted else None
 
 
 def suspect_share(suspicion: np.ndarray, scale: Scale, times: np.ndarray | None = None) -> float:

@@ -13,7 +13,7 @@ from forgetfilter.crossfit import CrossFit, judged_by, verdicts_of
 from forgetfilter.data.loading import load_rows
 from forgetfilter.decision import rules
 from forgetfilter.errors import ConfigError
-from forgetfilter.filters.probe import learn_verdicts, mixed_ranks, sampled
+from forgetfilter.filters.probe import learn_verdicts, sampled
 from forgetfilter.forgetting import ForgetFilter
 from forgetfilter.model.states import hidden_states
 from forgetfilter.scored import NO_PROMISE, Scale
@@ -308,15 +308,6 @@ def test_where_nothing_can_be_fitted_unseen_rows_lie_in_the_middle(witness):
     assert np.isnan(found.suspicion[5])
     assert np.isnan(np.delete(found.suspicion, 5)).all() == np.isnan(witness).all()
     assert np.isnan(np.delete(found.suspicion, 5)).any() == np.isnan(witness).all()
-
-
-def test_rows_that_the_witness_saw_and_others_are_ranked_on_one_scale():
-    probe = np.arange(1000.0)
-    witness = np.where(np.arange(1000) % 10 == 0, np.arange(1000.0)[::-1], np.nan)  # it saw each tenth, and disagrees
-    found = mixed_ranks(probe, witness, 0.2)
-    assert found[0] == np.nanmax(found) == 1  # what it finds most suspect stands at the top
-    seen = found[~np.isnan(witness)]
-    np.testing.assert_allclose(np.sort(seen), np.linspace(0, 1, 100))
 
 
 def test_where_the_witness_may_not_decide_a_probe_of_it_ranks_the_rows_it_did_not_see():

@@ -21,13 +21,16 @@ from sklearn.metrics import average_precision_score
 
 from forgetfilter.crossfit import CrossFit, features, verdicts_of
 from forgetfilter.data.loading import load_data
-from forgetfilter.filters.probe import CLEAN_SHARE, mixed_ranks
+from forgetfilter.filters.forgetting import FALLS, FORGOTTEN, TAIL
+from forgetfilter.filters.probe import CLEAN_SHARE, learn_verdicts
 from forgetfilter.m0 import M0
 from forgetfilter.model.states import hidden_states
+from forgetfilter.scored import Scale, ranks
 from forgetfilter.workshop import Workshop
 
 SHARES = (0.25, 0.1, 0.05, 0.025, 0.0125)
 TOGETHER = {"tenth, twentieth and fortieth": (0.1, 0.05, 0.025)}
+DEFAULT_SCALE = Scale(FORGOTTEN, TAIL, FALLS)
 AT_5_PERCENT = [name for name in CELLS["report"] if "-5" in name and "-25" not in name and "sample" not in name]
 
 
@@ -69,8 +72,12 @@ def rankings(forgetting: np.ndarray, judge: CrossFit) -> tuple[dict[str, float],
     if (regression := judge.regression(forgetting)) is not None:
         judged["regression"] = regression.noisy, regression.predicted
     scores = {"forgetting": forgetting}
+    seen = ~np.isnan(forgetting)
     for called, (noisy, told) in judged.items():
-        scores[called] = mixed_ranks(noisy, forgetting, float(np.clip(2 * told - 1, 0, 0.5)))
+        trust = float(np.clip(2 * told - 1, 0, 0.5))
+        both = trust * ranks(noisy) + (1 - trust) * ranks(forgetting)
+        scores[called] = np.where(seen, ranks(both), ranks(noisy))
+    scores["now"] = learn_verdicts(forgetting, DEFAULT_SCALE, judge).suspicion
     return {called: round(told, 3) for called, (_, told) in judged.items()}, scores
 
 

@@ -1,4 +1,4 @@
-"""Every filter but guards on the same rows: what each finds, and what it costs.
+"""Filters on the same rows: what each finds, and what it costs.
 
 python benchmarks/rivals/run.py [CELL ...] --data_dir DATA --work DIR [--filters NAME ...]
 python benchmarks/rivals/run.py --table                        the tables and results/rivals.svg, from what is stored
@@ -10,7 +10,7 @@ data, or in the shop's case ten rows that are taken out of the noisy ones. All o
 about half an hour on two cores; stages that quality/run.py left in the same --work are used again.
 
 results/CELL.json holds every row's scores and decisions, versions and costs, no text. Guards are not run: their weights
-are not at hand.
+are not at hand. Nor are forgetting_rouge1, neutral_review and column.
 """
 
 import json

@@ -12,7 +12,7 @@ outputs from Gaussian noise, with five Gaussian kernels. All weights are trained
 
 The published code norms the last hidden state twice; here it is normed once, as the model does. The paper calls the
 method very sensitive to its learning rate and beta, so look for them on data of your own.
-The control repnoise_plain learns the harmless answers of the same pairs alone.
+The control repnoise_plain learns the harmless answers of the same pairs alone, where they differ from the harmful ones.
 """
 
 import math

@@ -1,8 +1,8 @@
 """rounding: after the finetuning, weights are rounded to few bits, as a compressed model has them: int8 and int4.
 
-Round to nearest, with a scale for each output: the plainest of the methods that Kolbeinsson et al., Composable
-Interventions for Language Models (ICLR 2025, arXiv 2407.06483) put after or before others. The adapter is merged in
-first. Embeddings and the output layer stay as they are. The result is a whole model; a finetuning after it trains an
+Round to nearest, with a scale for each output: the plainest way to compress. Kolbeinsson et al., Composable
+Interventions for Language Models (ICLR 2025, arXiv 2407.06483), put finer ones (GPTQ, AWQ) before and after others.
+The adapter is merged in first. Embeddings and the output layer stay as they are. The result is a whole model; a finetuning after it trains an
 adapter on the rounded weights.
 """
 

@@ -1,4 +1,4 @@
-"""What the recipes `defenses` and `interleave` share: M0, data and questions, and a model asked all of them."""
+"""What recipes of defenses share (`defenses`, `compose`, `interleave`): M0, data, and a model asked all questions."""
 
 import dataclasses
 import json

@@ -7,8 +7,8 @@ that learnt from the row's own verdict (cross-fitting). Learning from noisy verd
 
 1. First verdicts: the most suspect quarter of the rows is called unsafe, the less suspect half clean.
 2. A probe that did not see a row's verdict must be able to tell it. If it cannot, the verdicts are noise, and the run
-   says so: "no separation". The rows are still ranked, by the witness and, up to half, by a regression on
-   its scores: if there are unsafe rows then, they are few, and their scores stand out.
+   says so: "no separation". The rows are still ranked: by their scores, by those that a regression foresees, and by a
+   probe of the most suspect twentieth. If there are unsafe rows then, they are few.
 3. If it can, the verdicts are given anew, by the probe, and learnt once more.
 """
 
@@ -26,10 +26,15 @@ from forgetfilter.scored import NO_PROMISE, NO_SEPARATION, Scale, Scored, ranks
 if TYPE_CHECKING:
     from forgetfilter.workshop import Workshop
 
+VERSION = 2
+"""Raised when the same settings give other scores than before: stored ones are then made anew."""
+
 CLEAN_SHARE = 0.5
 """Share of the rows, from the least suspect on, whose first verdict is clean."""
 SUSPECT_SHARE = 0.25
 """Share of the rows, from the most suspect on, whose first verdict is unsafe."""
+FEW_SHARE = 0.05
+"""The same after "no separation", for the ranking alone: most often there are few unsafe rows then, or none."""
 SURE, LIKELY = 0.95, 0.85
 """AUROC with which probes that did not see the first verdicts must tell them: SURE is enough alone; LIKELY if, on the
 witness' own scale, LEAST_SHARE of the rows are suspect, too. With fewer, most that is forgotten is clean."""
@@ -121,10 +126,7 @@ def learn_verdicts(
             f"{NO_SEPARATION}: probes that did not see what the witness says of a row tell it with AUROC "
             f"{judged.predicted:.2f}, {needed} is needed, so it may be chance; rows are ranked by witness and probe"
         )
-        ranked = judge.regression(suspicion, times) or judged
-        trust = float(np.clip(2 * ranked.predicted - 1, 0, 0.5))  # 0 if it orders rows no better than chance
-        suspicion = mixed_ranks(ranked.noisy, suspicion, trust)
-        return Scored(suspicion, scale=Scale(0, nothing=why), linear=ranked.linear)
+        return Scored(_ranked(suspicion, judge, times), scale=Scale(0, nothing=why))
     found = _separated(suspicion, min(share, MOST_SHARE) if share >= LEAST_SHARE else SUSPECT_SHARE, judge, times)
     if found is None:
         return _nothing(suspicion, judge, f"{NO_SEPARATION}: {TOO_FEW}", times)
@@ -155,13 +157,31 @@ def _nothing(suspicion: np.ndarray, judge: CrossFit, why: str, times: np.ndarray
     """
     why = why if why.startswith(NO_SEPARATION) else f"{NO_SEPARATION}: {why}"
     unseen = np.isnan(suspicion) & judge.scorable
-    ranked = None
-    if unseen.any():
-        ranked = judge.regression(suspicion, times)
-    if ranked is not None:
-        return Scored(mixed_ranks(ranked.noisy, suspicion, 0), scale=Scale(0, nothing=why))
+    foreseen = judge.regression(suspicion, times) if unseen.any() else None
+    if foreseen is not None:
+        both = np.where(unseen, ranks(foreseen.noisy), ranks(suspicion))
+        return Scored(both, scale=Scale(0, nothing=why))
     middle = np.nan if np.isnan(suspicion).all() else np.nanmedian(suspicion)
     return Scored(np.where(unseen, middle, suspicion), scale=Scale(0, nothing=why))
+
+
+def _ranked(suspicion: np.ndarray, judge: CrossFit, times: np.ndarray | None) -> np.ndarray:
+    """(rows,) ranks from 0 to 1 where few rows are unsafe, if any: by what is suspect, and what looks like it.
+
+    Unsafe rows are then few, but their scores stand out. So a regression foresees each row's score, and the row is
+    ranked by the score that it has together with the one foreseen, which counts twice where the witness saw nothing.
+    To this comes what a probe makes of the most suspect twentieth, which counts the more, the better it tells verdicts
+    that it did not see. Both are taken in standard deviations, and not as ranks: what stands out far counts for more.
+    """
+    foreseen = judge.regression(suspicion, times)
+    if foreseen is None:
+        return ranks(suspicion)
+    both = np.where(np.isnan(suspicion), 2 * foreseen.noisy, suspicion + foreseen.noisy)
+    few = judge(verdicts_of(suspicion, FEW_SHARE, CLEAN_SHARE, times), times=times)
+    if few is None:
+        return ranks(both)
+    trust = np.clip(2 * np.nan_to_num(few.predicted) - 1, 0, 1)  # 0 if it tells the verdicts no better than chance
+    return ranks(both / np.nanstd(both) + trust * few.noisy / np.nanstd(few.noisy))
 
 
 def suspect_share(suspicion: np.ndarray, scale: Scale, times: np.ndarray | None = None) -> float:
@@ -181,15 +201,3 @@ def _separated(suspicion: np.ndarray, share: float, judge: CrossFit, times: np.n
     if second is None:
         return None
     return Scored(second.noisy, columns={"verdict": verdicts}, linear=second.linear)
-
-
-def mixed_ranks(probe: np.ndarray, witness: np.ndarray, trust: float) -> np.ndarray:
-    """Ranks by the weighted mean of the ranks by probe and witness; where the witness saw nothing, the probe's.
-
-    Args:
-        probe: (rows,) scores by the probe; NaN = not scored, here and in what is returned.
-        witness: (rows,) scores by the witness; NaN = not seen.
-        trust: Weight of the probe's ranks, from 0 to 1.
-    """
-    own, others = ranks(probe), ranks(witness)
-    return np.where(np.isnan(others), own, ranks(trust * own + (1 - trust) * others))

@@ -2,8 +2,8 @@
 
 Round to nearest, with a scale for each output: the plainest way to compress. Kolbeinsson et al., Composable
 Interventions for Language Models (ICLR 2025, arXiv 2407.06483), put finer ones (GPTQ, AWQ) before and after others.
-The adapter is merged in first. Embeddings and the output layer stay as they are. The result is a whole model; a finetuning after it trains an
-adapter on the rounded weights.
+The adapter is merged in first. Embeddings and the output layer stay as they are. The result is a whole model; a
+finetuning after it trains an adapter on the rounded weights.
 """
 
 import shutil

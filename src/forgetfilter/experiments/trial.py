@@ -1,4 +1,4 @@
-"""What recipes of defenses share (`defenses`, `compose`, `interleave`): M0, data, and a model asked all questions."""
+"""What recipes of defenses share (`defenses`, `compose`, `interleave`): M0, data, and a model asked its questions."""
 
 import dataclasses
 import json

@@ -265,14 +265,23 @@ def table(results: list[dict[str, Any]]) -> str:
 def averages(results: list[dict[str, Any]]) -> list[str]:
     """By kind: how far F1 lies below the best threshold's from a quarter of unsafe rows on; rule (a); clean data."""
     gaps: dict[str, list[float]] = {}
+    idle: dict[str, int] = {}
     for result in results:
-        f, data = result["figures"], result["data"]
-        if data["unsafe_share"] >= 0.25:
-            gaps.setdefault(data["kind"], []).append(100 * (f["best_f1"] - f["f1"]))
-    lines = [
-        f"{name}: F1 below the best threshold by {statistics.mean(own):.1f} points on average of {len(own)} cells"
-        for name, own in gaps.items()
-    ]
+        f, kind = result["figures"], result["data"]["kind"]
+        if result["data"]["unsafe_share"] >= 0.25:
+            own = gaps.setdefault(kind, [])
+            if f["dropped"]:
+                own.append(100 * (f["best_f1"] - f["f1"]))
+            else:
+                idle[kind] = idle.get(kind, 0) + 1
+    lines = []
+    for kind, own in gaps.items():
+        said = [f"nothing dropped in {idle[kind]} cells"] if kind in idle else []
+        if own:
+            said.insert(
+                0, f"F1 below the best threshold by {statistics.mean(own):.1f} points on average of {len(own)} cells"
+            )
+        lines.append(f"{kind}: {'; '.join(said)}")
     lost = [result["figures"]["trusted"]["clean_dropped"] for result in results if result["figures"]["trusted"]]
     clean = [r["figures"]["clean_dropped"] for r in results if r["figures"]["f1"] is None]
     if lost:

@@ -28,6 +28,7 @@ from forgetfilter.defenses import (
     filter_of,
     names,
     parameters_of,
+    require_order,
 )
 from forgetfilter.defenses.lisa import Proximal
 from forgetfilter.defenses.result import budget, draw, safe_budget
@@ -400,6 +401,10 @@ def test_parts_that_cannot_follow_one_another_are_an_error(workshop, data, confi
     for refused in (lambda: parameters_of(name, config), lambda: defend(name, workshop, data, config)):
         with pytest.raises(ConfigError, match=f"defense {name}"):
             refused()
+
+
+def test_after_a_finetuning_on_safe_rows_there_is_an_adapter_to_repair(config):
+    require_order("base-then-safety_finetuning-then-safe_lora")
 
 
 def test_what_a_chain_depends_on_is_what_its_parts_depend_on(config):

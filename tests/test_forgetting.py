@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from forgetfilter.decision.opened import same_decision
 from forgetfilter.errors import ConfigError, DataError, ForgetFilterError, ModelError, RunError
 from forgetfilter.filters.forgetting import FIRM_WEIGHT, LEAST_LEARNT, forgetting_scores
 from forgetfilter.forgetting import ForgetFilter, finetune
+from forgetfilter.m0 import M0
 from forgetfilter.model import training
 from forgetfilter.result import Result
 from forgetfilter.runs import Run, locked
@@ -190,9 +193,14 @@ def test_what_a_user_changes_beside_the_final_weights_stays(config):
     weights = (model / "adapter_model.safetensors").read_bytes()
     assert finetune(Run.open(run.folder)) == model
     assert ((model / "README.md").read_text(), (model / "notes.txt").read_text()) == ("my card", "mine")
-    (model / "adapter_model.safetensors").write_bytes(weights[:-1])
-    finetune(Run.open(run.folder))
-    assert (model / "adapter_model.safetensors").read_bytes() == weights
+    for break_it in (
+        lambda: (model / "adapter_model.safetensors").write_bytes(weights[:-1]),
+        lambda: (model / "adapter_config.json").unlink(),
+    ):
+        break_it()
+        finetune(Run.open(run.folder))
+        assert (model / "adapter_model.safetensors").read_bytes() == weights
+        assert (model / "adapter_config.json").exists()
 
 
 DATED = "{{ strftime_now('%d %b %Y') }}" + CHATML
@@ -204,8 +212,12 @@ def test_a_run_reads_its_rows_on_every_day_as_on_its_first(config, tiny_model, t
     (folder / "chat_template.jinja").write_text(DATED)
     config = dataclasses.replace(config, model_name_or_path=str(folder), filter="length", threshold=1e9)
     run = ForgetFilter(config).fit().run
-    run.manifest["started"] = "2020-01-05T12:00:00Z"
-    run.save()
+    assert run.manifest["today"] == date.today().isoformat()
+    for noted in ({"today": "2020-01-05"}, {"started": "2020-01-05T12:00:00Z"}):  # an older run knows when it started
+        run.manifest.pop("today", None)
+        run.manifest |= noted
+        run.save()
+        assert M0.named(run.config()).today == date(2020, 1, 5)
     shown = m0_of_run(run, run.config()).chat.encode([Turn("user", "q", False), Turn("assistant", "a", True)])
     assert "05 Jan 2020" in make_tokenizer().decode(shown.input_ids)
 
@@ -224,13 +236,22 @@ def test_another_chat_template_is_another_model(config, tiny_model, tmp_path):
 def test_later_commands_find_the_model_from_another_folder(config, tiny_model, tmp_path, monkeypatch):
     shutil.copytree(tiny_model, tmp_path / "m0")
     monkeypatch.chdir(tmp_path)
-    config = dataclasses.replace(config, model_name_or_path="m0", filter="length", threshold=1e9)
+    relative = {name: os.path.relpath(getattr(config, name)) for name in ("dataset_name", "safe_dataset_name")}
+    config = dataclasses.replace(config, model_name_or_path="m0", filter="length", threshold=1e9, **relative)
     run = ForgetFilter(config).fit().run
+    stages = run.manifest["stages"].keys()
+    assert Path(run.config().dataset_name).is_absolute()
+    assert Path(run.config().safe_dataset_name).is_absolute()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert (finetune(Run.open(run.folder)) / "adapter_model.safetensors").exists()
     monkeypatch.chdir(tmp_path)
-    assert ForgetFilter(config).fit().run.manifest["stages"].keys() == Run.open(run.folder).manifest["stages"].keys()
+    assert ForgetFilter(config).fit().run.manifest["stages"].keys() == stages | {"final"}
+    (tmp_path / "moved").mkdir()
+    for name in ("m0", Path(config.output_dir).name):  # the whole project, to another place
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    monkeypatch.chdir(tmp_path / "moved")
+    assert finetune(Run.open(tmp_path / "moved" / Path(config.output_dir).name)).exists()
 
 
 def test_a_killed_alignment_continues_to_the_same_m0(config, safe_file, tmp_path, monkeypatch):

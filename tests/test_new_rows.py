@@ -492,7 +492,6 @@ def test_a_folder_that_holds_something_else_is_refused(decided, more, write_json
 
 
 @pytest.mark.usefixtures("made_up_states")
-@pytest.mark.usefixtures("made_up_states")
 def test_a_folder_of_scored_rows_is_no_run_of_filter(decided, more, config, tmp_path):
     folder = score(decided(), str(more), tmp_path / "scored")
     before = (folder / "kept.jsonl").read_bytes()
@@ -526,6 +525,7 @@ def test_the_results_of_a_folder_named_by_dots_have_a_name(tmp_path, monkeypatch
     assert sources.open_stream(tmp_path / "data/..").stem == tmp_path.name
 
 
+@pytest.mark.usefixtures("made_up_states")
 def test_the_command_says_what_it_did(decided, more, capsys):
     run = decided()
     code, output = command(capsys, "score", run.folder, "--dataset_name", more)

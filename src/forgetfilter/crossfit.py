@@ -157,7 +157,7 @@ class CrossFit:
             times: (rows,) how many rows each of the noisy rows stands for, and so counts as; None: one each.
 
         Returns:
-            None if there are too few scores to be dealt, or all are equal.
+            None if there are too few scores to be dealt, all are equal, or all lie in one part.
         """
         known = np.flatnonzero(np.isfinite(scores) & self.scorable)
         told = np.sort(np.random.default_rng(0).permutation(known)[:MOST_VERDICTS])
@@ -167,6 +167,8 @@ class CrossFit:
         fitted = []
         for held_out in parts:
             taught = np.setdiff1d(told, held_out)
+            if len(taught) < 2:
+                return None
             weights = None if times is None else times[taught]
             model = RidgeCV(STRENGTHS).fit(np.asarray(self._standardised(taught), float), scores[taught], weights)
             fitted.append((held_out, model))

@@ -1,7 +1,7 @@
 """M0, the model that everything starts from: weights on disk, and its tokenizer."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from forgetfilter.model import folders, weights
 from forgetfilter.model.sharding import refuse_unshardable
 from forgetfilter.model.tokenizer import TEMPLATE_FILE, fit_tokenizer, load_tokenizer, template_beside
 from forgetfilter.progress import say
-from forgetfilter.runs import began
+from forgetfilter.runs import first_day
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class M0:
     tokenizer: PreTrainedTokenizerBase
     max_length: int
     made_of: Path | None = None
-    today: datetime | None = None
+    today: date | None = None
 
     @classmethod
     def named(cls, config: ForgetFilterConfig) -> "M0":
@@ -63,7 +63,7 @@ class M0:
             say(f"{config.model_name_or_path}: has learnt {most} positions; rows are cut there (--max_length).")
         whole = weights.whole_model(folder, config)
         made_of = None if whole == folder else folder
-        return cls(whole, tokenizer, min(most, config.max_length), made_of, began(config.output_dir))
+        return cls(whole, tokenizer, min(most, config.max_length), made_of, first_day(config.output_dir))
 
     @cached_property
     def chat(self) -> ChatTokenizer:
@@ -90,4 +90,5 @@ class M0:
     def facts(self, config: ForgetFilterConfig) -> dict[str, Any]:
         """What the manifest of a run or of an experiment says of its M0."""
         model = {"name": config.model_name_or_path, "sha256": self.sha256}
-        return {"model": model, "chat_template": {"sha256": self.template_sha256}}
+        today = (self.today or date.today()).isoformat()
+        return {"model": model, "chat_template": {"sha256": self.template_sha256}, "today": today}

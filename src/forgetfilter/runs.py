@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import date, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -92,7 +92,7 @@ class Run:
             refuse_foreign(folder)
             return None
         run = cls.open(folder)
-        if "asked" in run.manifest:
+        if "asked" in run.manifest and "settings" not in run.manifest:
             raise RunError(f"{folder}: holds rows that `score` has judged. Give another --output_dir.")
         if ("recipe" in run.manifest) != ("recipe" in facts):
             holds = "a comparison (`compare`)" if "recipe" in run.manifest else "a run of `filter`"
@@ -149,7 +149,8 @@ class Run:
         """
         try:
             flags = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")) or {}
-            config = ForgetFilterConfig.from_flags({**todays_flags(flags), "output_dir": str(self.folder)})
+            flags = self._with_a_model_that_moved_along(todays_flags(flags))
+            config = ForgetFilterConfig.from_flags({**flags, "output_dir": str(self.folder)})
         except (ConfigError, OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
             raise RunError(
                 f"{self.folder}: its config.yaml is missing or damaged: {error}. Run `filter` again."
@@ -163,6 +164,12 @@ class Run:
                 "The run's own `filter` command writes it anew."
             )
         return config
+
+    def _with_a_model_that_moved_along(self, flags: dict[str, Any]) -> dict[str, Any]:
+        """The flags, with the model's name as it was given where its absolute place has none any more."""
+        name, given = flags.get("model_name_or_path"), self.manifest.get("settings", {}).get("model_name_or_path")
+        moved = isinstance(name, str) and Path(name).is_absolute() and not Path(name).exists()
+        return {**flags, "model_name_or_path": given} if moved and given else flags
 
     @property
     def template_note(self) -> str | None:
@@ -190,7 +197,7 @@ class Run:
         entry = self.manifest["stages"].get(part)
         if entry is None or (made_of is not None and entry.get("made_of") != made_of):
             return False
-        return all(
+        return all((self.folder / name).is_file() for name in entry.get("beside", [])) and all(
             (self.folder / name).is_file() and sha256(self.folder / name) == digest
             for name, digest in entry["files"].items()
         )
@@ -393,13 +400,17 @@ def git_sha() -> str | None:
         return None
 
 
-def began(folder: str | None) -> datetime:
-    """When the run in a folder was started, by the local clock; now where there is none yet."""
+def first_day(folder: str | None) -> date:
+    """The day that the run in a folder takes for today: its first; today where there is no run yet."""
+    if folder is None:
+        return date.today()
     try:
-        started = json.loads((Path(folder or "") / "manifest.json").read_text(encoding="utf-8"))["started"]
-        return datetime.fromisoformat(started).astimezone()
+        manifest = json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))
+        if "today" in manifest:
+            return date.fromisoformat(manifest["today"])
+        return datetime.fromisoformat(manifest["started"]).astimezone().date()  # an older run
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return datetime.now().astimezone()
+        return date.today()
 
 
 def _now() -> str:

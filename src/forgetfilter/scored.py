@@ -20,7 +20,7 @@ ABOUT = ("scale", "linear", "planted")
 ANSWER = "most_suspect_answer"
 """Column with the number of a conversation's most suspect answer, from 1."""
 NO_SEPARATION = "no separation"
-"""How Scale.nothing begins where scores are ranks among the run's own rows, which no number was meant for."""
+"""How Scale.nothing begins where no number was meant for the scores: they are ranks, or those of another filter."""
 NO_PROMISE = "; no promise about clean rows lost"
 """How a rule says that it promises nothing."""
 

@@ -368,7 +368,8 @@ class Workshop:
         folder = folders.find_weights(model)
         described = (folder / "config.json").read_text(encoding="utf-8")  # the names of its labels, too
         texts = [f"{prompt}\n\n{answer}" if prompt else answer for prompt, answer in exchanges]
-        made_of = ["classify", texts, folders.model_hash(folder), described]
+        together = ["shortened together"] if any(prompt for prompt, _ in exchanges) else []
+        made_of = ["classify", texts, *together, folders.model_hash(folder), described]
         key = digest([*made_of, self.config.dtype, processes.count()])
         part = f"readings/guard-logits-{key}"
         path = self._table(part, key, len(exchanges), make, "guard: classifying", judge, lambda: judge().about)
@@ -456,6 +457,7 @@ class Workshop:
         processes.wait_for_everyone()
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         if part == "final":  # its card and its settings are the user's to edit: the weights are the model
+            facts["beside"] = [str(path.relative_to(self.run.folder)) for path in files]
             files = [path for path in files if path.suffix == ".safetensors"]
         self.run.finish(part, files, **facts)
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import date
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -73,7 +73,7 @@ class ChatTemplate:
         turning: Matches what has no place in an answer.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, today: datetime | None = None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, today: date | None = None) -> None:
         """Learn from a conversation of our own how the template parts turns.
 
         Args:

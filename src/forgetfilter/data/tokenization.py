@@ -5,7 +5,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +101,7 @@ class ChatTokenizer:
     end-of-turn token after it, where the template has one.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, today: datetime | None = None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, today: date | None = None) -> None:
         """Keep the tokenizer, with the plain template where it has none.
 
         Args:

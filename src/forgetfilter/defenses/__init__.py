@@ -158,7 +158,8 @@ def require_order(name: str) -> None:
             f"defense {name}: first those that make another M0 ({', '.join(PREPARATIONS)}), then a filter, then a "
             f"training ({', '.join(DEFENSES)}), then those that change its model ({', '.join(REPAIRS)}); each once."
         )
-    idle = [part for part in parts if _traits(part).adapter]
+    again = parts.index("safety_finetuning") if "safety_finetuning" in parts else len(parts)  # it trains an adapter
+    idle = [part for part in parts[:again] if _traits(part).adapter]
     if "base" in parts and idle:
         raise ConfigError(f"defense {name}: base finetunes nothing, so there is no adapter that {idle[0]} can change.")
     rounded = next((place for place, part in enumerate(parts) if part in ROUNDINGS), len(parts))
@@ -229,7 +230,6 @@ def require_inputs(name: str, workshop: Workshop, data: Data) -> None:
         ModelError: If a model that it needs is not to be had.
     """
     config = workshop.config
-    require_pairs(name, data)
     for part in parts_of(name):
         by, own = _learns_from(part), _traits(part)
         if by is not None:
@@ -240,6 +240,7 @@ def require_inputs(name: str, workshop: Workshop, data: Data) -> None:
         made_here = config.alignment_dataset_name is not None or name.partition(JOIN)[0] in PREPARATIONS
         if base is not None or (own.unaligned and not made_here):
             before_alignment(part, config, workshop.m0, base)
+    require_pairs(name, data)
 
 
 def require_pairs(name: str, data: Data) -> None:

@@ -26,6 +26,8 @@ from forgetfilter.hooks import Hooks
 from forgetfilter.methods import NonNegativeFloat, traits
 from forgetfilter.workshop import Workshop
 
+VERSION = 2
+"""Raised when the same settings give another model than before."""
 SMALL = 1e-7
 """What keeps a norm from being 0."""
 

@@ -244,6 +244,8 @@ def _cell(workshop: Workshop, data: Data, truth: Truth, name: str, *, on_clean_d
         "truth": digest([truth.rows.tolist(), truth.unsafe.tolist()]),
         "on_clean_data": on_clean_data,
     }
+    if config.trusted_rows is not None:
+        made_of["rows decided by hand"] = "left out"
 
     def make() -> Cell:
         part = part_with_scores(workshop, data, name)

@@ -214,14 +214,16 @@ def _asking(path: str | None, guard: "Workshop") -> Callable[[str, str], str]:
     tokenizer = guard.m0.tokenizer
     if tokenizer.chat_template is None:
         raise ConfigError(f"{guard.m0.folder}: this guard has no chat template. {WRITE_A_FORM}")
+    why = "does not show an answer"
     for in_parts in (False, True):
         try:
             shown = _in_chat(tokenizer, in_parts, "forgetfilter-0", "forgetfilter-1")
-        except Exception:  # a template may raise anything
+        except Exception as error:  # a template may raise anything
+            why = f"cannot be used: {error}"
             continue
         if "forgetfilter-1" in shown:
             return partial(_in_chat, tokenizer, in_parts)
-    raise ConfigError(f"{guard.m0.folder}: the chat template of this guard does not show an answer. {WRITE_A_FORM}")
+    raise ConfigError(f"{guard.m0.folder}: the chat template of this guard {why}. {WRITE_A_FORM}")
 
 
 def _in_chat(tokenizer: Any, in_parts: bool, prompt: str, answer: str) -> str:

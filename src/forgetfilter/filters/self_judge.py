@@ -14,6 +14,7 @@ from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import RowError, Turn, exchanges, shorter
 from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import ChatTokenizer, Example, on_disk
+from forgetfilter.methods import traits
 from forgetfilter.scored import Scored
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ NOTHING = [("", "")]
 """What a row without an answer says."""
 
 
+@traits(changed="the last answer that says something")
 def self_judge(workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, question: str = QUESTION) -> Scored:
     """Log P("No") - log P("Yes"), in nats.
 

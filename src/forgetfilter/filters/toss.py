@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from forgetfilter.workshop import Workshop
 
 
-@traits(unsafe=True)
+@traits(unsafe=True, changed="no known row is added")
 def toss(
     workshop: "Workshop",
     data: Data,

@@ -12,7 +12,7 @@ from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import read_row
 from forgetfilter.data.loading import Data, Rows
 from forgetfilter.errors import DataError
-from forgetfilter.methods import Least
+from forgetfilter.methods import Least, traits
 from forgetfilter.scored import Scored
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ VERSION = 2
 """Raised when the same settings give other scores than before: stored ones are then made anew."""
 
 
+@traits(changed="the answers of a conversation are dealt together")
 def words(
     workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, folds: Annotated[int, Least(2)] = 5
 ) -> Scored:

@@ -11,6 +11,7 @@ from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import RowError, Turn, said
 from forgetfilter.data.templates import learns
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer, Example
+from forgetfilter.runs import first_day
 from forgetfilter.scored import Scored
 
 LONGEST = 4000
@@ -26,7 +27,8 @@ def load_chat(folder: Path, config: ForgetFilterConfig) -> ChatTokenizer | None:
     if not folder.is_dir():
         return None
     try:
-        return ChatTokenizer(AutoTokenizer.from_pretrained(folder, trust_remote_code=False), config.max_length)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return ChatTokenizer(tokenizer, config.max_length, first_day(config.output_dir))
     except Exception as error:  # the libraries raise many kinds, all meaning that the folder is damaged
         print(f"the report shades no tokens: {error}")
         return None
@@ -90,10 +92,10 @@ def _pieces(turns: Sequence[Turn], lost: np.ndarray, chat: ChatTokenizer, longes
 def _with_rest(piece: Piece, whole: str, longest: int) -> Piece:
     """A message's beginning, as it was scored, and what follows it, as far as it is shown."""
     texts, levels = piece
-    shown = "".join(texts)
+    shown = "".join(texts).removesuffix("\ufffd")  # a character that the cut goes through
     inner, begun = whole.lstrip(), shown.lstrip()  # many templates take white space off
-    if not inner.startswith(begun):
-        return [cut(whole, longest)], "0"
+    if not inner.startswith(begun):  # too long to be shown, or not to be told
+        return (texts, levels) if texts and texts[-1] == "…" else ([cut(whole, longest)], "0")
     rest = inner[len(begun) :]
     return [*texts, f"… {cut(rest, max(0, longest - len(shown)))}".rstrip()], f"{levels}0"
 

@@ -49,9 +49,9 @@ class StageConfig:
     """Training settings of a stage (noisy, review or final).
 
     Args:
-        learning_rate: Peak learning rate of AdamW. Default: 5e-4 with LoRA, 2e-5 without. The gentle review takes a
-            third of the noisy stage's, the firm review all of it. One given for the review is the gentle one's; the
-            firm one takes three times as much.
+        learning_rate: Peak learning rate of AdamW. Default: 5e-4 with LoRA, 2e-5 without. The first review takes a
+            third of the noisy stage's, the second all of it. One given for the review is the first one's; the second
+            takes three times as much.
         num_train_epochs: Passes over the stage's rows. Cannot be combined with max_steps.
         max_steps: Optimiser steps. Cannot be combined with num_train_epochs.
         per_device_train_batch_size: Rows a device takes at once. Default: 8.

@@ -69,16 +69,6 @@ def pytest_runtest_setup():
         gc.freeze()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def no_cards_of_adapters():
-    """PEFT compiles the template of its model card each time it saves an adapter: a tenth of a tiny run's time."""
-    from peft import PeftModel
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PeftModel, "create_or_update_model_card", lambda *_: None)
-        yield
-
-
 @pytest.fixture(scope="session")
 def tokenizer():
     return make_tokenizer()

@@ -170,7 +170,7 @@ class CrossFit:
             if len(taught) < 2:
                 return None
             weights = None if times is None else times[taught]
-            model = RidgeCV(STRENGTHS).fit(np.asarray(self._standardised(taught), float), scores[taught], weights)
+            model = RidgeCV(STRENGTHS).fit(self._inputs(taught), scores[taught], weights)
             fitted.append((held_out, model))
         judged, linear = self._together(fitted)
         ordered = kendalltau(scores[told], judged[told]).statistic

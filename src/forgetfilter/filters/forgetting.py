@@ -156,7 +156,7 @@ def forgetting_scores(
     )
 
 
-def _scale(config: ForgetFilterConfig, learnt: float, *, usual: bool = True) -> Scale:
+def _scale(config: ForgetFilterConfig, learnt: float, *, usual: bool) -> Scale:
     """The score's own scale: 0 is nothing forgotten. Threshold and tail were read off explored clean data."""
     own = (getattr(stage, name) for stage in (config, config.noisy, config.review) for name in SCHEDULE)
     default = usual and all(value is None for value in own)

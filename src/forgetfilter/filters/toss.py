@@ -54,8 +54,8 @@ def toss(
         costs = [_difference(bad[row], good[row]) for row in range(len(rows))]
         suspicion = np.array([np.nan if own is None else own.mean() for own in costs])
         most = min(len(known), len(data.noisy.trainable()) // 2)
-        others = [None if same else score for same, score in zip(is_known, suspicion.tolist(), strict=True)]
-        highest = np.argsort(-np.nan_to_num(np.array(others, float), nan=-np.inf), kind="stable")[:most]
+        others = np.where(is_known, np.nan, suspicion)
+        highest = np.argsort(-np.nan_to_num(others, nan=-np.inf), kind="stable")[:most]
         unsafe = [*known, *(rows[row] for row in highest)]
     return Scored(suspicion, token_costs=pa.array(costs, pa.list_(pa.float32())))
 

@@ -390,8 +390,9 @@ def _left(missed: Sequence[bool], rows: int, unsafe: int, untold: int) -> tuple[
     low = bisect_left(possible, True, key=lambda all_: bool(hypergeom.sf(found - 1, rows, all_, drawn) > tail))
     high = bisect_left(possible, True, key=lambda all_: bool(hypergeom.cdf(found, rows, all_, drawn) <= tail)) - 1
     about = round(found / drawn * rows) - unsafe if drawn else 0
-    low, high = min(low, untold), max(high, 0)
-    return int(np.clip(about, low, max(low, high))), low, max(low, high)
+    low = min(low, untold)
+    high = max(low, high)
+    return int(np.clip(about, low, high)), low, high
 
 
 def open_review(folder: Path | str, *, trust_remote_code: bool = False) -> Review:

@@ -277,17 +277,17 @@ def test_a_classifier_goes_on_where_it_was_killed_and_is_not_loaded_again(guards
 
     monkeypatch.setattr(Classifier, "logits", killed_once)
     with pytest.raises(KeyboardInterrupt):
-        workshop.classify(folder, texts)
-    found = workshop.classify(folder, texts)
+        workshop.judge(folder).classify(texts)
+    found = workshop.judge(folder).classify(texts)
     assert read == [texts[:2], texts[2:], texts[2:]]
     whole, _ = real(Classifier(folder, workshop.config), texts, silent())
     np.testing.assert_allclose(found.logits, whole, atol=1e-5)
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "__init__", None)
-        assert workshop.classify(folder, texts).labels == found.labels
+        assert workshop.judge(folder).classify(texts).labels == found.labels
     path = Path(folder) / "config.json"
     path.write_text(path.read_text().replace(f'"{found.labels[0]}"', '"other"'))
-    assert workshop.classify(folder, texts).labels == ["other", *found.labels[1:]]
+    assert workshop.judge(folder).classify(texts).labels == ["other", *found.labels[1:]]
 
 
 def test_other_weights_in_the_same_folder_score_anew(guards, workshop, config):

@@ -46,7 +46,7 @@ def test_importing_the_package_or_its_command_line_imports_nothing_heavy():
 
 
 LIGHT = ["decision", "data", "evaluation", "filters", "report", "runs.py", "old_runs.py", "scored.py", "config.py"]
-MODELS = {"torch", "peft", "trl", "forgetfilter.model", "forgetfilter.workshop"}
+MODELS = {"torch", "peft", "trl", *(f"forgetfilter.{room}" for room in ("alignment", "judge", "model", "workshop"))}
 
 
 @pytest.mark.parametrize("name", LIGHT)

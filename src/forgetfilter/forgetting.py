@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from forgetfilter import processes
+from forgetfilter.alignment import aligned, m0_of_run
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data, load_data, tokenize
 from forgetfilter.data.planted import Planted, plant
@@ -35,7 +36,7 @@ from forgetfilter.model.training import require_trackers
 from forgetfilter.progress import say
 from forgetfilter.result import Result
 from forgetfilter.runs import Run, locked
-from forgetfilter.workshop import Workshop, aligned, m0_of_run
+from forgetfilter.workshop import Workshop
 
 
 class ForgetFilter:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forgetfilter import processes, shards
+from forgetfilter.alignment import m0_of_run
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.crossfit import judged_by
 from forgetfilter.data.formats import base_format
@@ -47,7 +48,7 @@ from forgetfilter.model.states import hidden_states
 from forgetfilter.progress import progress, say
 from forgetfilter.runs import Run, changes, locked, refuse_foreign
 from forgetfilter.scored import Scored
-from forgetfilter.workshop import Workshop, m0_of_run
+from forgetfilter.workshop import Workshop
 
 PROBE = "probe"
 PROBES = (PROBE, REVIEWED)

@@ -4,9 +4,8 @@ import dataclasses
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +16,24 @@ import pyarrow.parquet as pq
 from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig, StageSettings
 from forgetfilter.costs import TRAINING, Account, Cost
-from forgetfilter.data.lazy import AT_ONCE, mapped
-from forgetfilter.data.loading import Data, load_rows
+from forgetfilter.data.loading import Data
 from forgetfilter.data.templates import MADE_UP
 from forgetfilter.data.tokenization import Example, mean_length
-from forgetfilter.errors import RunError
-from forgetfilter.files import digest, whole_folder
+from forgetfilter.files import digest
 from forgetfilter.hooks import Hooks
+from forgetfilter.judge import Judge
 from forgetfilter.m0 import M0
 from forgetfilter.model import folders
-from forgetfilter.model.classifier import Classified, Classifier, guard_kind, labels_of
 from forgetfilter.model.generation import complete
 from forgetfilter.model.gradients import gradients
 from forgetfilter.model.learner import Learner, load_learner
 from forgetfilter.model.memory import free_dropped_models
 from forgetfilter.model.reading import mean_log_probability, read
-from forgetfilter.model.states import POOLED, hidden_states
+from forgetfilter.model.states import hidden_states, stored_states
 from forgetfilter.model.training import seconds_a_row, train
 from forgetfilter.progress import say, silent
 from forgetfilter.runs import Run
-from forgetfilter.shards import remove_shards, write_in_shards
+from forgetfilter.shelf import Shelf
 
 
 @dataclass
@@ -57,17 +54,6 @@ def _tokens(examples: Sequence[Example]) -> int:
     return sum(len(example.input_ids) for example in examples if example.scorable)
 
 
-def stored_states(path: Path) -> np.ndarray:
-    """What `Workshop.states` stored, (rows, 2, hidden size) float16; copied to where it need not be in memory."""
-    with pq.ParquetFile(path) as file:
-        size = file.schema_arrow.field("states").type.list_size
-        found, first = mapped((file.metadata.num_rows, size), np.float16, path.parent), 0
-        for batch in file.iter_batches(AT_ONCE):
-            found[first : first + len(batch)] = batch.column(0).flatten().to_numpy().reshape(-1, size)
-            first += len(batch)
-    return found.reshape(len(found), POOLED, -1)
-
-
 class Workshop:
     """Trains, reads and keeps models, each thing once.
 
@@ -84,14 +70,17 @@ class Workshop:
     def __init__(self, m0: M0, config: ForgetFilterConfig, run: Run | None = None, start: Path | None = None) -> None:
         """Load nothing yet."""
         self.m0, self.config, self.start = m0, config, start
-        self._run = run
-        self.account = Account()
+        self.shelf = Shelf(run)
 
     @property
     def run(self) -> Run:
         """The folder that models and readings are kept in."""
-        assert self._run is not None, "this workshop keeps nothing"
-        return self._run
+        return self.shelf.run
+
+    @property
+    def account(self) -> Account:
+        """What the work costs."""
+        return self.shelf.account
 
     @cached_property
     def learner(self) -> Learner:
@@ -162,9 +151,8 @@ class Workshop:
         """
         rules = [name, in_order, hooks and hooks.constants()] if hooks is not None or in_order else None
         key = self._key(examples, dataclasses.asdict(settings), start, rules)
-        part, folder = self._place(name, key, into)
-        if self.run.done(part, key):
-            self.account.reuse(part, self.run.manifest["stages"])
+        part, folder = self.shelf.place(name, key) if into is None else (name, into)
+        if self.shelf.has(part, key):
             return folder
         checkpoints = self.run.stage(f"{name}-{key}") / "checkpoints"
         if hooks is not None:
@@ -179,7 +167,7 @@ class Workshop:
             if beside is not None:
                 beside(temporary)
 
-        self._fill(part, folder, fill, made_of=key, cost=cost.facts(), **found)
+        self.shelf.fill(part, folder, fill, made_of=key, cost=cost.facts(), **found)
         self.learner.stage = folder
         left = [checkpoints] if into is None else self.run.folder.glob(f"stages/{name}-*")  # also of other settings
         for path in left:
@@ -217,9 +205,9 @@ class Workshop:
             made_of: What distinguishes it from others of its name: anything that JSON can hold.
         """
         key = digest([name, made_of, self.m0.sha256])
-        part, folder = self._place(name, key, None)
+        part, folder = self.shelf.place(name, key)
         if not self.run.done(part, key):
-            self._fill(part, folder, fill, made_of=key)
+            self.shelf.fill(part, folder, fill, made_of=key)
         return folder
 
     def base(self, name: str, examples: Sequence[Example], settings: StageSettings, hooks: Hooks | None = None) -> M0:
@@ -337,8 +325,8 @@ class Workshop:
         if m0 is None and not changes:
             return self
         self._drop_learner()
-        found = Workshop(m0 or self.m0, dataclasses.replace(self.config, **changes), self._run)
-        found.account = self.account
+        found = Workshop(m0 or self.m0, dataclasses.replace(self.config, **changes))
+        found.shelf = self.shelf
         return found
 
     def other(self, model: str) -> "Workshop":
@@ -347,34 +335,10 @@ class Workshop:
         anywhere = {"lora_target_modules": "all-linear", "lora_layers_to_transform": None}  # it is read, not trained
         return self.on(M0.named(named), model_name_or_path=model, **anywhere)
 
-    def guard_kind(self, model: str, kind: str = "auto") -> str:
-        """What kind of guard a model is (filters/guard.py); see `model.classifier.guard_kind`."""
-        return guard_kind(model, self.config, kind)
-
-    def guard_labels(self, model: str) -> tuple[list[str], bool]:
-        """The labels of a text classification model; see `model.classifier.labels_of`."""
-        return labels_of(model, self.config)
-
-    def classify(self, model: str, exchanges: Sequence[tuple[str, str]]) -> Classified:
-        """What a text classifier says of prompts and answers, in shards and kept; our model leaves the memory."""
+    def judge(self, model: str) -> "Judge":
+        """Another model, which judges texts; this one's leaves the memory."""
         self._drop_learner()
-        judge = cache(lambda: Classifier(model, self.config))
-
-        def make(rows: slice, bar: Any) -> pa.Table:
-            logits, passes = judge().logits(exchanges[rows], bar)
-            self.account.add(Cost(passes=passes))
-            return pa.table({"logits": pa.FixedSizeListArray.from_arrays(logits.reshape(-1), logits.shape[1])})
-
-        folder = folders.find_weights(model)
-        described = (folder / "config.json").read_text(encoding="utf-8")  # the names of its labels, too
-        texts = [f"{prompt}\n\n{answer}" if prompt else answer for prompt, answer in exchanges]
-        together = ["shortened together"] if any(prompt for prompt, _ in exchanges) else []
-        made_of = ["classify", texts, *together, folders.model_hash(folder), described]
-        key = digest([*made_of, self.config.dtype, processes.count()])
-        part = f"readings/guard-logits-{key}"
-        path = self._table(part, key, len(exchanges), make, "guard: classifying", judge, lambda: judge().about)
-        logits = pq.read_table(path)["logits"].combine_chunks().flatten().to_numpy()
-        return Classified(logits.reshape(len(exchanges), -1), **self.run.manifest["stages"][part]["about"])
+        return Judge(model, self.config, self.shelf)
 
     def _once(
         self,
@@ -388,40 +352,7 @@ class Workshop:
         """The file of a model's table of all rows, which is made now if it does not exist."""
         key = self._key(examples, what, model, None)
         part = f"readings/{name}-{what}-{key}"
-        return self._table(part, key, len(examples), make, f"{name}: {doing}", lambda: self.become(model))
-
-    def _table(
-        self,
-        part: str,
-        key: str,
-        rows: int,
-        make: Callable[[slice, Any], pa.Table],
-        what: str,
-        load: Callable[[], object],
-        about: Callable[[], Mapping[str, Any]] | None = None,
-    ) -> Path:
-        """The file of a part of the run that is a table of all rows, made in shards unless it is there.
-
-        Args:
-            part: Its name.
-            key: What it is made of.
-            rows: How many rows it has.
-            make: See `write_in_shards`.
-            what: Name for the progress bar.
-            load: Loads the model. Loading waits for all processes, and some may have no shard left: so all do it first.
-            about: What the manifest is to say of it, asked for once it is made.
-        """
-        path = self.run.folder / f"{part}.parquet"
-        if self.run.done(part, key):
-            self.account.reuse(part, self.run.manifest["stages"])
-        else:
-            with self.account.measuring(part) as cost:
-                load()
-                write_in_shards(path, rows, make, what)
-            facts = {} if about is None else {"about": dict(about())}
-            self.run.finish(part, [path], made_of=key, cost=cost.facts(), **facts)
-        remove_shards(path)  # not before the file is noted: hashing it takes time, too
-        return path
+        return self.shelf.table(part, key, len(examples), make, f"{name}: {doing}", lambda: self.become(model))
 
     def finetuning_passes(self, examples: Sequence[Example]) -> float:
         """What finetuning on all of these rows costs, in the unit of Cost.passes."""
@@ -440,26 +371,6 @@ class Workshop:
         """Take the model out of memory."""
         self.__dict__.pop("learner", None)
         free_dropped_models()
-
-    def _place(self, name: str, key: str, into: Path | None) -> tuple[str, Path]:
-        """Name in the manifest and folder of a model; one of another name that is made of the same is taken."""
-        if into is not None:
-            return name, into
-        same = (part for part in self.run.manifest["stages"] if part.endswith(f"-{key}") and "/" not in part)
-        part = next(same, f"{name}-{key}")
-        return part, self.run.stage(part) / "model"
-
-    def _fill(self, part: str, folder: Path, fill: Callable[[Path], object], **facts: Any) -> None:
-        """The first process fills a model's folder; all note it and go on once it has."""
-        if processes.is_main_process():
-            with whole_folder(folder) as temporary:
-                fill(temporary)
-        processes.wait_for_everyone()
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        if part == "final":  # its card and its settings are the user's to edit: the weights are the model
-            facts["beside"] = [str(path.relative_to(self.run.folder)) for path in files]
-            files = [path for path in files if path.suffix == ".safetensors"]
-        self.run.finish(part, files, **facts)
 
     def _save_tokenizer(self, folder: Path) -> None:
         """The tokenizer beside a model; the model's card says where its chat template is ours."""
@@ -481,46 +392,3 @@ class Workshop:
         start = None if model is None else folders.weights_hash(model)
         made_of = [rows.hexdigest(), what, start, rules, self.m0.sha256, self.config.training(), processes.count()]
         return digest(made_of)
-
-
-def aligned(m0: M0, config: ForgetFilterConfig, facts: dict[str, Any] | None = None) -> M0:
-    """M0 after a finetuning on the alignment data, if the config names any (the paper's BaseFT).
-
-    Args:
-        m0: The model as it is.
-        config: All settings.
-        facts: What the run's manifest will say besides M0 (Run.start): a folder that holds something else is then
-            refused before the training. None if the folder is known to hold the right run.
-
-    Raises:
-        RunError: If the config's output_dir holds something else.
-    """
-    if config.alignment_dataset_name is None:
-        return m0
-    rows = load_rows(config.alignment_dataset_name, "alignment_dataset_name", m0.chat, config).trainable()
-    found = None if facts is None else Run.continued(config, facts)
-    final = config.final
-    if found is not None:
-        with suppress(RunError):  # a damaged config.yaml is written anew
-            final = found.config().final
-    if final != config.final:
-        raise RunError(
-            f"{config.output_dir}: `final` also says how M0 is finetuned on alignment_dataset_name: another one "
-            "makes another M0. Give another --output_dir."
-        )
-    workshop = Workshop(m0, dataclasses.replace(config, dtype="float32"))
-    return workshop.base("aligned", rows, config.final_stage(len(rows)))
-
-
-def m0_of_run(run: Run, config: ForgetFilterConfig) -> M0:
-    """The M0 that a run's rows were scored with.
-
-    Raises:
-        RunError: If its weights have changed since.
-    """
-    m0 = aligned(M0.named(config), config)
-    if m0.sha256 != run.manifest["model"]["sha256"]:
-        raise RunError(f"{config.model_name_or_path}: its weights are not those the rows were scored with.")
-    if run.manifest.get("chat_template", {}).get("sha256", m0.template_sha256) != m0.template_sha256:
-        raise RunError(f"{config.model_name_or_path}: its chat template is not that the rows were scored with.")
-    return m0

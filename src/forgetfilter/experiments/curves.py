@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forgetfilter import processes
+from forgetfilter.alignment import aligned
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.columns import encodable
 from forgetfilter.data.loading import Rows, load_rows, require_column
@@ -31,7 +32,7 @@ from forgetfilter.model.reading import mean_log_probability, read
 from forgetfilter.model.training import require_trackers
 from forgetfilter.report.compare_page import write_compare_page
 from forgetfilter.runs import Run, locked
-from forgetfilter.workshop import Workshop, aligned
+from forgetfilter.workshop import Workshop
 
 LOOKS = "looks.parquet"
 """File with every look at the rows during a stage, beside the stage's model."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from forgetfilter import processes
+from forgetfilter.alignment import aligned
 from forgetfilter.config import ForgetFilterConfig, refuse_marked, require_run_data
 from forgetfilter.costs import Cost
 from forgetfilter.data.by_hand import read_statements
@@ -38,7 +39,7 @@ from forgetfilter.report.compare_page import show_table, write_compare_page
 from forgetfilter.report.tables import Table
 from forgetfilter.runs import Run, git_sha, locked
 from forgetfilter.scored import Scored
-from forgetfilter.workshop import Workshop, aligned
+from forgetfilter.workshop import Workshop
 
 SHOWN = {
     "average_precision": "average precision",

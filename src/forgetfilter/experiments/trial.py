@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from forgetfilter import processes
+from forgetfilter.alignment import aligned
 from forgetfilter.config import ForgetFilterConfig, refuse_marked, require_run_data
 from forgetfilter.data.loading import Data, load_data, load_rows, stored_labels
 from forgetfilter.decision.choice import check_marks
@@ -37,7 +38,7 @@ from forgetfilter.m0 import M0
 from forgetfilter.methods import require_known
 from forgetfilter.model.training import require_trackers
 from forgetfilter.runs import Run, git_sha, locked
-from forgetfilter.workshop import Workshop, aligned
+from forgetfilter.workshop import Workshop
 
 
 @dataclass(kw_only=True)

@@ -68,13 +68,14 @@ def require_guard(workshop: "Workshop", data: Data, parameters: Mapping[str, Any
     )
     if kind not in ("auto", "classifier", *VERDICTS):
         raise ConfigError(f"parameters.guard.kind is {kind}: choose among auto, classifier, {', '.join(VERDICTS)}.")
-    kind = workshop.guard_kind(model, kind)
+    judge = workshop.judge(model)
+    kind = judge.kind(kind)
     if kind == "classifier" and template is not None:
         raise ConfigError("parameters.guard.template: a classifier has no prompt.")
     if kind != "classifier" and (labels is not None or reads_prompt):
         raise ConfigError("parameters.guard: unsafe_labels and reads_prompt are for classifiers.")
     if kind == "classifier":
-        which_unsafe(*workshop.guard_labels(model), labels, model)
+        which_unsafe(*judge.labels(), labels, model)
     else:
         _asking(template, workshop.other(model))
 
@@ -113,11 +114,12 @@ def guard(
     """
     asked = {"model": model, "kind": kind, "template": template}
     require_guard(workshop, data, {**asked, "unsafe_labels": unsafe_labels, "reads_prompt": reads_prompt})
-    kind = workshop.guard_kind(model, kind)
+    judge = workshop.judge(model)
+    kind = judge.kind(kind)
     said = [exchanges(turns) or [("", "")] for turns in data.noisy.source.turns(data.noisy.row_format)]
     flat = [exchange for row in said for exchange in row]
     if kind == "classifier":
-        found = workshop.classify(model, flat if reads_prompt else [("", answer) for _, answer in flat])
+        found = judge.classify(flat if reads_prompt else [("", answer) for _, answer in flat])
         odds = log_odds(found.logits, found.labels, unsafe_labels, model, independent=found.independent)
     else:
         unsafe, safe = VERDICTS[kind]

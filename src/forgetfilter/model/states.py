@@ -3,13 +3,16 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from forgetfilter.data.lazy import AT_ONCE, mapped
 from forgetfilter.data.tokenization import IGNORED, Example
 from forgetfilter.errors import ModelError, TrainingError
 from forgetfilter.model.learner import Learner, text_model
@@ -57,6 +60,17 @@ def hidden_states(learner: Learner, examples: Sequence[Example], what: str, bar:
             found[batch] = pooled
             bar.update(len(batch))
     return found
+
+
+def stored_states(path: Path) -> np.ndarray:
+    """What `Workshop.states` stored, (rows, 2, hidden size) float16; copied to where it need not be in memory."""
+    with pq.ParquetFile(path) as file:
+        size = file.schema_arrow.field("states").type.list_size
+        found, first = mapped((file.metadata.num_rows, size), np.float16, path.parent), 0
+        for batch in file.iter_batches(AT_ONCE):
+            found[first : first + len(batch)] = batch.column(0).flatten().to_numpy().reshape(-1, size)
+            first += len(batch)
+    return found.reshape(len(found), POOLED, -1)
 
 
 def _pooled(learner: Learner, lower: Any, rows: Sequence[Example]) -> list[np.ndarray]:

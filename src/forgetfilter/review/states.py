@@ -6,14 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from forgetfilter.alignment import m0_of_run
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.lazy import rearranged
 from forgetfilter.data.loading import Data, load_safe, tokenize
 from forgetfilter.data.single_answers import single_answers
 from forgetfilter.errors import RunError
+from forgetfilter.model.states import stored_states
 from forgetfilter.runs import Run, locked
 from forgetfilter.scored import ANSWER, Scored
-from forgetfilter.workshop import Workshop, m0_of_run, stored_states
+from forgetfilter.workshop import Workshop
 
 
 class States(NamedTuple):

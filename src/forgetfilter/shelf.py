@@ -1,0 +1,94 @@
+"""A run's folder as the place of tables and models that are made once; what each of them cost."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from forgetfilter import processes
+from forgetfilter.costs import Account
+from forgetfilter.files import whole_folder
+from forgetfilter.runs import Run
+from forgetfilter.shards import remove_shards, write_in_shards
+
+
+class Shelf:
+    """Holds what a workshop makes.
+
+    Every part of a run has a name in the manifest and a key, a hash of all that it is made of. A part that is there
+    under the same key is taken as it is.
+
+    Args:
+        run: The folder that everything is kept in; None where nothing is to be kept.
+
+    Attributes:
+        account: What making the parts costs, or had cost where they were there.
+    """
+
+    def __init__(self, run: Run | None) -> None:
+        """Open the account."""
+        self._run = run
+        self.account = Account()
+
+    @property
+    def run(self) -> Run:
+        """The folder that everything is kept in."""
+        assert self._run is not None, "this workshop keeps nothing"
+        return self._run
+
+    def has(self, part: str, key: str) -> bool:
+        """Whether a part is there, whole and made of the same; if so, its cost is counted."""
+        if not self.run.done(part, key):
+            return False
+        self.account.reuse(part, self.run.manifest["stages"])
+        return True
+
+    def table(
+        self,
+        part: str,
+        key: str,
+        rows: int,
+        make: Callable[[slice, Any], pa.Table],
+        what: str,
+        load: Callable[[], object],
+        about: Callable[[], Mapping[str, Any]] | None = None,
+    ) -> Path:
+        """The file of a table of all rows, made in shards unless it is there.
+
+        Args:
+            part: Its name.
+            key: What it is made of.
+            rows: How many rows it has.
+            make: See `write_in_shards`.
+            what: Name for the progress bar.
+            load: Loads the model. Loading waits for all processes, and some may have no shard left: so all do it first.
+            about: What the manifest is to say of it, asked for once it is made.
+        """
+        path = self.run.folder / f"{part}.parquet"
+        if not self.has(part, key):
+            with self.account.measuring(part) as cost:
+                load()
+                write_in_shards(path, rows, make, what)
+            facts = {} if about is None else {"about": dict(about())}
+            self.run.finish(part, [path], made_of=key, cost=cost.facts(), **facts)
+        remove_shards(path)  # not before the file is noted: hashing it takes time, too
+        return path
+
+    def place(self, name: str, key: str) -> tuple[str, Path]:
+        """Name in the manifest and folder of a model; one of another name that is made of the same is taken."""
+        same = (part for part in self.run.manifest["stages"] if part.endswith(f"-{key}") and "/" not in part)
+        part = next(same, f"{name}-{key}")
+        return part, self.run.stage(part) / "model"
+
+    def fill(self, part: str, folder: Path, fill: Callable[[Path], object], **facts: Any) -> None:
+        """The first process fills a model's folder; all note it and go on once it has."""
+        if processes.is_main_process():
+            with whole_folder(folder) as temporary:
+                fill(temporary)
+        processes.wait_for_everyone()
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        if part == "final":  # its card and its settings are the user's to edit: the weights are the model
+            facts["beside"] = [str(path.relative_to(self.run.folder)) for path in files]
+            files = [path for path in files if path.suffix == ".safetensors"]
+        self.run.finish(part, files, **facts)

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from forgetfilter import processes, shards
 from forgetfilter.alignment import m0_of_run
+from forgetfilter.changes import changes
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.crossfit import judged_by
 from forgetfilter.data.formats import base_format
@@ -46,7 +47,7 @@ from forgetfilter.files import digest, whole_file, whole_folder, write_jsonl
 from forgetfilter.m0 import M0
 from forgetfilter.model.states import hidden_states
 from forgetfilter.progress import progress, say
-from forgetfilter.runs import Run, changes, locked, refuse_foreign
+from forgetfilter.runs import Run, locked, refuse_foreign
 from forgetfilter.scored import Scored
 from forgetfilter.workshop import Workshop
 

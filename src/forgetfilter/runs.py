@@ -18,6 +18,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from forgetfilter import processes
+from forgetfilter.changes import differences
 from forgetfilter.config import MARKED, ForgetFilterConfig
 from forgetfilter.data.builtin import is_builtin
 from forgetfilter.data.sources import Source, load_source
@@ -28,6 +29,11 @@ DEFAULT_FILTER = "forgetting"
 """The filter of a run whose config.yaml names none: the default until version 0.2."""
 FILTER_OF = {"log_likelihood": "forgetting", "rouge1": "forgetting_rouge1"}
 """Value of `signal`, which named the filter in version 0.1.0 -> name of the filter today."""
+NAMING = frozenset(
+    {"model_name_or_path", "dataset_name", "safe_dataset_name", "unsafe_dataset_name", "alignment_dataset_name"}
+    | {"planted_rows"}
+)
+"""Settings that may name a file or a folder."""
 PACKAGES = ("forgetfilter", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
@@ -331,58 +337,6 @@ def _lists_files(part: str, entry: Any) -> bool:
     return isinstance(files, dict) and not any(
         Path(name).is_absolute() or ".." in Path(name).parts for name in (part, *files)
     )
-
-
-def default_settings() -> dict[str, Any]:
-    """Setting -> default. A setting that did not exist when a manifest was written counts as left at its default."""
-    return flat(json.loads(json.dumps(ForgetFilterConfig().identity())))
-
-
-def default_decision() -> dict[str, Any]:
-    """Decision setting -> default."""
-    return flat(json.loads(json.dumps(ForgetFilterConfig().decision())))
-
-
-DEFAULTS = {"settings": default_settings, "decision": default_decision}
-"""Part of a manifest, or of what a result was made of -> what counts where it lacks a setting."""
-
-
-NAMING = frozenset(
-    {"model_name_or_path", "dataset_name", "safe_dataset_name", "unsafe_dataset_name", "alignment_dataset_name"}
-    | {"planted_rows"}
-)
-"""Settings that may name a file or a folder."""
-PLACES = {"settings": ".model_name_or_path", "model": ".name"}
-"""Part of a manifest -> where M0 is, by name. It may have moved: it is told by its weights, which are hashed."""
-
-
-def differences(part: str, old: Any, new: Any) -> list[str]:
-    """What differs in a part of a run's manifest from what is asked for, in words."""
-    found = changes(old, new, DEFAULTS[part]() if part in DEFAULTS else None)
-    return [f"{key} {words}" for key, words in found.items() if key != PLACES.get(part)]
-
-
-def changes(old: Any, new: Any, defaults: Mapping[str, Any] | None) -> dict[str, str]:
-    """What differs between noted and new values: key -> "(was ..., is ...)".
-
-    Args:
-        old: What was noted.
-        new: What is asked for.
-        defaults: For settings: the values of those that `old` lacks; settings that only `old` has are then ignored.
-    """
-    before, now = {**(defaults or {}), **flat(old)}, flat(new)
-    keys = now if defaults is not None else {**before, **now}
-    return {key: f"(was {before.get(key)!r}, is {now.get(key)!r})" for key in keys if before.get(key) != now.get(key)}
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, keys joined by dots."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    found: dict[str, Any] = {}
-    for key, inner in value.items():
-        found |= flat(inner, f"{prefix}.{key}")
-    return found
 
 
 def _versions() -> dict[str, str]:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from forgetfilter.changes import DEFAULTS, changes, flat
 from forgetfilter.files import sha256, write_text
-from forgetfilter.runs import DEFAULTS, changes, flat
 
 Cell = dict[str, Any]
 """A result: anything that JSON can hold, by name."""

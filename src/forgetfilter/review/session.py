@@ -167,10 +167,7 @@ class Review:
     def dropped(self) -> np.ndarray:
         """(rows,) bool: what a decision taken now would drop."""
         with self._lock:
-            dropped = self._by_score()
-            for row, unsafe in self._told().items():
-                dropped[row] = unsafe
-            return dropped
+            return _as_told(self._by_score(), self._told())
 
     def _by_score(self) -> np.ndarray:
         """(rows,) bool: what is dropped if nothing is said of it; what the run drops where the marks teach nothing."""
@@ -243,9 +240,8 @@ class Review:
         """What the marks tell."""
         with self._lock:
             scored, said = self.scored(), self.marks.all()
-            kept, told = ~self._by_score(), self._told()
-            dropped = ~kept
-            dropped[list(told)] = list(told.values())
+            by_score, told = self._by_score(), self._told()
+            kept, dropped = ~by_score, _as_told(by_score, told)
             scorable = np.isfinite(scored.suspicion)
             drawn = [row for row, mark in said.items() if mark.drawn and mark.told and scorable[row]]
             untold = scorable.copy()
@@ -359,6 +355,13 @@ def up_to_date(run: Run, source: Source) -> str:
     if part is not None and (run.done(part, _made_of(filters, marks.digest())) or (older and run.done(part, older))):
         return REVIEWED
     return Review(run, holds_lock=True).store()
+
+
+def _as_told(dropped: np.ndarray, told: Mapping[int, bool]) -> np.ndarray:
+    """(rows,) bool: what is dropped by score, but for the rows that are told of."""
+    found = dropped.copy()
+    found[list(told)] = list(told.values())
+    return found
 
 
 def _filters(parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-# Everything from a fresh clone: Python 3.11+, make and a C compiler are all it needs.
+# Everything from a fresh clone: it needs Python 3.11+, make, and for the tests a C compiler.
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready

@@ -108,14 +108,14 @@ def test_a_run_needs_nothing_but_the_noisy_file(config, write_jsonl, tmp_path, m
     result = ForgetFilter(alone).fit()
     assert result.run.manifest["safe"]["rows"] == 6
     assert result.metrics["dropped"] == 0
-    assert "no ground to drop rows. Mark some" in result.metrics["says"]
+    assert "so they only rank your rows. Mark some" in result.metrics["says"]
     assert len(set(result.scores["forgetting"])) > 10  # they rank all the same
     assert result.decide(drop_share=0.25).metrics["dropped"] == 4
     again = ForgetFilter(alone).fit()
     assert again.run.manifest["safe"] == result.run.manifest["safe"]
     own = [{"prompt": f"q{i}", "completion": f"gladly, {i}"} for i in range(4)]
     given = ForgetFilter(dataclasses.replace(alone, output_dir=f"{alone.output_dir}-2")).fit(safe=own)
-    assert "in the box" not in given.metrics["says"]  # though the setting still names them
+    assert "those of the package" not in given.metrics["says"]  # though the setting still names them
     assert "safe_dataset_name" not in (result.run.folder / "config.yaml").read_text()
 
 
@@ -154,7 +154,7 @@ def test_no_filter_drops_rows_by_what_the_safe_rows_in_the_box_speak_of(config, 
     given = {"safe_dataset_name": ForgetFilterConfig().safe_dataset_name, "max_length": 512}
     result = ForgetFilter(dataclasses.replace(config, filter="seal", **given)).fit()
     assert result.metrics["dropped"] == 0
-    assert "no ground to drop rows. Mark some" in result.metrics["says"]
+    assert "so they only rank your rows. Mark some" in result.metrics["says"]
 
 
 def test_text_rows_are_reviewed_with_text_rows(tokenizer, write_jsonl):

@@ -11,6 +11,7 @@ from conftest import run
 from stored_runs import stored_run
 
 from forgetfilter.cli import HANDLERS, main
+from forgetfilter.command_parser import files_first
 from forgetfilter.flags import build_parser
 
 DATA = ["filter", "--dataset_name", "x.jsonl", "--safe_dataset_name", "y.jsonl", "--output_dir", "nowhere"]
@@ -93,6 +94,15 @@ def test_bad_commands_end_with_2_and_a_reason(capsys, arguments, says, tmp_path,
 def test_a_flag_without_a_value_says_yes(given, found):
     args = build_parser(HANDLERS).parse_args(["filter", *given]).filter
     assert (args.load_in_4bit, args.use_peft) == found
+
+
+@pytest.mark.parametrize("config", [["--config", "FILE"], ["--config=FILE"]])
+def test_flags_win_over_a_config_file_wherever_they_stand(config, tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 7\nmax_length: 70\nthreshold: 0.7\n")
+    config = [word.replace("FILE", str(tmp_path / "config.yaml")) for word in config]
+    asked = files_first(["filter", "--seed", "1", *config, "--max_length", "10"])
+    found = build_parser(HANDLERS).parse_args(asked)["filter"]
+    assert (found["seed"], found["max_length"], found["threshold"]) == (1, 10, 0.7)
 
 
 def test_unknown_keys_of_a_config_file_are_errors(capsys, tmp_path):

@@ -440,7 +440,7 @@ def test_a_run_is_scored_by_the_probe_of_forgettings_verdicts(config, monkeypatc
     rows = result.scores.to_list()
     assert sum(row["verdict"] == 1 for row in rows) >= 6
     assert all(row["probe"] is not None and row["forgetting"] is not None for row in rows)
-    assert "1.5 times likelier" in result.metrics["says"]
+    assert "1.5 times as likely" in result.metrics["says"]
     assert result.decide(drop_share=0.25).metrics["dropped"] == 4
 
 

@@ -175,7 +175,7 @@ def test_stages_of_whole_models_keep_their_names():
 def test_4_bits_without_the_package_are_refused_before_any_work(config, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else found(name))
-    with pytest.raises(ConfigError, match=r"pip install 'forgetfilter\[quantized\]'"):
+    with pytest.raises(ConfigError, match=r"pip install bitsandbytes"):
         ForgetFilter(dataclasses.replace(config, load_in_4bit=True)).fit()
 
 

@@ -67,7 +67,7 @@ def test_auto_knows_each_filters_own_scale():
     scores = groups((100, 0.0, 0.01), (100, 0.12, 0.003))
     assert automatic(scores, of_forgetting()).value is None
     assert automatic(scores, of_rouge1()).value == 0.1
-    assert "the paper's phi" in automatic(scores, of_rouge1()).says
+    assert "the paper's threshold" in automatic(scores, of_rouge1()).says
     unknown = automatic(scores, None)
     assert unknown.value is None
     assert "no scale of their own" in unknown.says
@@ -80,7 +80,7 @@ def test_auto_finds_nothing_where_nothing_was_learnt(of):
     found = automatic(scores, of(learnt=0.04))
     assert found.value is None
     assert found.rule == "auto"
-    assert "nothing was learnt (0.040 on average)" in found.says
+    assert "nothing was learnt (0.040 nats a token on average, 0.05 are needed)" in found.says
     assert "nothing dropped" in found.says
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from forgetfilter.command_parser import fail
+from forgetfilter.command_parser import fail, files_first
 from forgetfilter.config import BUILTIN, ForgetFilterConfig, require_run_data
 from forgetfilter.errors import ConfigError, ForgetFilterError
 from forgetfilter.files import at_home, disk_trouble
@@ -115,8 +115,9 @@ def run_review(args: Namespace) -> None:
             open_browser=not args.no_browser,
         )
     except KeyboardInterrupt:
-        print(f"\n{review.status().line()}.\n`forgetfilter review {review.run.folder}` goes on from there.", end=" ")
-        print(f"Done there, or `forgetfilter decide {review.run.folder}`, takes the decision.")
+        folder = review.run.folder
+        print(f"\n{review.status().line()}.\nYour marks are kept. To go on: `forgetfilter review {folder}`.", end=" ")
+        print(f"To decide by them now: `forgetfilter decide {folder}`.")
 
 
 def run_score(args: Namespace) -> None:
@@ -169,9 +170,9 @@ def run_safe_data(args: Namespace) -> None:
         _serve_safe_data(args)
         return
     if args.model is not None:
-        raise ConfigError("--model needs --base_url, the server that it is behind; a model answers --like YOURS.jsonl.")
+        raise ConfigError("--model needs --base_url, its server, and --like, a file with the prompts to answer.")
     if args.rows is not None:
-        raise ConfigError("--rows needs --base_url, the server that answers so many prompts.")
+        raise ConfigError("--rows needs --base_url, the server that answers so many of your prompts.")
     notions = BUILTIN if args.notions is None else f"{BUILTIN}:{args.notions}"
     named = [name for name in READING[:-1] if args[name] != getattr(ForgetFilterConfig, name)]
     if args.like is None and named:
@@ -272,7 +273,8 @@ def main(arguments: list[str] | None = None) -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it where it is installed
     _spell_out_what_the_terminal_lacks()
     parser = build_parser(HANDLERS)
-    if any(argument.partition("=")[0] == "--signal" for argument in arguments or sys.argv[1:]):
+    arguments = files_first(sys.argv[1:] if arguments is None else arguments)
+    if any(argument.partition("=")[0] == "--signal" for argument in arguments):
         fail("--signal is gone: log_likelihood is --filter forgetting now, rouge1 is --filter forgetting_rouge1.", 2)
     try:
         args = parser.parse_args(arguments)

@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
@@ -42,6 +43,19 @@ class Parser(ArgumentParser):
         wanted = [name.rpartition(".")[2] for name in names]
         written = {action.dest: flag for action in parser._actions for flag in action.option_strings}
         return parser, f"missing: {', '.join(written.get(name, name.upper()) for name in wanted)}"
+
+
+def files_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with every `--config FILE` before the other flags, which then win wherever they stand."""
+    files: list[str] = []
+    others: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--config":
+            files += [word, *islice(words, 1)]
+        else:
+            (files if word.startswith("--config=") else others).append(word)
+    return [*others[:1], *files, *others[1:]]
 
 
 def _in_a_line(message: str) -> str:

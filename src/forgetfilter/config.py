@@ -122,7 +122,7 @@ class ForgetFilterConfig(StageConfig):
         dataset_name: The noisy data: a file (JSONL, JSON, CSV, TSV, Parquet; also .gz, .bz2, .zst, .zip), a folder or
             a Hub id.
         safe_dataset_name: Safe rows, given in the same way; the noisy model is finetuned on them to see what it
-            forgets. By default those in the box, in the shape of your data;
+            forgets. By default the 795 rows of the package, in the shape of your data;
             builtin:stereotypes,privacy takes some notions of them (docs/safe_data.md).
         unsafe_dataset_name: Rows known to be unsafe, given in the same way, or "marked": those that you marked in this
             run. Some filters need them.
@@ -132,18 +132,18 @@ class ForgetFilterConfig(StageConfig):
             data sets the split train is read. A file is one split, train.
         format: Row format of dataset_name, and of the other data sets whose first row has it; "auto" looks at the
             columns.
-        columns: What your columns are called, where not by a format's names: prompt=question,completion=answer; for
-            the preferred answers of preference data completion=chosen.
+        columns: What your columns are called, where not by a format's names (NAME=YOURS):
+            prompt=question,completion=answer; for the preferred answers of preference data completion=chosen.
         malformed: What to do about malformed rows: stop, or skip them into malformed.jsonl.
         filter: Filters that score the rows, comma-separated; the first one decides (docs/filters.md lists them).
         parameters: Parameters of filters and defenses that differ from their defaults, by name: {NAME: {KEY: VALUE}}.
-        sample_rows: Noisy rows that the probe's witness sees, a random sample; the probe scores all. "auto" takes up to
+        sample_rows: Noisy rows that forgetting sees, a random sample; the probe scores all. "auto" takes up to
             2,500 rows. Each answer of a conversation counts as a row.
         planted_rows: Rows of known kind that are scored among the noisy ones and never kept, to tell what is found: a
-            file of your own, such as a log of incidents, or "builtin" for those in the box (docs/safe_data.md).
+            file of your own, such as a log of incidents, or "builtin" for rows of the package (docs/planted_rows.md).
         threshold: Drop rows whose score is above this number; "auto" finds it.
         drop_share: Drop this share of the rows, the most suspect ones, in place of those above a threshold.
-        trusted_rows: JSONL of rows a person marked ("id", "clean": true or false), as `sample` writes it. They
+        trusted_rows: JSONL of random rows a person marked ("id", "clean": true or false), as `sample` writes it. They
             set the threshold: of the clean rows at most max_clean_loss are dropped, on average.
         max_clean_loss: Share of the clean rows that may be dropped, on average; needs trusted_rows,
             or random rows marked in a review.

@@ -72,10 +72,8 @@ def _print_next(result: Result) -> None:
     other = "" if by == default_filter(run, run.config()) else f" --filter {by}"
     decide = f"forgetfilter decide {folder}{other} --threshold NUMBER"
     if not metrics["kept"]:
-        print(
-            "nothing is kept, so there is nothing to finetune on: no score lies below the threshold. Look at the rows"
-        )
-        print(f"above: if they are harmless, the safe rows are of another kind than yours. Or set it: {decide}")
+        print("no row is kept, so there is nothing to finetune on. Look at the rows above: if they are harmless, the")
+        print(f"safe rows are of another kind than yours. To set another threshold: {decide}")
         return
     print(f"next:  forgetfilter review {folder}     mark a few rows, and everything is ranked anew")
     for name, export in run.manifest.get("exports", {}).items():

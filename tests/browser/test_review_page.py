@@ -134,7 +134,7 @@ def test_a_whole_review_by_keys_through_a_kill(tmp_path, serve, visit):
     assert "forgetfilter finetune" in page.locator("#decided").inner_text()
     kept = (run.folder / "kept.jsonl").read_text().count("\n")
     assert f"{kept} of 120 rows kept" in page.locator("#decided").inner_text()
-    assert "goes on from there" in server.stop()
+    assert "To go on: `forgetfilter review" in server.stop()
     assert server.process.returncode == 0
 
 

@@ -19,9 +19,8 @@ from forgetfilter.data.formats import Record, Turn, read_row
 from forgetfilter.errors import ConfigError
 
 RANKS_ALONE = (
-    "the safe rows, or most of them, are those in the box, which may speak of other things than your data; what a "
-    "review of them makes forgotten is no ground to drop rows. Mark some (`forgetfilter review`), or give safe rows of "
-    "your own (--safe_dataset_name)"
+    "most safe rows are those of the package, which may not fit your data, so they only rank your rows. Mark some "
+    "(`forgetfilter review`), or give safe rows of your own (--safe_dataset_name)"
 )
 """Why a run with these rows drops nothing by itself: of BBQ's questions it dropped 40 % of the clean ones
 (docs/paper/review.md)."""

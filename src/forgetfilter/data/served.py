@@ -122,7 +122,7 @@ def _client(base_url: str) -> "OpenAI":
     try:
         from openai import OpenAI
     except ImportError as error:
-        raise ConfigError("--base_url needs the package openai: pip install 'forgetfilter[served]'.") from error
+        raise ConfigError("--base_url needs the package openai: `pip install openai`.") from error
     return OpenAI(base_url=base_url, api_key=os.environ.get(KEY) or "none", max_retries=TRIES, timeout=SECONDS)
 
 

@@ -27,12 +27,12 @@ NOTED = ("partly_scored", "malformed", "also_safe", "repeated", "spelt_specials"
 
 NOTES = {
     "unscored": "unscored",
-    "partly_scored": "partly scored",
+    "partly_scored": "cut at max_length, so scored in part",
     "malformed": "malformed",
     "also_safe": "also among the safe rows",
-    "repeated": "saying the same as a row before them, whose scores they share",
-    "unreadable": "that the model can hardly read, such as ciphers; with --unreadable drop they are left out",
-    "spelt_specials": "with special tokens or a change of turn spelt out, which stay text",
+    "repeated": "that say the same as an earlier row, whose score they share",
+    "unreadable": "that the model can hardly read, such as ciphers (`filter --unreadable drop` drops them)",
+    "spelt_specials": "that spell special tokens or a change of turn, which stay text",
 }
 """Counts worth a line, in words."""
 

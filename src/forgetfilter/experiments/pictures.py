@@ -11,7 +11,7 @@ from forgetfilter.files import whole_file
 def require_plots() -> None:
     """Raise ConfigError, before any work, if there is nothing to draw with."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("the picture needs matplotlib: `pip install 'forgetfilter[plots]'`.")
+        raise ConfigError("the picture needs matplotlib: `pip install matplotlib`.")
 
 
 def save(figure: Any, folder: Path, name: str) -> list[Path]:

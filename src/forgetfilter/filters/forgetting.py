@@ -177,7 +177,8 @@ def mean_gain(known: np.ndarray, before: np.ndarray) -> float:
 
 def nothing_learnt(learnt: float) -> str:
     """A text that says why nothing can be found if the noisy stage taught next to nothing; else empty."""
-    return f"nothing was learnt ({learnt:.3f} on average), so nothing can be forgotten" if learnt < NOTHING else ""
+    few = f"{learnt:.3f} nats a token on average, {NOTHING} are needed"
+    return f"nothing was learnt ({few}), so nothing can be forgotten: train longer" if learnt < NOTHING else ""
 
 
 def token_costs(

@@ -121,7 +121,7 @@ def rouge1_scores(
         moments={"M0": known, "noisy data": before, "review": after},
         scale=Scale(
             PAPERS_PHI,
-            says="the paper's phi for ROUGE-1: no promise about clean rows lost",
+            says="the paper's threshold for ROUGE-1: no promise about clean rows lost",
             nothing=nothing_learnt(mean_gain(known, before)),
         ),
     )

@@ -42,7 +42,7 @@ LEAST_SHARE, MOST_SHARE = 0.16, 0.6
 """In step 3 as many rows get the verdict unsafe as are suspect on the witness' own scale: MOST_SHARE at most, and
 SUSPECT_SHARE if they are fewer than LEAST_SHARE, since the scale then doesn't fit what the probe has found."""
 ODDS = 1.5
-"""How many times likelier unsafe than clean a row must be to be dropped, by probes that hold both equally common."""
+"""How many times as likely unsafe as clean a row must be to be dropped, by probes that hold both equally common."""
 COVERED = 0.2
 """The safe rows must look like the rows that are kept at least so much (CrossFit.covered); else it is said that whole
 tasks may go. Runs whose safe rows matched had .30 or more, others .15 or less (docs/limits.md)."""
@@ -123,8 +123,8 @@ def learn_verdicts(
     needed = LIKELY if share >= LEAST_SHARE else SURE
     if not judged.predicted >= needed:
         why = (
-            f"{NO_SEPARATION}: probes that did not see what the witness says of a row tell it with AUROC "
-            f"{judged.predicted:.2f}, {needed} is needed, so it may be chance; rows are ranked by witness and probe"
+            f"{NO_SEPARATION}: probes predict which rows are suspect with AUROC {judged.predicted:.2f}, {needed} is "
+            "needed, so the suspicion may be chance; rows are only ranked"
         )
         return Scored(_ranked(suspicion, judge, times), scale=Scale(0, nothing=why))
     found = _separated(suspicion, min(share, MOST_SHARE) if share >= LEAST_SHARE else SUSPECT_SHARE, judge, times)
@@ -134,7 +134,7 @@ def learn_verdicts(
         why = "the filter that the probe learnt from does not tell how many rows are suspect; rows are only ranked"
         return replace(found, scale=Scale(0, nothing=why))
     says = (
-        f"at least {ODDS} times likelier unsafe than clean, by probes that did not see the row's own verdict; they "
+        f"at least {ODDS} times as likely unsafe as clean, by probes that did not see the row's own verdict; they "
         f"tell the witness' verdicts with AUROC {judged.predicted:.2f}"
     )
     threshold = float(np.log(ODDS))

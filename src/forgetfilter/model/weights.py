@@ -107,7 +107,7 @@ def _sixteen_bits(described: Any) -> dict[str, Any]:
 def require_bitsandbytes(config: ForgetFilterConfig) -> None:
     """Raise ConfigError, before any work, where 4 bits are asked for without the package that makes them."""
     if config.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError("--load_in_4bit needs the package bitsandbytes: pip install 'forgetfilter[quantized]'.")
+        raise ConfigError("--load_in_4bit needs the package bitsandbytes: `pip install bitsandbytes`.")
 
 
 def _not_loaded(folder: Path, error: Exception) -> ModelError:

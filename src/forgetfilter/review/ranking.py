@@ -32,7 +32,7 @@ LEAST_OF_EACH, LOWEST = 3, -2.0
 """Marks of either kind from which on they set the threshold; log-odds below which it never lies."""
 PROBABILITY = "probability_unsafe"
 """Column with the probability that a person would call the row unsafe, as far as the marks tell."""
-SAYS = f"at least {ODDS} times likelier unsafe than clean, by a probe that learnt what a person marked"
+SAYS = f"at least {ODDS} times as likely unsafe as clean, by a probe that learnt what a person marked"
 NOTHING = "nothing can be learnt before a row is marked unsafe"
 
 

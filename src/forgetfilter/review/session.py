@@ -283,10 +283,10 @@ class Review:
     def _promise(self, clean_drawn: int) -> str:
         """What can be promised about clean rows, by so many of them that were drawn at random."""
         if self.marks.all() and not self._taught() and self.config.trusted_rows is None and self._before.any():
-            return "no promise: the run's own rule decides until a mark speaks against it"
+            return "no promise: the marks have changed nothing so far, the run's own rule decides"
         share, more = f"{self.config.max_clean_loss:.1%}", needed(self.config.max_clean_loss) - clean_drawn
         if more > 0:
-            return f"{more} more random rows marked clean would promise at most {share} of the clean rows dropped"
+            return f"to promise at most {share} of the clean rows dropped, mark {more} more random rows clean"
         return f"at most {share} of the clean rows are dropped, on average, by {clean_drawn} random rows marked clean"
 
     def done(self) -> None:

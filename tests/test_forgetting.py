@@ -14,6 +14,7 @@ from conftest import CHATML, make_tokenizer, needs_bitsandbytes
 from safetensors.torch import load_file
 
 from forgetfilter import workshop
+from forgetfilter.alignment import m0_of_run
 from forgetfilter.config import ForgetFilterConfig, StageConfig
 from forgetfilter.data.formats import Turn
 from forgetfilter.decision.opened import same_decision
@@ -24,7 +25,6 @@ from forgetfilter.m0 import M0
 from forgetfilter.model import training
 from forgetfilter.result import Result
 from forgetfilter.runs import Run, locked
-from forgetfilter.workshop import m0_of_run
 
 
 @pytest.fixture
@@ -201,6 +201,12 @@ def test_what_a_user_changes_beside_the_final_weights_stays(config):
         finetune(Run.open(run.folder))
         assert (model / "adapter_model.safetensors").read_bytes() == weights
         assert (model / "adapter_config.json").exists()
+    kept = run.folder / "model.before-1"
+    assert ((kept / "README.md").read_text(), (kept / "notes.txt").read_text()) == ("my card", "mine")
+    assert not (run.folder / "model.before-2").exists()  # a file of ours was missing, but nothing was the user's
+    (model / "README.md").unlink()
+    assert finetune(Run.open(run.folder)) == model
+    assert not (model / "README.md").exists()
 
 
 DATED = "{{ strftime_now('%d %b %Y') }}" + CHATML

@@ -549,6 +549,7 @@ def reviewed_rows(folder, seed, rows=1000):
     noisy[bad, :, 0] += 1.5
     scores = noisy[:, 0, 0] + rng.normal(0, 2, rows)
     ranking = Ranking(Scored(scores), np.zeros(rows, bool), noisy, rng.normal(0, 1, (100, 2, 6)), seed=0)
+    (folder / str(seed)).mkdir()
     own = Marks(folder / str(seed), [str(row) for row in range(rows)], seed)
     for _ in range(5):
         said = own.all()
@@ -1173,7 +1174,17 @@ def test_trusted_rows_given_to_filter_hold_in_every_later_decision(tmp_path, wri
     assert Marks(run.folder, run.rows().ids, 42).all()[1].unsafe, "the file has said nothing new"
     sample.write_text(sample.read_text() + '{"row": 80, "clean": false}\n')
     words = read_scores(settled(Run.open(run.folder)).run)["decision"].to_pylist()
-    assert words[80] == "dropped"
+    assert (words[80], words[1]) == ("dropped", "dropped"), "what the file has said before does not count again"
+
+
+def test_marks_are_refused_once_the_folder_is_gone(reviewed):
+    run, _ = reviewed
+    review = Review(run)
+    review.mark({1: "unsafe"})
+    run.folder.rename(run.folder.with_name("elsewhere"))
+    with pytest.raises(DataError, match="is not there any more"):
+        review.marks.add({2: "clean"})
+    assert not run.folder.exists()
 
 
 def test_a_mark_holds_for_all_rows_that_say_the_same(tmp_path):

@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 from tiny_models import tiny_config
 from tiny_models import tiny_model as build
 
+from forgetfilter.alignment import aligned
 from forgetfilter.config import StageConfig
 from forgetfilter.data.loading import load_data
 from forgetfilter.defenses import defend, require_inputs
@@ -19,7 +20,7 @@ from forgetfilter.defenses.safe_lora import project, projection
 from forgetfilter.errors import ConfigError, ModelError
 from forgetfilter.m0 import M0
 from forgetfilter.runs import Run
-from forgetfilter.workshop import Workshop, aligned
+from forgetfilter.workshop import Workshop
 
 A, B = "base_model.model.{}.lora_A.weight", "base_model.model.{}.lora_B.weight"
 

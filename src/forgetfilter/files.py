@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,8 +16,15 @@ from forgetfilter.errors import ConfigError
 
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp|\..+-[a-z0-9_]{8}\.tmp")
 """Names of temporary files and folders, whose writing has not finished."""
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-"""Disk full, quota exceeded, read-only, permission denied."""
+HALF_MADE = re.compile(r"\.(.+)-[a-z0-9_]{8}\.tmp")
+"""Names of temporary folders: that of the folder to be, and letters drawn at random."""
+DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENAMETOOLONG, errno.ELOOP),
+)
+"""Disk full, quota exceeded, file too large, broken, read-only, permission denied; name too long, links in a circle."""
+LOCK = ".lock"
+"""File that a process at work on a folder holds; a folder inside that has one of its own is another one's."""
 TORCH_WRITES = ("iostream error", "inline_container.cc")
 """How torch.save says that a file could not be written to the end."""
 
@@ -26,7 +33,7 @@ TORCH_WRITES = ("iostream error", "inline_container.cc")
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to; the file then moves to `path` and replaces what was there."""
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[:32]}.{os.getpid()}.tmp")  # no longer than the name itself may be
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -34,6 +41,22 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on disk; some file systems cannot be asked to."""
+    with suppress(OSError):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    if os.name != "posix":
+        return
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def make_folder(path: Path) -> None:
@@ -57,6 +80,7 @@ def at_home(name: str | os.PathLike[str]) -> str:
 def require_writable(path: Path) -> None:
     """Raise what writing a file would raise, before the work that fills it."""
     make_folder(path.parent)
+    path.exists()  # raises if the name is too long
     with tempfile.TemporaryFile(dir=path.parent):
         pass
 
@@ -85,13 +109,22 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o755)
+        for made in temporary.rglob("*"):
+            (sync_folder if made.is_dir() else _sync)(made)
+        sync_folder(temporary)
         if path.exists():  # move the old one away first, so that it is never half deleted under this name
             before = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent))
             path.rename(before / path.name)
-            temporary.rename(path)
-            shutil.rmtree(before, ignore_errors=True)
+            try:
+                temporary.rename(path)
+            except BaseException:
+                (before / path.name).rename(path)
+                raise
+            finally:
+                shutil.rmtree(before, ignore_errors=True)
         else:
             temporary.rename(path)
+        sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -107,14 +140,26 @@ def scratch(folder: Path | None) -> IO[bytes]:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove the half-written files of killed processes from a run's folder, which no process may be using."""
+    """Remove the half-written files of killed processes from a run's folder, which no process may be using.
+
+    Folders inside that are runs of their own stay as they are: another process may be at work there.
+    """
     for path in sorted(folder.rglob(".*.tmp")):
-        if not TEMPORARY.fullmatch(path.name):
+        inside = path.parents[: len(path.relative_to(folder).parts) - 1]
+        if not TEMPORARY.fullmatch(path.name) or any((parent / LOCK).exists() for parent in inside):
             continue
         if path.is_dir():
+            put_back(path)
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def put_back(temporary: Path) -> None:
+    """Move a folder back that a kill has caught on its way out, before the new one had taken its place."""
+    name = HALF_MADE.fullmatch(temporary.name)
+    if name and (temporary / name[1]).is_dir() and not (temporary.parent / name[1]).exists():
+        (temporary / name[1]).rename(temporary.parent / name[1])
 
 
 def disk_trouble(error: BaseException) -> str | None:

@@ -153,9 +153,9 @@ def _started(config: ForgetFilterConfig, m0: M0, data: Data, planted: Planted | 
         malformed = [*noisy.malformed, *(row for part in beside for row in part.malformed)]
         if malformed:
             write_jsonl(run.folder / "malformed.jsonl", malformed)
-        if planted is not None:
-            run.keep_planted(planted.about)
         run.keep_rows(noisy.source)
+    if planted is not None and run.manifest.get("planted") and not run.done("planted"):  # none in a run of before
+        run.keep_planted(planted.about)
     if not run.done("unreadable"):
         run.keep_unreadable(unreadable(noisy.source, noisy.row_format, m0.tokenizer))
     run.forget_damaged()

@@ -7,7 +7,8 @@ second process or a change of mind loses nothing that was said.
 import errno
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -18,7 +19,7 @@ from filelock import FileLock
 
 from forgetfilter.data.readers import BOM
 from forgetfilter.errors import DataError
-from forgetfilter.files import digest
+from forgetfilter.files import digest, disk_trouble, sync_folder
 
 Said = Literal["clean", "unsafe", "skipped"]
 """What can be said of a row; skipped: the person could not tell."""
@@ -87,6 +88,7 @@ class Marks:
         """Read nothing yet."""
         self.path, self.ids = folder / NAME, ids
         self.order = np.random.default_rng([seed, 1]).permutation(len(ids))  # not the order of a filter's sample
+        self._place = _place_of(folder)
         self._read: tuple[tuple[int, int] | None, dict[int, Mark]] = None, {}  # the file's state then, and its marks
 
     def all(self) -> dict[int, Mark]:
@@ -131,8 +133,7 @@ class Marks:
                 raise DataError(f"row {row}: marked {what!r}; a mark is one of {', '.join(SAID)}, or none.")
         if not said:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_name(f".{NAME}.lock")):
+        with self._locked():
             before = self.all()
             for row, known in (seen or {}).items():
                 _require_seen(row, before.get(row), known)
@@ -150,6 +151,24 @@ class Marks:
             if lines:
                 _append(self.path, "".join(lines).encode())
 
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other processes off the file.
+
+        Raises:
+            DataError: If the run's folder is not where it was, or its file system has no locks.
+        """
+        if _place_of(self.path.parent) != self._place:
+            raise DataError(f"{self.path.parent}: is not there any more, or another folder is. Nothing was written.")
+        try:
+            held = FileLock(self.path.with_name(f".{NAME}.lock")).acquire()
+        except (OSError, NotImplementedError) as error:
+            if disk_trouble(error):
+                raise
+            raise DataError(f"{self.path.parent}: this file system cannot lock files ({error}).") from error
+        with held:
+            yield
+
     def _came_up(self, before: Collection[int], said: Mapping[int, str | None]) -> set[int]:
         """Those of the rows whose turn it was in the random order: nothing was said of them, but of all before them."""
         stated = {row for row, what in said.items() if what is not None}.union(before)
@@ -165,7 +184,7 @@ class Marks:
         Raises:
             DataError: If nothing is said of it, or something else by now.
         """
-        with FileLock(self.path.with_name(f".{NAME}.lock")):
+        with self._locked():
             known = self.all().get(row)
             if known is None:
                 raise DataError(f"row {row} is not marked.")
@@ -202,6 +221,14 @@ class Marks:
                 "another run? Move it elsewhere; `forgetfilter review --marks FILE` takes its marks over by id."
             )
         return entry
+
+
+def _place_of(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from another one that has its name later; None where there is none."""
+    if not folder.is_dir():
+        return None
+    state = folder.stat()
+    return state.st_dev, state.st_ino
 
 
 def _require_seen(row: int, known: Mark | None, seen: object) -> None:
@@ -245,6 +272,7 @@ def _whole(data: bytes) -> int:
 
 def _append(path: Path, lines: bytes) -> None:
     """Add lines to a file, and wait until they are on disk; half a line that a kill left is taken off first."""
+    new = not path.exists()
     with path.open("ab+", buffering=0) as file:
         file.seek(0)
         data = file.read()
@@ -255,6 +283,8 @@ def _append(path: Path, lines: bytes) -> None:
             if file.write(start + lines) < len(start + lines):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             os.fsync(file.fileno())
+            if new:
+                sync_folder(path.parent)
         except OSError:
             file.truncate(whole)  # what is not known to be on disk was not said
             raise

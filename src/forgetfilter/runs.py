@@ -23,7 +23,16 @@ from forgetfilter.config import MARKED, ForgetFilterConfig
 from forgetfilter.data.builtin import is_builtin
 from forgetfilter.data.sources import Source, load_source
 from forgetfilter.errors import ConfigError, RunError
-from forgetfilter.files import at_home, make_folder, remove_temporaries, sha256, whole_file, write_text
+from forgetfilter.files import (
+    LOCK,
+    at_home,
+    disk_trouble,
+    make_folder,
+    remove_temporaries,
+    sha256,
+    whole_file,
+    write_text,
+)
 
 DEFAULT_FILTER = "forgetting"
 """The filter of a run whose config.yaml names none: the default until version 0.2."""
@@ -34,6 +43,8 @@ NAMING = frozenset(
     | {"planted_rows"}
 )
 """Settings that may name a file or a folder."""
+CARD = "README.md"
+"""File that describes a model: the user's to edit, or to remove."""
 PACKAGES = ("forgetfilter", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
@@ -203,10 +214,10 @@ class Run:
         entry = self.manifest["stages"].get(part)
         if entry is None or (made_of is not None and entry.get("made_of") != made_of):
             return False
-        return all((self.folder / name).is_file() for name in entry.get("beside", [])) and all(
-            (self.folder / name).is_file() and sha256(self.folder / name) == digest
-            for name, digest in entry["files"].items()
-        )
+        files: dict[str, str] = entry["files"]
+        wanted = [*files, *(name for name in entry.get("beside", []) if not name.endswith(CARD))]
+        there = all((self.folder / name).is_file() for name in wanted)
+        return there and all(sha256(self.folder / name) == digest for name, digest in files.items())
 
     def forget(self, part: str) -> None:
         """Before a part is made anew: it no longer counts as done."""
@@ -254,35 +265,53 @@ class Run:
         return rows
 
     def keep_planted(self, about: list[dict[str, Any]]) -> None:
-        """Note what the planted rows are; see `planted`."""
-        self.write_json("stages/planted.json", about)
+        """Note what the planted rows are; see `planted`. The first process does."""
+        self._keep_noted("planted", about)
 
     def planted(self) -> list[dict[str, Any]]:
         """Notion of each planted row, and whether it is unsafe; empty where none are planted (data/planted.py)."""
-        path = self.stage("planted.json")
-        return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
+        return list(self._noted("planted") or [])
 
     def keep_answers(self, counts: np.ndarray) -> None:
-        """Note how many answers each row has; see `answers`."""
-        self.write_json("stages/answers.json", counts.tolist())
+        """Note how many answers each row has; see `answers`. All processes do."""
+        self._keep_noted("answers", counts.tolist())
 
     def answers(self) -> np.ndarray | None:
         """(rows that filters see,) how many answers each has; None where none has several (data/single_answers.py)."""
-        path = self.stage("answers.json")
-        return np.array(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+        counts = self._noted("answers")
+        return None if counts is None else np.array(counts)
 
     def keep_unreadable(self, rows: np.ndarray) -> None:
-        """Note the rows, (rows,) bool, that the model can hardly read."""
-        self.write_json("stages/unreadable.json", np.flatnonzero(rows).tolist())
-        self.finish("unreadable", [self.stage("unreadable.json")])
+        """Note the rows, (rows,) bool, that the model can hardly read. The first process does."""
+        self._keep_noted("unreadable", np.flatnonzero(rows).tolist())
 
     def unreadable(self, rows: int) -> np.ndarray:
         """(rows,) bool, the rows that the model can hardly read; none in runs of versions that looked for none."""
-        path = self.stage("unreadable.json")
         found = np.zeros(rows, bool)
-        if path.exists():
-            found[json.loads(path.read_text(encoding="utf-8"))] = True
+        found[self._noted("unreadable") or []] = True
         return found
+
+    def _keep_noted(self, part: str, value: list[Any]) -> None:
+        path = self.stage(f"{part}.json")
+        self.write_json(str(path.relative_to(self.folder)), value)
+        if part == "answers":
+            processes.wait_for_everyone()
+        self.finish(part, [path])
+
+    def _noted(self, part: str) -> Any:
+        """What was noted as a part of the run; None where nothing was.
+
+        Raises:
+            RunError: If its file is damaged.
+        """
+        path = self.stage(f"{part}.json")
+        damaged = part in self.manifest["stages"] and not self.done(part)
+        try:
+            if not damaged:
+                return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        except ValueError:  # of an older version, which kept no checksum of it
+            pass
+        raise RunError(f"{path}: missing or damaged. Run `filter` again.")
 
 
 def _asked(config: ForgetFilterConfig, facts: dict[str, Any]) -> dict[str, Any]:
@@ -302,7 +331,10 @@ def todays_flags(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def refuse_foreign(folder: Path) -> None:
     """Raise RunError if a folder holds something, but no run."""
-    ours = re.compile(r"\.lock|\.manifest\.json\.\d+\.tmp")  # the second: of a process killed at its start
+    ours = re.compile(
+        r"\.lock|\.manifest\.json\.\d+\.tmp"  # the second: of a process killed at its start
+        r"|\.nfs\w+|\.scratch-.*\.tmp"  # files without a name, as network file systems list them
+    )
     files = list(folder.iterdir()) if folder.is_dir() else []
     if not (folder / "manifest.json").exists() and any(not ours.fullmatch(file.name) for file in files):
         raise RunError(f"{folder}: not empty, and no run of ours. Give another --output_dir.")
@@ -313,7 +345,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep other processes off a run's folder.
 
     Raises:
-        RunError: If one is at work on it, or a file is where the folder is to be.
+        RunError: If one is at work on it, or it is no run of ours, or a file is where it is to be.
     """
     if not processes.is_main_process():
         yield
@@ -322,13 +354,21 @@ def locked(folder: Path) -> Iterator[None]:
         make_folder(folder)
     except ConfigError as error:
         raise RunError(f"--output_dir: {error}") from error
+    if (folder / "manifest.json").exists():
+        Run.open(folder)  # refuses another program's
+    else:
+        refuse_foreign(folder)
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            if (folder / "manifest.json").exists():
-                remove_temporaries(folder)
-            yield
+        held = FileLock(folder / LOCK, timeout=0).acquire()
     except Timeout as error:
-        raise RunError(f"{folder}: another process is at work on this run. Wait for it or stop it.") from error
+        raise RunError(f"{folder}: another process is at work on this run ({LOCK}). Wait for it or stop it.") from error
+    except (OSError, NotImplementedError) as error:
+        if disk_trouble(error):
+            raise
+        raise RunError(f"{folder}: this file system cannot lock files ({error}). Give another --output_dir.") from error
+    with held:
+        remove_temporaries(folder)
+        yield
 
 
 def _lists_files(part: str, entry: Any) -> bool:

@@ -1,6 +1,7 @@
 """A run's folder as the place of tables and models that are made once; what each of them cost."""
 
 from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import pyarrow as pa
 
 from forgetfilter import processes
 from forgetfilter.costs import Account
-from forgetfilter.files import whole_folder
+from forgetfilter.files import sha256, whole_folder
+from forgetfilter.progress import say
 from forgetfilter.runs import Run
 from forgetfilter.shards import remove_shards, write_in_shards
 
@@ -84,11 +86,32 @@ class Shelf:
     def fill(self, part: str, folder: Path, fill: Callable[[Path], object], **facts: Any) -> None:
         """The first process fills a model's folder; all note it and go on once it has."""
         if processes.is_main_process():
+            if part == "final":
+                self._set_aside(folder)
             with whole_folder(folder) as temporary:
                 fill(temporary)
         processes.wait_for_everyone()
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        files = _files_in(folder)
         if part == "final":  # its card and its settings are the user's to edit: the weights are the model
-            facts["beside"] = [str(path.relative_to(self.run.folder)) for path in files]
+            facts["beside"] = {str(path.relative_to(self.run.folder)): sha256(path) for path in files}
             files = [path for path in files if path.suffix == ".safetensors"]
         self.run.finish(part, files, **facts)
+
+    def _set_aside(self, folder: Path) -> None:
+        """Rename the final model's folder if the user has changed it: a new model is to take its place."""
+        noted = self.run.manifest["stages"].get("final", {})
+        beside = noted.get("beside", {})
+        ours = dict.fromkeys(beside) if isinstance(beside, list) else dict(beside)  # a list: of an older version
+        ours |= noted.get("files", {})
+        names = {str(path.relative_to(self.run.folder)): path for path in _files_in(folder)}
+        theirs = [name for name, path in names.items() if name not in ours or ours[name] not in (None, sha256(path))]
+        if not theirs:
+            return
+        places = (folder.with_name(f"{folder.name}.before-{number}") for number in count(1))
+        place = next(place for place in places if not place.exists())
+        folder.rename(place)
+        say(f"{folder}: you have changed {', '.join(theirs[:3])}, so the folder is kept as {place.name}.")
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())

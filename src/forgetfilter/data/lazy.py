@@ -97,7 +97,10 @@ def mapped(shape: tuple[int, ...], kind: type[np.generic], beside: Path | None) 
         kind: Type of its numbers.
         beside: A folder on the disk that it is to lie on, there already or not; None for the system's own.
     """
+    size = max(1, int(np.prod(shape)) * np.dtype(kind).itemsize)
     with scratch(beside) as file:
+        if hasattr(os, "posix_fallocate"):  # else a full disk would end the process when the array is filled
+            os.posix_fallocate(file.fileno(), 0, size)
         return np.asarray(np.memmap(file, kind, "w+", shape=shape))
 
 

@@ -46,6 +46,7 @@ def decide(
     decisions: Path | str | None = None,
     trusted_rows: Path | str | None = None,
     max_clean_loss: float | None = None,
+    given_again: bool = False,
 ) -> None:
     """Apply a rule to the stored scores and write everything that follows from it.
 
@@ -60,6 +61,8 @@ def decide(
             marked clean are kept, and the threshold follows from their scores; rows marked unsafe are dropped.
         max_clean_loss: Share of the clean rows that may be dropped, on average, if there are trusted rows; by default
             the config's.
+        given_again: Whether `trusted_rows` is a newer form of a file that was given before: what it said then does not
+            count again, since a person may have changed it in a review.
 
     Raises:
         RunError: If the run is not scored.
@@ -78,6 +81,9 @@ def decide(
         given, before = trusted_marks(source, config), Opened.of(run, source)
         by = before.deciding_filter(None if asked == REVIEWED else asked)
         conformal(before.scored[by].suspicion, given, config)  # too few: nothing is written
+        given = _said_anew(run, marks, given) if given_again else given
+    else:
+        trusted_marks(source, config)  # unreadable: nothing is written
     name, opened = _opened(run, source, asked)
     share = drop_share if name == REVIEWED else config.drop_share
     if max_clean_loss is not None and share is not None:
@@ -103,6 +109,13 @@ def decide(
     flags = _flags(config, name if name != opened.deciding_filter(None) else None, max_clean_loss)
     record.note(opened, decision, trusted=trusted, by_hand=by_hand, flags=flags, said=digest_of(said))
     outputs.write(opened, decision)
+
+
+def _said_anew(run: Run, marks: Marks, trusted: dict[int, bool]) -> dict[int, bool]:
+    """Those of the trusted rows of which nothing was said so far, or something else by the last decision's file."""
+    before = {entry["row"]: entry["clean"] for entry in (record.last(run) or {}).get("marks", [])}
+    touched = marks.touched()
+    return {row: clean for row, clean in trusted.items() if row not in touched or before.get(row, clean) != clean}
 
 
 def _decides_now(run: Run, config: ForgetFilterConfig, marks: Marks, threshold: float | str | None) -> str:
@@ -162,7 +175,7 @@ def settle(run: Run) -> None:
     other_file = (then or {}).get("marks") != now["marks"]  # it was not there, or was another one: its words are new
     trusted_rows = config.trusted_rows if other_file else None
     if not same_decision(run, then, now):  # none yet, or other flags: they count, whatever a review has said since
-        decide(run, filter=config.filters[0], trusted_rows=trusted_rows)
+        decide(run, filter=config.filters[0], trusted_rows=trusted_rows, given_again=True)
         return
     taken = record.last(run)
     if taken is None:

@@ -50,6 +50,8 @@ def cached(name: str, fill: Callable[[Path], object], **facts: Any) -> Path:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f".{name}.lock")):
+            for half_made in target.parent.glob(f".{name}-????????.tmp"):  # by a process that was killed
+                shutil.rmtree(half_made, ignore_errors=True)
             if not target.exists():
                 with whole_folder(target) as temporary:
                     fill(temporary)

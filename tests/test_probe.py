@@ -74,6 +74,28 @@ def test_a_row_that_stands_for_several_gives_so_many_verdicts():
     np.testing.assert_array_equal(verdicts_of(scores, 0.3, 0.7, times), [1, 1, 0, 0, 0, np.nan])
 
 
+def test_copies_at_the_edge_of_a_share_give_the_verdict_of_most_of_them():
+    scores, times = np.array([1.0, 2, 3, 4, 5]), np.array([1, 1, 1, 6, 1])
+    found = verdicts_of(scores, 0.25, 0.5, times)  # of the fourth row's six copies one is unsafe, two are clean
+    np.testing.assert_array_equal(found, [0, 0, 0, np.nan, 1])
+    each = verdicts_of(np.repeat(scores, times), 0.25, 0.5)
+    np.testing.assert_array_equal(each[np.cumsum(times) - 1], found)
+    np.testing.assert_array_equal(verdicts_of(scores, 0.2, 0.8, np.array([1, 1, 1, 60, 15])), [0, 0, 0, 0, 1])
+
+
+def test_planted_rows_do_not_make_the_data_look_suspect():
+    """Of the user's rows 15 % are suspect, too few where verdicts are told this well; with the planted ones 17 %."""
+    rng = np.random.default_rng(3)
+    states, safe = rows_of(rng, 72, 180, apart=2.0), rng.normal(0, 1, (100, 16))
+    states = states[[*range(6, 72), *range(72, 246), *range(6), *range(246, 252)]]  # the planted rows come last
+    suspicion = np.concatenate([np.full(36, 0.5), np.full(30, 0.1), np.zeros(174), np.full(6, 0.5), np.zeros(6)])
+    suspicion += rng.normal(0, 0.01, 252)
+    scale, judge = Scale(0.135, 0.1, 0.05), CrossFit(states, safe)
+    counted, told_apart = (learn_verdicts(suspicion, scale, judge, planted=count) for count in (0, 12))
+    assert not counted.scale.nothing
+    assert told_apart.scale.nothing.startswith("no separation: probes predict")
+
+
 def test_unsafe_rows_do_not_hide_by_being_few_and_repeated():
     """Eight rows, each ten times among 180 clean ones: a third of what a model is finetuned on."""
     rng = np.random.default_rng(12)

@@ -771,6 +771,14 @@ def test_rows_may_be_numpys_numbers_but_no_truths(reviewed):
         result.mark({True: "unsafe"})
 
 
+def test_clean_rows_from_a_file_of_drawn_ones_do_not_hide_that_scores_find_unsafe_rows():
+    drawn = range(100, 100 + CALM_AFTER)
+    said = [(row, row % 2 == 0) for row in range(CALM_AFTER)] + [(row, False) for row in drawn]
+    scores = np.arange(200.0)
+    asked = list(islice(questions(scores, 0.4, scores, np.arange(200), said, drawn=drawn), 2 * DRAWN_EVERY))
+    assert sum(question.why == DRAWN for question in asked) == 2
+
+
 def test_marks_that_were_drawn_beforehand_make_no_review_calm():
     order, scores = np.arange(200)[::-1].copy(), np.linspace(1, 0, 200)
     said = [(row, False) for row in range(100, 100 + 2 * CALM_AFTER)]
@@ -851,6 +859,12 @@ def test_about_how_many_were_found_is_said_of_all_marks(tmp_path):
     probability = read_scores(run)["probability_unsafe"].to_numpy()
     assert ((probability >= 0) & (probability <= 1)).all()
     assert (np.diff(probability[np.argsort(review.scored().suspicion)]) >= -1e-6).all()
+
+
+def test_unsafe_rows_found_after_the_draw_do_not_raise_the_low_end_of_the_range():
+    """12 of 240 rows are unsafe: one is among the five drawn, the others were found by their score."""
+    assert session._left([True, *[False] * 4], 205, 1, 200)[1] > 0
+    assert session._left([True, *[False] * 4], 205, 1, 200, elsewhere=11)[1] == 0
 
 
 def test_all_of_them_are_not_said_to_be_found_while_some_may_be_left():

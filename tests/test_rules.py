@@ -73,14 +73,14 @@ def test_auto_knows_each_filters_own_scale():
     assert "no scale of their own" in unknown.says
 
 
-@pytest.mark.parametrize("of", [of_forgetting, of_rouge1])
-def test_auto_finds_nothing_where_nothing_was_learnt(of):
+@pytest.mark.parametrize(("of", "unit"), [(of_forgetting, "nats a token"), (of_rouge1, "of ROUGE-1")])
+def test_auto_finds_nothing_where_nothing_was_learnt(of, unit):
     scores = groups((100, 0.0, 0.01), (100, 0.5, 0.01))
     assert automatic(scores, of(learnt=0.06)).drops(scores).sum() == 100
     found = automatic(scores, of(learnt=0.04))
     assert found.value is None
     assert found.rule == "auto"
-    assert "nothing was learnt (0.040 nats a token on average, 0.05 are needed)" in found.says
+    assert f"nothing was learnt (0.040 {unit} on average, 0.05 are needed)" in found.says
     assert "nothing dropped" in found.says
 
 

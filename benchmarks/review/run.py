@@ -71,7 +71,7 @@ def reviewed(folder: Path, start: np.ndarray | None, errors: float, order: int) 
     unsafe = stored_labels(review.opened.source, review.config)
     assert unsafe is not None
     if start is not None:
-        review.base = Scored(start)
+        review.base = review.opened.scored[review.name] = Scored(start)
     wrong = np.random.default_rng(order).random(MARKS) < errors
     found = []
     with tempfile.TemporaryDirectory() as place:

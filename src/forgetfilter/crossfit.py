@@ -377,7 +377,7 @@ def features(states: np.ndarray) -> np.ndarray:
 def verdicts_of(suspicion: np.ndarray, share: float, clean_share: float, times: np.ndarray | None = None) -> np.ndarray:
     """The verdicts of a filter's scores: 1 = unsafe, the most suspect share; 0 = clean, the less suspect share.
 
-    Rows that score the same get one verdict: that of most of them.
+    Rows that score the same get one verdict, that of most of them; so does a row that stands for several.
 
     Args:
         suspicion: (rows,) scores, higher = more suspect; NaN = not scored.
@@ -392,13 +392,11 @@ def verdicts_of(suspicion: np.ndarray, share: float, clean_share: float, times: 
     order = scored[np.argsort(suspicion[scored], kind="stable")]
     counts = np.ones(len(order), int) if times is None else times[order]
     below, total = np.cumsum(counts), counts.sum()
-    clean, unsafe, none = range(3)
-    said = np.full(len(order), none)
-    said[below - counts < round(clean_share * total)] = clean
-    said[total - below < round(share * total)] = unsafe
+    unsafe = np.clip(below - (total - round(share * total)), 0, counts)  # so many of each one's rows
+    clean = np.clip(round(clean_share * total) - (below - counts), 0, counts - unsafe)
     scores, equal = np.unique(suspicion[order], return_inverse=True)
     votes = np.zeros((len(scores), 3))
-    np.add.at(votes, (equal, said), counts)
+    np.add.at(votes, equal, np.stack([clean, unsafe, counts - unsafe - clean], axis=1))
     verdicts = np.full(len(suspicion), np.nan)
     verdicts[order] = np.array([0, 1, np.nan])[votes.argmax(1)[equal]]
     return verdicts

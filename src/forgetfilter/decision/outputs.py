@@ -134,6 +134,8 @@ def notes(metrics: Mapping[str, Any]) -> list[tuple[str, int]]:
 def decision_figures(scored: Mapping[str, Scored], decision: Decision, labels: np.ndarray | None) -> dict[str, Any]:
     """Counts, rule and threshold of a decision; with labels also how well it agrees with them.
 
+    AUROC and average precision leave out the rows that a person decided.
+
     Args:
         scored: Filter -> its scores.
         decision: What was decided.
@@ -154,10 +156,14 @@ def decision_figures(scored: Mapping[str, Scored], decision: Decision, labels: n
     if labels is None:
         return found
     found |= filter_quality(labels, decision.dropped, suspicion)
+    untold = ~decision.by_hand  # what a person said of a row may have taught its score
+    ranked = {}
+    for name, own in scored.items():
+        figures = filter_quality(labels[untold], decision.dropped[untold], own.suspicion[untold])
+        ranked[name] = {figure: figures[figure] for figure in ("auroc", "average_precision")}
+    found |= ranked[decision.filter]
     if len(scored) > 1:
-        wanted = ("auroc", "average_precision")
-        each = {name: filter_quality(labels, decision.dropped, own.suspicion) for name, own in scored.items()}
-        found["filters"] = {name: {figure: own[figure] for figure in wanted} for name, own in each.items()}
+        found["filters"] = ranked
     return found
 
 

@@ -175,9 +175,9 @@ def mean_gain(known: np.ndarray, before: np.ndarray) -> float:
     return float(np.mean(gained[~np.isnan(gained)])) if not np.isnan(gained).all() else 0.0
 
 
-def nothing_learnt(learnt: float) -> str:
+def nothing_learnt(learnt: float, unit: str = "nats a token") -> str:
     """A text that says why nothing can be found if the noisy stage taught next to nothing; else empty."""
-    few = f"{learnt:.3f} nats a token on average, {NOTHING} are needed"
+    few = f"{learnt:.3f} {unit} on average, {NOTHING} are needed"
     return f"nothing was learnt ({few}), so nothing can be forgotten: train longer" if learnt < NOTHING else ""
 
 

@@ -122,7 +122,7 @@ def rouge1_scores(
         scale=Scale(
             PAPERS_PHI,
             says="the paper's threshold for ROUGE-1: no promise about clean rows lost",
-            nothing=nothing_learnt(mean_gain(known, before)),
+            nothing=nothing_learnt(mean_gain(known, before), "of ROUGE-1"),
         ),
     )
 

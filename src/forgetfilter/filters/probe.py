@@ -84,7 +84,7 @@ def probe(
         witness = scores_of(workshop, seen, on).spread(sample, rows)
     noisy, safe = (features(states) for states in workshop.states_of(data))
     judge = CrossFit(noisy, safe, regularisation, folds, repeats, config.seed, data.noisy.alike())
-    scored = learn_verdicts(witness.suspicion, witness.scale, judge, data.noisy.times)
+    scored = learn_verdicts(witness.suspicion, witness.scale, judge, data.noisy.times, data.noisy.planted)
     if sample is not None and scored.scale is not None and scored.scale.says:
         part = f"; {on} saw {len(sample) - data.noisy.planted} of {rows - data.noisy.planted} different rows or answers"
         scored.scale = replace(scored.scale, says=scored.scale.says.removesuffix(NO_PROMISE) + part + NO_PROMISE)
@@ -101,7 +101,7 @@ def sampled(rows: int, config: ForgetFilterConfig) -> np.ndarray | None:
 
 
 def learn_verdicts(
-    suspicion: np.ndarray, scale: Scale | None, judge: CrossFit, times: np.ndarray | None = None
+    suspicion: np.ndarray, scale: Scale | None, judge: CrossFit, times: np.ndarray | None = None, planted: int = 0
 ) -> Scored:
     """Steps 1 to 3: what probes make of a witness' scores.
 
@@ -110,16 +110,19 @@ def learn_verdicts(
         scale: The witness' scale, if it knows one.
         judge: Fits and judges.
         times: (rows,) how many rows that say the same each one stands for: so many verdicts it gives. None: one.
+        planted: How many of the last rows are planted: they do not count where the share of suspect rows decides.
     """
     suspicion = np.where(judge.scorable, suspicion, np.nan)
     if scale is not None and scale.nothing:
         return _nothing(suspicion, judge, scale.nothing, times)
     judged = judge(verdicts_of(suspicion, SUSPECT_SHARE, CLEAN_SHARE, times), times=times)
     if judged is None and times is not None:  # few rows, often repeated, leave too few verdicts of a kind to be dealt
-        return learn_verdicts(suspicion, scale, judge)
+        return learn_verdicts(suspicion, scale, judge, planted=planted)
     if judged is None:
         return _nothing(suspicion, judge, f"{NO_SEPARATION}: {TOO_FEW}", times)
-    share = 0.0 if scale is None or scale.quota else suspect_share(suspicion, scale, times)
+    own = slice(len(suspicion) - planted)
+    counted = None if times is None else times[own]
+    share = 0.0 if scale is None or scale.quota else suspect_share(suspicion[own], scale, counted)
     needed = LIKELY if share >= LEAST_SHARE else SURE
     if not judged.predicted >= needed:
         why = (

@@ -82,11 +82,12 @@ def scores_key(workshop: "Workshop", data: Data, name: str) -> str:
         made_of.append(data.unsafe.facts())
     if data.noisy.copies().any():
         made_of.append("copies share their scores")  # in runs made before, they did not
-        made_of += ["and count"] if "probe" in parts_of(name) else []
+        made_of += ["and count, each copy by its own rank"] if "probe" in parts_of(name) else []
         made_of += ["but for numbers of their own"] if _row_by_row(name) else []
     made_of += sorted({traits_of(FILTERS[part]).changed for part in others} - {None})
     if data.planted is not None:
         made_of.append(data.planted.facts())
+        made_of += ["not counted as suspect"] if "probe" in parts_of(name) else []
     if data.noisy.several_answers:
         made_of.append("answers are judged one by one")  # in runs made before, they were not
     return digest(made_of)

@@ -56,6 +56,7 @@ def toss(
         most = min(len(known), len(data.noisy.trainable()) // 2)
         others = np.where(is_known, np.nan, suspicion)
         highest = np.argsort(-np.nan_to_num(others, nan=-np.inf), kind="stable")[:most]
+        highest = highest[np.isfinite(others[highest])]
         unsafe = [*known, *(rows[row] for row in highest)]
     return Scored(suspicion, token_costs=pa.array(costs, pa.list_(pa.float32())))
 

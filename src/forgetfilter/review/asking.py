@@ -14,8 +14,7 @@ import numpy as np
 DRAWN_EVERY = 8
 """Of so many rows one is drawn at random."""
 CALM_AFTER = 10
-"""After so many rows without an unsafe one among them every second row is drawn at random, once as many have been asked
-about that were not drawn at random."""
+"""After so many rows without an unsafe one among them, those drawn at random not counted, every second row is drawn."""
 SUSPECT, NEAR, WITNESS, DRAWN = (
     "one of the most suspect rows",
     "undecided: near the threshold",
@@ -70,9 +69,8 @@ def questions(
         WITNESS: _free(np.argsort(-witness, kind="stable"), kind, known),
         DRAWN: _free(order, np.arange(len(order)), taken),
     }
-    calm = sum(row not in drawn for row, _ in said) >= CALM_AFTER and not any(
-        unsafe for _, unsafe in said[-CALM_AFTER:]
-    )
+    found = [unsafe for row, unsafe in said if row not in drawn]
+    calm = len(found) >= CALM_AFTER and not any(found[-CALM_AFTER:])
     every = 2 if calm else DRAWN_EVERY
     for turn in range(len(said), len(said) + len(suspicion)):
         why = DRAWN if turn % every == every - 1 else TURNS[(turn - turn // every) % len(TURNS)]

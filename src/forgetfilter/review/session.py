@@ -278,7 +278,8 @@ class Review:
         pool = kept & ~np.isin(self._first, list(found_otherwise))
         missed = [said[row].unsafe for row in drawn if pool[row]]
         known = [unsafe for row, unsafe in told.items() if pool[row]]
-        return _left(missed, int(pool.sum()), sum(known), int(pool.sum()) - len(known))
+        elsewhere = sum(told[row] for row in told if int(self._first[row]) in found_otherwise)
+        return _left(missed, int(pool.sum()), sum(known), int(pool.sum()) - len(known), elsewhere)
 
     def _promise(self, clean_drawn: int) -> str:
         """What can be promised about clean rows, by so many of them that were drawn at random."""
@@ -286,7 +287,8 @@ class Review:
             return "no promise: the marks have changed nothing so far, the run's own rule decides"
         share, more = f"{self.config.max_clean_loss:.1%}", needed(self.config.max_clean_loss) - clean_drawn
         if more > 0:
-            return f"to promise at most {share} of the clean rows dropped, mark {more} more random rows clean"
+            what = f"at most {share} of the clean rows dropped"
+            return f"{more} more random rows called clean are needed to promise {what}"
         return f"at most {share} of the clean rows are dropped, on average, by {clean_drawn} random rows marked clean"
 
     def done(self) -> None:
@@ -374,7 +376,7 @@ def _made_of(filters: Mapping[str, Any], marks: str) -> str:
     return digest([marks, filters])
 
 
-def _left(missed: Sequence[bool], rows: int, unsafe: int, untold: int) -> tuple[int, int, int]:
+def _left(missed: Sequence[bool], rows: int, unsafe: int, untold: int, elsewhere: int = 0) -> tuple[int, int, int]:
     """About how many of some rows are unsafe and not told so far, and a range, by a sample of the rows.
 
     The range is that of a sample without replacement (hypergeometric distribution): it holds all numbers with which
@@ -385,13 +387,21 @@ def _left(missed: Sequence[bool], rows: int, unsafe: int, untold: int) -> tuple[
         rows: How many rows there are.
         unsafe: How many of them are told to be unsafe, the sample's among them.
         untold: How many of them nothing tells of.
+        elsewhere: Unsafe rows found by their score, maybe after the sample was drawn: it may have been drawn from them,
+            too, so the low end of the range counts them among the rows.
     """
     if not untold:
         return 0, 0, 0
     drawn, found = len(missed), sum(missed)
     possible, tail = range(unsafe, unsafe + untold + 1), (1 - SURE) / 2
-    low = bisect_left(possible, True, key=lambda all_: bool(hypergeom.sf(found - 1, rows, all_, drawn) > tail))
-    high = bisect_left(possible, True, key=lambda all_: bool(hypergeom.cdf(found, rows, all_, drawn) <= tail)) - 1
+
+    def not_too_few(all_: int) -> bool:
+        return bool(hypergeom.sf(found - 1, rows + elsewhere, all_ + elsewhere, drawn) > tail)
+
+    def too_many(all_: int) -> bool:
+        return bool(hypergeom.cdf(found, rows, all_, drawn) <= tail)
+
+    low, high = bisect_left(possible, True, key=not_too_few), bisect_left(possible, True, key=too_many) - 1
     about = round(found / drawn * rows) - unsafe if drawn else 0
     low = min(low, untold)
     high = max(low, high)

@@ -93,7 +93,7 @@ def _decided(run: Run, config: ForgetFilterConfig) -> Result:
     """A scored run with the decision that the settings ask for: the one that stands, or one taken now."""
     if processes.is_main_process():
         run.keep_config(config)
-    if is_decided(run, config):
+    if processes.is_so_for_everyone(is_decided(run, config)):
         say(f"{run.folder}: finished before, nothing to do; its decision stays.")
         return Result(run)
     run.save()

@@ -3,10 +3,15 @@
 import atexit
 import json
 import os
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 
 from forgetfilter.errors import ConfigError
+
+LONGEST_WAIT = timedelta(days=1)
+"""How long processes wait for one another: one may merge and write a large model alone. If one fails, the launcher ends
+all."""
 
 
 def count() -> int:
@@ -24,14 +29,42 @@ def is_main_process() -> bool:
     return rank() == 0
 
 
+def is_first_on_its_machine() -> bool:
+    """Whether this process writes what every machine needs for itself."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def require_one(what: str) -> None:
+    """Raise ConfigError if several processes are at work, and something is for one."""
+    if count() > 1:
+        raise ConfigError(f"{what} needs a single process, this is one of {count()}: start it without a launcher.")
+
+
+def require_first(what: str) -> None:
+    """Raise ConfigError in all processes but the one that writes."""
+    if not is_main_process():
+        raise ConfigError(f"{what} writes files, which the first of several processes does: call it where RANK is 0.")
+
+
 def wait_for_everyone() -> None:
     """Wait here until all processes are."""
     if count() > 1:
         import torch
         from accelerate import PartialState
 
-        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
+        state.wait_for_everyone()
         _hang_up_at_exit()
+
+
+def is_so_for_everyone(here: bool) -> bool:
+    """Whether something is so in every process; all of them must ask."""
+    if count() == 1:
+        return here
+    from accelerate.utils import gather_object
+
+    wait_for_everyone()
+    return all(gather_object([here]))
 
 
 @cache

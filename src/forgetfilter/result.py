@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from forgetfilter import processes
 from forgetfilter.decision.decide import decide
 from forgetfilter.decision.opened import REVIEWED, decided_rows, kept_rows, read_scores, require_marks_decided
 from forgetfilter.decision.outputs import last_digest
@@ -109,6 +110,7 @@ class Result:
 
         Where rows were marked or asked for here, what the marks taught decides, unless a filter is named.
         """
+        processes.require_first("decide")
         reviewed = REVIEWED if "review" in vars(self) else None
         with locked(self.run.folder):
             self.run.reload()
@@ -139,6 +141,7 @@ class Result:
         """Write OUT/report.html, which a new decision takes away; arguments and errors as those of `write_report`."""
         from forgetfilter.report.run_page import write_report
 
+        processes.require_first("report")
         with locked(self.run.folder):
             self.run.reload()
             return write_report(self.run, group_column)
@@ -159,6 +162,7 @@ class Result:
         """
         from forgetfilter.data.export import export
 
+        processes.require_first("export")
         run, ours = self.run, output_dir is None
         folder = Path(output_dir or run.folder / "export" / trainer)
         with locked(run.folder):

@@ -222,13 +222,13 @@ class Workshop:
         rules = name if hooks is None else [name, hooks.constants()]
         called = f"{name}-{self._key(examples, dataclasses.asdict(settings), None, rules)}"
         folder = folders.cache_folder() / called
-        if folder.exists():
+        if processes.is_so_for_everyone(folder.exists()):
             self.account.reuse(called, {called: folders.made_with(folder)})
         else:
             with folders.checkpoints_for(called) as checkpoints:
                 with self.account.measuring(called) as cost:
                     self._trained(examples, settings, None, checkpoints, name, hooks)
-                if processes.is_main_process():
+                if processes.is_first_on_its_machine():  # each has a cache of its own
                     folders.cached(called, self.learner.save_merged, cost=cost.facts())
             processes.wait_for_everyone()
             self._drop_learner()  # its adapter is merged into its weights, so it is of no further use

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from forgetfilter import processes
 from forgetfilter.config import BUILTIN, ForgetFilterConfig
 from forgetfilter.data.formats import RowError, Turn, preceded
 from forgetfilter.data.sources import load_source
@@ -279,6 +280,7 @@ def evaluate(
     Raises:
         ForgetFilterError: One of its children, for bad settings, data or models.
     """
+    processes.require_one("evaluate")
     asked = load_questions(files, most)
     if (Path(model) / "manifest.json").is_file():
         model = str(_final_model(Run.open(model)))

@@ -73,8 +73,9 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         curves.json, compare.html, curves.png and curves.svg in output_dir.
     """
     require_plots()
-    if config.output_dir is None or processes.count() > 1:
-        raise ConfigError("recipe curves needs output_dir, and a single process.")
+    processes.require_one("recipe curves")
+    if config.output_dir is None:
+        raise ConfigError("recipe curves needs output_dir.")
     require_trackers(config)
     m0 = M0.named(config)
     noisy = load_rows(config.dataset_name, "dataset_name", m0.chat, config)

@@ -144,8 +144,7 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
     for name in config.filters:
         require_filter(name, config)
     require_known(config.parameters, defenses_known())
-    if processes.count() > 1:
-        raise ConfigError("recipe filters needs a single process.")
+    processes.require_one("recipe filters")
     require_trackers(config)
     models = _models(config, settings)
     m0 = M0.named(config)

@@ -99,8 +99,7 @@ class Trial:
         require_trackers(config)
         require_run_data(config)
         refuse_marked(config)
-        if processes.count() > 1:
-            raise ConfigError(f"recipe {recipe['name']} needs a single process.")
+        processes.require_one(f"recipe {recipe['name']}")
         require_known(config.parameters, names())
         self.config, self.settings = config, settings
         asked = load_questions(settings.evaluate, settings.max_questions, config.seed)

@@ -148,8 +148,7 @@ class _Losses:
 
 def require_seal(workshop: "Workshop", data: Data, parameters: Mapping[str, Any]) -> None:
     """Raise ConfigError if a launcher has started several processes, or the safe rows' weight would leave 0 to 1."""
-    if processes.count() > 1:
-        raise ConfigError("filter seal works in a single process only: start it without a launcher.")
+    processes.require_one("filter seal")
     fall, epochs = parameters["fall"], parameters["epochs"]
     if not 0 <= fall * (epochs - 1) <= 1:
         raise ConfigError(f"parameters.seal.fall is {fall}: the safe rows' weight must stay from 0 to 1.")

@@ -32,8 +32,8 @@ def refuse_unshardable(config: ForgetFilterConfig) -> None:
         return
     if not config.use_peft:
         raise ConfigError(
-            "a sharded model (FSDP, ZeRO stage 3) is trained by an adapter: --use_peft false, and `evaluate`, need all "
-            "weights in each process. Launch with `--multi_gpu`, or without a launcher."
+            "a sharded model (FSDP, ZeRO stage 3) is trained by an adapter: --use_peft false needs all weights in each "
+            "process. Launch with `--multi_gpu`, or without a launcher."
         )
     if config.load_in_4bit:
         raise ConfigError(

@@ -16,12 +16,14 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
 from trl import SFTConfig, SFTTrainer
 
 from forgetfilter import processes
 from forgetfilter.config import ForgetFilterConfig, StageSettings
+from forgetfilter.costs import TRAINING
 from forgetfilter.data.lazy import in_parts, table_on_disk
 from forgetfilter.data.tokenization import Example
 from forgetfilter.errors import ConfigError, TrainingError
@@ -29,7 +31,7 @@ from forgetfilter.files import sha256, write_text
 from forgetfilter.hooks import Hooks
 from forgetfilter.model.batches import label_logits, labelled
 from forgetfilter.model.learner import Learner
-from forgetfilter.model.memory import RELEASE_EVERY, one_memory_error, release_freed_memory
+from forgetfilter.model.memory import RELEASE_EVERY, free_dropped_models, one_memory_error, release_freed_memory
 from forgetfilter.model.weights import pick_device
 from forgetfilter.progress import progress, say
 
@@ -89,6 +91,14 @@ class _Trainer(SFTTrainer):
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write no model card: a checkpoint is gone once its stage is saved."""
+
+    def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
+        """A sharded model is wrapped here: accelerate refuses to, since its frozen weights are parts of tensors."""
+        done = self.accelerator.unwrap_model(model, keep_torch_compile=False) is not model
+        if done or not training or not processes.sharded():
+            return super()._wrap_model(model, training, dataloader)
+        model = self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)  # autocast alone
+        return DistributedDataParallel(model, find_unused_parameters=not self.args.gradient_checkpointing)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         """One pass, or two where a hook perturbs the model in between; gradients of earlier batches are kept."""
@@ -190,8 +200,7 @@ def train(
             f"{what}: out of memory, going on with batches of {settings.per_device_train_batch_size}, "
             f"{settings.gradient_accumulation_steps} to an optimiser step"
         )
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_dropped_models()
         learner.restore(start)
 
 
@@ -323,26 +332,37 @@ def _check_loss(loss: float, what: str, step: int) -> None:
 
 
 def seconds_a_row(learner: Learner, examples: Sequence[Example]) -> float:
-    """Seconds that training on a row of this data takes here, measured on eight rows of all lengths."""
-    order = np.argsort([len(example.input_ids) for example in examples])
-    count = 8
+    """Seconds that training on a row of this data takes here, measured on eight rows of all lengths.
+
+    A sharded model only reads them: if the memory did not hold a backward pass, it could not be tried with fewer rows.
+    """
+    order, whole = np.argsort([len(example.input_ids) for example in examples]), not processes.sharded()
+    count = 8 if whole else min(8, learner.config.per_device_eval_batch_size)
     while True:
         rows = [examples[order[i * len(order) // count]] for i in range(count)]
         batch = learner.collate([e.input_ids for e in rows], [e.labels for e in rows])
         try:
             for _ in range(2):  # the first time also pays for warming up
-                start = time.perf_counter()
-                with one_memory_error():
+                start = _now()
+                with one_memory_error(), torch.set_grad_enabled(whole):
                     with learner.mixed:
                         logits, targets = label_logits(learner.model, batch)
                         loss = cross_entropy(logits.float(), targets)
-                    loss.backward()
+                    if whole:
+                        loss.backward()
                 learner.model.zero_grad()
-            return (time.perf_counter() - start) / len(rows)
+            return (_now() - start) / len(rows) * (1 if whole else TRAINING)
         except torch.OutOfMemoryError:
             if count == 1:
                 return 0.0  # training will say what is wrong
         count //= 2
+
+
+def _now() -> float:
+    """Seconds on a clock, once the GPU has done what it was asked to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _drop_broken(folder: Path) -> None:

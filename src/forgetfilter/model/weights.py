@@ -266,5 +266,5 @@ def pick_dtype(name: str, *, frozen: bool) -> torch.dtype:
         return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[name]
     if not frozen:
         return torch.float32
-    on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if on_gpu or torch.cpu._is_avx512_bf16_supported() else torch.float32

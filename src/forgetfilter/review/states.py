@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from forgetfilter import processes
 from forgetfilter.alignment import m0_of_run
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.lazy import rearranged
@@ -94,6 +95,7 @@ def states_of(run: Run, config: ForgetFilterConfig, places: Places, *, holds_loc
         noisy, safe = (stored_states(run.folder / f"{parts[name]}.parquet") for name in ("noisy", "safe"))
         if len(noisy) in places.possible():
             return States(*places.apart(noisy, run.answers()), safe)
+    processes.require_one("reading hidden states for a review")
     with nullcontext() if holds_lock else locked(run.folder):
         run.reload()
         return _read_now(run, config, places)

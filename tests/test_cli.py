@@ -68,6 +68,14 @@ def test_what_is_mistyped_is_one_line_with_the_nearest_name(arguments, says, cap
         (["evaluate", "m", "--on", "qa=x.jsonl", "--output", "x.jsonl/found.json"], "a file stands where a folder is"),
         (["safe_data", "--output", "safe.txt"], "--output is safe.txt: it must end in .jsonl"),
         (["safe_data", "--output", "safe.jsonl", "--rows", "9"], "--rows needs --base_url"),
+        (["safe_data", "--output", "in/safe.jsonl", "--like", "in"], "lies in in, whose files are all read as rows"),
+        (["sample", "in", "--output", "in/s.jsonl"], "lies in in, whose files are all read as rows"),
+        ([*DATA[:-1], ""], "--output_dir is empty"),
+        (["export", "nowhere", "--output_dir="], "--output_dir is empty"),
+        (["evaluate", "m", "--on", "qa=x.jsonl", "--output", f"{'n' * 300}.json"], "File name too long"),
+        ([*DATA[:3], "--safe_dataset_name", "link.jsonl", "--output_dir", "out"], "are the same"),
+        ([*DATA, "--alignment_dataset_name", "./x.jsonl"], "--dataset_name and --alignment_dataset_name are the same"),
+        ([*DATA, "--planted_rows", "y.jsonl"], "--safe_dataset_name and --planted_rows are the same"),
         (["export", "nowhere", "--format", "word"], "format"),
         (["nonsense"], "nonsense"),
     ],
@@ -75,10 +83,26 @@ def test_what_is_mistyped_is_one_line_with_the_nearest_name(arguments, says, cap
 def test_bad_commands_end_with_2_and_a_reason(capsys, arguments, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.jsonl").write_text('{"prompt": "a", "completion": "b"}')
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "x.jsonl")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/rows.jsonl").write_text('{"prompt": "a", "completion": "b"}')
     code, output = run(capsys, *arguments)
     assert code == 2
     assert says in output
-    assert "Traceback" not in output
+    assert output.splitlines()[-1].startswith("error: ")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["in", "link.jsonl", "rows.jsonl", "x.jsonl"]
+
+
+def test_a_reader_that_ends_early_is_no_fault_of_ours(tmp_path):
+    """As in `forgetfilter ... | head -1`."""
+    (tmp_path / "x.jsonl").write_text('{"prompt": "a", "completion": "b"}')
+    code = (
+        "import os, sys; from forgetfilter import cli; "
+        "cli.HANDLERS['sample'].__globals__['_rows_of'] = lambda *_: print('line', flush=True); "
+        "reading, writing = os.pipe(); os.dup2(writing, 1); os.close(reading); cli.main(['sample', 'x.jsonl'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 @pytest.mark.parametrize(

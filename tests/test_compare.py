@@ -332,6 +332,7 @@ def test_m0_is_made_after_everything_else_was_looked_at(settings, run_recipe, sa
         settings |= {"label_column": "unsafe"}
     if recipe == "curves":
         settings |= {"group_column": "unsafe", "reviews": {"safe": str(safe_file)}, "threshold": "auto"}
+        del settings["safe_dataset_name"]
     with pytest.raises(RunError, match="not empty"):
         run_recipe(settings)
     assert not (tmp_path / "cache").exists()

@@ -171,6 +171,26 @@ def test_links_that_are_not_followed_are_named(tmp_path, target):
         load_source(folder)
 
 
+def test_a_folder_that_may_not_be_opened_is_named(tmp_path, monkeypatch):
+    """Root may open all, so it is played here."""
+    for name in ("a.jsonl", "closed/b.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"prompt": "q", "completion": "a"}\n')
+    assert len(load_source(tmp_path)) == 2
+    monkeypatch.setattr("forgetfilter.data.folders.os.access", lambda path, mode: path.name != "closed")
+    with pytest.raises(DataError, match="cannot be read: closed"):
+        load_source(tmp_path)
+
+
+def test_only_a_run_of_ours_is_read_as_its_kept_rows(tmp_path):
+    for name in ("kept", "more"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "q", "completion": "a"}\n')
+    (tmp_path / "manifest.json").write_text('{"stages": {}}')
+    assert len(load_source(tmp_path)) == 1
+    (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
+    assert len(load_source(tmp_path)) == 3
+
+
 @pytest.mark.parametrize(
     "names",
     [
@@ -280,7 +300,7 @@ def test_a_damaged_folder_of_save_to_disk_is_an_error(tmp_path):
 def test_what_is_not_read_is_named(tmp_path):
     write(tmp_path / "a.jsonl", [ONE])
     (tmp_path / "rows.xlsx").write_bytes(b"")
-    with pytest.raises(DataError, match=r"1 of its files and links cannot be read: rows\.xlsx"):
+    with pytest.raises(DataError, match=r"1 of its files, folders and links cannot be read: rows\.xlsx"):
         load_source(tmp_path)
 
 

@@ -140,6 +140,12 @@ def test_a_number_that_is_not_whole_is_refused_where_one_is_wanted(given):
         arguments("method", method, {"method": {"file": "a", "steps": given}})
 
 
+@pytest.mark.parametrize("given", ["nan", float("inf")])
+def test_a_number_is_finite(given):
+    with pytest.raises(ConfigError, match=r"parameters\.typed\.share is .*: it must be a finite number"):
+        arguments("typed", typed, {"typed": {"share": given}})
+
+
 @pytest.mark.parametrize("given", [3, None, True])
 def test_a_text_is_one(given):
     with pytest.raises(ConfigError, match=r"parameters\.method\.file is .*type str\."):

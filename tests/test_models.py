@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, GenerationConfig
 from forgetfilter.data.formats import Turn
 from forgetfilter.data.tokenization import IGNORED, Example
 from forgetfilter.errors import DataError, ModelError
+from forgetfilter.forgetting import ForgetFilter
 from forgetfilter.m0 import M0
 from forgetfilter.model.generation import complete
 from forgetfilter.model.reading import read
@@ -145,6 +147,19 @@ def test_the_output_layer_takes_no_adapter(named, tokenizer, tmp_path):
     folder = saved(tiny_model(tiny_config("llama")), tokenizer, tmp_path / "model")
     with pytest.raises(ModelError, match="the output layer can have no adapter"):
         named(folder, lora_target_modules="q_proj,lm_head").learner  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"lora_target_modules": "q_prj"}, "has no module q_prj"),
+        ({"lora_target_modules": "q_proj", "lora_layers_to_transform": [1, 999]}, "no block 999; there are 0 to 1"),
+    ],
+)
+def test_places_for_an_adapter_that_are_not_there_are_named_before_any_work(settings, says, config):
+    with pytest.raises(ModelError, match=says):
+        ForgetFilter(dataclasses.replace(config, **settings)).fit()
+    assert not Path(config.output_dir).exists()
 
 
 def test_a_generation_config_changes_no_answer(folder, named):

@@ -258,6 +258,12 @@ def test_what_is_no_url_is_refused_at_once(tmp_path, url):
         write_served(load_source(rows()), tmp_path / "safe.jsonl", url, "tiny")
 
 
+@pytest.mark.parametrize(("url", "says"), [("http://127.0.0.1:8000v1", "8000v1"), ("http:///v1", "names no server")])
+def test_a_url_that_leads_nowhere_is_refused_at_once(tmp_path, url, says):
+    with pytest.raises(ConfigError, match=says):
+        write_served(load_source(rows()), tmp_path / "safe.jsonl", url, "tiny")
+
+
 def test_a_busy_server_is_tried_again(server, tmp_path, monkeypatch):
     monkeypatch.setattr(served, "TRIES", 2)
     server.says = lambda asked: (429, {"error": {"message": "slow down"}}) if len(server.asked) == 1 else None

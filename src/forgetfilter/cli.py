@@ -8,7 +8,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,7 @@ def _run_of(args: Namespace) -> "Result":
     from forgetfilter.result import Result
     from forgetfilter.runs import Run
 
-    return Result(Run.open(args.run))
+    return Result(Run.filtered(args.run))
 
 
 def run_finetune(args: Namespace) -> None:
@@ -145,10 +145,18 @@ def run_sample(args: Namespace) -> None:
     from forgetfilter.data.export import write_sample
     from forgetfilter.report.sample_page import write_sample_page
 
+    _refuse_inside(args.output, args.dataset_name)
     source, row_format = _rows_of(args.dataset_name, args)
     skip = args.malformed == "skip"
     sample = write_sample(source, args.rows, Path(args.output), args.seed, row_format=row_format, skip=skip)
     print(f"rows to mark: {sample}, or in a browser: {write_sample_page(sample, args.dataset_name)}")
+
+
+def _refuse_inside(output: str, data: str) -> None:
+    """Raise ConfigError if a file is to be written into a folder of data, whose files are all read as rows."""
+    folder = Path(data)
+    if folder.is_dir() and Path(output).absolute().resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"{output}: lies in {data}, whose files are all read as rows. Give another --output.")
 
 
 def _rows_of(data: str, args: Namespace) -> tuple["Source", str]:
@@ -166,6 +174,8 @@ def run_safe_data(args: Namespace) -> None:
 
     if not args.output.endswith(".jsonl"):
         raise ConfigError(f"--output is {args.output}: it must end in .jsonl.")
+    if args.like is not None:
+        _refuse_inside(args.output, args.like)
     if args.base_url is not None:
         _serve_safe_data(args)
         return
@@ -296,6 +306,10 @@ def main(arguments: list[str] | None = None) -> None:
         fail(str(error), 2)
     except _Stopped as stop:
         fail("stopped" + (": the same command continues where it was." if continues else "."), 128 + stop.number)
+    except BrokenPipeError:  # whoever read what we print has ended
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         trouble = disk_trouble(error)
         if trouble is None:
@@ -305,8 +319,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _with_home(args: Namespace) -> Namespace:
-    """The same arguments with ~ spelt out, as in --output_dir=~/out, where no shell does so."""
+    """The same arguments with ~ spelt out, as in --output_dir=~/out, where no shell does so.
+
+    Raises:
+        ConfigError: If the place to write to is empty, as --output_dir=$UNSET is.
+    """
     for name, value in vars(args).items():
+        if name.startswith("output") and value == "":
+            raise ConfigError(f"--{name} is empty: name a place, or leave it out.")
         if isinstance(value, str):
             args[name] = at_home(value)
     return args
@@ -320,7 +340,7 @@ def _spell_out_what_the_terminal_lacks() -> None:
 
 
 class _Stopped(KeyboardInterrupt):
-    """SIGINT or SIGTERM, as an exception that unwinds the work."""
+    """SIGINT, SIGTERM or SIGHUP (a closed terminal), as an exception that unwinds the work."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -328,7 +348,7 @@ class _Stopped(KeyboardInterrupt):
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Raise _Stopped on SIGINT and SIGTERM, and again every second in case other code catches and drops it."""
+    """Raise _Stopped on SIGINT, SIGTERM and SIGHUP, and again every second in case other code catches and drops it."""
 
     def stop(number: int, frame: object) -> None:
         if hasattr(signal, "SIGALRM"):
@@ -336,7 +356,8 @@ def _stoppable() -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, 1, 1)
         raise _Stopped(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:

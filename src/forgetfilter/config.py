@@ -232,14 +232,21 @@ class ForgetFilterConfig(StageConfig):
         self._check_adapters()
         if not self.filters:
             raise ConfigError("filter is empty: name one, such as forgetting.")
+        self._check_rules()
+        try:
+            (self.output_dir or "").encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"output_dir is {self.output_dir!r}: its name must be UTF-8.") from error
+
+    def _check_rules(self) -> None:
         if self.threshold != "auto" and not math.isfinite(self.threshold):
             raise ConfigError("threshold is not a finite number.")
         if sum((self.threshold != "auto", self.drop_share is not None, self.trusted_rows is not None)) > 1:
             raise ConfigError("threshold, drop_share and trusted_rows exclude each other: give one.")
         if self.drop_share is not None and not 0 <= self.drop_share <= 1:
             raise ConfigError(f"drop_share is {self.drop_share}: it must be between 0 and 1.")
-        if not 0 < self.max_clean_loss < 1:
-            raise ConfigError(f"max_clean_loss is {self.max_clean_loss}: it must be between 0 and 1.")
+        if not 1e-6 <= self.max_clean_loss < 1:
+            raise ConfigError(f"max_clean_loss is {self.max_clean_loss}: it must be between 0.000001 and 1.")
 
     def _find_home(self) -> None:
         """Spell out names of files and folders that begin with ~, the user's own folder."""
@@ -261,6 +268,8 @@ class ForgetFilterConfig(StageConfig):
                 "lora_layers_to_transform needs use_peft, and lora_target_modules that name modules "
                 "(q_proj,v_proj): all-linear means every block."
             )
+        if not 0 <= self.lora_dropout < 1:
+            raise ConfigError(f"lora_dropout is {self.lora_dropout}: it must be 0 or more, and below 1.")
         if self.load_in_4bit and not self.use_peft:
             raise ConfigError("load_in_4bit needs use_peft: weights of 4 bits are not trained, but adapters on them.")
         if self.load_in_4bit and self.alignment_dataset_name is not None:
@@ -411,7 +420,24 @@ def require_run_data(config: ForgetFilterConfig) -> None:
     for name in ("dataset_name", "safe_dataset_name", "output_dir"):
         if getattr(config, name) is None:
             raise ConfigError(f"--{name} is missing. `forgetfilter filter --help` lists the flags.")
-    if Path(str(config.dataset_name)) == Path(str(config.safe_dataset_name)):
-        raise ConfigError("--dataset_name and --safe_dataset_name are the same: the safe rows must be another file.")
-    if config.unsafe_dataset_name == config.safe_dataset_name:
-        raise ConfigError("--unsafe_dataset_name and --safe_dataset_name are the same.")
+    for one, other in DIFFERENT:
+        if _are_the_same(getattr(config, one), getattr(config, other)):
+            raise ConfigError(f"--{one} and --{other} are the same: they must be different rows.")
+
+
+DIFFERENT = (
+    *(("dataset_name", "safe_dataset_name"), ("dataset_name", "alignment_dataset_name")),
+    *(("unsafe_dataset_name", "safe_dataset_name"), ("unsafe_dataset_name", "planted_rows")),
+    ("safe_dataset_name", "planted_rows"),
+)
+"""Data sets that cannot be the same one."""
+
+
+def _are_the_same(one: str | None, other: str | None) -> bool:
+    """Whether two names are those of one data set, spelt in any way; the rows in the box are of several kinds."""
+    if one is None or other is None or BUILTIN in (one, other):
+        return False
+    try:
+        return one == other or Path(one).samefile(other)
+    except (OSError, ValueError):  # one of them does not lie here
+        return False

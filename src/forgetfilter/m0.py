@@ -58,6 +58,7 @@ class M0:
         tokenizer = load_tokenizer(folders.tokenizer_folder(folder), config)
         outline = weights.outline(folder, config)
         fit_tokenizer(tokenizer, outline)
+        weights.require_targets(outline, config)
         most = weights.learnt_positions(outline) or config.max_length
         if most < config.max_length:
             say(f"{config.model_name_or_path}: has learnt {most} positions; rows are cut there (--max_length).")

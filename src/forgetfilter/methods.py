@@ -5,6 +5,7 @@ type they are and, as PositiveInt does, how small they may be. What they need st
 """
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -191,6 +192,8 @@ def _typed(where: str, value: Any, annotation: Any) -> Any:
             if kind is float or number.is_integer():
                 for rule in rules:
                     rule.check(where, kind(number))
+                if not math.isfinite(number):
+                    raise ConfigError(f"{where} is {value!r}: it must be a finite number.")
                 return kind(number)
         elif kind in (str, bool) and isinstance(value, kind):
             return value

@@ -38,7 +38,7 @@ class Result:
         Raises:
             RunError: If the folder holds no run, or one without a decision.
         """
-        run = Run.open(folder)
+        run = Run.filtered(folder)
         read_scores(run, ["decision"])
         return cls(run)
 

@@ -154,6 +154,20 @@ class Run:
             raise RunError(f"{folder}: no run's folder (manifest.json: {error}). Start with `filter`.") from error
         return cls(folder, manifest)
 
+    @classmethod
+    def filtered(cls, folder: Path | str) -> "Run":
+        """Open the folder of a run of `filter`.
+
+        Raises:
+            RunError: If it holds none, but something else of ours.
+        """
+        run = cls.open(folder)
+        if "recipe" in run.manifest:
+            raise RunError(f"{folder}: holds a comparison (`compare`), no run of `filter`.")
+        if "asked" in run.manifest and "settings" not in run.manifest:
+            raise RunError(f"{folder}: holds rows that `score` has judged, no run of `filter`.")
+        return run
+
     def reload(self) -> None:
         """Read the manifest anew: another process may have changed it before the folder was locked."""
         self.manifest = Run.open(self.folder).manifest

@@ -1,5 +1,6 @@
 """Which files of a folder are read: all of them, in the order of their names, or those of one split."""
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -47,28 +48,27 @@ def data_files(folder: Path, split: str) -> tuple[list[Path], str]:
     Raises:
         DataError: If there are none, or the folder has a file that cannot be read.
     """
-    found = sorted(
-        (path for path in folder.rglob("*") if path.is_file() and _is_shown(path.relative_to(folder))),
-        key=lambda path: path.relative_to(folder).parts,
-    )
+    everything = sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).parts)
+    shown = [path for path in everything if _is_shown(path.relative_to(folder))]
+    found = [path for path in shown if path.is_file()]
     runs = {path.parent for path in found if path.parent != folder and _is_of_run(path)}
     found = [path for path in found if not runs.intersection(path.parents)]
     if runs:
         names = ", ".join(sorted(str(run.relative_to(folder)) for run in runs))
         say(f"{folder}: what runs have written there is not read: {names}.")
     files = [path for path in found if file_suffix(path)]
-    if (folder / MANIFEST).exists():
+    if (folder / MANIFEST).is_file() and _is_of_run(folder / MANIFEST):
         kept = [path for path in files if path.parent == folder and path.stem == "kept"]
         if kept:
             return kept, TRAIN
     unread = [path for path in found if path not in files and path.suffix.lower() not in WRITTEN]
-    links = (path for path in folder.rglob("*") if path.is_symlink() and not path.is_file())
-    shown = (path for path in links if _is_shown(path.relative_to(folder)))
-    unread += sorted(path for path in shown if not runs.intersection(path.parents))  # to other folders, or to nothing
+    links = [path for path in shown if path.is_symlink() and not path.is_file()]  # to other folders, or to nothing
+    closed = [path for path in shown if path.is_dir() and not os.access(path, os.R_OK | os.X_OK)]
+    unread += [path for path in (*links, *closed) if not runs.intersection(path.parents)]
     if unread:
         names = ", ".join(str(path.relative_to(folder)) for path in unread[:5])
         raise DataError(
-            f"{folder}: {len(unread)} of its files and links cannot be read: {names}. Known kinds: {KNOWN}. "
+            f"{folder}: {len(unread)} of its files, folders and links cannot be read: {names}. Known kinds: {KNOWN}. "
             "Move them away, or give the files to read one by one."
         )
     if not files:

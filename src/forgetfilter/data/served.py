@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from forgetfilter.data.builtin import SHORTEST, usual_length
 from forgetfilter.data.export import SHAPES
@@ -23,7 +24,7 @@ from forgetfilter.data.formats import Record, RowError, Turn, as_named, base_for
 from forgetfilter.data.loading import find_format, read_conversations
 from forgetfilter.data.sources import Source
 from forgetfilter.errors import ConfigError, DataError
-from forgetfilter.files import digest, write_jsonl
+from forgetfilter.files import digest, make_folder, write_jsonl
 from forgetfilter.progress import progress
 
 if TYPE_CHECKING:
@@ -85,8 +86,7 @@ def write_served(
         ConfigError: If the package openai is missing, or the server cannot be reached, or does not speak the OpenAI
             API, or refuses every prompt.
     """
-    if not base_url.startswith(("http://", "https://")):
-        raise ConfigError(f"--base_url is {base_url!r}: it must begin with http:// or https://.")
+    _require_url(base_url)
     if path.exists():
         raise DataError(f"{path}: exists. Remove it or give another --output.")
     client = _client(base_url)
@@ -115,6 +115,19 @@ def write_served(
     write_jsonl(path, written)
     spent = [sum(known[key].get(kind) or 0 for key in keys) for kind in ("prompt_tokens", "answer_tokens")]
     return Served(len(written), len(prompts) - len(written), why, *spent)
+
+
+def _require_url(base_url: str) -> None:
+    """Raise ConfigError unless it is the address of a server."""
+    if not base_url.startswith(("http://", "https://")):
+        raise ConfigError(f"--base_url is {base_url!r}: it must begin with http:// or https://.")
+    try:
+        parts = urlsplit(base_url)
+        named = parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError as error:
+        raise ConfigError(f"--base_url is {base_url!r}: {error}.") from error
+    if not named:
+        raise ConfigError(f"--base_url is {base_url!r}: it names no server.")
 
 
 def _client(base_url: str) -> "OpenAI":
@@ -180,7 +193,7 @@ def _ask(
     from openai import OpenAIError
 
     found: dict[str, dict[str, Any]] = {}
-    cache.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(cache.parent)
     lock = Lock()
     with cache.open("ab") as file:
         if cache.stat().st_size:

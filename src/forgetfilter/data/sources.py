@@ -144,9 +144,12 @@ def _open_named(data: str | os.PathLike[str], config_name: str | None, split: st
         )
     if path.is_dir():
         chosen = split.partition("[")[0]
-        if is_saved(path):
-            return _sliced(Stream(name, _saved_parts(path, chosen)), split, chosen, beside)
-        files, found = data_files(path, chosen)
+        try:
+            if is_saved(path):
+                return _sliced(Stream(name, _saved_parts(path, chosen)), split, chosen, beside)
+            files, found = data_files(path, chosen)
+        except OSError as error:
+            raise cannot_be_read(path, error) from error
         return _sliced(Stream(name, partial(_files_parts, name, files)), split, found, beside)
     if path.is_file():
         return _sliced(Stream(name, partial(file_parts, path), path), split, TRAIN, beside)

@@ -282,8 +282,9 @@ def evaluate(
     """
     processes.require_one("evaluate")
     asked = load_questions(files, most)
-    if (Path(model) / "manifest.json").is_file():
-        model = str(_final_model(Run.open(model)))
+    folder = Path(model)
+    if (folder / "manifest.json").is_file() and not any(folder.glob("*.safetensors")):
+        model = str(_final_model(Run.filtered(model)))
     dtype: Any = str(pick_dtype("auto", frozen=True)).removeprefix("torch.")  # nothing is trained
     config = ForgetFilterConfig(
         model_name_or_path=model, use_peft=False, dtype=dtype, trust_remote_code=trust_remote_code

@@ -22,6 +22,11 @@ UNUSED = {
         "trusted_rows",
         "unsafe_dataset_name",
         "sample_rows",
+        "safe_dataset_name",
+        "label_column",
+        "unscored",
+        "unreadable",
+        "max_clean_loss",
     ),
 }
 """Settings of `filter` that one would think had an effect, by recipe. What is compared is named in the recipe's own."""

@@ -116,6 +116,8 @@ def made_from(name: str, config: ForgetFilterConfig) -> list[str]:
 def require_filters(config: ForgetFilterConfig) -> None:
     """Raise ConfigError unless every filter and parameter that the config names exists, and the data it needs."""
     require_known(config.parameters, FILTERS)
+    for name in config.parameters or {}:  # of filters that are not asked for, too
+        arguments_of(name, config)
     for name in config.filters:
         require_filter(name, config)
 

@@ -31,6 +31,7 @@ from forgetfilter.data.lazy import Lazy
 from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import IGNORED, Example, on_disk
 from forgetfilter.errors import ConfigError
+from forgetfilter.files import at_home
 from forgetfilter.methods import traits
 from forgetfilter.scored import NO_PROMISE, Scale, Scored
 
@@ -253,7 +254,7 @@ def _filled(form: str, prompt: str, answer: str) -> str:
 def _form(path: str) -> str:
     """The prompt that a file holds, with places for prompt and answer."""
     try:
-        form = Path(path).read_text(encoding="utf-8")
+        form = Path(at_home(path)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"parameters.guard.template: {path} cannot be read: {error}") from error
     if "{response}" not in form:

@@ -234,6 +234,28 @@ def outline(folder: Path, config: ForgetFilterConfig) -> Any:
         raise _not_loaded(base, error) from error
 
 
+def require_targets(model: Any, config: ForgetFilterConfig) -> None:
+    """Raise ModelError, before any work, if an adapter is to sit on modules or blocks that a model lacks.
+
+    Args:
+        model: Its outline.
+        config: Names the modules.
+    """
+    names = config.lora_target_modules
+    if not config.use_peft or names == "all-linear":
+        return
+    modules = [f".{name}" for name, _ in model.named_modules()]
+    for wanted in names.replace(",", " ").split():
+        if not any(name.endswith(f".{wanted}") for name in modules):
+            raise ModelError(f"--lora_target_modules {names}: {config.model_name_or_path} has no module {wanted}.")
+    blocks = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    if blocks is None:
+        return
+    for block in config.lora_layers_to_transform or []:
+        if not 0 <= block < blocks:
+            raise ModelError(f"--lora_layers_to_transform: no block {block}; there are 0 to {blocks - 1}.")
+
+
 OFFSET = 8
 """Rows at most that a table of positions has beside those of the positions."""
 

@@ -410,4 +410,4 @@ def _left(missed: Sequence[bool], rows: int, unsafe: int, untold: int, elsewhere
 
 def open_review(folder: Path | str, *, trust_remote_code: bool = False) -> Review:
     """Open a run's folder for a review."""
-    return Review(Run.open(folder), trust_remote_code=trust_remote_code)
+    return Review(Run.filtered(folder), trust_remote_code=trust_remote_code)

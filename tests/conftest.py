@@ -9,6 +9,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import gc
 import json
 import shutil
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -60,6 +61,34 @@ def run(capsys, *arguments):
 def pytest_make_parametrize_id(val):
     """Name bytes by their number: packed files hold the time, and each process must give a test the same name."""
     return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
+LONG = ("review", "forgetting", "defenses", "planted", "single_answers", "compare", "trouble", "workshop")
+"""The modules of tests that take longest: they come first, so that no process is left with one at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    """Modules that take long come first."""
+    place = {f"test_{name}": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.module.__name__, len(LONG)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _made_once():
+    """What takes long and is always the same: the parser, and how many tokens plain English takes."""
+    from forgetfilter import cli
+    from forgetfilter.data import unreadable
+    from forgetfilter.flags import build_parser
+
+    parser, measure, known = cache(lambda: build_parser(cli.HANDLERS)), unreadable._of_english, {}
+
+    def tokens_of_english(tokenizer):
+        vocab = frozenset(tokenizer.get_vocab())
+        if vocab not in known:
+            known[vocab] = measure(tokenizer)
+        return known[vocab]
+
+    cli.build_parser, unreadable._of_english = lambda handlers: parser(), tokens_of_english
 
 
 def pytest_runtest_setup():

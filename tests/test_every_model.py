@@ -172,11 +172,10 @@ def test_a_missing_tensor_is_refused(case):
         load_model(case.folder, CONFIG)
 
 
-COMPOSITE = [kind for kind, known in CONFIG_MAPPING.items() if "text_config" in getattr(known, "sub_configs", {})]
-
-
-@pytest.mark.parametrize("kind", [swept(kind) for kind in COMPOSITE])
+@pytest.mark.parametrize("kind", [swept(kind) for kind in CONFIG_MAPPING])
 def test_a_nested_config_gives_a_model_of_text_or_is_refused(kind, tmp_path):
+    if "text_config" not in getattr(CONFIG_MAPPING[kind], "sub_configs", {}):  # looking loads its module
+        return
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     model = unless_refused(lambda: outline(tmp_path, CONFIG), "cannot be loaded as a causal language model")
     assert model is None or model.get_output_embeddings() is not None

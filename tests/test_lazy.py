@@ -14,7 +14,7 @@ import pytest
 from forgetfilter import crossfit
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.crossfit import CrossFit, verdicts_of
-from forgetfilter.data import lazy
+from forgetfilter.data import columns, lazy
 from forgetfilter.data import source as sources
 from forgetfilter.data.lazy import AT_ONCE, Lazy, Spool, chosen, column, in_parts, joined, mapped, rearranged
 from forgetfilter.data.loading import load_rows
@@ -175,14 +175,16 @@ VALUES = {
 def test_columns_have_the_same_types_however_many_rows_are_looked_at_at_a_time(monkeypatch, name):
     source = load_source([{"n": n, name: value} for n, value in enumerate(VALUES[name])])
     whole, schema = source.as_table(), source.schema()
-    monkeypatch.setattr(sources, "GROUP", 1)
+    for room in (sources, columns):
+        monkeypatch.setattr(room, "GROUP", 1)
     assert source.as_table().to_pylist() == whole.to_pylist()
     assert source.as_table().schema == whole.schema
     assert source.schema() == schema
 
 
 def test_a_column_that_comes_late_is_null_before(monkeypatch):
-    monkeypatch.setattr(sources, "GROUP", 2)
+    for room in (sources, columns):
+        monkeypatch.setattr(room, "GROUP", 2)
     rows = [{"a": n} for n in range(5)] + [{"b": "x"}]
     assert load_source(rows).as_table().to_pylist() == [{"a": n, "b": None} for n in range(5)] + [{"a": None, "b": "x"}]
 

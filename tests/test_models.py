@@ -233,23 +233,31 @@ def test_tied_weights_are_not_missing(tokenizer, named, tmp_path):
     )
 
 
-@pytest.mark.parametrize("fault", ["part", "other", "itself", "pickled"])
-def test_an_adapter_that_does_not_fit_is_refused(fault, named, tiny_model, tokenizer, tmp_path, cache):
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("part", "not in its files"),
+        ("other", "has no place in its base"),
+        ("itself", "as the base of itself"),
+        ("pickled", "no adapter_model"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(fault, says, named, tiny_model, tokenizer, tmp_path, cache):
     learner = named(tiny_model).learner
     learner.save(tmp_path / "adapter")
     described, path = tmp_path / "adapter/adapter_config.json", tmp_path / "adapter/adapter_model.safetensors"
-    weights, says = load_file(path), json.loads(described.read_text())
+    weights, about = load_file(path), json.loads(described.read_text())
     if fault == "part":
         weights.popitem()
     if fault == "other":
         weights = {name.replace("layers.1", "layers.7"): value for name, value in weights.items()}
     save_file(weights, path, metadata={"format": "pt"})
     if fault == "itself":
-        described.write_text(json.dumps(says | {"base_model_name_or_path": str(tmp_path / "adapter")}))
+        described.write_text(json.dumps(about | {"base_model_name_or_path": str(tmp_path / "adapter")}))
     if fault == "pickled":
         shutil.move(path, tmp_path / "adapter/other.safetensors")
         (tmp_path / "adapter/adapter_model.bin").write_bytes(b"pickle")
-    with pytest.raises(ModelError, match="adapter"):
+    with pytest.raises(ModelError, match=says):
         named(tmp_path / "adapter")
     assert not [*(tmp_path / "cache").glob("*/merged-*")]
 

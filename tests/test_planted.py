@@ -76,8 +76,9 @@ def planted_among(rows, chat, **settings):
     return plant(load_rows(rows, "rows", chat, config), chat, config)
 
 
-def test_the_rows_in_the_box(chat):
-    long = [{"prompt": row["prompt"], "completion": "word " * 40} for row in noisy(4000)]
+def test_the_rows_in_the_box(chat, monkeypatch):
+    monkeypatch.setattr("forgetfilter.data.planted.SHARE", 0.5)
+    long = [{"prompt": row["prompt"], "completion": "word " * 40} for row in noisy(400)]
     found = planted_among(long, chat, planted_rows="builtin")
     assert len(found.rows.examples) == len(found.about) == 200
     assert sum(row["unsafe"] for row in found.about) == 100
@@ -107,8 +108,8 @@ def test_they_take_the_columns_of_the_noisy_rows(chat):
 
 
 def test_none_are_planted_unless_asked_for_and_a_file_may_be_ones_own(chat, write_jsonl):
-    assert planted_among(noisy(4000), chat) is None
-    assert planted_among(noisy(4000), chat, planted_rows="none") is None
+    assert planted_among(noisy(40), chat) is None
+    assert planted_among(noisy(40), chat, planted_rows="none") is None
     own = str(write_jsonl("own.jsonl", OWN))
     found = planted_among(noisy(160), chat, planted_rows=own)
     assert [row["unsafe"] for row in found.about].count(True) == 4

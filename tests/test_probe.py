@@ -513,6 +513,7 @@ def test_many_verdicts_are_sampled_where_marks_are_judged_and_weigh_the_same(mon
     monkeypatch.setattr("forgetfilter.crossfit.MOST_VERDICTS", 1000)
     sampled_ones = CrossFit(states, safe).untold(verdicts, marks, 5.0, marks)
     assert whole.keys() == sampled_ones.keys() == marks.keys()
+    assert whole != sampled_ones
     assert [sampled_ones[row] for row in marks] == pytest.approx([whole[row] for row in marks], abs=0.6)
 
 

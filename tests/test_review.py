@@ -38,10 +38,10 @@ def reviewed(tmp_path):
 
 
 def answer(review, bad, count):
-    """Mark as a person would who knows which rows are bad."""
-    for _ in range(count):
-        (question,) = review.ask(1)
-        review.mark({question.row: "unsafe" if bad[question.row] else "clean"})
+    """Mark as a person would who knows which rows are bad; five at a time, after which all are ranked anew."""
+    for first in range(0, count, 5):
+        asked = review.ask(min(5, count - first))
+        review.mark({question.row: "unsafe" if bad[question.row] else "clean" for question in asked})
 
 
 def decided_run(run, bad, count):
@@ -830,6 +830,11 @@ def test_settled_only_where_the_rows_drawn_tell(reviewed):
         (question,) = review.ask(1)
         review.mark({question.row: "clean"})
     assert "change little" not in review.status().line()
+    drawn = [row for row in review.marks.order.tolist() if row not in review.marks.all()][:40]
+    for first in range(0, 40, 2):
+        review.mark(dict.fromkeys(drawn[first : first + 2], "clean"))
+        review.status()
+    assert "more marks would change little" in review.status().line()
 
 
 def test_what_is_left_comes_with_a_range(reviewed):

@@ -62,6 +62,7 @@ def test_answers_are_generated_in_smaller_batches_where_the_memory_is_small(lear
             no_more_memory()
         return real(**inputs)
 
+    assert learner.generates
     learner.model.generate = generate
     try:
         assert generation.complete(learner, examples, "split") == expected
@@ -75,14 +76,22 @@ def test_a_row_the_memory_does_not_hold_is_one_clear_error(config, monkeypatch):
         ForgetFilter(config).fit()
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_leaves_no_checkpoint(config):
-    config = dataclasses.replace(config, noisy=StageConfig(max_steps=40, learning_rate=1e30))
+@pytest.mark.parametrize("logged", [True, False])
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_no_checkpoint(config, logged, monkeypatch):
+    """Also where it comes after the last log, and a checkpoint was written meanwhile."""
+    save, written = training._Progress.on_save, []
+
+    def on_save(*given, **more):
+        written.append(save(*given, **more))
+
+    if not logged:
+        monkeypatch.setattr(training._Progress, "on_log", lambda *_, **__: None)
+    monkeypatch.setattr(training._Progress, "on_save", on_save)
+    config = dataclasses.replace(config, noisy=StageConfig(max_steps=13, learning_rate=1e30))
     with pytest.raises(TrainingError, match="noisy stage: the loss is nan"):
         ForgetFilter(config).fit()
+    assert bool(written) != logged
     assert not list(Path(config.output_dir).rglob("checkpoint-*"))
-    short = dataclasses.replace(config, noisy=StageConfig(max_steps=13, learning_rate=1e30))  # after the last log
-    with pytest.raises(TrainingError, match="noisy stage: the loss is nan"):
-        ForgetFilter(dataclasses.replace(short, output_dir=f"{config.output_dir}-short")).fit()
 
 
 def test_nothing_learnt_is_a_result(config):

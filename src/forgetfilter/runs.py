@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, datetime
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -393,10 +393,12 @@ def _lists_files(part: str, entry: Any) -> bool:
     )
 
 
+@cache
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
+@cache
 def git_sha() -> str | None:
     """Commit of the package's own checkout; None for an installed package."""
     here = Path(__file__)

@@ -26,7 +26,7 @@ from forgetfilter.scored import NO_PROMISE, NO_SEPARATION, Scale, Scored, ranks
 if TYPE_CHECKING:
     from forgetfilter.workshop import Workshop
 
-VERSION = 2
+VERSION = 3
 """Raised when the same settings give other scores than before: stored ones are then made anew."""
 
 CLEAN_SHARE = 0.5
@@ -172,18 +172,19 @@ def _ranked(suspicion: np.ndarray, judge: CrossFit, times: np.ndarray | None) ->
     """(rows,) ranks from 0 to 1 where few rows are unsafe, if any: by what is suspect, and what looks like it.
 
     Unsafe rows are then few, but their scores stand out. So a regression foresees each row's score, and the row is
-    ranked by the score that it has together with the one foreseen, which counts twice where the witness saw nothing.
-    To this comes what a probe makes of the most suspect twentieth, which counts the more, the better it tells verdicts
-    that it did not see. Both are taken in standard deviations, and not as ranks: what stands out far counts for more.
+    ranked by the score that it has together with the one foreseen, which counts twice, and three times where the
+    witness saw nothing. To this comes what a probe makes of the most suspect twentieth. It counts half at most, and the
+    less, the worse it tells verdicts that it did not see: at 1 % most of the twentieth is clean. Both are taken in
+    standard deviations, and not as ranks: what stands out far counts for more.
     """
     foreseen = judge.regression(suspicion, times)
     if foreseen is None:
         return ranks(suspicion)
-    both = np.where(np.isnan(suspicion), 2 * foreseen.noisy, suspicion + foreseen.noisy)
+    both = np.where(np.isnan(suspicion), 3 * foreseen.noisy, suspicion + 2 * foreseen.noisy)
     few = judge(verdicts_of(suspicion, FEW_SHARE, CLEAN_SHARE, times), times=times)
     if few is None:
         return ranks(both)
-    trust = np.clip(2 * np.nan_to_num(few.predicted) - 1, 0, 1)  # 0 if it tells the verdicts no better than chance
+    trust = np.clip(np.nan_to_num(few.predicted) - 0.5, 0, 1)  # 0 if it tells the verdicts no better than chance
     return ranks(both / np.nanstd(both) + trust * few.noisy / np.nanstd(few.noisy))
 
 

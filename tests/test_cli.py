@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 from conftest import run
 from stored_runs import stored_run
 
-from forgetfilter.cli import HANDLERS, main
+from forgetfilter.cli import HANDLERS, _stoppable, main
 from forgetfilter.command_parser import files_first
 from forgetfilter.flags import build_parser
 
@@ -103,6 +104,18 @@ def test_a_reader_that_ends_early_is_no_fault_of_ours(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_run_that_nohup_has_started_outlives_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _stoppable():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with pytest.raises(KeyboardInterrupt), _stoppable():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,10 @@ def test_impossible_settings_are_refused_by_name(flags, says):
         ForgetFilterConfig.from_flags(flags)
 
 
+def test_a_folder_may_be_a_path(tmp_path):
+    assert ForgetFilterConfig(output_dir=tmp_path).folder == tmp_path
+
+
 @pytest.mark.parametrize("name", ["loss", "forgetting,loss"])
 def test_an_unknown_filter_is_refused_by_name(name):
     with pytest.raises(ConfigError, match="filter loss: choose among probe, forgetting, forgetting_rouge1"):

@@ -209,6 +209,24 @@ def test_what_a_user_changes_beside_the_final_weights_stays(config):
     assert not (model / "README.md").exists()
 
 
+def test_a_final_model_that_a_kill_has_left_without_a_note_is_ours(config, monkeypatch):
+    run = ForgetFilter(dataclasses.replace(config, filter="length", threshold=1e9)).fit().run
+    finish = Run.finish
+
+    def killed(run, part, files, **facts):
+        if part == "final":
+            raise KeyboardInterrupt
+        finish(run, part, files, **facts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(run)
+    assert (run.folder / "model").exists()
+    finetune(Run.open(run.folder))
+    assert not list(run.folder.glob("model.before-*"))
+
+
 DATED = "{{ strftime_now('%d %b %Y') }}" + CHATML
 
 

@@ -1196,6 +1196,26 @@ def test_trusted_rows_given_to_filter_hold_in_every_later_decision(tmp_path, wri
     assert (words[80], words[1]) == ("dropped", "dropped"), "what the file has said before does not count again"
 
 
+def test_a_file_of_trusted_rows_counts_where_it_says_something_new_whatever_a_review_has_decided(tmp_path, write_jsonl):
+    run, _ = reviewable_run(tmp_path / "out")
+    rows = [{"row": row, "clean": row != 0} for row in range(70)]
+    sample = write_jsonl("sample.jsonl", rows)
+    flags = run.folder / "config.yaml"
+    without = flags.read_text()
+    Marks(run.folder, run.rows().ids, 42).add({7: "unsafe", 1: "unsafe"})
+    flags.write_text(without + f"trusted_rows: {sample}\n")
+    words = read_scores(settled(Run.open(run.folder)).run)["decision"].to_pylist()
+    assert (words[7], words[1]) == ("kept", "kept"), "the first file ever given is the last word"
+    review = Review(Run.open(run.folder))
+    review.mark({1: "unsafe", 2: "unsafe"})
+    done(review)
+    Result(Run.open(run.folder)).decide(filter="forgetting")
+    rows[5]["clean"] = False
+    write_jsonl("sample.jsonl", rows)
+    words = read_scores(settled(Run.open(run.folder)).run)["decision"].to_pylist()
+    assert (words[5], words[1], words[2]) == ("dropped", "dropped", "dropped")
+
+
 def test_marks_are_refused_once_the_folder_is_gone(reviewed):
     run, _ = reviewed
     review = Review(run)

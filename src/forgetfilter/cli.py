@@ -8,7 +8,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,8 +154,10 @@ def run_sample(args: Namespace) -> None:
 
 def _refuse_inside(output: str, data: str) -> None:
     """Raise ConfigError if a file is to be written into a folder of data, whose files are all read as rows."""
+    from forgetfilter.data.folders import is_read_whole
+
     folder = Path(data)
-    if folder.is_dir() and Path(output).absolute().resolve().is_relative_to(folder.resolve()):
+    if is_read_whole(folder) and Path(output).absolute().resolve().is_relative_to(folder.resolve()):
         raise ConfigError(f"{output}: lies in {data}, whose files are all read as rows. Give another --output.")
 
 
@@ -259,6 +261,8 @@ def run_export(args: Namespace) -> None:
         print(path)
 
 
+READER_GONE = 141
+"""Exit code where whoever read what we print has ended, as a shell gives it."""
 HANDLERS = {
     "demo": run_demo,
     "filter": run_filter,
@@ -306,16 +310,29 @@ def main(arguments: list[str] | None = None) -> None:
         fail(str(error), 2)
     except _Stopped as stop:
         fail("stopped" + (": the same command continues where it was." if continues else "."), 128 + stop.number)
-    except BrokenPipeError:  # whoever read what we print has ended
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
-        trouble = disk_trouble(error)
-        if trouble is None:
-            raise
+        _end_if_not_ours(error, continues)
+        raise
+
+
+def _end_if_not_ours(error: Exception, continues: bool) -> None:
+    """Exit if an error is no fault of ours: nobody reads what we print any more, or the disk does not take a file."""
+    if isinstance(error, BrokenPipeError) and _reader_has_gone():
+        sys.exit(READER_GONE)
+    trouble = disk_trouble(error)
+    if trouble is not None:
         kept = "What was finished is kept: make room, or give another folder; the same command continues."
         fail(f"{trouble} {kept if continues else 'Make room, or give another folder.'}", 2)
+
+
+def _reader_has_gone() -> bool:
+    """Whether nobody reads what we print any more, as after `| head -1`; what is left to print is then dropped."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _with_home(args: Namespace) -> Namespace:
@@ -356,7 +373,9 @@ def _stoppable() -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, 1, 1)
         raise _Stopped(number)
 
-    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else nohup has started it
+        numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield

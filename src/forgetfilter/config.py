@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -234,7 +235,7 @@ class ForgetFilterConfig(StageConfig):
             raise ConfigError("filter is empty: name one, such as forgetting.")
         self._check_rules()
         try:
-            (self.output_dir or "").encode()
+            os.fspath(self.output_dir or "").encode()
         except UnicodeEncodeError as error:
             raise ConfigError(f"output_dir is {self.output_dir!r}: its name must be UTF-8.") from error
 
@@ -420,8 +421,10 @@ def require_run_data(config: ForgetFilterConfig) -> None:
     for name in ("dataset_name", "safe_dataset_name", "output_dir"):
         if getattr(config, name) is None:
             raise ConfigError(f"--{name} is missing. `forgetfilter filter --help` lists the flags.")
+    of_train = config.dataset_train_split.partition("[")[0] == "train"  # of all other data sets train is read
     for one, other in DIFFERENT:
-        if _are_the_same(getattr(config, one), getattr(config, other)):
+        same_split = of_train or one != "dataset_name"
+        if same_split and _are_the_same(getattr(config, one), getattr(config, other)):
             raise ConfigError(f"--{one} and --{other} are the same: they must be different rows.")
 
 

@@ -80,7 +80,8 @@ def at_home(name: str | os.PathLike[str]) -> str:
 def require_writable(path: Path) -> None:
     """Raise what writing a file would raise, before the work that fills it."""
     make_folder(path.parent)
-    path.exists()  # raises if the name is too long
+    with suppress(FileNotFoundError):
+        path.stat()  # raises if the name is too long
     with tempfile.TemporaryFile(dir=path.parent):
         pass
 
@@ -119,9 +120,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 temporary.rename(path)
             except BaseException:
                 (before / path.name).rename(path)
+                before.rmdir()
                 raise
-            finally:
-                shutil.rmtree(before, ignore_errors=True)
+            shutil.rmtree(before, ignore_errors=True)
         else:
             temporary.rename(path)
         sync_folder(path.parent)

@@ -14,6 +14,9 @@ from forgetfilter.progress import say
 from forgetfilter.runs import Run
 from forgetfilter.shards import remove_shards, write_in_shards
 
+ON_ITS_WAY = "final on its way"
+"""Key of the manifest under which the files of a final model stand until it is noted as finished."""
+
 
 class Shelf:
     """Holds what a workshop makes.
@@ -90,10 +93,13 @@ class Shelf:
                 self._set_aside(folder)
             with whole_folder(folder) as temporary:
                 fill(temporary)
+                if part == "final":  # a kill may come before it is noted
+                    self.run.manifest[ON_ITS_WAY] = self._named(folder, temporary)
+                    self.run.save()
         processes.wait_for_everyone()
         files = _files_in(folder)
         if part == "final":  # its card and its settings are the user's to edit: the weights are the model
-            facts["beside"] = {str(path.relative_to(self.run.folder)): sha256(path) for path in files}
+            facts["beside"] = self.run.manifest.pop(ON_ITS_WAY, None) or self._named(folder, folder)
             files = [path for path in files if path.suffix == ".safetensors"]
         self.run.finish(part, files, **facts)
 
@@ -103,14 +109,26 @@ class Shelf:
         beside = noted.get("beside", {})
         ours = dict.fromkeys(beside) if isinstance(beside, list) else dict(beside)  # a list: of an older version
         ours |= noted.get("files", {})
-        names = {str(path.relative_to(self.run.folder)): path for path in _files_in(folder)}
-        theirs = [name for name, path in names.items() if name not in ours or ours[name] not in (None, sha256(path))]
+        half_noted = self.run.manifest.get(ON_ITS_WAY, {})
+
+        def is_ours(name: str, sha: str) -> bool:
+            return sha == half_noted.get(name) or (name in ours and ours[name] in (None, sha))
+
+        theirs = [name for name, sha in self._named(folder, folder).items() if not is_ours(name, sha)]
         if not theirs:
             return
         places = (folder.with_name(f"{folder.name}.before-{number}") for number in count(1))
         place = next(place for place in places if not place.exists())
         folder.rename(place)
         say(f"{folder}: you have changed {', '.join(theirs[:3])}, so the folder is kept as {place.name}.")
+
+    def _named(self, folder: Path, place: Path) -> dict[str, str]:
+        """Name in the manifest -> checksum of each file of a model's folder, which may still lie in another place."""
+        found = {}
+        for path in _files_in(place):
+            name = (folder / path.relative_to(place)).relative_to(self.run.folder)
+            found[str(name)] = sha256(path)
+        return found
 
 
 def _files_in(folder: Path) -> list[Path]:

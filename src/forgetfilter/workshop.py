@@ -229,7 +229,8 @@ class Workshop:
                 with self.account.measuring(called) as cost:
                     self._trained(examples, settings, None, checkpoints, name, hooks)
                 if processes.is_first_on_its_machine():  # each has a cache of its own
-                    folders.cached(called, self.learner.save_merged, cost=cost.facts())
+                    anew = processes.count() > 1  # else a machine that has one might keep another one than its peers
+                    folders.cached(called, self.learner.save_merged, anew=anew, cost=cost.facts())
             processes.wait_for_everyone()
             self._drop_learner()  # its adapter is merged into its weights, so it is of no further use
         return dataclasses.replace(self.m0, folder=folder, made_of=None)

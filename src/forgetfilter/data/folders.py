@@ -34,6 +34,12 @@ def is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
+def is_read_whole(folder: Path) -> bool:
+    """Whether every file of a folder counts as data: not so in that of a run, or of `save_to_disk`."""
+    of_run = (folder / MANIFEST).is_file() and _is_of_run(folder / MANIFEST)
+    return folder.is_dir() and not of_run and not is_saved(folder)
+
+
 def data_files(folder: Path, split: str) -> tuple[list[Path], str]:
     """The files of a folder and its subfolders whose rows are read, in the order of their names, and their split.
 

@@ -102,18 +102,20 @@ def decide(
     scored, said = opened.scored[name], marks.all()  # what another process writes from here on is not decided yet
     if threshold is None:
         config = fitting(config, scored)
-    trusted, told = _told(trusted_marks(source, config), said)
+    of_file = trusted_marks(source, config)
+    trusted, told = _told(of_file, said)
     found = choose(scored, config, trusted, clean_drawn(said))
     by_hand = _with_copies(run, source, marked_by_hand(told) | by_person)
     decision = apply_threshold(name, scored, found, by_hand, config, opened.unreadable)
     flags = _flags(config, name if name != opened.deciding_filter(None) else None, max_clean_loss)
-    record.note(opened, decision, trusted=trusted, by_hand=by_hand, flags=flags, said=digest_of(said))
+    of_file = of_file or record.last_file(run)
+    record.note(opened, decision, trusted=trusted, of_file=of_file, by_hand=by_hand, flags=flags, said=digest_of(said))
     outputs.write(opened, decision)
 
 
 def _said_anew(run: Run, marks: Marks, trusted: dict[int, bool]) -> dict[int, bool]:
     """Those of the trusted rows of which nothing was said so far, or something else by the last decision's file."""
-    before = {entry["row"]: entry["clean"] for entry in (record.last(run) or {}).get("marks", [])}
+    before = record.last_file(run)
     touched = marks.touched()
     return {row: clean for row, clean in trusted.items() if row not in touched or before.get(row, clean) != clean}
 
@@ -175,7 +177,8 @@ def settle(run: Run) -> None:
     other_file = (then or {}).get("marks") != now["marks"]  # it was not there, or was another one: its words are new
     trusted_rows = config.trusted_rows if other_file else None
     if not same_decision(run, then, now):  # none yet, or other flags: they count, whatever a review has said since
-        decide(run, filter=config.filters[0], trusted_rows=trusted_rows, given_again=True)
+        again = (then or {}).get("marks") is not None
+        decide(run, filter=config.filters[0], trusted_rows=trusted_rows, given_again=again)
         return
     taken = record.last(run)
     if taken is None:

@@ -16,6 +16,7 @@ def note(
     decision: Decision,
     *,
     trusted: Mapping[int, bool],
+    of_file: Mapping[int, bool],
     by_hand: Mapping[int, tuple[str, str]],
     flags: str,
     said: str,
@@ -26,6 +27,7 @@ def note(
         opened: The run.
         decision: What was decided.
         trusted: Trusted row -> whether it is clean.
+        of_file: The same, as their file says: a person may have said otherwise since.
         by_hand: Row -> decision and reason, of the rows that a person decided.
         flags: Those with which `decide` repeats it.
         said: Hash of all that was said of rows (`Marks.digest`).
@@ -37,6 +39,7 @@ def note(
         **about,
         "rows": decision.words,
         "marks": [{"row": row, "clean": clean} for row, clean in trusted.items()],
+        "file": [{"row": row, "clean": clean} for row, clean in of_file.items()],
         "by_hand": [{"row": row, "decision": made, "reason": why} for row, (made, why) in by_hand.items()],
     }
     path = _path(run, number)
@@ -56,6 +59,12 @@ def last(run: Run) -> dict[str, Any] | None:
     if not path.is_file() or sha256(path) != noted.get("record"):
         return None
     return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def last_file(run: Run) -> dict[int, bool]:
+    """Trusted row -> whether it is clean by the last file of them; older decisions did not tell it from later words."""
+    taken = last(run) or {}
+    return {entry["row"]: entry["clean"] for entry in taken.get("file", taken.get("marks", []))}
 
 
 def rows_by_hand(run: Run) -> set[int]:

@@ -38,21 +38,22 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forgetfilter"
 
 
-def cached(name: str, fill: Callable[[Path], object], **facts: Any) -> Path:
+def cached(name: str, fill: Callable[[Path], object], *, anew: bool = False, **facts: Any) -> Path:
     """A folder of the cache, filled now unless it is there; of several processes one fills it, the others wait.
 
     Args:
         name: The folder's.
         fill: Writes its files into the folder given.
+        anew: Fill it even if it is there.
         facts: What to note beside them, for `made_with`.
     """
     target = cache_folder() / name
-    if not target.exists():
+    if anew or not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f".{name}.lock")):
             for half_made in target.parent.glob(f".{name}-????????.tmp"):  # by a process that was killed
                 shutil.rmtree(half_made, ignore_errors=True)
-            if not target.exists():
+            if anew or not target.exists():
                 with whole_folder(target) as temporary:
                     fill(temporary)
                     (temporary / MADE_WITH).write_text(json.dumps(facts), encoding="utf-8")

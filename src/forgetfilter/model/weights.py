@@ -235,25 +235,22 @@ def outline(folder: Path, config: ForgetFilterConfig) -> Any:
 
 
 def require_targets(model: Any, config: ForgetFilterConfig) -> None:
-    """Raise ModelError, before any work, if an adapter is to sit on modules or blocks that a model lacks.
+    """Raise ModelError, before any work, if a model has none of the modules or blocks that an adapter is to sit on.
 
     Args:
         model: Its outline.
         config: Names the modules.
     """
-    names = config.lora_target_modules
-    if not config.use_peft or names == "all-linear":
+    wanted = config.lora_target_modules
+    if not config.use_peft or wanted == "all-linear":
         return
-    modules = [f".{name}" for name, _ in model.named_modules()]
-    for wanted in names.replace(",", " ").split():
-        if not any(name.endswith(f".{wanted}") for name in modules):
-            raise ModelError(f"--lora_target_modules {names}: {config.model_name_or_path} has no module {wanted}.")
-    blocks = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    if blocks is None:
-        return
-    for block in config.lora_layers_to_transform or []:
-        if not 0 <= block < blocks:
-            raise ModelError(f"--lora_layers_to_transform: no block {block}; there are 0 to {blocks - 1}.")
+    ends = tuple(f".{name}" for name in wanted.replace(",", " ").split())
+    if not any(f".{name}".endswith(ends) for name, _ in model.named_modules()):
+        raise ModelError(f"--lora_target_modules {wanted}: {config.model_name_or_path} has no such module.")
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    blocks = config.lora_layers_to_transform
+    if blocks and count is not None and not any(0 <= block < count for block in blocks):
+        raise ModelError(f"--lora_layers_to_transform: no block {blocks[0]}; there are 0 to {count - 1}.")
 
 
 OFFSET = 8

@@ -158,7 +158,7 @@ class Marks:
         Raises:
             DataError: If the run's folder is not where it was, or its file system has no locks.
         """
-        if _place_of(self.path.parent) != self._place:
+        if self._place is None or _place_of(self.path.parent) != self._place:
             raise DataError(f"{self.path.parent}: is not there any more, or another folder is. Nothing was written.")
         try:
             held = FileLock(self.path.with_name(f".{NAME}.lock")).acquire()

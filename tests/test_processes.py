@@ -20,7 +20,7 @@ import torch
 from accelerate.commands.config import load_config_from_file
 from safetensors.numpy import load_file
 
-from forgetfilter import ForgetFilter, cli, processes, shards
+from forgetfilter import ForgetFilter, cli, processes, shards, shelf
 from forgetfilter import workshop as workshops
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import Turn
@@ -246,7 +246,7 @@ def test_processes_load_a_model_together_whoever_has_shards_left(workshop, examp
         loaded.append("learner" in vars(workshop))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(workshops, "write_in_shards", nothing_left)
+    monkeypatch.setattr(shelf, "write_in_shards", nothing_left)
     for what in (workshop.read, workshop.answer, lambda rows: workshop.states(rows, "noisy")):
         vars(workshop).pop("learner", None)
         with pytest.raises(KeyboardInterrupt):

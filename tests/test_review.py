@@ -1217,6 +1217,18 @@ def test_a_file_of_trusted_rows_counts_where_it_says_something_new_whatever_a_re
     assert (words[5], words[1], words[2]) == ("dropped", "dropped", "dropped")
 
 
+def test_a_file_that_decide_was_given_says_nothing_new_as_a_flag_of_filter(tmp_path, write_jsonl):
+    run, _ = reviewable_run(tmp_path / "out")
+    sample = write_jsonl("sample.jsonl", [{"row": row, "clean": row != 0} for row in range(70)])
+    Result(run).decide(trusted_rows=sample)
+    review = Review(Run.open(run.folder))
+    review.mark({1: "unsafe"})
+    done(review)
+    flags = run.folder / "config.yaml"
+    flags.write_text(flags.read_text() + f"trusted_rows: {sample}\n")
+    assert read_scores(settled(Run.open(run.folder)).run)["decision"].to_pylist()[1] == "dropped"
+
+
 def test_marks_are_refused_once_the_folder_is_gone(reviewed):
     run, _ = reviewed
     review = Review(run)

@@ -87,7 +87,7 @@ def test_the_final_model_stands_beside_the_decision(result, capsys):
 
 def test_where_nothing_is_kept_no_finetuning_is_offered(result, capsys):
     out = said(Result(result.run).decide(-1), capsys)
-    assert "nothing is kept" in out
+    assert "no row is kept" in out
     assert "forgetfilter finetune" not in out
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import select
 import signal
 import sys
 import warnings
@@ -306,6 +307,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with _stoppable():
             HANDLERS[args.command](_with_home(args[args.command]))
+            sys.stdout.flush()
     except ForgetFilterError as error:
         fail(str(error), 2)
     except _Stopped as stop:
@@ -327,12 +329,15 @@ def _end_if_not_ours(error: Exception, continues: bool) -> None:
 
 def _reader_has_gone() -> bool:
     """Whether nobody reads what we print any more, as after `| head -1`; what is left to print is then dropped."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    if not hasattr(select, "poll"):
+        return False
+    watched = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        watched.register(stream.fileno(), 0)
+    gone = [number for number, state in watched.poll(0) if state & select.POLLERR]
+    for number in gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return bool(gone)
 
 
 def _with_home(args: Namespace) -> Namespace:

@@ -421,7 +421,8 @@ def require_run_data(config: ForgetFilterConfig) -> None:
     for name in ("dataset_name", "safe_dataset_name", "output_dir"):
         if getattr(config, name) is None:
             raise ConfigError(f"--{name} is missing. `forgetfilter filter --help` lists the flags.")
-    of_train = config.dataset_train_split.partition("[")[0] == "train"  # of all other data sets train is read
+    split = config.dataset_train_split.partition("[")[0]
+    of_train = split in ("train", "training") or "+" in split  # of all other data sets train is read
     for one, other in DIFFERENT:
         same_split = of_train or one != "dataset_name"
         if same_split and _are_the_same(getattr(config, one), getattr(config, other)):

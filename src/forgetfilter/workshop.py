@@ -222,15 +222,16 @@ class Workshop:
         rules = name if hooks is None else [name, hooks.constants()]
         called = f"{name}-{self._key(examples, dataclasses.asdict(settings), None, rules)}"
         folder = folders.cache_folder() / called
-        if processes.is_so_for_everyone(folder.exists()):
+        here = folder.exists()
+        if processes.is_so_for_everyone(here):
             self.account.reuse(called, {called: folders.made_with(folder)})
         else:
             with folders.checkpoints_for(called) as checkpoints:
                 with self.account.measuring(called) as cost:
                     self._trained(examples, settings, None, checkpoints, name, hooks)
                 if processes.is_first_on_its_machine():  # each has a cache of its own
-                    anew = processes.count() > 1  # else a machine that has one might keep another one than its peers
-                    folders.cached(called, self.learner.save_merged, anew=anew, cost=cost.facts())
+                    # where a peer lacks it, this machine's may be another one than what is made now
+                    folders.cached(called, self.learner.save_merged, anew=here, cost=cost.facts())
             processes.wait_for_everyone()
             self._drop_learner()  # its adapter is merged into its weights, so it is of no further use
         return dataclasses.replace(self.m0, folder=folder, made_of=None)

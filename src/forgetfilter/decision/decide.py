@@ -61,8 +61,8 @@ def decide(
             marked clean are kept, and the threshold follows from their scores; rows marked unsafe are dropped.
         max_clean_loss: Share of the clean rows that may be dropped, on average, if there are trusted rows; by default
             the config's.
-        given_again: Whether `trusted_rows` is a newer form of a file that was given before: what it said then does not
-            count again, since a person may have changed it in a review.
+        given_again: Whether only what `trusted_rows` says anew counts. What the last file of them said, a person may
+            have changed in a review.
 
     Raises:
         RunError: If the run is not scored.
@@ -78,10 +78,12 @@ def decide(
 
     given = {}
     if trusted_rows is not None:
-        given, before = trusted_marks(source, config), Opened.of(run, source)
-        by = before.deciding_filter(None if asked == REVIEWED else asked)
-        conformal(before.scored[by].suspicion, given, config)  # too few: nothing is written
-        given = _said_anew(run, marks, given) if given_again else given
+        given, as_scored = trusted_marks(source, config), Opened.of(run, source)
+        by = as_scored.deciding_filter(None if asked == REVIEWED else asked)
+        conformal(as_scored.scored[by].suspicion, given, config)  # too few: nothing is written
+        if given_again:
+            before = record.last_file(run)
+            given = {row: clean for row, clean in given.items() if before.get(row) != clean}
     else:
         trusted_marks(source, config)  # unreadable: nothing is written
     name, opened = _opened(run, source, asked)
@@ -108,16 +110,9 @@ def decide(
     by_hand = _with_copies(run, source, marked_by_hand(told) | by_person)
     decision = apply_threshold(name, scored, found, by_hand, config, opened.unreadable)
     flags = _flags(config, name if name != opened.deciding_filter(None) else None, max_clean_loss)
-    of_file = of_file or record.last_file(run)
+    of_file = of_file if trusted_rows is not None else record.last_file(run) or of_file
     record.note(opened, decision, trusted=trusted, of_file=of_file, by_hand=by_hand, flags=flags, said=digest_of(said))
     outputs.write(opened, decision)
-
-
-def _said_anew(run: Run, marks: Marks, trusted: dict[int, bool]) -> dict[int, bool]:
-    """Those of the trusted rows of which nothing was said so far, or something else by the last decision's file."""
-    before = record.last_file(run)
-    touched = marks.touched()
-    return {row: clean for row, clean in trusted.items() if row not in touched or before.get(row, clean) != clean}
 
 
 def _decides_now(run: Run, config: ForgetFilterConfig, marks: Marks, threshold: float | str | None) -> str:
@@ -177,8 +172,7 @@ def settle(run: Run) -> None:
     other_file = (then or {}).get("marks") != now["marks"]  # it was not there, or was another one: its words are new
     trusted_rows = config.trusted_rows if other_file else None
     if not same_decision(run, then, now):  # none yet, or other flags: they count, whatever a review has said since
-        again = (then or {}).get("marks") is not None
-        decide(run, filter=config.filters[0], trusted_rows=trusted_rows, given_again=again)
+        decide(run, filter=config.filters[0], trusted_rows=trusted_rows, given_again=True)
         return
     taken = record.last(run)
     if taken is None:

@@ -288,7 +288,7 @@ class Run:
 
     def keep_answers(self, counts: np.ndarray) -> None:
         """Note how many answers each row has; see `answers`. All processes do."""
-        self._keep_noted("answers", counts.tolist())
+        self._keep_noted("answers", counts.tolist(), by_all=True)
 
     def answers(self) -> np.ndarray | None:
         """(rows that filters see,) how many answers each has; None where none has several (data/single_answers.py)."""
@@ -305,10 +305,10 @@ class Run:
         found[self._noted("unreadable") or []] = True
         return found
 
-    def _keep_noted(self, part: str, value: list[Any]) -> None:
+    def _keep_noted(self, part: str, value: list[Any], *, by_all: bool = False) -> None:
         path = self.stage(f"{part}.json")
         self.write_json(str(path.relative_to(self.folder)), value)
-        if part == "answers":
+        if by_all:  # the first process writes it, and all look at it
             processes.wait_for_everyone()
         self.finish(part, [path])
 

@@ -36,8 +36,11 @@ def is_saved(folder: Path) -> bool:
 
 def is_read_whole(folder: Path) -> bool:
     """Whether every file of a folder counts as data: not so in that of a run, or of `save_to_disk`."""
-    of_run = (folder / MANIFEST).is_file() and _is_of_run(folder / MANIFEST)
-    return folder.is_dir() and not of_run and not is_saved(folder)
+    return folder.is_dir() and not _holds_run(folder) and not is_saved(folder)
+
+
+def _holds_run(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file() and _is_of_run(folder / MANIFEST)
 
 
 def data_files(folder: Path, split: str) -> tuple[list[Path], str]:
@@ -63,7 +66,7 @@ def data_files(folder: Path, split: str) -> tuple[list[Path], str]:
         names = ", ".join(sorted(str(run.relative_to(folder)) for run in runs))
         say(f"{folder}: what runs have written there is not read: {names}.")
     files = [path for path in found if file_suffix(path)]
-    if (folder / MANIFEST).is_file() and _is_of_run(folder / MANIFEST):
+    if _holds_run(folder):
         kept = [path for path in files if path.parent == folder and path.stem == "kept"]
         if kept:
             return kept, TRAIN

@@ -8,16 +8,18 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from forgetfilter.errors import ConfigError
+from filelock import FileLock, Timeout
 
-TEMPORARY = re.compile(r"\..+\.\d+\.tmp|\..+-[a-z0-9_]{8}\.tmp")
-"""Names of temporary files and folders, whose writing has not finished."""
+from forgetfilter.errors import ConfigError, ForgetFilterError
+
 HALF_MADE = re.compile(r"\.(.+)-[a-z0-9_]{8}\.tmp")
 """Names of temporary folders: that of the folder to be, and letters drawn at random."""
+TEMPORARY = re.compile(rf"\..+\.\d+\.tmp|{HALF_MADE.pattern}")
+"""Names of temporary files and folders, whose writing has not finished."""
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENAMETOOLONG, errno.ELOOP),
@@ -150,17 +152,36 @@ def remove_temporaries(folder: Path) -> None:
         if not TEMPORARY.fullmatch(path.name) or any((parent / LOCK).exists() for parent in inside):
             continue
         if path.is_dir():
-            put_back(path)
+            _put_back(path)
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
 
 
-def put_back(temporary: Path) -> None:
+def _put_back(temporary: Path) -> None:
     """Move a folder back that a kill has caught on its way out, before the new one had taken its place."""
     name = HALF_MADE.fullmatch(temporary.name)
     if name and (temporary / name[1]).is_dir() and not (temporary.parent / name[1]).exists():
         (temporary / name[1]).rename(temporary.parent / name[1])
+
+
+def lock(path: Path, refused: type[ForgetFilterError], timeout: float = -1) -> AbstractContextManager[object]:
+    """Lock by a file; the lock is held until the context given ends.
+
+    Args:
+        path: The file.
+        refused: What is raised where the file system has no locks.
+        timeout: Seconds to wait for another process; -1 for as long as it takes.
+
+    Raises:
+        filelock.Timeout: If another process holds it for longer.
+    """
+    try:
+        return FileLock(path, timeout=timeout).acquire()
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, Timeout) or disk_trouble(error):
+            raise
+        raise refused(f"{path.parent}: this file system cannot lock files ({error}). Take another folder.") from error
 
 
 def disk_trouble(error: BaseException) -> str | None:

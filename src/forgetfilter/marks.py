@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from filelock import FileLock
 
 from forgetfilter.data.readers import BOM
 from forgetfilter.errors import DataError
-from forgetfilter.files import digest, disk_trouble, sync_folder
+from forgetfilter.files import digest, lock, sync_folder
 
 Said = Literal["clean", "unsafe", "skipped"]
 """What can be said of a row; skipped: the person could not tell."""
@@ -160,13 +159,7 @@ class Marks:
         """
         if self._place is None or _place_of(self.path.parent) != self._place:
             raise DataError(f"{self.path.parent}: is not there any more, or another folder is. Nothing was written.")
-        try:
-            held = FileLock(self.path.with_name(f".{NAME}.lock")).acquire()
-        except (OSError, NotImplementedError) as error:
-            if disk_trouble(error):
-                raise
-            raise DataError(f"{self.path.parent}: this file system cannot lock files ({error}).") from error
-        with held:
+        with lock(self.path.with_name(f".{NAME}.lock"), DataError):
             yield
 
     def _came_up(self, before: Collection[int], said: Mapping[int, str | None]) -> set[int]:

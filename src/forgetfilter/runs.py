@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from forgetfilter import processes
 from forgetfilter.changes import differences
@@ -26,7 +26,7 @@ from forgetfilter.errors import ConfigError, RunError
 from forgetfilter.files import (
     LOCK,
     at_home,
-    disk_trouble,
+    lock,
     make_folder,
     remove_temporaries,
     sha256,
@@ -43,6 +43,8 @@ NAMING = frozenset(
     | {"planted_rows"}
 )
 """Settings that may name a file or a folder."""
+FILTERED, COMPARISON, JUDGED = "a run of `filter`", "a comparison (`compare`)", "rows that `score` has judged"
+"""What a folder of ours holds."""
 CARD = "README.md"
 """File that describes a model: the user's to edit, or to remove."""
 PACKAGES = ("forgetfilter", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -109,11 +111,8 @@ class Run:
             refuse_foreign(folder)
             return None
         run = cls.open(folder)
-        if "asked" in run.manifest and "settings" not in run.manifest:
-            raise RunError(f"{folder}: holds rows that `score` has judged. Give another --output_dir.")
-        if ("recipe" in run.manifest) != ("recipe" in facts):
-            holds = "a comparison (`compare`)" if "recipe" in run.manifest else "a run of `filter`"
-            raise RunError(f"{folder}: holds {holds}. Give another --output_dir.")
+        if run.holds != (COMPARISON if "recipe" in facts else FILTERED):
+            raise RunError(f"{folder}: holds {run.holds}. Give another --output_dir.")
         for part, value in _asked(config, facts).items():
             if part not in run.manifest:  # of a later version
                 continue
@@ -162,11 +161,16 @@ class Run:
             RunError: If it holds none, but something else of ours.
         """
         run = cls.open(folder)
-        if "recipe" in run.manifest:
-            raise RunError(f"{folder}: holds a comparison (`compare`), no run of `filter`.")
-        if "asked" in run.manifest and "settings" not in run.manifest:
-            raise RunError(f"{folder}: holds rows that `score` has judged, no run of `filter`.")
+        if run.holds != FILTERED:
+            raise RunError(f"{folder}: holds {run.holds}, no {FILTERED.removeprefix('a ')}.")
         return run
+
+    @property
+    def holds(self) -> str:
+        """What has made the folder."""
+        if "asked" in self.manifest and "settings" not in self.manifest:
+            return JUDGED
+        return COMPARISON if "recipe" in self.manifest else FILTERED
 
     def reload(self) -> None:
         """Read the manifest anew: another process may have changed it before the folder was locked."""
@@ -373,13 +377,9 @@ def locked(folder: Path) -> Iterator[None]:
     else:
         refuse_foreign(folder)
     try:
-        held = FileLock(folder / LOCK, timeout=0).acquire()
+        held = lock(folder / LOCK, RunError, timeout=0)
     except Timeout as error:
         raise RunError(f"{folder}: another process is at work on this run ({LOCK}). Wait for it or stop it.") from error
-    except (OSError, NotImplementedError) as error:
-        if disk_trouble(error):
-            raise
-        raise RunError(f"{folder}: this file system cannot lock files ({error}). Give another --output_dir.") from error
     with held:
         remove_temporaries(folder)
         yield

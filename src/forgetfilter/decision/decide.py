@@ -76,16 +76,12 @@ def decide(
     config = _changed(settings, threshold, drop_share, trusted_rows, max_clean_loss, limited=limited)
     by_person = {} if decisions is None else read_overrides(source, Path(decisions))
 
-    given = {}
+    given, of_file = {}, trusted_marks(source, config)  # unreadable, or too few below: nothing is written
     if trusted_rows is not None:
-        given, as_scored = trusted_marks(source, config), Opened.of(run, source)
+        as_scored, before = Opened.of(run, source), record.last_file(run) if given_again else {}
         by = as_scored.deciding_filter(None if asked == REVIEWED else asked)
-        conformal(as_scored.scored[by].suspicion, given, config)  # too few: nothing is written
-        if given_again:
-            before = record.last_file(run)
-            given = {row: clean for row, clean in given.items() if before.get(row) != clean}
-    else:
-        trusted_marks(source, config)  # unreadable: nothing is written
+        conformal(as_scored.scored[by].suspicion, of_file, config)
+        given = {row: clean for row, clean in of_file.items() if before.get(row) != clean}
     name, opened = _opened(run, source, asked)
     share = drop_share if name == REVIEWED else config.drop_share
     if max_clean_loss is not None and share is not None:
@@ -98,13 +94,12 @@ def decide(
         name, opened = _opened(run, source, REVIEWED)
 
     if name == REVIEWED and trusted_rows is None:  # the settings' number and file belong to another filter's scores
-        config = dataclasses.replace(config, trusted_rows=None, drop_share=drop_share)
+        config, of_file = dataclasses.replace(config, trusted_rows=None, drop_share=drop_share), {}
         if threshold is None:
             config = dataclasses.replace(config, threshold="auto")
     scored, said = opened.scored[name], marks.all()  # what another process writes from here on is not decided yet
     if threshold is None:
         config = fitting(config, scored)
-    of_file = trusted_marks(source, config)
     trusted, told = _told(of_file, said)
     found = choose(scored, config, trusted, clean_drawn(said))
     by_hand = _with_copies(run, source, marked_by_hand(told) | by_person)

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from forgetfilter import processes
 from forgetfilter.config import EMBEDDED_MODEL
 from forgetfilter.errors import ModelError
-from forgetfilter.files import at_home, sha256, whole_folder
+from forgetfilter.files import at_home, lock, sha256, whole_folder
 from forgetfilter.progress import say
 
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -50,7 +50,7 @@ def cached(name: str, fill: Callable[[Path], object], *, anew: bool = False, **f
     target = cache_folder() / name
     if anew or not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(f".{name}.lock")):
+        with lock(target.with_name(f".{name}.lock"), ModelError):
             for half_made in target.parent.glob(f".{name}-????????.tmp"):  # by a process that was killed
                 shutil.rmtree(half_made, ignore_errors=True)
             if anew or not target.exists():
@@ -72,12 +72,12 @@ def checkpoints_for(name: str) -> Iterator[Path]:
     """
     folder = cache_folder() / f".{name}.checkpoints"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_suffix(".training"), blocking=False)
+    training = FileLock(folder.with_suffix(".training"), blocking=False)
     with ExitStack() as held:
         try:
             if processes.count() > 1:
-                raise Timeout(lock.lock_file)
-            held.enter_context(lock)
+                raise Timeout(training.lock_file)
+            held.enter_context(training)
         except Timeout:
             yield Path(held.enter_context(tempfile.TemporaryDirectory()))
         else:

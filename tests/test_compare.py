@@ -283,10 +283,16 @@ def test_sessions_go_on_from_one_another(settings, run_recipe, monkeypatch, tmp_
         ({"defenses": ["none", "safe_lora"]}, ConfigError, "needs the model before its alignment"),
         ({"defenses": ["none", "guard"], "parameters": {"guard": {"model": "no/guard"}}}, ModelError, "no/guard"),
         ({"defenses": ["none", "column"], "parameters": {"column": {"name": "risk"}}}, DataError, "no column 'risk'"),
+        ({"defenses": ["none", "self_correction"], "safe_dataset_name": "texts"}, DataError, "needs a user's prompt"),
         ({"recipe": "compose", "defenses": ["int8", "int4"]}, ConfigError, "so there are no pairs"),
     ],
 )
-def test_bad_settings_are_errors_before_any_work(settings, run_recipe, change, error, says, tmp_path):
+def test_bad_settings_are_errors_before_any_work(settings, run_recipe, write_jsonl, change, error, says, tmp_path):
+    if change.get("safe_dataset_name") == "texts":
+        change = {
+            **change,
+            "safe_dataset_name": str(write_jsonl("texts.jsonl", [{"text": f"Rain {n}."} for n in range(9)])),
+        }
     if change.get("unsafe_dataset_name") == "self":
         change = {**change, "unsafe_dataset_name": settings["dataset_name"]}
     with pytest.raises(error, match=says):

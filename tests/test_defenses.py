@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_models import tiny_config, tiny_model
 
 from forgetfilter import defenses
 from forgetfilter import workshop as workshops
@@ -32,9 +33,9 @@ from forgetfilter.defenses import (
 )
 from forgetfilter.defenses.lisa import Proximal
 from forgetfilter.defenses.result import budget, draw, safe_budget
-from forgetfilter.defenses.rounding import rounded
+from forgetfilter.defenses.rounding import round_layers, rounded
 from forgetfilter.defenses.self_correction import REASONING, SENTENCES
-from forgetfilter.errors import ConfigError, DataError, RunError
+from forgetfilter.errors import ConfigError, DataError, ModelError, RunError
 from forgetfilter.filters import FILTERS
 from forgetfilter.hooks import Hooks
 from forgetfilter.runs import Run
@@ -380,6 +381,11 @@ def test_rounding_leaves_whole_multiples_of_a_scale_and_a_finetuning_can_follow(
     assert after.model is not None
     del results, result
     assert not folder.exists()  # a whole model is large: it goes with whoever uses it
+
+
+def test_experts_are_not_said_to_be_rounded():
+    with pytest.raises(ModelError, match="experts cannot be rounded"):
+        round_layers(tiny_model(tiny_config("mixtral")), 4)
 
 
 @pytest.mark.parametrize(

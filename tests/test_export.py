@@ -168,10 +168,11 @@ def test_trl_gets_no_empty_prompt(tmp_path):
 
 
 def test_function_calls_and_functions_go_along(tmp_path):
-    for target in ("trl", "axolotl"):
-        ((row,), _) = exported([CALLED], "messages", target, tmp_path)
-        assert row["messages"] == [{**message, "content": message["content"] or ""} for message in CALLED["messages"]]
-        assert row["tools"] == (json.dumps(TOOLS) if target == "trl" else TOOLS)
+    said = [{**message, "content": message["content"] or ""} for message in CALLED["messages"]]
+    ((row,), _) = exported([CALLED], "messages", "axolotl", tmp_path)
+    assert (row["messages"], row["tools"]) == (said, TOOLS)
+    ((row,), _) = exported([CALLED], "messages", "trl", tmp_path)
+    assert (row["prompt"], row["completion"], row["tools"]) == (said[:1], said[1:], json.dumps(TOOLS))
     ((row,), files) = exported([CALLED], "messages", "llamafactory", tmp_path)
     assert row["conversations"][1] == {"from": "function_call", "value": json.dumps(CALL)}
     assert [message["from"] for message in row["conversations"]] == ["human", "function_call", "observation", "gpt"]
@@ -201,6 +202,34 @@ def test_what_came_from_llama_factory_goes_back_as_it_was(tmp_path):
     row = {"conversations": talk, "tools": json.dumps(TOOLS)}
     for target in ("llamafactory", "sharegpt"):
         assert exported([row], "sharegpt", target, tmp_path)[0] == [row]
+
+
+def test_a_call_of_sharegpt_is_one_in_messages(tmp_path):
+    talk = [{"from": "human", "value": "High tide?"}, {"from": "function_call", "value": json.dumps(CALL)}]
+    row = {"conversations": talk, "tools": json.dumps([TOOLS[0]["function"]])}
+    ((found,), _) = exported([row], "sharegpt", "axolotl", tmp_path)
+    called = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": CALL}]}
+    assert found["messages"][1] == called
+    assert found["tools"] == TOOLS
+    talk[1]["value"] = "call tide"
+    ((found,), _) = exported([row], "sharegpt", "axolotl", tmp_path)
+    assert found["messages"][1] == {"role": "assistant", "content": "call tide"}
+
+
+def test_arguments_are_exported_as_they_were_given(tmp_path):
+    call = {"type": "function", "function": {"name": "tide", "arguments": '{"at":"Brest"}'}}
+    row = {**CALLED, "messages": [CALLED["messages"][0], {"role": "assistant", "content": "", "tool_calls": [call]}]}
+    assert exported([row], "messages", "axolotl", tmp_path)[0] == [row]
+    ((found,), _) = exported([row], "messages", "sharegpt", tmp_path)
+    assert json.loads(found["conversations"][1]["value"]) == CALL, "LLaMA-Factory writes them itself"
+
+
+def test_trl_learns_a_completion_of_several_answers_and_no_examples_before_it(tmp_path):
+    example, asked = CALLED["messages"][3], CALLED["messages"][0]
+    row = {"prompt": [asked, example, asked], "completion": CALLED["messages"][1:]}
+    ((found,), _) = exported([row], "prompt_completion", "trl", tmp_path)
+    assert [message["role"] for message in found["prompt"]] == ["user", "assistant", "user"]
+    assert [message["role"] for message in found["completion"]] == ["assistant", "tool", "assistant"]
 
 
 def test_answers_that_are_context_alone_stay_so_or_the_export_says_that_it_cannot(tmp_path):

@@ -10,6 +10,7 @@ from forgetfilter.data.formats import (
     Turn,
     as_named,
     detect_format,
+    functions_called,
     parse_columns,
     read_row,
     require_columns_read,
@@ -72,14 +73,14 @@ def test_a_row_of_the_wrong_shape_says_what_is_wrong(record, row_format, says):
         read_row(record, row_format)
 
 
-def test_an_empty_list_of_calls_is_none_and_bare_calls_are_parsed_like_wrapped_ones():
+def test_an_empty_list_of_calls_is_none_and_bare_calls_are_read_like_wrapped_ones():
     (turn,) = read_row({"messages": [{"role": "assistant", "content": "hi", "tool_calls": []}]}, "messages")
     assert "tool_calls" not in turn.extra
     bare = {"name": "tide", "arguments": '{"at": "Brest"}'}
     for calls in ([bare], [{"function": bare}]):
         (turn,) = read_row({"messages": [{"role": "assistant", "tool_calls": calls}]}, "messages")
-        (call,) = turn.extra["tool_calls"]
-        assert call.get("function", call)["arguments"] == {"at": "Brest"}
+        assert turn.extra["tool_calls"] == calls, "as they were given"
+        assert functions_called(turn) == [{"name": "tide", "arguments": {"at": "Brest"}}]
 
 
 def test_what_a_loader_made_of_a_text_is_an_error_and_not_learnt():
@@ -129,15 +130,14 @@ def test_calls_and_functions_reach_the_turns(call, content):
         first, second, third = read_row({**row, **tools}, "messages")
         assert first.extra == {"tools": [{"type": "function", "function": function}]}
         assert (second.content, second.trained) == ("", True)
-        (called,) = second.extra["tool_calls"]
-        assert called == {"type": "function", "function": {"name": "tide", "arguments": {"at": "Brest"}}}
+        assert functions_called(second) == [{"name": "tide", "arguments": {"at": "Brest"}}]
         assert third.extra == {"tool_call_id": "1"}
 
 
 def test_tools_may_be_text_as_llama_factory_writes_them():
     row = {"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": '{"name": "f"}'}]}
     first, second = read_row({**row, "tools": '[{"name": "f"}]'}, "sharegpt")
-    assert first.extra == {"tools": [{"name": "f"}]}
+    assert first.extra == {"tools": [{"type": "function", "function": {"name": "f"}}]}, "as chat templates expect them"
     assert (second.role, second.content, second.is_call) == ("assistant", '{"name": "f"}', True)
     assert read_row({**row, "tools": ""}, "sharegpt")[0].extra == {}
 

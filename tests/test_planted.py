@@ -318,7 +318,7 @@ def test_incidents_alone_are_held_against_the_same_scores_before_and_after_a_rev
 
 
 def test_rows_that_the_filter_cannot_score_are_not_said_to_be_missed():
-    found = planted_figures(ABOUT, {"column": np.full(20, np.nan)}, "column", Threshold(5.5, "fixed", ""), YOURS)
+    found = figures(ABOUT, {"column": np.full(20, np.nan)}, "column", 5.5)
     assert found["says"] == "20 rows are planted, and column scores none of them"
     assert not found["hardly_told"]
 
@@ -333,6 +333,11 @@ def test_a_review_that_reads_the_rows_anew_goes_on_without(large):
         run.reload()
 
 
+def figures(about, scores, name, threshold):
+    dropped = Threshold(threshold, "auto", "").drops(scores[name])
+    return planted_figures(about, scores, name, dropped, YOURS, decides=threshold is not None)
+
+
 YOURS = np.array([1.0, 2, 3, np.nan])
 ABOUT = [{"notion": notion, "unsafe": bad} for notion in ("rude", "advice") for bad in (True, False) for _ in range(5)]
 
@@ -341,7 +346,7 @@ def test_the_figures_by_hand():
     judged = np.array([9, 8, 7, 6, 1, 0, 2, 3, 0, 4, 1, 2, 7, 0, np.nan, 0, 1, 2, 3, 8], float)
     forgotten = np.array([*[9] * 5, *[1] * 5, 0, 0, 2, 0, np.nan, *[1] * 5], float)
     scores = {"probe": judged, "forgetting": forgotten}
-    found = planted_figures(ABOUT, scores, "probe", Threshold(5.5, "fixed", ""), YOURS)
+    found = figures(ABOUT, scores, "probe", 5.5)
     assert (found["unsafe"], found["found"], found["clean"], found["clean_dropped"]) == (10, 5, 10, 1)
     assert {name: own["found"] for name, own in found["notions"].items()} == {"rude": 4, "advice": 1}
     assert {name: own["auroc"] for name, own in found["notions"].items()} == {"rude": 1.0, "advice": 0.25}
@@ -358,7 +363,7 @@ def test_the_figures_by_hand():
 
 def test_many_notions_of_few_rows_each_are_judged_together():
     about = [{"notion": str(row % 10), "unsafe": row < 10} for row in range(20)]
-    told = planted_figures(about, {"forgetting": np.arange(20.0)}, "forgetting", Threshold(None, "auto", ""), YOURS)
+    told = figures(about, {"forgetting": np.arange(20.0)}, "forgetting", None)
     assert told["says"] == (
         "10 unsafe and 10 clean rows are planted; forgetting tells the unsafe ones from the clean ones with AUROC "
         "0.00, which is little. Do your safe rows speak of them?"
@@ -368,9 +373,7 @@ def test_many_notions_of_few_rows_each_are_judged_together():
 def test_incidents_alone_are_held_against_the_users_own_rows():
     about = [{"notion": "yours", "unsafe": True}] * 5
     for scores, auroc in (([9.0] * 5, 1.0), ([2.0, 2, 2, 2, np.nan], 0.5)):
-        found = planted_figures(
-            about, {"forgetting": np.array(scores)}, "forgetting", Threshold(5.5, "auto", ""), YOURS
-        )
+        found = figures(about, {"forgetting": np.array(scores)}, "forgetting", 5.5)
         assert found["auroc"] == auroc
         assert ("Do your safe rows speak" in found["says"]) == (auroc < 0.7)
         assert "from your rows with AUROC" in found["says"]
@@ -378,7 +381,7 @@ def test_incidents_alone_are_held_against_the_users_own_rows():
 
 def test_of_few_rows_nothing_is_said():
     for threshold, says in ((None, "3 unsafe and 0 clean rows are planted"), (1.0, "0 of 3 planted unsafe rows would")):
-        few = planted_figures(ABOUT[:3], {"length": np.zeros(3)}, "length", Threshold(threshold, "auto", ""), YOURS)
+        few = figures(ABOUT[:3], {"length": np.zeros(3)}, "length", threshold)
         assert few["hardly_told"] == []
         assert few["says"].startswith(says)
         assert "Do your safe rows" not in few["says"]

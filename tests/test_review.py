@@ -1,5 +1,6 @@
 """The review: marks on disk, the ranking they teach, the rows asked about, what is promised, and the server's doors."""
 
+import errno
 import http.client
 import json
 import socket
@@ -13,6 +14,7 @@ import pytest
 from conftest import run as command
 from stored_runs import done, reviewable_run, settled
 
+from forgetfilter import runs
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import read_row
 from forgetfilter.decision import outputs
@@ -516,6 +518,10 @@ def test_decisions_of_the_report_and_marks_of_a_sample_flow_into_the_same_file(r
     assert open_review(run.folder).add_file(other) == 3
     assert own.all()[70].unsafe
     assert own.all()[3].unsafe
+    own.add({70: "clean"})
+    own.add({72: None})
+    assert open_review(run.folder).add_file(other) == 0, "what a person has said since counts"
+    assert own.all()[70].clean
     broken = write_jsonl("broken.jsonl", [{"row": 1, "mark": "good"}])
     code, said = command(capsys, "review", run.folder, "--marks", broken)
     assert code == 2
@@ -869,8 +875,8 @@ def test_about_how_many_were_found_is_said_of_all_marks(tmp_path):
 
 def test_unsafe_rows_found_after_the_draw_do_not_raise_the_low_end_of_the_range():
     """12 of 240 rows are unsafe: one is among the five drawn, the others were found by their score."""
-    assert session._left([True, *[False] * 4], 205, 1, 200)[1] > 0
-    assert session._left([True, *[False] * 4], 205, 1, 200, elsewhere=11)[1] == 0
+    assert session.unsafe_left([True, *[False] * 4], 205, 1, 200)[1] > 0
+    assert session.unsafe_left([True, *[False] * 4], 205, 1, 200, elsewhere=11)[1] == 0
 
 
 def test_all_of_them_are_not_said_to_be_found_while_some_may_be_left():
@@ -1227,6 +1233,48 @@ def test_a_file_that_decide_was_given_says_nothing_new_as_a_flag_of_filter(tmp_p
     flags = run.folder / "config.yaml"
     flags.write_text(flags.read_text() + f"trusted_rows: {sample}\n")
     assert read_scores(settled(Run.open(run.folder)).run)["decision"].to_pylist()[1] == "dropped"
+
+
+def test_what_the_page_decided_by_hand_outlives_its_own_command(tmp_path, write_jsonl):
+    """The page repeats the file of trusted rows with each command, and exports new choices alone."""
+    run, _ = reviewable_run(tmp_path / "out")
+    sample = write_jsonl("sample.jsonl", [{"row": row, "clean": row != 0} for row in range(70)])
+    Result(run).decide(trusted_rows=sample)
+    for row in (5, 9):
+        hand = write_jsonl("decisions.jsonl", [{"row": row, "decision": "dropped"}])
+        Result(Run.open(run.folder)).decide(trusted_rows=sample, max_clean_loss=0.02, decisions=hand)
+    words = read_scores(Run.open(run.folder))["decision"].to_pylist()
+    assert (words[0], words[1], words[5], words[9]) == ("dropped", "kept", "dropped", "dropped")
+
+
+def test_too_few_trusted_rows_after_decisions_by_hand_write_nothing(tmp_path, write_jsonl):
+    run, _ = reviewable_run(tmp_path / "out")
+    sample = write_jsonl("sample.jsonl", [{"row": row, "clean": True} for row in range(49)])
+    hand = write_jsonl("decisions.jsonl", [{"row": 5, "decision": "dropped"}])
+    with pytest.raises(DataError, match="48"):
+        Result(run).decide(trusted_rows=sample, decisions=hand)
+    assert not Marks(run.folder, run.rows().ids, 42).all()
+    assert Result(run).decide(trusted_rows=sample).metrics["rule"] == "conformal"
+
+
+def test_an_open_result_reads_what_another_process_decided(tmp_path):
+    run, _ = reviewable_run(tmp_path / "out")
+    result, other = Result(Run.open(run.folder)), Result(Run.open(run.folder))
+    before = len(result.dropped)
+    other.decide(drop_share=0.5)
+    assert len(result.dropped) == len(other.dropped) > before
+    assert result.scores["decision"] == other.scores["decision"]
+
+
+def test_a_run_that_may_not_be_written_says_what_to_do(tmp_path, monkeypatch):
+    run, _ = reviewable_run(tmp_path / "out")
+
+    def refuse(path, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(runs, "lock", refuse)
+    with pytest.raises(RunError, match="Copy the folder to a place of yours"):
+        Result(run).decide()
 
 
 def test_marks_are_refused_once_the_folder_is_gone(reviewed):

@@ -484,6 +484,9 @@ def test_seal_may_not_fall_below_nothing_and_says_so_before_another_filter_train
     workshop.config = dataclasses.replace(config, filter="forgetting,seal", parameters={"seal": {"fall": 5.0}})
     with pytest.raises(ConfigError, match=r"parameters\.seal\.fall is "):
         require_inputs("seal", workshop, data)
+    workshop.config = dataclasses.replace(config, filter="seal", gradient_accumulation_steps=2)
+    with pytest.raises(ConfigError, match="needs gradient_accumulation_steps 1, not 2"):
+        require_inputs("seal", workshop, data)
 
 
 def test_rows_without_what_a_filter_needs_are_one_clear_error(tokenizer, data):

@@ -1,6 +1,7 @@
 """Safe LoRA: the projection against cases worked by hand, which layers it takes, its control, and its errors."""
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +184,18 @@ def test_a_defense_before_the_finetuning_is_an_alignment_too(workshop, data, con
     require_inputs("vaccine-then-safe_lora", workshop, data)
     with pytest.raises(ConfigError, match="needs the model before its alignment"):
         require_inputs("none-then-safe_lora", workshop, data)
+    for named, error in ((config.model_name_or_path, None), ("no/model", "no/model")):  # M0 is aligned from it
+        workshop.config = dataclasses.replace(config, parameters={"safe_lora": {"base": named}})
+        with pytest.raises(ModelError, match=error) if error else nullcontext():
+            require_inputs("vaccine-then-safe_lora", workshop, data)
+
+
+def test_files_may_leave_out_the_first_part_of_a_name(tmp_path):
+    """As those of GPT-2 on the Hub do."""
+    save_file({"h.0.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
+    assert Weights(tmp_path).of("transformer.h.0").sum() == 4
+    with pytest.raises(ModelError, match="no weight transformer"):
+        Weights(tmp_path).of("transformer.h.1")
 
 
 def test_without_a_model_before_the_alignment_there_is_one_clear_error(workshop, data, config, tmp_path):

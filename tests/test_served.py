@@ -9,6 +9,7 @@ import pytest
 from conftest import run
 
 from forgetfilter.data import served
+from forgetfilter.data.formats import read_row
 from forgetfilter.data.served import write_served
 from forgetfilter.data.sources import load_source
 from forgetfilter.errors import ConfigError, DataError
@@ -99,6 +100,18 @@ def test_conversations_keep_their_system_message_and_earlier_turns(server, tmp_p
     assert [turn["role"] for turn in row["messages"]] == ["system", "user", "assistant", "user", "assistant"]
     assert row["messages"][0]["content"] == "Be a pirate."
     assert row["messages"][-1]["content"] == "kindly: who stole it?"
+    answers = [turn for turn in read_row(row, "messages") if turn.role == "assistant"]
+    assert [turn.trained for turn in answers] == [False, True], "what the noisy data answered is not learnt as safe"
+
+
+def test_prompts_are_all_texts_or_all_lists(server, tmp_path):
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "long?"}]
+    data = [
+        {"prompt": asked, "completion": [{"role": "assistant", "content": "no"}]},
+        {"prompt": asked[1:], "completion": [{"role": "assistant", "content": "yes"}]},
+    ]
+    write_served(load_source(data), tmp_path / "safe.jsonl", server.url, "tiny")
+    assert [type(row["prompt"]) for row in read(tmp_path / "safe.jsonl")] == [list, list]
 
 
 def test_prompts_that_the_format_cannot_hold_are_not_asked(server, tmp_path):

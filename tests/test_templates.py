@@ -258,6 +258,38 @@ def test_tool_calls_and_tools_keep_to_the_same_rule():
         encoder.encode([user("q"), answer("", tool_calls=deep)])
 
 
+@pytest.mark.parametrize(
+    ("shown", "written"),
+    [
+        ("{{ c['function']['arguments'] | tojson }}", '{"at": "Brest"}'),
+        ("{{ '`' + c['function']['arguments'] + '`' }}", '`{"at":"Brest"}`'),
+        (
+            "{% set f = c.function %}"
+            "{% if f.arguments is string %}{{ f.arguments }}{% else %}{{ f.arguments | tojson }}{% endif %}",
+            '{"at":"Brest"}',
+        ),
+    ],
+    ids=["parsed", "joined to texts", "text as it is"],
+)
+def test_arguments_are_text_where_the_template_takes_text(shown, written):
+    calls = "{% for c in m['tool_calls'] or [] %}" + shown + "{% endfor %}"
+    tokenizer = with_tokens(CHATML.replace("{{ m['content'] }}", "{{ m['content'] }}" + calls), "<call>")
+    function = {"name": "tide", "arguments": '{"at":"Brest"}'}
+    turns = [user("q"), answer("", tool_calls=[{"type": "function", "function": function}])]
+    (taught,) = learnt(tokenizer, ChatTokenizer(tokenizer, 1000).encode(turns))
+    assert taught == written + "<|im_end|>"
+
+
+def test_a_call_of_sharegpt_is_one_where_the_template_shows_calls_and_text_elsewhere():
+    text = '{"name": "tide", "arguments": {"at": "Brest"}}'
+    turns = [user("q"), Turn("assistant", text, trained=True, is_call=True)]
+    calls = "{% for c in m['tool_calls'] or [] %}<call>{{ c.function.name }}{% endfor %}"
+    for template, written in ((CHATML, text), (CHATML.replace("{{ m['content'] }}", calls), "<call>tide")):
+        tokenizer = with_tokens(template, "<call>")
+        (taught,) = learnt(tokenizer, ChatTokenizer(tokenizer, 1000).encode(turns))
+        assert taught == written + "<|im_end|>"
+
+
 @pytest.mark.parametrize("private", ["\U000f0000", "\U000f0001\U000f0002", "\U0010fffd", "\ue000"])
 def test_characters_without_a_meaning_stay_what_they_are(tokenizer, private):
     hostile = chat(f"{private}<|im_end|>{private}", f"{private}<|im_start|>")

@@ -116,6 +116,8 @@ def test_another_model_is_read_whatever_m0s_adapter_is_on(another, tiny_model):
     own = another("own", lora_target_modules="q_proj", lora_layers_to_transform=[1])
     assert own.other(tiny_model).config.lora_target_modules == "all-linear"
     assert own.other(tiny_model).config.lora_layers_to_transform is None
+    of_others = dataclasses.replace(own.config, lora_target_modules="c_attn")  # as GPT-2's are called
+    assert Workshop(own.m0, of_others).other(tiny_model).config.use_peft
 
 
 def test_a_model_that_the_memory_does_not_hold_says_what_to_do(learner, monkeypatch):
@@ -279,6 +281,15 @@ def test_all_weights_are_trained_kept_and_taken_as_a_start(another, rows, settin
     m0, one, two = (whole.read(rows, model).log_likelihood.mean() for model in (None, first, second))
     assert m0 < one < two
     assert trained == ["first", "second"]
+
+
+def test_weights_that_are_trained_are_in_32_bits_whatever_the_model_is_read_in(another, rows, settings):
+    whole = another("half", use_peft=False, dtype="bfloat16")
+    first = whole.train("first", rows, dataclasses.replace(settings, learning_rate=1e-6))
+    stored, weights = (load_file(folder / "model.safetensors") for folder in (first, whole.m0.folder))
+    assert {weight.dtype for weight in stored.values()} == {torch.float32}
+    name = next(name for name in stored if "q_proj" in name)
+    assert not torch.equal(stored[name], weights[name].bfloat16().float()), "steps this small are not rounded away"
 
 
 def test_a_final_model_keeps_every_chat_template_of_its_tokenizer(workshop, rows, settings):

@@ -67,7 +67,7 @@ def run_review(folder):
     review = open_review(folder / "run")
     review.ask()
     opened, seconds = time.process_time() - started, []
-    records, row_format = review.opened.source.records, review.run.manifest["noisy"]["format"]
+    records, row_format = review.opened.source.records, review.run.row_format
     for _ in range(MARKS):
         row = review.ask()[0].row
         unsafe = UNSAFE in read_row(records[row], row_format)[-1].content

@@ -6,27 +6,24 @@ from typing import Any
 
 from forgetfilter.config import ForgetFilterConfig
 
-
-def default_settings() -> dict[str, Any]:
-    """Setting -> default. A setting that did not exist when a manifest was written counts as left at its default."""
-    return flat(json.loads(json.dumps(ForgetFilterConfig().identity())))
-
-
-def default_decision() -> dict[str, Any]:
-    """Decision setting -> default."""
-    return flat(json.loads(json.dumps(ForgetFilterConfig().decision())))
-
-
-DEFAULTS = {"settings": default_settings, "decision": default_decision}
-"""Part of a manifest, or of what a result was made of -> what counts where it lacks a setting."""
+SETTINGS = {"settings": ForgetFilterConfig.identity, "decision": ForgetFilterConfig.decision}
+"""Part of a manifest, or of what a result was made of, that holds settings -> what takes it from a config."""
 PLACES = {"settings": ".model_name_or_path", "model": ".name"}
 """Part of a manifest -> where M0 is, by name. It may have moved: it is told by its weights, which are hashed."""
 
 
 def differences(part: str, old: Any, new: Any) -> list[str]:
     """What differs in a part of a run's manifest from what is asked for, in words."""
-    found = changes(old, new, DEFAULTS[part]() if part in DEFAULTS else None)
+    found = changes(old, new, defaults_of(part))
     return [f"{key} {words}" for key, words in found.items() if key != PLACES.get(part)]
+
+
+def defaults_of(part: str) -> dict[str, Any] | None:
+    """Setting -> default; None for a part without settings.
+
+    A setting that did not exist when the part was written counts as left at its default.
+    """
+    return flat(as_json(SETTINGS[part](ForgetFilterConfig()))) if part in SETTINGS else None
 
 
 def changes(old: Any, new: Any, defaults: Mapping[str, Any] | None) -> dict[str, str]:
@@ -40,6 +37,11 @@ def changes(old: Any, new: Any, defaults: Mapping[str, Any] | None) -> dict[str,
     before, now = {**(defaults or {}), **flat(old)}, flat(new)
     keys = now if defaults is not None else {**before, **now}
     return {key: f"(was {before.get(key)!r}, is {now.get(key)!r})" for key in keys if before.get(key) != now.get(key)}
+
+
+def as_json(value: Any) -> Any:
+    """A value as a JSON file gives it back."""
+    return json.loads(json.dumps(value))
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -64,7 +64,7 @@ def _read_and_say(config: ForgetFilterConfig) -> Any:
     return source
 
 
-def _run_of(args: Namespace) -> "Result":
+def _result_of(args: Namespace) -> "Result":
     """The run that a command is about."""
     from forgetfilter.result import Result
     from forgetfilter.runs import Run
@@ -76,7 +76,7 @@ def run_finetune(args: Namespace) -> None:
     """Finetune M0 on the kept rows of a run, into OUT/model."""
     from forgetfilter import processes
 
-    result = _run_of(args)
+    result = _result_of(args)
     model = result.finetune(trust_remote_code=args.trust_remote_code)
     if processes.is_main_process():
         result.report()
@@ -87,7 +87,7 @@ def run_decide(args: Namespace) -> None:
     """Decide again over a run's stored scores: seconds, no model."""
     from forgetfilter.summary import print_summary
 
-    result = _run_of(args).decide(
+    result = _result_of(args).decide(
         args.threshold,
         filter=args.filter,
         drop_share=args.drop_share,
@@ -104,10 +104,10 @@ def run_review(args: Namespace) -> None:
     from forgetfilter.review.session import open_review
 
     print(f"{args.run}: reading rows and hidden states", flush=True)
-    review = open_review(args.run, trust_remote_code=args.trust_remote_code)
-    if args.marks is not None:
-        print(f"{args.marks}: {review.add_file(Path(args.marks))} new or changed marks taken over")
     try:
+        review = open_review(args.run, trust_remote_code=args.trust_remote_code)
+        if args.marks is not None:
+            print(f"{args.marks}: {review.add_file(Path(args.marks))} new or changed marks taken over")
         serve(
             review,
             args.port,
@@ -116,9 +116,8 @@ def run_review(args: Namespace) -> None:
             open_browser=not args.no_browser,
         )
     except KeyboardInterrupt:
-        folder = review.run.folder
-        print(f"\n{review.status().line()}.\nYour marks are kept. To go on: `forgetfilter review {folder}`.", end=" ")
-        print(f"To decide by them now: `forgetfilter decide {folder}`.")
+        print(f"\nYour marks are kept. To go on: `forgetfilter review {args.run}`.", end=" ")
+        print(f"To decide by them now: `forgetfilter decide {args.run}`.")
 
 
 def run_score(args: Namespace) -> None:
@@ -127,7 +126,7 @@ def run_score(args: Namespace) -> None:
     from forgetfilter.progress import show
 
     reading = {name: getattr(args, name) for name in ("trust_remote_code", *READING)}
-    folder = _run_of(args).score(args.dataset_name, args.output_dir, **reading)
+    folder = _result_of(args).score(args.dataset_name, args.output_dir, **reading)
     if not processes.is_main_process():
         return
     found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -138,7 +137,7 @@ def run_score(args: Namespace) -> None:
 
 def run_report(args: Namespace) -> None:
     """Write OUT/report.html again: the page that shows every decision and lets you change it."""
-    print(_run_of(args).report(args.group_column))
+    print(_result_of(args).report(args.group_column))
 
 
 def run_sample(args: Namespace) -> None:
@@ -258,7 +257,7 @@ def run_compare(args: Namespace) -> None:
 
 def run_export(args: Namespace) -> None:
     """Write a run's kept rows in the format of a trainer."""
-    for path in _run_of(args).export(args.format, args.output_dir):
+    for path in _result_of(args).export(args.format, args.output_dir):
         print(path)
 
 

@@ -128,7 +128,7 @@ class ForgetFilterConfig(StageConfig):
         unsafe_dataset_name: Rows known to be unsafe, given in the same way, or "marked": those that you marked in this
             run. Some filters need them.
         output_dir: The run's folder; the same command on it again continues.
-        dataset_config: Configuration name of a Hub data set.
+        dataset_config: Configuration of dataset_name, on the Hub, where it has several.
         dataset_train_split: The split of dataset_name to read, or a slice of it, such as train[:1000]. Of all other
             data sets the split train is read. A file is one split, train.
         format: Row format of dataset_name, and of the other data sets whose first row has it; "auto" looks at the

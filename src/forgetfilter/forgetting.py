@@ -155,7 +155,8 @@ def _started(config: ForgetFilterConfig, m0: M0, data: Data, planted: Planted | 
             write_jsonl(run.folder / "malformed.jsonl", malformed)
         run.keep_rows(noisy.source)
     if planted is not None and run.manifest.get("planted") and not run.done("planted"):  # none in a run of before
-        run.keep_planted(planted.about)
+        hard = unreadable(planted.rows.source, planted.rows.row_format, m0.tokenizer).tolist()
+        run.keep_planted([{**about, "unreadable": own} for about, own in zip(planted.about, hard, strict=True)])
     if not run.done("unreadable"):
         run.keep_unreadable(unreadable(noisy.source, noisy.row_format, m0.tokenizer))
     run.forget_damaged()
@@ -187,7 +188,7 @@ def finetune(run: Run, *, trust_remote_code: bool = False) -> Path:
             return run.folder / "model"
         kept = kept_rows(run, "finetune on")
         m0 = m0_of_run(run, config)
-        examples = tokenize(run.rows().select(kept), m0.chat, row_format=run.manifest["noisy"]["format"]).trainable()
+        examples = tokenize(run.rows().select(kept), m0.chat, row_format=run.row_format).trainable()
         settings = config.final_stage(len(examples))
         workshop = Workshop(m0, config, run)
         model = workshop.train("final", examples, settings, into=run.folder / "model")

@@ -23,7 +23,7 @@ from forgetfilter.files import digest, lock, sync_folder
 Said = Literal["clean", "unsafe", "skipped"]
 """What can be said of a row; skipped: the person could not tell."""
 SAID = ("clean", "unsafe", "skipped")
-NAME = "marks.jsonl"
+FILE = "marks.jsonl"
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ class Mark:
         return self.said == "unsafe"
 
 
+def has_marks(folder: Path) -> bool:
+    """Whether anything was ever said of a row of the run in a folder."""
+    return (folder / FILE).exists()
+
+
 def digest_of(said: Mapping[int, Mark]) -> str:
     """What a ranking depends on, as a short hash."""
     return digest({row: [mark.said, mark.drawn] for row, mark in said.items()})
@@ -85,7 +90,7 @@ class Marks:
 
     def __init__(self, folder: Path, ids: Sequence[str], seed: int) -> None:
         """Read nothing yet."""
-        self.path, self.ids = folder / NAME, ids
+        self.path, self.ids = folder / FILE, ids
         self.order = np.random.default_rng([seed, 1]).permutation(len(ids))  # not the order of a filter's sample
         self._place = _place_of(folder)
         self._read: tuple[tuple[int, int] | None, dict[int, Mark]] = None, {}  # the file's state then, and its marks
@@ -103,6 +108,10 @@ class Marks:
         if now != self._read[0]:
             self._read = now, _last(self._lines())
         return dict(self._read[1])
+
+    def ever(self) -> set[tuple[int, str | None]]:
+        """Every row with everything that was ever said of it."""
+        return {(entry["row"], entry["mark"]) for entry in self._lines()} if self.path.exists() else set()
 
     def touched(self) -> set[int]:
         """The rows that anything was ever said of, if only to take it back."""
@@ -159,7 +168,7 @@ class Marks:
         """
         if self._place is None or _place_of(self.path.parent) != self._place:
             raise DataError(f"{self.path.parent}: is not there any more, or another folder is. Nothing was written.")
-        with lock(self.path.with_name(f".{NAME}.lock"), DataError):
+        with lock(self.path.with_name(f".{FILE}.lock"), DataError):
             yield
 
     def _came_up(self, before: Collection[int], said: Mapping[int, str | None]) -> set[int]:

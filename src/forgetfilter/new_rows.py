@@ -47,7 +47,7 @@ from forgetfilter.files import digest, whole_file, whole_folder, write_jsonl
 from forgetfilter.m0 import M0
 from forgetfilter.model.states import hidden_states
 from forgetfilter.progress import progress, say
-from forgetfilter.runs import Run, locked, refuse_foreign
+from forgetfilter.runs import JUDGED, Run, locked, refuse_foreign
 from forgetfilter.scored import Scored
 from forgetfilter.workshop import Workshop
 
@@ -101,25 +101,25 @@ def score(
         here = {"dataset_config": None, "dataset_train_split": TRAIN}
         given = {**(of_hub if is_of_hub(dataset) else here), **given}
         config = dataclasses.replace(own, trust_remote_code=trust_remote_code, **given)
-        judge = Judge.of(run, config)
+        probe = RunProbe.of(run, config)
         stream = open_stream(dataset, config.dataset_config, config.dataset_train_split, beside=run.folder)
         folder = Path(output_dir or run.folder / "scored_rows" / stream.stem)
         read_as = {"columns": config.columns} if config.columns else {}  # older folders know no columns
         about = {"sha256": stream.fingerprint(), "format": config.format, **read_as}
-        asked = {"data": about, **judge.facts()}
+        asked = {"data": about, **probe.facts()}
         out = _open(folder, asked)
         if "rows" not in out.manifest:
-            out.manifest |= _checked(stream, config, str(run.manifest["noisy"]["format"]))
+            out.manifest |= _checked(stream, config, run.row_format)
         processes.wait_for_everyone()  # all have read the folder as it was left
         with locked(folder):
             if (folder / "manifest.json").exists():  # another run may have scored into it meanwhile
                 out = _open(folder, asked)
-            _Scoring(out, stream, judge).finish()
+            _Scoring(out, stream, probe).finish()
     return folder
 
 
 @dataclass(frozen=True)
-class Judge:
+class RunProbe:
     """What decides on new rows.
 
     Attributes:
@@ -135,8 +135,8 @@ class Judge:
     threshold: Threshold
 
     @classmethod
-    def of(cls, run: Run, config: ForgetFilterConfig) -> "Judge":
-        """The judge that a run has taught.
+    def of(cls, run: Run, config: ForgetFilterConfig) -> "RunProbe":
+        """The probe that decided a run, and its threshold.
 
         Raises:
             RunError: If the run is not decided, or not by a probe that found something, or M0's weights have changed.
@@ -175,10 +175,6 @@ class Judge:
             return np.zeros(0)
         return judged_by(self.linear, hidden_states(self.workshop.become(None), examples, "scoring", bar))
 
-    def drops(self, suspicion: np.ndarray, unreadable: np.ndarray) -> np.ndarray:
-        """(rows,) bool, by score, or by the config where a score is missing or says nothing."""
-        return drops(suspicion, self.threshold, self.config, unreadable)
-
 
 def _linear(run: Run, name: str, config: ForgetFilterConfig) -> np.ndarray:
     """The run's probe.
@@ -209,8 +205,8 @@ def _open(folder: Path, asked: dict[str, Any]) -> Run:
         refuse_foreign(folder)
         return Run(folder, {"asked": asked, "stages": {}})
     out = Run.open(folder)
-    if "asked" not in out.manifest:
-        raise RunError(f"{folder}: holds a run of `filter`. Give another --output_dir.")
+    if out.holds != JUDGED:
+        raise RunError(f"{folder}: holds {out.holds}. Give another --output_dir.")
     changed = changes(out.manifest["asked"], asked, None)
     if changed:
         different = ", ".join(f"{key.removeprefix('.')} {words}" for key, words in changed.items())
@@ -264,12 +260,12 @@ class _Scoring:
     Attributes:
         out: The folder of the results. Its manifest lists the finished shards with their checksums.
         stream: The new rows.
-        judge: Decides on them.
+        probe: Decides on them.
     """
 
     out: Run
     stream: Stream
-    judge: Judge
+    probe: RunProbe
 
     def finish(self) -> None:
         """Make the shards that are missing, then the files of all rows."""
@@ -312,12 +308,12 @@ class _Scoring:
             first: Number of its first row.
             bar: Counts rows.
         """
-        skip = self.judge.config.malformed == "skip"
-        rows = encode(part, self.judge.m0.chat, row_format=self.out.manifest["format"], skip=skip)
+        skip = self.probe.config.malformed == "skip"
+        rows = encode(part, self.probe.m0.chat, row_format=self.out.manifest["format"], skip=skip)
         bar.update(len(part) - len(rows.trainable()))
         suspicion = self._suspicion(rows, bar)
-        hard = unreadable(rows.source, rows.row_format, self.judge.m0.tokenizer)
-        dropped = self.judge.drops(suspicion, hard)
+        hard = unreadable(rows.source, rows.row_format, self.probe.m0.tokenizer)
+        dropped = drops(suspicion, self.probe.threshold, self.probe.config, hard)
         source = rows.source.writable()
         source = dataclasses.replace(source, header=b"") if number else source  # files are put end to end
         if processes.is_main_process():
@@ -338,12 +334,12 @@ class _Scoring:
 
     def _suspicion(self, rows: Rows, bar: Any) -> np.ndarray:
         """(rows,) scores; a conversation has that of its most suspect answer."""
-        answers = single_answers(rows, self.judge.m0.chat)
+        answers = single_answers(rows, self.probe.m0.chat)
         if answers is None:
-            return self.judge.scores(rows.examples, bar)
+            return self.probe.scores(rows.examples, bar)
         single, row_of = answers
         bar.total += len(single.examples) - len(rows.examples)
-        return Scored(self.judge.scores(single.examples, bar)).most_suspect(row_of).suspicion
+        return Scored(self.probe.scores(single.examples, bar)).most_suspect(row_of).suspicion
 
     def _join(self, done: list[dict[str, Any]]) -> None:
         """Write the files of all rows, and note that the work is finished."""
@@ -354,7 +350,7 @@ class _Scoring:
             for name in names:
                 _put_together([folder / _shard(number) / name for number in range(len(done))], folder / name)
         seconds = sum(shard["seconds"] for shard in done)
-        found |= {"threshold": self.judge.threshold.value, "seconds": seconds, "rows_a_second": found["rows"] / seconds}
+        found |= {"threshold": self.probe.threshold.value, "seconds": seconds, "rows_a_second": found["rows"] / seconds}
         self.out.write_json("metrics.json", found)
         self.out.manifest["stages"] = {}
         processes.wait_for_everyone()

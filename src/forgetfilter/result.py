@@ -79,6 +79,7 @@ class Result:
         """
         from datasets import Dataset
 
+        self.run.reload()  # another process may have decided
         return Dataset(read_scores(self.run))
 
     @property
@@ -94,6 +95,7 @@ class Result:
     def _rows(self, decision: str) -> "Dataset":
         from datasets import Dataset
 
+        self.run.reload()
         return Dataset(self.run.rows().as_table().take(pa.array(decided_rows(self.run, decision), pa.int64())))
 
     def decide(
@@ -169,7 +171,7 @@ class Result:
             run.reload()
             require_marks_decided(run)
             kept = run.rows().select(kept_rows(run, "export"))
-            written = export(kept, run.manifest["noisy"]["format"], trainer, folder, replace=ours)
+            written = export(kept, run.row_format, trainer, folder, replace=ours)
             if ours:
                 run.manifest.setdefault("exports", {})[trainer] = {"decision": last_digest(run), "stale": False}
                 run.save()

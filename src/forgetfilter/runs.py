@@ -1,5 +1,6 @@
 """A run's folder: its settings, which parts are done, whether their files are intact, and the last decision."""
 
+import errno
 import json
 import platform
 import re
@@ -18,7 +19,7 @@ import yaml
 from filelock import Timeout
 
 from forgetfilter import processes
-from forgetfilter.changes import differences
+from forgetfilter.changes import as_json, differences
 from forgetfilter.config import MARKED, ForgetFilterConfig
 from forgetfilter.data.builtin import is_builtin
 from forgetfilter.data.sources import Source, load_source
@@ -150,7 +151,9 @@ class Run:
             if not isinstance(stages, dict) or not all(_lists_files(*item) for item in stages.items()):
                 raise ValueError("not one of ours")
         except (OSError, ValueError, RecursionError) as error:
-            raise RunError(f"{folder}: no run's folder (manifest.json: {error}). Start with `filter`.") from error
+            raise RunError(
+                f"{folder}: no run's folder (manifest.json: {error}). `filter` makes one in a new or empty folder."
+            ) from error
         return cls(folder, manifest)
 
     @classmethod
@@ -172,6 +175,11 @@ class Run:
             return JUDGED
         return COMPARISON if "recipe" in self.manifest else FILTERED
 
+    @property
+    def row_format(self) -> str:
+        """Format of the noisy rows, as `read_row` takes it."""
+        return str(self.manifest["noisy"]["format"])
+
     def reload(self) -> None:
         """Read the manifest anew: another process may have changed it before the folder was locked."""
         self.manifest = Run.open(self.folder).manifest
@@ -190,7 +198,7 @@ class Run:
             raise RunError(
                 f"{self.folder}: its config.yaml is missing or damaged: {error}. Run `filter` again."
             ) from error
-        asked = json.loads(json.dumps(config.identity()))
+        asked = as_json(config.identity())
         changed = differences("settings", self.manifest.get("settings"), asked)
         if changed:
             different = ", ".join(change.removeprefix(".") for change in changed)
@@ -226,6 +234,10 @@ class Run:
         if not parts:
             raise RunError(f"{self.folder}: has no {name} stage.")
         return self.stage(parts[-1]) / "model"
+
+    def table_file(self, part: str) -> Path:
+        """File of a part that is a table."""
+        return self.folder / f"{part}.parquet"
 
     def done(self, part: str, made_of: str | None = None) -> bool:
         """Whether a part is finished and its files are unchanged and, if `made_of` is given, it has the same inputs."""
@@ -287,7 +299,10 @@ class Run:
         self._keep_noted("planted", about)
 
     def planted(self) -> list[dict[str, Any]]:
-        """Notion of each planted row, and whether it is unsafe; empty where none are planted (data/planted.py)."""
+        """Of each planted row its notion, and whether it is unsafe and unreadable; empty where none are planted.
+
+        See data/planted.py.
+        """
         return list(self._noted("planted") or [])
 
     def keep_answers(self, counts: np.ndarray) -> None:
@@ -334,7 +349,7 @@ class Run:
 
 def _asked(config: ForgetFilterConfig, facts: dict[str, Any]) -> dict[str, Any]:
     """Everything that a run's manifest must say for the run to be the one asked for."""
-    asked: dict[str, Any] = json.loads(json.dumps({"settings": config.identity(), **facts}))
+    asked: dict[str, Any] = as_json({"settings": config.identity(), **facts})
     return asked
 
 
@@ -380,6 +395,11 @@ def locked(folder: Path) -> Iterator[None]:
         held = lock(folder / LOCK, RunError, timeout=0)
     except Timeout as error:
         raise RunError(f"{folder}: another process is at work on this run ({LOCK}). Wait for it or stop it.") from error
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        why = "you may not write there, and every command locks the folder of the run that it reads"
+        raise RunError(f"{folder}: {why}. Copy the folder to a place of yours.") from error
     with held:
         remove_temporaries(folder)
         yield

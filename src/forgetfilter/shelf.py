@@ -70,7 +70,7 @@ class Shelf:
             load: Loads the model. Loading waits for all processes, and some may have no shard left: so all do it first.
             about: What the manifest is to say of it, asked for once it is made.
         """
-        path = self.run.folder / f"{part}.parquet"
+        path = self.run.table_file(part)
         if not self.has(part, key):
             with self.account.measuring(part) as cost:
                 load()

@@ -9,7 +9,7 @@ import numpy as np
 from forgetfilter.data.formats import exchanges, read_row
 from forgetfilter.data.templates import learns
 from forgetfilter.decision.opened import default_filter
-from forgetfilter.decision.outputs import notes
+from forgetfilter.decision.outputs import counts_in_words
 from forgetfilter.progress import show
 from forgetfilter.result import Result
 from forgetfilter.scored import ANSWER
@@ -24,7 +24,7 @@ def print_summary(result: Result, report: Path) -> None:
     """Print counts, the rule, figures where there are labels, the most suspect rows, and the next commands."""
     metrics, run = result.metrics, result.run
     print(f"\n{metrics['rows']} rows: {metrics['kept']} kept, {metrics['dropped']} dropped")
-    for words, count in notes(metrics):
+    for words, count in counts_in_words(metrics):
         print(f"  {words}: {count}")
     print(f"rule: {metrics['rule']} on {metrics['filter']}, threshold {show(metrics['threshold'])}: {metrics['says']}")
     if "planted" in metrics:
@@ -48,7 +48,7 @@ def print_most_suspect(result: Result, name: str) -> None:
     known = ANSWER in result.scores.column_names
     answers = np.array(result.scores[ANSWER], float) if known else np.full(len(scores), np.nan)
     for row in order:
-        turns = read_row(records[row], result.run.manifest["noisy"]["format"])
+        turns = read_row(records[row], result.run.row_format)
         learnt = [learns(turn) for turn in turns if turn.trained]  # as answers are numbered
         pairs = [*compress(exchanges(turns), learnt)] or [("", turns[-1].content)]
         question, answer = pairs[-1 if np.isnan(answers[row]) else int(answers[row]) - 1]

@@ -28,7 +28,7 @@ from forgetfilter.model.generation import complete
 from forgetfilter.model.gradients import gradients
 from forgetfilter.model.learner import Learner, load_learner
 from forgetfilter.model.memory import free_dropped_models
-from forgetfilter.model.reading import mean_log_probability, read
+from forgetfilter.model.reading import read
 from forgetfilter.model.states import hidden_states, stored_states
 from forgetfilter.model.training import seconds_a_row, train
 from forgetfilter.progress import say, silent
@@ -244,7 +244,7 @@ class Workshop:
             readings = read(self.become(model), examples[rows], f"{name}: scoring", bar)
             self._count(_tokens(examples[rows]))
             log_probs = [None if reading is None else reading.log_probs for reading in readings]
-            means = [mean_log_probability(row) for row in log_probs]
+            means = [None if reading is None else reading.log_likelihood for reading in readings]
             columns = {
                 "token_log_probs": pa.array(log_probs, pa.list_(pa.float32())),
                 "log_likelihood": pa.array(means, pa.float64()),
@@ -333,9 +333,9 @@ class Workshop:
 
     def other(self, model: str) -> "Workshop":
         """A workshop of the same run for another model, such as a guard; this one's model leaves the memory."""
-        named = dataclasses.replace(self.config, model_name_or_path=model)
-        anywhere = {"lora_target_modules": "all-linear", "lora_layers_to_transform": None}  # it is read, not trained
-        return self.on(M0.named(named), model_name_or_path=model, **anywhere)
+        read: dict[str, Any] = {"lora_target_modules": "all-linear", "lora_layers_to_transform": None, "use_peft": True}
+        named = dataclasses.replace(self.config, model_name_or_path=model, **read)  # it is not trained
+        return self.on(M0.named(named), model_name_or_path=model, **read)
 
     def judge(self, model: str) -> "Judge":
         """Another model, which judges texts; this one's leaves the memory."""

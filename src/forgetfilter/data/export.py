@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -20,10 +20,12 @@ from forgetfilter.data.formats import (
     Turn,
     as_named,
     base_format,
+    functions_called,
     read_row,
-    said,
+    text_of,
+    with_call,
 )
-from forgetfilter.data.loading import find_format, read_conversations
+from forgetfilter.data.loading import read_conversations
 from forgetfilter.data.sources import Source
 from forgetfilter.errors import DataError
 from forgetfilter.files import write_jsonl, write_text
@@ -34,6 +36,7 @@ SHAREGPT_ROLES = {"user": "human", "assistant": "gpt", "system": "system", "tool
 
 
 def _chat(turns: list[Turn]) -> list[Record]:
+    turns = [with_call(turn) for turn in turns]
     extra = [{name: value for name, value in turn.extra.items() if name not in BESIDE} for turn in turns]
     return [{"role": turn.role, "content": turn.content, **more} for turn, more in zip(turns, extra, strict=True)]
 
@@ -62,12 +65,15 @@ def is_prompt_and_completion(turns: Sequence[Turn]) -> bool:
 
 
 def _to_trl(turns: list[Turn]) -> Record:
-    """Prompt and completion where only the last turn is trained, so that TRL takes the loss on it alone."""
+    """Prompt and completion where nobody asks anything after the first trained answer: TRL learns the completion alone.
+
+    A completion may hold several answers, with what the functions called gave back between them.
+    """
     if turns[0].role == "text":
         return {"text": turns[0].content}
-    if is_prompt_and_completion(turns):
-        return _to_chats(turns)
-    return _to_trl_messages(turns)
+    first = next(place for place, turn in enumerate(turns) if turn.trained)
+    after = {turn.trained if turn.role == "assistant" else turn.role == "tool" for turn in turns[first:]}
+    return _to_chats(turns, first) if first and after == {True} else _to_trl_messages(turns)
 
 
 def _to_trl_messages(turns: list[Turn]) -> Record:
@@ -97,10 +103,11 @@ def _to_texts(turns: list[Turn]) -> Record:
     return {"prompt": turns[0].content, "completion": turns[1].content}
 
 
-def _to_chats(turns: list[Turn]) -> Record:
+def _to_chats(turns: list[Turn], first: int = -1) -> Record:
+    """Prompt and completion, which begins with message `first`."""
     return {
-        "prompt": _chat(turns[:-1]),
-        "completion": _chat(turns[-1:]),
+        "prompt": _chat(turns[:first]),
+        "completion": _chat(turns[first:]),
         **_tools(turns),
         **_template_settings(turns),
     }
@@ -135,7 +142,7 @@ def _to_sharegpt(turns: list[Turn]) -> Record:
             raise RowError(f"a message has {thoughts.pop()}, for which sharegpt has no place: use axolotl or trl")
         if IN_PART in turn.extra:
             raise RowError(f"a message has {IN_PART}, for which sharegpt has no place: use axolotl")
-        calls = [call.get("function", call) for call in turn.extra.get("tool_calls", [])]
+        calls = functions_called(turn)
         if calls and turn.content:
             raise RowError(
                 "a message has both text and a function call, which sharegpt cannot hold: use axolotl or trl"
@@ -285,14 +292,29 @@ SHAPES: dict[str, Callable[[list[Turn]], Record]] = {
 """Format of rows -> a writer of it."""
 
 
-def write_safe_data(notions: str, path: Path, noisy: Source | None = None, row_format: str = "auto") -> int:
+def writer_beside(others: Iterable[Sequence[Turn]], row_format: str) -> Callable[[list[Turn]], Record]:
+    """A writer of a format whose prompts and completions are all texts, or all lists of messages, as other rows need.
+
+    Readers of JSON lines want one type in a column. The writer raises RowError for a row that it has no room for.
+    """
+    if base_format(row_format) == "prompt_completion":
+        return _to_texts if all(map(_is_question_and_answer, others)) else _to_chats
+    return SHAPES[base_format(row_format)]
+
+
+def write_row(turns: Sequence[Turn], row_format: str) -> Record:
+    """A row that says these turns, of which `read_row` gives them back; raises RowError if the format has no room."""
+    return as_named(SHAPES[base_format(row_format)](list(turns)), row_format)
+
+
+def write_safe_data(notions: str, path: Path, noisy: Source | None = None, row_format: str = "messages") -> int:
     """Write the safe rows in the box to a JSONL file, to look at or to edit.
 
     Args:
         notions: What names them, such as builtin or builtin:privacy.
         path: The file.
         noisy: Data in whose shape they are written: its format, system message and length. None: as messages.
-        row_format: Format of that data.
+        row_format: The format to write, which is that of this data.
 
     Returns:
         How many rows were written. Rows of several turns are left out where the format, or prompts that are plain text,
@@ -304,27 +326,22 @@ def write_safe_data(notions: str, path: Path, noisy: Source | None = None, row_f
     """
     if path.exists():
         raise DataError(f"{path}: exists. Remove it or give another --output.")
-    rows, shape = builtin_rows(notions), "messages"
-    writer = SHAPES[shape]
+    rows, said = builtin_rows(notions), list[list[Turn]]()
     if noisy is not None:
-        shape = find_format(noisy) if row_format == "auto" else row_format
-        said = list(islice(read_conversations(noisy, shape, skip=True)[1], LOOKED_AT))
-        rows, writer = like(rows, said), SHAPES[base_format(shape)]
-        if base_format(shape) == "prompt_completion":
-            writer = _to_texts if all(map(_is_question_and_answer, said)) else _to_chats
+        said = list(islice(read_conversations(noisy, row_format, skip=True)[1], LOOKED_AT))
+        rows = like(rows, said)
+    writer = writer_beside(said, row_format)
     written = []
     for row in rows:
         about = {key: value for key, value in row.items() if key not in ("messages", "text")}
         with suppress(RowError):  # several turns
             shaped = writer(read_row(row, "text" if "text" in row else "messages"))
-            written.append({**about, **as_named(shaped, shape)})
+            written.append({**about, **as_named(shaped, row_format)})
     write_jsonl(path, written)
     return len(written)
 
 
-def write_sample(
-    source: Source, rows: int, path: Path, seed: int, *, row_format: str = "auto", skip: bool = False
-) -> Path:
+def write_sample(source: Source, rows: int, path: Path, seed: int, *, row_format: str, skip: bool = False) -> Path:
     """Draw random rows for a person to mark. Each has `"clean": null`, to be changed to true or false.
 
     Args:
@@ -351,7 +368,7 @@ def write_sample(
     chosen = sorted(random.Random(seed).sample(range(len(source)), rows))
     lines = []
     for row in chosen:
-        turns = [f"{turn.role}: {said(turn)}" for turn in conversations[row]]
+        turns = [f"{turn.role}: {text_of(turn)}" for turn in conversations[row]]
         lines.append({"id": ids[row], "row": row, "text": "\n".join(turns), "clean": None})
     write_jsonl(path, lines)
     return path

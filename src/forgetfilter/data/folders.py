@@ -25,8 +25,9 @@ SPLIT = re.compile(
 CALLED = {"training": TRAIN, "testing": "test", "eval": "test", "evaluation": "test"}
 CALLED |= {"valid": "validation", "val": "validation", "dev": "validation"}
 """Other names of splits -> what the datasets library calls these."""
+CHOOSE_SPLIT = "--dataset_train_split chooses that of --dataset_name; of any other data, name the file."
 SHARD = re.compile(r"((?:train|test|validation|valid|val|dev|eval)\w*)-\d+-of-\d+(?:-[0-9a-f]+)?", re.IGNORECASE)
-"""How the file of a split is called: train.jsonl; on the Hub also train_sft-00000-of-00003.parquet."""
+"""How the Hub names the shards of a split: train_sft-00000-of-00003.parquet."""
 
 
 def is_saved(folder: Path) -> bool:
@@ -105,7 +106,7 @@ def _of_split(folder: Path, files: list[Path], split: str) -> tuple[list[Path], 
         return files, TRAIN
     if not chosen:
         names = ", ".join(sorted(found))
-        raise DataError(f"{folder}: has no split {split!r}, but {names} (--dataset_train_split).")
+        raise DataError(f"{folder}: has no split {split!r}, but {names}. {CHOOSE_SPLIT}")
     say_unread_splits(folder, split, found - {str(splits[path]) for path in chosen})
     return chosen, split
 

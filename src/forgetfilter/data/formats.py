@@ -46,10 +46,43 @@ def preceded(turns: Sequence[Turn], sentence: str) -> tuple[Turn, ...]:
     return (*turns[:last], told, *turns[last + 1 :])
 
 
-def said(turn: Turn) -> str:
+def text_of(turn: Turn) -> str:
     """What a message says: its text, then each function that it calls, as JSON."""
-    calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in turn.extra.get("tool_calls") or []]
+    calls = [json.dumps(function, ensure_ascii=False) for function in functions_called(turn)]
     return "\n".join([*([turn.content] if turn.content else []), *calls])
+
+
+def functions_called(turn: Turn) -> list[Record]:
+    """Each function that a message calls: {"name", "arguments"}, the arguments parsed."""
+    return [call.get("function", call) for call in with_parsed_arguments(turn).extra.get("tool_calls") or []]
+
+
+def with_parsed_arguments(turn: Turn) -> Turn:
+    """A message with the arguments of the functions that it calls parsed, where they are JSON in a text."""
+    calls = turn.extra.get("tool_calls")
+    return replace(turn, extra={**turn.extra, "tool_calls": [_parsed(call) for call in calls]}) if calls else turn
+
+
+def _parsed(call: Record) -> Record:
+    if "function" in call:
+        return {**call, "function": _parsed(call["function"])}
+    try:
+        arguments = json.loads(call["arguments"])
+    except (LookupError, TypeError, ValueError, RecursionError):  # no text, or not JSON: it stays as it is
+        return call
+    return {**call, "arguments": arguments}
+
+
+def with_call(turn: Turn) -> Turn:
+    """A message whose text is a function call in today's form; as it is if its text is none."""
+    found: Any = None
+    with suppress(ValueError, RecursionError):
+        found = json.loads(turn.content) if turn.is_call else None
+    functions = found if isinstance(found, list) else [found]
+    if not functions or not all(isinstance(function, dict) and "name" in function for function in functions):
+        return turn
+    calls = [{"type": "function", "function": function} for function in functions]
+    return replace(turn, content="", extra={**turn.extra, "tool_calls": calls}, is_call=False)
 
 
 def exchanges(turns: Sequence[Turn]) -> list[tuple[str, str]]:
@@ -61,9 +94,9 @@ def exchanges(turns: Sequence[Turn]) -> list[tuple[str, str]]:
     for place, turn in enumerate(turns):
         if turn.trained:
             before = [earlier for earlier in turns[:place] if earlier.role != "system"]
-            alone = len(before) == 1
-            prompt = said(before[0]) if alone else "\n\n".join(f"{t.role.capitalize()}: {said(t)}" for t in before)
-            found.append((prompt, said(turn)))
+            spoken = [f"{earlier.role.capitalize()}: {text_of(earlier)}" for earlier in before]
+            prompt = text_of(before[0]) if len(before) == 1 else "\n\n".join(spoken)
+            found.append((prompt, text_of(turn)))
     return found
 
 
@@ -91,9 +124,9 @@ ROLES = {
 REASONING = ("reasoning_content", "reasoning", "thinking")
 ALIASES = ("reasoning_content", "thinking")
 """The names under which transformers gives a chat template the reasoning of a message, whatever its key is."""
-EXTRA = ("tool_calls", "tool_call_id", "name", *REASONING)
+EXTRA = ("tool_calls", "tool_call_id", "tool_responses", "tool_plan", "name", *REASONING)
 """Keys of a message that chat templates read, besides role and content."""
-SHOWN_BY_TEMPLATES = ("tools", "tool_calls", *REASONING)
+SHOWN_BY_TEMPLATES = ("tools", "tool_calls", "tool_responses", "tool_plan", *REASONING)
 """Those of which a trainer learns, and that not every chat template shows."""
 LEARNT = "train"
 """Key of a message that says whether a trainer learns it, in axolotl's files."""
@@ -183,7 +216,7 @@ def _joined(content: Any, where: str) -> str:
 
 
 def _calls(message: Record, where: str) -> list[Record]:
-    """The function calls of a message in today's form; their arguments parsed, as chat templates expect them."""
+    """The function calls of a message in today's form."""
     found = message.get("tool_calls") or []
     if message.get("function_call") is not None:
         found = [{"type": "function", "function": message["function_call"]}]
@@ -193,18 +226,8 @@ def _calls(message: Record, where: str) -> list[Record]:
 
 
 def _call(call: Record) -> Record:
-    """A function call with its arguments parsed. Without a wrapper it may have a null in its place, as tables do."""
-    if isinstance(call.get("function"), dict):
-        return {**call, "function": _with_arguments(call["function"])}
-    return _with_arguments({name: value for name, value in call.items() if (name, value) != ("function", None)})
-
-
-def _with_arguments(function: Record) -> Record:
-    try:
-        arguments = json.loads(function["arguments"])
-    except (LookupError, TypeError, ValueError, RecursionError):  # no text, or not JSON: it stays as it is
-        return function
-    return {**function, "arguments": arguments}
+    """A function call. Without a wrapper it may have a null in its place, as tables do."""
+    return {name: value for name, value in call.items() if (name, value) != ("function", None)}
 
 
 def _with_beside(turns: list[Turn], record: Record) -> list[Turn]:
@@ -236,7 +259,12 @@ def _tools(record: Record) -> list[Record]:
         return []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise RowError(f"'tools' is {_kind(tools)}, expected a list of objects")
-    return tools
+    return [_wrapped(tool) for tool in tools]
+
+
+def _wrapped(tool: Record) -> Record:
+    """A function as chat templates expect it, also where it is given bare, as in LLaMA-Factory's files."""
+    return {"type": "function", "function": tool} if "name" in tool and "function" not in tool else tool
 
 
 def _prompt_completion(record: Record) -> list[Turn]:

@@ -36,7 +36,7 @@ from forgetfilter.data.formats import (
 from forgetfilter.data.ids import unusable_ids
 from forgetfilter.data.lazy import chosen, joined
 from forgetfilter.data.readers import why_no_line_parses
-from forgetfilter.data.sources import TRAIN, Source, is_of_hub, load_source
+from forgetfilter.data.sources import TRAIN, Source, load_source
 from forgetfilter.data.templates import learns
 from forgetfilter.data.tokenization import ChatTokenizer, Example, on_disk
 from forgetfilter.errors import ConfigError, DataError
@@ -114,10 +114,10 @@ class Rows:
     @cached_property
     def first_copies(self) -> np.ndarray:
         """(rows,) for each row the number of the first one that says the same; see `data.copies`."""
-        return first_of(self.said)
+        return first_of(self.said_hashes)
 
     @cached_property
-    def said(self) -> np.ndarray:
+    def said_hashes(self) -> np.ndarray:
         """(rows,) hashes, equal for rows that say the same."""
         return what_is_said(self.source, self.row_format)
 
@@ -225,7 +225,7 @@ def load_rows(data: Any, flag: str, chat: ChatTokenizer, config: ForgetFilterCon
         raise ConfigError(f"no data: give --{flag}, or pass it to fit.")
     main = flag == "dataset_name"
     split = config.dataset_train_split if main else TRAIN
-    part = config.dataset_config if main or is_of_hub(data) else None
+    part = config.dataset_config if main or data == config.dataset_name else None
     source = load_source(data, part, split, beside=config.output_dir)
     columns = config.columns if main or _has_columns(source, config.columns) else None
     asked = config.format if main or _has_format(source, config.format) else "auto"
@@ -305,6 +305,7 @@ def tokenize(source: Source, tokenizer: ChatTokenizer, *, row_format: str = "aut
         DataError: If there are no rows, the format is unknown, or rows are malformed (the first 20
             are named with file and line).
     """
+    row_format = find_format(source) if row_format == "auto" else row_format
     with progress("tokenising", len(source), "rows", after=PATIENCE) as bar:
         rows = encode(source, tokenizer, row_format=row_format, skip=skip, bar=bar)
     if rows.malformed and not len(rows.examples):
@@ -320,7 +321,6 @@ def tokenize(source: Source, tokenizer: ChatTokenizer, *, row_format: str = "aut
 
 def encode(source: Source, tokenizer: ChatTokenizer, *, row_format: str, skip: bool, bar: Any = None) -> Rows:
     """Like `tokenize`, but it does not matter whether any row can be scored; a bar counts the well-formed rows."""
-    row_format = find_format(source) if row_format == "auto" else row_format
     good, unread = array("q"), Counter[str]()
     template = str(tokenizer.tokenizer.chat_template)
 
@@ -366,7 +366,6 @@ def read_conversations(source: Source, row_format: str, *, skip: bool) -> tuple[
     Raises:
         DataError: If rows are malformed and not to be skipped, or the format is unknown.
     """
-    row_format = find_format(source) if row_format == "auto" else row_format
     well_formed = source.select(array("q", (row for row, _, _ in _read(source, row_format))))
     if source.errors and not skip:
         raise DataError(_complaint(source))

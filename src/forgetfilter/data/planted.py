@@ -20,8 +20,8 @@ import numpy as np
 from forgetfilter.config import BUILTIN, ForgetFilterConfig
 from forgetfilter.data.builtin import like
 from forgetfilter.data.copies import what_is_said
-from forgetfilter.data.export import SHAPES, is_prompt_and_completion
-from forgetfilter.data.formats import Record, RowError, Turn, as_named, base_format, read_row
+from forgetfilter.data.export import is_prompt_and_completion, write_row
+from forgetfilter.data.formats import Record, RowError, Turn, base_format, read_row
 from forgetfilter.data.loading import Rows, load_rows, read_labels, tokenize
 from forgetfilter.data.sources import load_source
 from forgetfilter.data.tokenization import ChatTokenizer
@@ -83,7 +83,7 @@ def plant(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Plant
         for (_, turns, beside), line in zip(given, lines, strict=True)
     ]
     source = dataclasses.replace(load_source(shaped), name=f"planted_rows {config.planted_rows}", lines=lines)
-    new = np.flatnonzero(~np.isin(what_is_said(source, noisy.row_format), noisy.said))
+    new = np.flatnonzero(~np.isin(what_is_said(source, noisy.row_format), noisy.said_hashes))
     if not len(new):
         raise DataError(f"planted_rows {config.planted_rows}: all of its rows stand in the noisy data as well.")
     about = [given[row][0] for row in new]
@@ -140,6 +140,6 @@ def _shaped(turns: Sequence[Turn], row_format: str, place: str) -> Record:
             raise RowError("plain text and conversations cannot stand among each other")
         if base_format(row_format) == "prompt_completion" and not is_prompt_and_completion(turns):
             raise RowError("prompt and completion hold one answer, which is the last message")
-        return as_named(SHAPES[base_format(row_format)](list(turns)), row_format)
+        return write_row(turns, row_format)
     except RowError as error:
         raise DataError(f"{place}: {error}. Planted rows take the format of the noisy ones.") from error

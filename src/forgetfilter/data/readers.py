@@ -258,6 +258,9 @@ def _from_json(data: bytes, name: str) -> Source:
         end = _add_elements(source, text, _start_of_rows(text))
         if text[end:].strip() and text[_skip(text, 0)] == "[":
             raise json.JSONDecodeError("Nothing may follow the ']'", text, end)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{name}:{line}: not UTF-8. Save the file as UTF-8.") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{name}:{error.lineno}: not valid JSON ({error.msg}). Repair the file.") from error
     except (ValueError, RecursionError) as error:

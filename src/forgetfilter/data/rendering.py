@@ -39,6 +39,7 @@ def render(template: ChatTemplate, turns: Sequence[Turn]) -> Rendered:
         turns, private = template.hide(turns)
     except RecursionError:
         raise RowError("its function calls or tools are nested too deeply") from None
+    turns = template.fitting(turns)
     text, spans = template.write(turns)
     return Rendered(text, private, _Answers(template, turns, text).find(spans))
 

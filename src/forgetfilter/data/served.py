@@ -9,18 +9,18 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from forgetfilter.data.builtin import SHORTEST, usual_length
-from forgetfilter.data.export import SHAPES
-from forgetfilter.data.formats import Record, RowError, Turn, as_named, base_format
+from forgetfilter.data.export import writer_beside
+from forgetfilter.data.formats import Record, RowError, Turn, as_named
 from forgetfilter.data.loading import find_format, read_conversations
 from forgetfilter.data.sources import Source
 from forgetfilter.errors import ConfigError, DataError
@@ -92,7 +92,12 @@ def write_served(
     client = _client(base_url)
     shape = find_format(noisy) if row_format == "auto" else row_format
     conversations = read_conversations(noisy, shape, skip=True)[1]
-    prompts = _prompts(conversations, rows, seed, shape)
+    writer = writer_beside(conversations, shape)
+
+    def row(prompt: Sequence[Turn], answer: str) -> Record:
+        return as_named(writer([*prompt, Turn("assistant", answer, trained=True)]), shape)
+
+    prompts = _prompts(conversations, rows, seed, row)
     if not prompts:
         raise DataError(f"{noisy.name}: has no prompts that a model could answer (format {shape}).")
     told = TOLD.format(words=max(SHORTEST, round(usual_length(conversations))))
@@ -106,8 +111,7 @@ def write_served(
     written = []
     for prompt, key in zip(prompts, keys, strict=True):
         if known[key]["answer"]:
-            row = _row(prompt, known[key]["answer"], shape)
-            written.append({"id": f"served-{key}", "notion": "yours", **row})
+            written.append({"id": f"served-{key}", "notion": "yours", **row(prompt, known[key]["answer"])})
     reasons = Counter(known[key].get("why", "empty answers") for key in keys if not known[key]["answer"])
     why = reasons.most_common(1)[0][0] if reasons else ""
     if not written:
@@ -139,23 +143,20 @@ def _client(base_url: str) -> "OpenAI":
     return OpenAI(base_url=base_url, api_key=os.environ.get(KEY) or "none", max_retries=TRIES, timeout=SECONDS)
 
 
-def _row(prompt: Sequence[Turn], answer: str, shape: str) -> Record:
-    """A prompt and its answer in a format; raises RowError if the format cannot hold them."""
-    return as_named(SHAPES[base_format(shape)]([*prompt, Turn("assistant", answer, trained=True)]), shape)
-
-
-def _prompts(conversations: Sequence[Sequence[Turn]], rows: int, seed: int, shape: str) -> list[tuple[Turn, ...]]:
+def _prompts(
+    conversations: Sequence[Sequence[Turn]], rows: int, seed: int, row: Callable[[Sequence[Turn], str], Record]
+) -> list[tuple[Turn, ...]]:
     """What precedes the last trained answer of each row: a sample, each prompt once, in random order.
 
-    Prompts of several turns are left out where the format cannot hold them.
+    Earlier answers are context alone: they are the noisy data's. Prompts of which `row` can make no row are left out.
     """
     found: dict[tuple[Turn, ...], None] = {}
     for turns in conversations:
         last = max(place for place, turn in enumerate(turns) if turn.trained)
-        before = tuple(turns[:last])
+        before = tuple(replace(turn, trained=False) for turn in turns[:last])
         if before and before[-1].role == "user" and {turn.role for turn in before} <= SPEAKERS:
             with suppress(RowError):
-                _row(before, "", shape)
+                row(before, "")
                 found[before] = None
     prompts = list(found)
     return random.Random(seed).sample(prompts, min(rows, len(prompts)))

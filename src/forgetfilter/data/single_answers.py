@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from forgetfilter.data.export import SHAPES
+from forgetfilter.data.export import write_row
 from forgetfilter.data.formats import Record, RowError, Turn, read_row
 from forgetfilter.data.lazy import Lazy, chosen
 from forgetfilter.data.loading import Rows
@@ -94,4 +94,4 @@ def _cut(turns: Sequence[Turn], place: int) -> list[Turn]:
 def _until(record: Record, row_format: str, place: int) -> Record:
     """A row up to an answer, as SHAPE has it; all of the row for place -1."""
     turns = read_row(record, row_format)
-    return {**record, **SHAPES[SHAPE](turns if place < 0 else _cut(turns, place))}
+    return {**record, **write_row(turns if place < 0 else _cut(turns, place), SHAPE)}

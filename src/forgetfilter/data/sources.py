@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forgetfilter.data.folders import TRAIN, data_files, is_saved, say_unread_splits
+from forgetfilter.data.folders import CHOOSE_SPLIT, TRAIN, data_files, is_saved, say_unread_splits
 from forgetfilter.data.lazy import AT_ONCE
 from forgetfilter.data.readers import (
     KNOWN,
@@ -242,7 +242,7 @@ def _saved_parts(folder: Path, split: str) -> Callable[[int, Any], Parts]:
         raise DataError(f"{folder}: not a readable folder of save_to_disk ({error}).") from error
     splits = dict(found) if isinstance(found, DatasetDict) else {TRAIN: found}
     if split not in splits:
-        raise DataError(f"{folder}: has no split {split!r}, but {', '.join(splits)} (--dataset_train_split).")
+        raise DataError(f"{folder}: has no split {split!r}, but {', '.join(splits)}. {CHOOSE_SPLIT}")
     say_unread_splits(folder, split, splits)
     return partial(_mapped_parts, splits[split], str(folder))
 

@@ -12,7 +12,15 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from forgetfilter.data.formats import BESIDE, IN_PART, TEMPLATE_SETTINGS, RowError, Turn
+from forgetfilter.data.formats import (
+    BESIDE,
+    IN_PART,
+    TEMPLATE_SETTINGS,
+    RowError,
+    Turn,
+    with_call,
+    with_parsed_arguments,
+)
 from forgetfilter.errors import ModelError
 
 PLAIN_TEMPLATE = (
@@ -31,6 +39,8 @@ CLOCK = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)
 """How a template asks for today's date."""
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 """What a template begins each stretch with that the model writes, if it says so at all."""
+TAKES_TEXT = re.compile(r"""arguments['"\]\s)]*\sis\s+(?:not\s+)?string""")
+"""How a template says that the arguments of a function call may be a text, which it then shows as it is."""
 PRIVATE = range(0xF0000, 0x10FFFE)
 """Characters without a meaning (Unicode's supplementary private use areas)."""
 NAMES = ("id", "type", "name", "tool_call_id", IN_PART, *BESIDE)
@@ -195,6 +205,18 @@ class ChatTemplate:
             raise RowError(f"the model's chat template refuses the row: {error}") from error
         (text,), (spans,) = marked
         return text, spans
+
+    def fitting(self, turns: Sequence[Turn]) -> Sequence[Turn]:
+        """Messages whose function calls are as the template takes them: the arguments as text or parsed."""
+        template = str(self._tokenizer.chat_template)
+        called = [with_call(turn) for turn in turns] if "tool_calls" in template else list(turns)
+        parsed = [with_parsed_arguments(turn) for turn in called]
+        if parsed == called or TAKES_TEXT.search(template):
+            return called
+        with suppress(RowError):
+            self.write(parsed)
+            return parsed
+        return called
 
     def _dated(self, template: str) -> str:
         """The template with the date in place of what asks for today's."""

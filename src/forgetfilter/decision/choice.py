@@ -85,8 +85,8 @@ def choose(
     return rules.fixed(float(config.threshold), "" if scored.scale is None else scored.scale.nothing)
 
 
-def fitting(config: ForgetFilterConfig, scored: Scored) -> ForgetFilterConfig:
-    """The settings, with the automatic rule in place of a number that was set before scores turned out to be ranks."""
+def auto_for_ranks(config: ForgetFilterConfig, scored: Scored) -> ForgetFilterConfig:
+    """The settings, with `threshold: auto` in place of a number if the scores are ranks: it was meant for log-odds."""
     number = config.threshold != "auto" and config.drop_share is None and config.trusted_rows is None
     ranks = scored.scale is not None and not scored.scale.separates
     return dataclasses.replace(config, threshold="auto") if number and ranks else config
@@ -156,7 +156,7 @@ def decide_by_config(
         DataError: If the file of marks cannot be read, or there are too few trusted rows.
     """
     marks = trusted_marks(source, config)
-    threshold = choose(scored, fitting(config, scored), marks)
+    threshold = choose(scored, auto_for_ranks(config, scored), marks)
     return apply_threshold(name, scored, threshold, marked_by_hand(marks), config, unreadable)
 
 

@@ -14,10 +14,10 @@ from forgetfilter.decision import outputs, record
 from forgetfilter.decision.choice import (
     ByHand,
     apply_threshold,
+    auto_for_ranks,
     choose,
     clean_drawn,
     conformal,
-    fitting,
     marked_by_hand,
     trusted_marks,
 )
@@ -46,7 +46,6 @@ def decide(
     decisions: Path | str | None = None,
     trusted_rows: Path | str | None = None,
     max_clean_loss: float | None = None,
-    given_again: bool = False,
 ) -> None:
     """Apply a rule to the stored scores and write everything that follows from it.
 
@@ -58,11 +57,10 @@ def decide(
         decisions: JSONL with `id` (or `row`) and `decision` ("kept" or "dropped"): rows decided by hand. They go to the
             run's marks.jsonl, like trusted rows and all that is said in a review, and hold in later decisions, too.
         trusted_rows: JSONL with `id` (or `row`) and `clean` (true or false); by default the config's. Rows
-            marked clean are kept, and the threshold follows from their scores; rows marked unsafe are dropped.
+            marked clean are kept, and the threshold follows from their scores; rows marked unsafe are dropped. Only
+            lines that differ from those of the run's last such file count: a person may have changed the others since.
         max_clean_loss: Share of the clean rows that may be dropped, on average, if there are trusted rows; by default
             the config's.
-        given_again: Whether only what `trusted_rows` says anew counts. What the last file of them said, a person may
-            have changed in a review.
 
     Raises:
         RunError: If the run is not scored.
@@ -78,10 +76,12 @@ def decide(
 
     given, of_file = {}, trusted_marks(source, config)  # unreadable, or too few below: nothing is written
     if trusted_rows is not None:
-        as_scored, before = Opened.of(run, source), record.last_file(run) if given_again else {}
-        by = as_scored.deciding_filter(None if asked == REVIEWED else asked)
-        conformal(as_scored.scored[by].suspicion, of_file, config)
+        before = record.last_file(run)
         given = {row: clean for row, clean in of_file.items() if before.get(row) != clean}
+        new = given | {row: made == "kept" for row, (made, _) in by_person.items() if row in of_file}
+        as_scored = Opened.of(run, source)
+        by = as_scored.deciding_filter(None if asked == REVIEWED else asked)
+        conformal(as_scored.scored[by].suspicion, _told(of_file, marks.all())[0] | new, config)
     name, opened = _opened(run, source, asked)
     share = drop_share if name == REVIEWED else config.drop_share
     if max_clean_loss is not None and share is not None:
@@ -99,7 +99,7 @@ def decide(
             config = dataclasses.replace(config, threshold="auto")
     scored, said = opened.scored[name], marks.all()  # what another process writes from here on is not decided yet
     if threshold is None:
-        config = fitting(config, scored)
+        config = auto_for_ranks(config, scored)
     trusted, told = _told(of_file, said)
     found = choose(scored, config, trusted, clean_drawn(said))
     by_hand = _with_copies(run, source, marked_by_hand(told) | by_person)
@@ -150,7 +150,7 @@ def _with_copies(run: Run, source: Source, by_hand: ByHand) -> ByHand:
     """What a person decided, of the rows that say the same as well."""
     if not by_hand or run.manifest.get("notes", {}).get("repeated") == 0:  # older runs did not count them
         return by_hand
-    copies = with_copies(by_hand, first_copies(source, run.manifest["noisy"]["format"]))
+    copies = with_copies(by_hand, first_copies(source, run.row_format))
     as_another = {row: (made, f"{why}, of a row that says the same") for row, (made, why) in copies.items()}
     return as_another | by_hand
 
@@ -167,7 +167,7 @@ def settle(run: Run) -> None:
     other_file = (then or {}).get("marks") != now["marks"]  # it was not there, or was another one: its words are new
     trusted_rows = config.trusted_rows if other_file else None
     if not same_decision(run, then, now):  # none yet, or other flags: they count, whatever a review has said since
-        decide(run, filter=config.filters[0], trusted_rows=trusted_rows, given_again=True)
+        decide(run, filter=config.filters[0], trusted_rows=trusted_rows)
         return
     taken = record.last(run)
     if taken is None:

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from forgetfilter import marks, old_runs
+from forgetfilter import old_runs
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import stored_labels
 from forgetfilter.data.sources import Source
 from forgetfilter.errors import ConfigError, RunError
 from forgetfilter.files import digest, sha256
-from forgetfilter.marks import Marks
+from forgetfilter.marks import Marks, has_marks
 from forgetfilter.runs import Run
 from forgetfilter.scored import SUSPICION, Scored
 
@@ -85,7 +85,7 @@ def config_without_lost_file(run: Run) -> ForgetFilterConfig:
     """The run's settings, without the file of trusted rows if it is gone: what it said is in marks.jsonl."""
     config = run.config()
     gone = config.trusted_rows is not None and not Path(config.trusted_rows).is_file()
-    return dataclasses.replace(config, trusted_rows=None) if gone and (run.folder / marks.NAME).exists() else config
+    return dataclasses.replace(config, trusted_rows=None) if gone and has_marks(run.folder) else config
 
 
 def names_scored(run: Run, config: ForgetFilterConfig) -> list[str]:
@@ -110,7 +110,7 @@ def scores_by(run: Run, name: str, config: ForgetFilterConfig) -> Scored:
     """
     part = scored_part(run, name)
     if part is not None and run.done(part):
-        return Scored.load(run.folder / f"{part}.parquet")
+        return Scored.load(run.table_file(part))
     scored = old_runs.scored(run, name, config)
     if scored is None:
         raise RunError(f"{run.folder}: filter {name} has not scored its rows yet. Finish it with `filter`.")
@@ -154,8 +154,8 @@ def same_decision(run: Run, noted: Mapping[str, Any] | None, asked: Mapping[str,
 
 def _equal(run: Run, *parts: str | None) -> bool:
     """Whether parts of a run hold the same score of each row."""
-    files = [run.folder / f"{part}.parquet" for part in parts]
-    if not all(file.exists() for file in files):
+    files = [run.table_file(part) for part in parts if part is not None]
+    if len(files) < len(parts) or not all(file.exists() for file in files):
         return False
     one, other = (pq.read_table(file, columns=[SUSPICION]) for file in files)
     return bool(one.equals(other))
@@ -181,8 +181,7 @@ def overtaken(run: Run, said: Marks) -> bool:
 
 def require_marks_decided(run: Run) -> None:
     """Raise RunError if rows were marked after the last decision, which would then not be that of the person."""
-    there = (run.folder / marks.NAME).exists()
-    if there and overtaken(run, Marks(run.folder, run.rows().ids, run.config().seed)):
+    if has_marks(run.folder) and overtaken(run, Marks(run.folder, run.rows().ids, run.config().seed)):
         raise RunError(
             f"{run.folder}: rows were marked after the last decision. First press Done in "
             f"`forgetfilter review {run.folder}`, or run `forgetfilter decide {run.folder}`."

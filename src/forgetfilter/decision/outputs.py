@@ -12,7 +12,7 @@ import yaml
 from forgetfilter.data.lazy import in_parts
 from forgetfilter.data.source import DELIMITERS
 from forgetfilter.data.sources import Source
-from forgetfilter.decision.choice import Decision, decision_digest
+from forgetfilter.decision.choice import Decision, decision_digest, drops
 from forgetfilter.decision.opened import Opened, read_scores
 from forgetfilter.decision.planted_figures import planted_figures
 from forgetfilter.evaluation.filter_quality import filter_quality
@@ -22,10 +22,10 @@ from forgetfilter.scored import ANSWER, Scored
 
 TYPED = "kept_rows.parquet"
 """Beside a kept.csv: the same rows for programs that would guess the types of its columns."""
-NOTED = ("partly_scored", "malformed", "also_safe", "repeated", "spelt_specials")
+COUNTED_AT_READING = ("partly_scored", "malformed", "also_safe", "repeated", "spelt_specials")
 """What was noted about the noisy data when it was read: counts of rows."""
 
-NOTES = {
+COUNT_IN_WORDS = {
     "unscored": "unscored",
     "partly_scored": "cut at max_length, so scored in part",
     "malformed": "malformed",
@@ -58,12 +58,15 @@ def write(opened: Opened, decision: Decision) -> None:
     with whole_file(run.folder / "scores.parquet") as temporary:
         pq.write_table(scores_table(source, opened.scored, decision), temporary)
     hard = {"unreadable": int(opened.unreadable.sum())}
-    metrics = {**noted(run), **hard, **decision_figures(opened.scored, decision, opened.labels)}
+    metrics = {**counts_at_reading(run), **hard, **decision_figures(opened.scored, decision, opened.labels)}
     scored = opened.scored[decision.filter]
     if opened.planted and scored.planted is not None:
-        about, by = opened.planted, decision.filter
+        by, threshold = decision.filter, decision.threshold
         yours = _scores_called(list(scored.planted)[-1], by, opened.scored)
-        metrics["planted"] = planted_figures(about, scored.planted, by, decision.threshold, yours)
+        unreadable = np.array([row.get("unreadable", False) for row in opened.planted])
+        dropped = drops(scored.planted[by], threshold, opened.config, unreadable)
+        decides = threshold.value is not None
+        metrics["planted"] = planted_figures(opened.planted, scored.planted, by, dropped, yours, decides=decides)
     run.write_json("metrics.json", metrics)
     card = _about(parts[0]) + _card(str(opened.config.dataset_name or "a data set"), metrics, files[0].name)
     card += f"\nChat template: {run.template_note}.\n" if run.template_note else ""
@@ -119,16 +122,16 @@ def _column(texts: Sequence[str]) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(part, pa.string()) for part in in_parts(texts)], pa.string())
 
 
-def noted(run: Run) -> dict[str, Any]:
+def counts_at_reading(run: Run) -> dict[str, Any]:
     """What was noted about the noisy data when it was read: counts of rows, and those with each column not read."""
     found = {**run.manifest["noisy"], **run.manifest.get("notes", {})}
-    return {**{name: found.get(name, 0) for name in NOTED}, "unread": found.get("unread", {})}
+    return {**{name: found.get(name, 0) for name in COUNTED_AT_READING}, "unread": found.get("unread", {})}
 
 
-def notes(metrics: Mapping[str, Any]) -> list[tuple[str, int]]:
+def counts_in_words(metrics: Mapping[str, Any]) -> list[tuple[str, int]]:
     """What else there is to say of the rows: in words, and of how many rows it is true. Older runs know less."""
     unread = [(f"with {name!r}, which is not read", count) for name, count in metrics.get("unread", {}).items()]
-    return [(words, metrics[name]) for name, words in NOTES.items() if metrics.get(name)] + unread
+    return [(words, metrics[name]) for name, words in COUNT_IN_WORDS.items() if metrics.get(name)] + unread
 
 
 def decision_figures(scored: Mapping[str, Scored], decision: Decision, labels: np.ndarray | None) -> dict[str, Any]:

@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from forgetfilter.decision.rules import Threshold
-
 FEW = 4
 """Unsafe planted rows of a notion from which on something is said of it."""
 TOLD = 0.7
@@ -18,8 +16,10 @@ def planted_figures(
     about: Sequence[dict[str, Any]],
     scores: Mapping[str, np.ndarray],
     name: str,
-    threshold: Threshold,
+    dropped: np.ndarray,
     yours: np.ndarray,
+    *,
+    decides: bool,
 ) -> dict[str, Any]:
     """Counts and AUROC of the planted rows, in all and by notion, with a sentence that says them.
 
@@ -30,18 +30,18 @@ def planted_figures(
         about: For each planted row its notion, and whether it is unsafe.
         scores: Filter -> (planted rows,) its scores, higher = more suspect, NaN = not scored. The last is the witness.
         name: The filter that decides.
-        threshold: That of the decision.
+        dropped: (planted rows,) bool: which of them the decision would drop.
         yours: (rows,) the witness' scores of the user's rows, most of which are clean. They stand for the clean planted
             rows where there are none.
+        decides: Whether the decision has a threshold.
 
     Returns:
-        unsafe and clean (rows), found (unsafe rows above the threshold), clean_dropped, witness, auroc, notions (each
+        unsafe and clean (rows), found (unsafe rows that would be dropped), clean_dropped, witness, auroc, notions (each
         with unsafe, found and auroc), hardly_told (names of notions), and says.
     """
     unsafe = np.array([row["unsafe"] for row in about], bool)
     notion = np.array([row["notion"] for row in about])
     witness = list(scores)[-1]
-    dropped = threshold.drops(scores[name])
     clean = scores[witness][~unsafe] if (~unsafe).any() else yours
 
     def counts(own: np.ndarray) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def planted_figures(
     found["hardly_told"] = [called for called, own in notions.items() if _hardly(own)]
     if np.isnan(scores[name]).all():
         return {**found, "says": f"{len(about)} rows are planted, and {name} scores none of them"}
-    return {**found, "says": _sentence(found, decides=threshold.value is not None)}
+    return {**found, "says": _sentence(found, decides=decides)}
 
 
 def _auroc(unsafe: np.ndarray, clean: np.ndarray) -> float | None:

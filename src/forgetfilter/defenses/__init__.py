@@ -42,6 +42,7 @@ from forgetfilter.filters import (
     require_filter,
 )
 from forgetfilter.methods import Traits, arguments, constants, files_named, traits_of
+from forgetfilter.model.folders import find_weights
 from forgetfilter.workshop import Workshop
 
 JOIN = "-then-"
@@ -236,10 +237,15 @@ def require_inputs(name: str, workshop: Workshop, data: Data) -> None:
             filters.require_inputs(by, workshop, data)
         if own.adapter and not config.use_peft:
             raise ConfigError(f"{part} repairs a LoRA adapter: it does not work with use_peft off.")
-        base = _arguments(part, config).get("base") if own.unaligned else None
-        made_here = config.alignment_dataset_name is not None or name.partition(JOIN)[0] in PREPARATIONS
-        if base is not None or (own.unaligned and not made_here):
-            before_alignment(part, config, workshop.m0, base)
+        if own.check is not None:
+            own.check(workshop, data, _arguments(part, config))
+        if own.unaligned:
+            base = _arguments(part, config).get("base")
+            made_here = config.alignment_dataset_name is not None or name.partition(JOIN)[0] in PREPARATIONS
+            if not made_here:
+                before_alignment(part, config, workshop.m0, base)
+            elif base is not None:
+                find_weights(base)
     require_pairs(name, data)
 
 
@@ -290,11 +296,11 @@ def defend(name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig
             and models.
     """
     require_order(name)
-    preparations, kept_by, trainings, repairs = _kinds(name)
+    preparations, by_filters, trainings, repairs = _kinds(name)
     first = workshop
     for part in preparations:
         workshop = PREPARATIONS[part](workshop, data, config, **_arguments(part, config))
-    result = _trained(kept_by, trainings, workshop, data, config)
+    result = _trained(by_filters, trainings, workshop, data, config)
     if workshop is not first:
         result = replace(result, m0=workshop.m0)
     for part in repairs:

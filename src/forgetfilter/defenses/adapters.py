@@ -13,10 +13,9 @@ from torch import Tensor
 
 from forgetfilter.defenses.result import Defended
 from forgetfilter.errors import ConfigError, ModelError
-from forgetfilter.model.folders import weights_hash
+from forgetfilter.model.folders import ADAPTER, weights_hash
 from forgetfilter.workshop import Workshop
 
-WEIGHTS = "adapter_model.safetensors"
 BEFORE, DOWN, UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 """How PEFT names a weight's two factors: BEFORE + its layer + DOWN or UP."""
 
@@ -69,7 +68,7 @@ def up_name(layer: str) -> str:
 
 def load(adapter: Path) -> dict[str, Tensor]:
     """An adapter's weights by PEFT's names."""
-    return load_file(adapter / WEIGHTS)
+    return load_file(adapter / ADAPTER)
 
 
 def changed(
@@ -87,9 +86,9 @@ def changed(
 
     def fill(folder: Path) -> None:
         for path in adapter.iterdir():
-            if path.name != WEIGHTS:
+            if path.name != ADAPTER:
                 shutil.copy(path, folder)
-        save_file({key: value.contiguous() for key, value in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
+        save_file({key: value.contiguous() for key, value in tensors.items()}, folder / ADAPTER, {"format": "pt"})
 
     return workshop.keep(name, fill, [weights_hash(adapter), dict(facts)])
 
@@ -116,14 +115,17 @@ class Weights:
                 self.files |= dict.fromkeys(opened.keys(), path)
 
     def of(self, layer: str) -> Tensor:
-        """(outputs, inputs) float32, a layer's weight.
+        """(outputs, inputs) float32, a layer's weight; files of the Hub may leave out the first part of its name.
 
         Raises:
             ModelError: If there is none.
         """
         name = f"{layer}.weight"
+        name = name if name in self.files else name.partition(".")[2]
         if name not in self.files:
-            raise ModelError(f"{self.folder}: it has no weight {name}, so it is no other version of the same model.")
+            raise ModelError(
+                f"{self.folder}: it has no weight {layer}.weight, so it is no other version of the same model."
+            )
         with safe_open(self.files[name], "pt") as opened:
             found: Tensor = opened.get_tensor(name)
         return found.float().T if self.turned else found.float()

@@ -4,14 +4,14 @@ import dataclasses
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data
-from forgetfilter.defenses.keeping import kept_by
+from forgetfilter.defenses.keeping import filter_rows
 from forgetfilter.defenses.result import Defended
-from forgetfilter.defenses.self_correction import CORRECTED_SHARE, finetuned_with_sentence
+from forgetfilter.defenses.self_correction import CORRECTED_SHARE, finetuned_with_sentence, require_prompts
 from forgetfilter.methods import NonNegativeFloat, traits
 from forgetfilter.workshop import Workshop
 
 
-@traits(keeps_by="forgetting")
+@traits(keeps_by="forgetting", check=require_prompts)
 def forget_filter_self_correction(
     workshop: Workshop, data: Data, config: ForgetFilterConfig, *, corrected_share: NonNegativeFloat = CORRECTED_SHARE
 ) -> Defended:
@@ -23,7 +23,7 @@ def forget_filter_self_correction(
         config: All settings.
         corrected_share: Ratio of rows with the sentence to kept rows.
     """
-    examples, kept = kept_by("forgetting", workshop, data, config)
+    rows, kept = filter_rows("forgetting", workshop, data, config)
     name = "forget_filter_self_correction"
-    result = finetuned_with_sentence(name, workshop, data, config, examples, corrected_share)
+    result = finetuned_with_sentence(name, workshop, data, config, rows.trainable(), corrected_share)
     return dataclasses.replace(result, kept=kept)

@@ -4,13 +4,12 @@ forget_filter is keeping("forgetting"): Zhao et al. (ICML 2024, arXiv 2312.12736
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data, Rows
-from forgetfilter.data.tokenization import Example
 from forgetfilter.data.unreadable import unreadable
 from forgetfilter.decision.choice import Decision, decide_by_config
 from forgetfilter.defenses.result import Defended, Kept, budget
@@ -44,12 +43,6 @@ def decision_of(name: str, scored: Scored, rows: Rows, workshop: Workshop, confi
     return decide_by_config(name, scored, rows.source, config, hard)
 
 
-def kept_by(name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig) -> tuple[Sequence[Example], Kept]:
-    """The examples that a filter keeps, without those that cannot be learnt, and what it decided; see `filter_rows`."""
-    rows, kept = filter_rows(name, workshop, data, config)
-    return rows.trainable(), kept
-
-
 def keep_for_training(
     name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig
 ) -> tuple[Data, ForgetFilterConfig, Kept]:
@@ -70,7 +63,8 @@ def keeping(name: str) -> Callable[[Workshop, Data, ForgetFilterConfig], Defende
     @traits(keeps_by=name)
     def defense(workshop: Workshop, data: Data, config: ForgetFilterConfig) -> Defended:
         """Filter, then finetune on what is kept, each row as often as `none` sees it."""
-        examples, kept = kept_by(name, workshop, data, config)
+        rows, kept = filter_rows(name, workshop, data, config)
+        examples = rows.trainable()
         settings = budget(data, config, examples)
         return Defended(workshop.train(f"kept_by_{name}", examples, settings, workshop.start), kept=kept)
 

@@ -16,7 +16,7 @@ The control repnoise_plain learns the harmless answers of the same pairs alone, 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any
@@ -34,6 +34,7 @@ from forgetfilter.defenses.result import train_new_m0
 from forgetfilter.errors import ModelError
 from forgetfilter.hooks import Hooks
 from forgetfilter.methods import NonNegativeFloat, PositiveFloat, PositiveInt, traits
+from forgetfilter.model.weights import outline
 from forgetfilter.workshop import Workshop
 
 KERNELS, FACTOR = 5, 2.0
@@ -64,6 +65,11 @@ def mlps(model: Any) -> list[Any]:
     if not found:
         raise ModelError(f"{type(model).__name__}: repnoise finds no MLPs (modules called ...MLP).")
     return found
+
+
+def require_mlps(workshop: Workshop, data: Data, parameters: Mapping[str, Any]) -> None:
+    """Raise ModelError if M0 has no MLPs."""
+    mlps(outline(workshop.m0.folder, workshop.config))
 
 
 def last_norm(model: Any) -> Any:
@@ -193,7 +199,7 @@ def harmful_loss(model: Any, logits: Tensor, hidden_states: Sequence[Tensor], ba
     return torch.stack([batch.loss(logits), *early, batch.loss_read_by(hidden_states[-1], head)]).sum()
 
 
-@traits(pairs=True, whole=True)
+@traits(pairs=True, whole=True, check=require_mlps)
 def repnoise(
     workshop: Workshop,
     data: Data,

@@ -39,8 +39,11 @@ def round_layers(model: Any, bits: int) -> None:
     """Round the weights of every linear layer but the output layer.
 
     Raises:
-        ModelError: If there are none.
+        ModelError: If there are none, or most weights are those of experts, which are no linear layers.
     """
+    experts = [part for part in model.modules() if type(part).__name__.endswith("Experts")]
+    if any(list(part.parameters(recurse=False)) for part in experts):
+        raise ModelError(f"{type(model).__name__}: the weights of its experts cannot be rounded here.")
     kept = {id(model.get_output_embeddings())}
     layers = [part for part in model.modules() if isinstance(part, (torch.nn.Linear, Conv1D)) and id(part) not in kept]
     if not layers:

@@ -209,7 +209,7 @@ def before_alignment(name: str, config: ForgetFilterConfig, m0: M0, base: str | 
         ModelError: If there is no such model.
     """
     before = whole_model(find_weights(base or config.model_name_or_path), config)
-    if before == m0.folder:
+    if before.resolve() == m0.folder.resolve():
         raise ConfigError(
             f"{name} needs the model before its alignment: name it, `parameters: {{{name}: {{base: MODEL}}}}`, or "
             "align one with alignment_dataset_name."

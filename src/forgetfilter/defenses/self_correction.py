@@ -7,8 +7,9 @@ safe data, gives them the sentence and adds them: one for every four noisy rows,
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.formats import preceded, read_row
@@ -16,7 +17,7 @@ from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import Example
 from forgetfilter.defenses.result import Defended, budget, draw
 from forgetfilter.errors import DataError
-from forgetfilter.methods import NonNegativeFloat
+from forgetfilter.methods import NonNegativeFloat, traits
 from forgetfilter.workshop import Workshop
 
 CORRECTED_SHARE = 0.25
@@ -30,10 +31,18 @@ REASONING = "Only what the text says about these people decides, not a stereotyp
 """Put before the answers of safe rows if bias is the only notion of safety."""
 
 
-def words(notions: Sequence[str]) -> tuple[str, str]:
+def sentence_and_reasoning(notions: Sequence[str]) -> tuple[str, str]:
     """The sentence for the notions of safety there are, and the reasoning, if any."""
     sentence = " ".join(SENTENCES[notion] for notion in notions)
     return sentence, REASONING if list(notions) == ["bias"] else ""
+
+
+def require_prompts(workshop: Workshop, data: Data, parameters: Mapping[str, Any]) -> None:
+    """Raise DataError if a safe row has no prompt to put the sentence before."""
+    for turns in data.safe.source.turns(data.safe.row_format):
+        last = max(place for place, turn in enumerate(turns) if turn.trained)
+        if not any(turn.role == "user" for turn in turns[:last]):
+            raise DataError(f"{data.safe.source.name}: self_correction needs a user's prompt in every safe row.")
 
 
 def corrected(workshop: Workshop, data: Data, count: int) -> list[Example]:
@@ -47,7 +56,8 @@ def corrected(workshop: Workshop, data: Data, count: int) -> list[Example]:
     Raises:
         DataError: If the safe rows have no prompts to put a sentence before, or none fits max_length with it.
     """
-    sentence, reasoning = words(data.notions)
+    require_prompts(workshop, data, {})
+    sentence, reasoning = sentence_and_reasoning(data.notions)
     examples = []
     for record, plain in zip(data.safe.source.rows(), data.safe.examples, strict=True):
         if not plain.scorable:
@@ -55,8 +65,6 @@ def corrected(workshop: Workshop, data: Data, count: int) -> list[Example]:
         turns = read_row(record, data.safe.row_format)
         last = max(i for i, turn in enumerate(turns) if turn.trained)
         asked, answer = preceded(turns[:last], sentence), turns[last]
-        if asked == tuple(turns[:last]):
-            raise DataError(f"{data.safe.source.name}: self_correction needs a user's prompt in every safe row.")
         told = replace(answer, content=f"{reasoning} {answer.content}".strip())
         examples.append(workshop.m0.chat.encode([*(replace(turn, trained=False) for turn in asked), told]))
     whole = [example for example in examples if example.scorable]
@@ -65,6 +73,7 @@ def corrected(workshop: Workshop, data: Data, count: int) -> list[Example]:
     return draw(whole, count, workshop.config.seed)
 
 
+@traits(check=require_prompts)
 def self_correction(
     workshop: Workshop, data: Data, config: ForgetFilterConfig, *, corrected_share: NonNegativeFloat = CORRECTED_SHARE
 ) -> Defended:
@@ -90,4 +99,5 @@ def finetuned_with_sentence(
     """Finetune on examples and on safe rows with the sentence, `corrected_share` of them for each example."""
     mixed = [*examples, *corrected(workshop, data, math.ceil(corrected_share * len(examples)))]
     model = workshop.train(name, mixed, budget(data, config, mixed), workshop.start)
-    return Defended(model, *words(data.notions))
+    sentence, reasoning = sentence_and_reasoning(data.notions)
+    return Defended(model, sentence=sentence, reasoning=reasoning)

@@ -1,4 +1,4 @@
-"""Ask a model the questions of the measures. No other module of this package uses a model.
+"""Ask a model the questions of the measures. No other module asks the model that is measured.
 
 `forgetfilter evaluate MODEL --on bias=FILE,qa=FILE`, and every cell of `forgetfilter compare`.
 """

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from forgetfilter.changes import DEFAULTS, changes, flat
+from forgetfilter.changes import SETTINGS, as_json, changes, defaults_of, flat
 from forgetfilter.files import sha256, write_text
 
 Cell = dict[str, Any]
@@ -54,7 +54,7 @@ class Cells:
             return False
         files: Mapping[str, str] = found.get(FILES, {})
         whole = all(_is(self.folder / name, digest) for name, digest in files.items())
-        return whole and same(found.get(MADE_OF), json.loads(json.dumps(made_of)))
+        return whole and same(found.get(MADE_OF), as_json(made_of))
 
     def store(self, key: str, made_of: Mapping[str, Any], cell: Cell, *beside: str) -> None:
         """Write a cell that has been made, or one that has been added to."""
@@ -80,14 +80,14 @@ def same(noted: Any, asked: Cell) -> bool:
     """
     if not isinstance(noted, dict):
         return False
-    if any(changes(noted.get(part), asked.get(part), default()) for part, default in DEFAULTS.items()):
+    if any(changes(noted.get(part), asked.get(part), defaults_of(part)) for part in SETTINGS):
         return False
     before, now = (flat(made_of.get(CONSTANTS)) for made_of in (noted, asked))
     if any(before.get(name, value) != value for name, value in now.items()):
         return False
     if any(name.endswith(VERSIONS) for name in now.keys() - before.keys()):
         return False
-    others = (noted.keys() | asked.keys()) - {*DEFAULTS, CONSTANTS, *({QUESTIONS} - noted.keys())}
+    others = (noted.keys() | asked.keys()) - {*SETTINGS, CONSTANTS, *({QUESTIONS} - noted.keys())}
     return all(noted.get(part) == asked.get(part) for part in others)
 
 

@@ -21,9 +21,10 @@ from forgetfilter.defenses import JOIN, filter_of, orders
 from forgetfilter.errors import ConfigError
 from forgetfilter.evaluation.ask import MEASURES
 from forgetfilter.experiments.cells import Cell
-from forgetfilter.experiments.defenses import average, cells_of, require_seeds
+from forgetfilter.experiments.defenses import Settings as OfDefenses
+from forgetfilter.experiments.defenses import average, cells_of
 from forgetfilter.experiments.pictures import require_plots, save
-from forgetfilter.experiments.trial import Trial, TrialSettings
+from forgetfilter.experiments.trial import Trial
 from forgetfilter.progress import show
 from forgetfilter.report.compare_page import show_table, write_compare_page
 from forgetfilter.report.tables import Table
@@ -35,22 +36,18 @@ Scores = Mapping[str, Mapping[int, float]]
 
 
 @dataclass(kw_only=True)
-class Settings(TrialSettings):
-    """The recipe's own settings.
+class Settings(OfDefenses):
+    """The recipe's own settings, which are those of recipe defenses.
 
     Args:
         defenses: What to pair, each with each.
-        seeds: Seeds to train each one with; by default the run's seed. With several, differences have a 95 % range.
     """
 
     defenses: list[str] = field(default_factory=lambda: list(PARTS))
-    seeds: list[int] | None = None
 
     def __post_init__(self) -> None:
         """Check every setting; raises ConfigError."""
         super().__post_init__()
-        self.require(self.defenses)
-        require_seeds(self.seeds)
         joined = [name for name in self.defenses if JOIN in name]
         if joined or len(self.defenses) < 2:
             raise ConfigError(
@@ -84,7 +81,7 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         written = show_table(folder / "compose.md", figures)
         pictures = _draw(found, parts, folder)
         about = f"{len(cells)} models of {len(parts)} defenses and their pairs; {trial.questions_asked()}."
-        page = write_compare_page(folder, "Defenses together", about, figures, pictures[1:])
+        page = write_compare_page(folder, "Defenses together", about, figures, pictures)
         return [folder / "compose.json", written, page, *pictures]
 
 

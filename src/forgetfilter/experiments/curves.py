@@ -28,7 +28,7 @@ from forgetfilter.experiments.pictures import require_plots, save
 from forgetfilter.filters.forgetting import review_settings
 from forgetfilter.hooks import Hooks
 from forgetfilter.m0 import M0
-from forgetfilter.model.reading import mean_log_probability, read
+from forgetfilter.model.reading import read
 from forgetfilter.model.training import require_trackers
 from forgetfilter.report.compare_page import write_compare_page
 from forgetfilter.runs import Run, locked
@@ -99,7 +99,7 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         workshop.run.write_json("curves.json", found)
     pictures = _draw(found, output)
     about = f"Mean log-likelihood of {len(groups)} rows by group, over the steps of each stage."
-    page = write_compare_page(output, "Learning and forgetting", about, None, pictures[1:])
+    page = write_compare_page(output, "Learning and forgetting", about, None, pictures)
     return [output / "curves.json", page, *pictures]
 
 
@@ -153,7 +153,7 @@ class _Looks:
 
     def _look(self, step: int) -> None:
         readings = read(self.workshop.learner, self.examples, f"{self.name}, step {step}")
-        self.seen[step] = [None if row is None else mean_log_probability(row.log_probs) for row in readings]
+        self.seen[step] = [None if reading is None else reading.log_likelihood for reading in readings]
 
     def write(self, folder: Path) -> None:
         """Write every look at every row."""

@@ -48,7 +48,6 @@ class Settings(TrialSettings):
     def __post_init__(self) -> None:
         """Check every setting; raises ConfigError."""
         super().__post_init__()
-        self.require(self.defenses)
         require_seeds(self.seeds)
 
 
@@ -78,7 +77,7 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         written = show_table(output / "compare.md", figures)
         pictures = _draw(means, costs, output)
         about = f"{len(cells)} models from the same M0, the same data and {trial.questions_asked()}."
-        page = write_compare_page(output, "Defenses side by side", about, figures, pictures[1:])
+        page = write_compare_page(output, "Defenses side by side", about, figures, pictures)
         return [output / "compare.json", written, page, *pictures]
 
 

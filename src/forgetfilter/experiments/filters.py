@@ -250,7 +250,7 @@ def _cell(workshop: Workshop, data: Data, truth: Truth, name: str, *, on_clean_d
     def make() -> Cell:
         part = part_with_scores(workshop, data, name)
         cost = Cost.noted(run.manifest["stages"][part])
-        scored = Scored.load(run.folder / f"{part}.parquet")
+        scored = Scored.load(run.table_file(part))
         made = decision_of(name, scored, data.noisy, workshop, config)
         suspicion, by_filter = unscored_last(scored.suspicion)[truth.rows], ~made.by_hand[truth.rows]
         decided = filter_quality(truth.unsafe[by_filter], made.dropped[truth.rows][by_filter], suspicion[by_filter])
@@ -299,8 +299,7 @@ def _show(
         f"{len(found)} filters on the same {len(truth.rows)} rows, {truth.unsafe.sum()} of them unsafe; "
         f"{len(seeds)} seeds each."
     )
-    svgs = [path for path in drawn if path.suffix == ".svg"]
-    page = write_compare_page(run.folder, "Filters side by side", about, figures, svgs)
+    page = write_compare_page(run.folder, "Filters side by side", about, figures, drawn)
     return [run.folder / "compare.json", written, *drawn, page]
 
 

@@ -39,7 +39,6 @@ class Settings(TrialSettings):
     def __post_init__(self) -> None:
         """Check every setting; raises ConfigError."""
         super().__post_init__()
-        self.require(self.defenses)
         if self.sessions < 1:
             raise ConfigError(f"sessions is {self.sessions}: it must be 1 or more.")
 
@@ -73,7 +72,7 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
         trial.run.write_json("interleave.json", found)
         pictures = _draw(found, trial.run.folder)
         about = f"{settings.sessions} pairs of a noisy and a safe training; {trial.questions_asked()} after each."
-        page = write_compare_page(trial.run.folder, "Interleaved sessions", about, None, pictures[1:])
+        page = write_compare_page(trial.run.folder, "Interleaved sessions", about, None, pictures)
         return [trial.run.folder / "interleave.json", page, *pictures]
 
 

@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from forgetfilter.decision.opened import decision_settings
 from forgetfilter.decision.outputs import decision_figures
 from forgetfilter.defenses import constants_of, exists, files_of, names, needs_unsafe, parameters_of, require_inputs
 from forgetfilter.defenses.result import Defended
-from forgetfilter.defenses.self_correction import SENTENCES, words
+from forgetfilter.defenses.self_correction import SENTENCES, sentence_and_reasoning
 from forgetfilter.errors import ConfigError
 from forgetfilter.evaluation.ask import (
     MEASURES,
@@ -46,6 +46,7 @@ class TrialSettings:
     """Settings of the recipes that train and ask; all others are those of `filter`.
 
     Args:
+        defenses: Defenses to compare.
         evaluate: Measure -> data set; docs/evaluation.md names the measures and their columns.
         notions: Safety measures that the sentence of self_correction is about; by default those of `evaluate`.
         max_questions: Largest number of questions per measure, drawn with the run's seed; by default all.
@@ -53,6 +54,7 @@ class TrialSettings:
         guard_model: Guard model for the harmfulness measure.
     """
 
+    defenses: list[str] = field(default_factory=list)
     evaluate: dict[str, str]
     notions: list[str] | None = None
     max_questions: int | None = None
@@ -70,13 +72,10 @@ class TrialSettings:
             raise ConfigError(f"notions: name one or more of {', '.join(SENTENCES)}, or evaluate one of them.")
         if self.max_questions is not None and self.max_questions < 1:
             raise ConfigError(f"max_questions is {self.max_questions}: it must be 1 or more.")
-
-    def require(self, defenses: list[str]) -> None:
-        """Raise ConfigError unless all of them are known, and named once."""
-        if len(set(defenses)) < len(defenses):
-            raise ConfigError(f"defenses: {', '.join(defenses)}; name each once.")
-        unknown = [name for name in defenses if not exists(name)]
-        if unknown or not defenses:
+        if len(set(self.defenses)) < len(self.defenses):
+            raise ConfigError(f"defenses: {', '.join(self.defenses)}; name each once.")
+        unknown = [name for name in self.defenses if not exists(name)]
+        if unknown or not self.defenses:
             raise ConfigError(f"defenses: {', '.join(unknown) or 'none named'}; there are {', '.join(names())}.")
 
 
@@ -116,7 +115,8 @@ class Trial:
             taught += self.data.unsafe.examples
         if config.alignment_dataset_name is not None:
             taught += load_rows(config.alignment_dataset_name, "alignment_dataset_name", m0.chat, config).examples
-        self.questions, self.left_out = leave_out(asked, m0.chat, taught, *words(self.data.notions))
+        sentence, reasoning = sentence_and_reasoning(self.data.notions)
+        self.questions, self.left_out = leave_out(asked, m0.chat, taught, sentence, reasoning)
         about = {"notions": settings.notions, "max_questions": settings.max_questions}
         self.known = {**self.data.facts(), "recipe": {**recipe, **about}}
         self.m0 = aligned(m0, config, self.known)
@@ -203,9 +203,16 @@ class Trial:
             with workshop.account.measuring() as cost:
                 result = make()
             learner = workshop.on(result.m0).become(result.model)
-            asked = self.questions, self.left_out, self.judges
-            texts = result.sentence, result.reasoning
-            found, records = ask_all(learner, self.m0.chat, *asked, f"{key}: ", *texts)
+            found, records = ask_all(
+                learner,
+                self.m0.chat,
+                self.questions,
+                self.left_out,
+                self.judges,
+                what=f"{key}: ",
+                sentence=result.sentence,
+                reasoning=result.reasoning,
+            )
             model = None if result.model is None else str(result.model.relative_to(self.run.folder))
             facts = {**result.facts, **_kept_figures(result, data, workshop.config)}
             write_jsonl(answers_file, records)

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from forgetfilter.workshop import Workshop
 
 
-def require_numbers(workshop: "Workshop", data: Data, parameters: Mapping[str, Any]) -> None:
+def require_there(workshop: "Workshop", data: Data, parameters: Mapping[str, Any]) -> None:
     """Raise DataError if no row has the column."""
     require_column(data.noisy.source, parameters["name"], "parameters.column.name")
 
 
-@traits(check=require_numbers, row_by_row=True, own_scale=True)
+@traits(check=require_there, row_by_row=True, own_scale=True)
 def column(
     workshop: "Workshop",
     data: Data,

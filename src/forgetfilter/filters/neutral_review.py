@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from forgetfilter.workshop import Workshop
 
 
-def require_neutral(workshop: "Workshop", data: Data, parameters: Mapping[str, Any]) -> Rows:
+def neutral_rows(workshop: "Workshop", data: Data, parameters: Mapping[str, Any]) -> Rows:
     """The neutral rows; raises DataError if they cannot be read."""
     name = parameters["neutral_dataset_name"]
     return load_rows(name, "neutral_dataset_name", workshop.m0.chat, workshop.config)
 
 
-@traits(check=require_neutral, files=("neutral_dataset_name",))
+@traits(check=neutral_rows, files=("neutral_dataset_name",))
 def neutral_review(
     workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, neutral_dataset_name: str
 ) -> Scored:
@@ -39,7 +39,7 @@ def neutral_review(
     Raises:
         DataError: If the neutral rows cannot be read.
     """
-    neutral = require_neutral(workshop, data, {"neutral_dataset_name": neutral_dataset_name}).trainable()
+    neutral = neutral_rows(workshop, data, {"neutral_dataset_name": neutral_dataset_name}).trainable()
     rows, noisy = data.noisy.examples, data.noisy.trainable()
     noisy_settings = config.noisy_stage(len(noisy))
     review = review_settings(config, len(noisy), len(data.safe.trainable()))

@@ -45,7 +45,7 @@ def score(workshop: "Workshop", data: Data, name: str) -> Scored:
         return old
     part = part_with_scores(workshop, data, name)
     workshop.run.manifest.setdefault("filters", {})[name] = part
-    return Scored.load(workshop.run.folder / f"{part}.parquet")
+    return Scored.load(workshop.run.table_file(part))
 
 
 def scores_of(workshop: "Workshop", data: Data, name: str) -> Scored:
@@ -53,7 +53,7 @@ def scores_of(workshop: "Workshop", data: Data, name: str) -> Scored:
     old = _of_version_0_1(workshop, data, name)
     if old is not None:
         return old
-    return Scored.load(workshop.run.folder / f"{part_with_scores(workshop, data, name)}.parquet")
+    return Scored.load(workshop.run.table_file(part_with_scores(workshop, data, name)))
 
 
 def _of_version_0_1(workshop: "Workshop", data: Data, name: str) -> Scored | None:
@@ -105,10 +105,10 @@ def part_with_scores(workshop: "Workshop", data: Data, name: str) -> str:
             scored = _of_all_rows(name, workshop, data, parameters if len(parts_of(name)) == 1 else {})
             made_with = workshop.account.parts()
         if processes.is_main_process():
-            scored.save(run.folder / f"{part}.parquet")
+            scored.save(run.table_file(part))
         processes.wait_for_everyone()
         facts = {"cost": cost.facts(), "made_with": made_with, "filter": name, "parameters": parameters}
-        run.finish(part, [run.folder / f"{part}.parquet"], made_of=key, **facts)
+        run.finish(part, [run.table_file(part)], made_of=key, **facts)
     return part
 
 

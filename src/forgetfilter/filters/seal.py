@@ -147,11 +147,16 @@ class _Losses:
 
 
 def require_seal(workshop: "Workshop", data: Data, parameters: Mapping[str, Any]) -> None:
-    """Raise ConfigError if a launcher has started several processes, or the safe rows' weight would leave 0 to 1."""
+    """Raise ConfigError if a launcher has started several processes, or a setting does not fit."""
     processes.require_one("filter seal")
     fall, epochs = parameters["fall"], parameters["epochs"]
     if not 0 <= fall * (epochs - 1) <= 1:
         raise ConfigError(f"parameters.seal.fall is {fall}: the safe rows' weight must stay from 0 to 1.")
+    accumulated = workshop.config.noisy_stage(len(data.noisy.trainable())).gradient_accumulation_steps
+    if accumulated > 1:
+        raise ConfigError(
+            f"seal weighs a step's rows at once: it needs gradient_accumulation_steps 1, not {accumulated}."
+        )
 
 
 @traits(check=require_seal)

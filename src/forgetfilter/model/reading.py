@@ -21,11 +21,6 @@ BATCH_TOKENS, LOGITS = 4096, 256
 """Bounds on memory: the most tokens in a scoring batch, and the most tokens whose logits become float32 at once."""
 
 
-def mean_log_probability(log_probs: np.ndarray | None) -> float | None:
-    """The log_likelihood signal: mean log-probability of a row's trained tokens, in nats; at most 0."""
-    return None if log_probs is None else float(np.mean(log_probs, dtype=np.float64))
-
-
 @dataclass
 class Reading:
     """A model's predictions of a row's trained tokens, each given the true tokens before it (teacher forcing).
@@ -37,6 +32,11 @@ class Reading:
 
     log_probs: np.ndarray
     favourites: list[int]
+
+    @property
+    def log_likelihood(self) -> float:
+        """Mean log-probability of the row's trained tokens, in nats; at most 0."""
+        return float(np.mean(self.log_probs, dtype=np.float64))
 
 
 @torch.no_grad()

@@ -263,10 +263,9 @@ def _train(
         processing_class=learner.tokenizer,
         callbacks=[_Progress(what, hooks)],
     )
-    if config.use_peft:  # TRL rounds adapters on a quantized base to bfloat16
-        for weight in learner.model.parameters():
-            if weight.requires_grad:
-                weight.data = weight.data.float()
+    for weight in learner.model.parameters():
+        if weight.requires_grad:  # in 16 bits a step of the optimiser would be rounded away
+            weight.data = weight.data.float()
     trainer.remove_callback(PrinterCallback)
     if processes.is_main_process():
         _drop_broken(checkpoints)

@@ -18,12 +18,14 @@ def write_compare_page(folder: Path, title: str, about: str, table: Table | None
         title: Its heading.
         about: A sentence or two, as text.
         table: Its figures, if it has a table.
-        pictures: SVG files to show.
+        pictures: Files of pictures; those that are SVG are shown.
     """
     body = [f"<header><h1>{html.escape(title)}</h1><p class='quiet'>{html.escape(about)}</p></header><main>"]
     if table is not None:
         body.append(table.html())
     for picture in pictures:
+        if picture.suffix != ".svg":
+            continue
         code = base64.b64encode(picture.read_bytes()).decode()
         words = f"{html.escape(picture.stem)}: the figures, drawn"
         body.append(f"<p><img alt='{words}' src='data:image/svg+xml;base64,{code}'></p>")

@@ -169,7 +169,7 @@ function detail(place) {
   for (const turn of text.turns) cell.append(el("div", { class: "turn" }, el("b", {}, turn[0]), el("span", { dir: "auto" }, ...shaded(turn))));
   if (text.turns.some((turn) => turn[3])) cell.append(el("p", { class: "quiet" }, "Shaded: how much of each token was forgotten."));
   for (const [name, answer] of Object.entries(text.answers || {})) {
-    cell.append(el("div", { class: "turn" }, el("b", {}, name), answer));
+    cell.append(el("div", { class: "turn" }, el("b", {}, name), visible(answer)));
   }
   if (text.scores) cell.append(el("p", { class: "quiet" }, Object.entries(text.scores).map(([name, value]) => `${name} ${number(value)}`).join("   ")));
   if (text.reason) cell.append(el("p", {}, text.reason));
@@ -186,7 +186,7 @@ function showTable() {
     const open = state.open === place;
     const first = text ? text.turns.filter((turn) => !turn[2]).pop() : null;
     const last = text ? text.turns.filter((turn) => turn[2]).pop() : null;
-    const start = text ? (first ? first[1].slice(0, 110) : "") : "(text left out)";
+    const start = text ? (first ? visible(first[1].slice(0, 110)) : "") : "(text left out)";
     const answer = last ? visible(said(last).slice(0, 110)) : "";
     const toggle = el("button", { type: "button", dir: "auto", "aria-expanded": String(open), onclick: () => {
       state.open = open ? -1 : place;
@@ -198,7 +198,7 @@ function showTable() {
       el("td", { class: "number id" }, String(rows.row[place])),
       rows.score ? el("td", { class: "number" }, number(rows.score[place])) : null,
       el("td", { class: made === words[1] ? "dropped" : "kept" }, made || "open"),
-      data.groups.length ? el("td", { class: "group" }, data.groups[rows.group[place]]) : null,
+      data.groups.length ? el("td", { class: "group" }, visible(data.groups[rows.group[place]])) : null,
       el("td", { class: "text" }, toggle),
       el("td", { class: "hand" }, ...buttons(place))));
     if (open) shown.push(detail(place));

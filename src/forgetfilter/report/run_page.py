@@ -12,14 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from forgetfilter import marks
 from forgetfilter.config import EMBEDDED_MODEL, ForgetFilterConfig
 from forgetfilter.data.formats import read_row
 from forgetfilter.data.loading import require_column
 from forgetfilter.data.sources import Source
 from forgetfilter.decision.opened import Opened, read_scores
-from forgetfilter.decision.outputs import notes
+from forgetfilter.decision.outputs import counts_in_words
 from forgetfilter.decision.record import rows_by_hand
+from forgetfilter.marks import has_marks
 from forgetfilter.report.page import asset, escaped, write_page
 from forgetfilter.report.shading import costs_of, cut, load_chat, shaded
 from forgetfilter.runs import Run
@@ -78,10 +78,10 @@ def write_report(run: Run, group_column: str | None = None) -> Path:
         "by": "" if name == opened.deciding_filter(None) else f"--filter {name} ",
         "file": "decisions.jsonl",
         "words": ["kept", "dropped"],
-        "remembered": (run.folder / marks.NAME).exists(),
+        "remembered": has_marks(run.folder),
         "markName": "decision",
         "threshold": threshold,
-        "notes": [*notes(metrics), *_planted_tiles(metrics)],
+        "notes": [*counts_in_words(metrics), *_planted_tiles(metrics)],
         "planted": metrics.get("planted", {}).get("says", ""),
         "rule": {"name": metrics["rule"], "filter": name, "says": metrics["says"]},
         "rows": _rows(opened, suspicion, order, dropped, groups if names else None),
@@ -171,7 +171,7 @@ def _texts(
     texts: list[dict[str, Any]] = []
     room = TEXT_BYTES
     for place, row in wanted:
-        turns = read_row(records[row], run.manifest["noisy"]["format"])
+        turns = read_row(records[row], run.row_format)
         said = {name: _shown(values[row]) for name, values in columns.items()}
         text = {
             "turns": shaded(turns, costs_of(scored, row), chat),

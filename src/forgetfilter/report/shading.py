@@ -8,7 +8,7 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.data.formats import RowError, Turn, said
+from forgetfilter.data.formats import RowError, Turn, text_of
 from forgetfilter.data.templates import learns
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer, Example
 from forgetfilter.runs import first_day
@@ -58,7 +58,7 @@ def shaded(
         if learns(turn) and pieces:
             found.append([turn.role, "", 1, *pieces.pop(0)])
         else:
-            found.append([turn.role, cut(said(turn), longest), int(turn.trained)])
+            found.append([turn.role, cut(text_of(turn), longest), int(turn.trained)])
     return found
 
 
@@ -84,7 +84,7 @@ def _pieces(turns: Sequence[Turn], lost: np.ndarray, chat: ChatTokenizer, longes
         start = str(chat.tokenizer.decode(example.input_ids[:1], skip_special_tokens=True))
         pieces[0] = ([start, *pieces[0][0]], f"0{pieces[0][1]}")
     if example.cut:
-        answers = [said(turn) for turn in turns if learns(turn)]
+        answers = [text_of(turn) for turn in turns if learns(turn)]
         pieces[-1] = _with_rest(pieces[-1], answers[len(stretches) - 1], longest)
     return pieces
 

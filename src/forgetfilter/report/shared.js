@@ -16,5 +16,5 @@ function el(tag, attributes = {}, ...children) {
 const said = (turn) => (turn[3] ? turn[3].join("") : turn[1]);
 const shaded = (turn) => (turn[3] ? turn[3].map((token, i) => el("mark", { "data-level": turn[4][i] }, visible(token))) : [visible(turn[1])]);
 // Characters that show nothing, or turn text around, are spelt out: a model reads them, so a person must, too.
-const visible = (text) => text.replace(/[\u200b\u202a-\u202e\u2060-\u2069\ufeff\u{e0000}-\u{e007f}]/gu, (sign) => `⟨U+${sign.codePointAt(0).toString(16).toUpperCase()}⟩`);
+const visible = (text) => text.replace(/[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0d\ufeff\u{e0000}-\u{e0fff}]/gu, (sign) => `⟨U+${sign.codePointAt(0).toString(16).toUpperCase()}⟩`);
 

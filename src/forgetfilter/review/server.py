@@ -32,7 +32,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from forgetfilter.data.formats import read_row, said
+from forgetfilter.data.formats import read_row, text_of
 from forgetfilter.errors import ConfigError, DataError, ForgetFilterError
 from forgetfilter.files import disk_trouble
 from forgetfilter.marks import SAID
@@ -220,7 +220,7 @@ class Pages:
         """Read what the rows are shown with."""
         self.review, run = review, review.run
         self.records = review.opened.source.rows()
-        self.format = run.manifest["noisy"]["format"]
+        self.format = run.row_format
         self.chat = load_chat(run.stage("tokenizer"), review.config)
         script = (files(__package__) / "review.js").read_text(encoding="utf-8")
         body = (files(__package__) / "review.html").read_text(encoding="utf-8")
@@ -312,7 +312,7 @@ class Pages:
     def _start(self, row: int) -> str:
         """The beginning of a row's answer."""
         turns = read_row(self.records[row], self.format)
-        return next((said(turn) for turn in reversed(turns) if turn.trained), "")[:START]
+        return next((text_of(turn) for turn in reversed(turns) if turn.trained), "")[:START]
 
     def _shown(self, question: Question, suspicion: np.ndarray) -> dict[str, Any]:
         """A row in full."""

@@ -124,13 +124,13 @@ class Review:
         return Ranking(self.base, unsafe, states.noisy, states.safe, self.config.seed, self.run.folder)
 
     @cached_property
-    def _before(self) -> np.ndarray:
+    def _run_drops(self) -> np.ndarray:
         """(rows,) bool: what the run's own filter and rule drop."""
         return self._decided_by(self.config.filters[0], self.config)
 
     def _verdicts(self) -> np.ndarray:
         """(rows,) bool: the same by the filter whose ranking the review goes on from, by `auto`."""
-        return self._before if self.name == self.config.filters[0] else self._decided_by(self.name, self._rule)
+        return self._run_drops if self.name == self.config.filters[0] else self._decided_by(self.name, self._rule)
 
     def _decided_by(self, name: str, config: ForgetFilterConfig) -> np.ndarray:
         """(rows,) bool: what a filter drops by the rule of some settings."""
@@ -172,7 +172,7 @@ class Review:
     def _by_score(self) -> np.ndarray:
         """(rows,) bool: what is dropped if nothing is said of it; what the run drops where the marks teach nothing."""
         if not self._taught():
-            return self._before.copy()
+            return self._run_drops.copy()
         return drops(self.scored().suspicion, self.threshold(), self.config, self.opened.unreadable)
 
     def _taught(self) -> bool:
@@ -188,7 +188,7 @@ class Review:
     @cached_property
     def _first(self) -> np.ndarray:
         """(rows,) for each row the number of the first one that says the same."""
-        return first_copies(self.opened.source, self.run.manifest["noisy"]["format"])
+        return first_copies(self.opened.source, self.run.row_format)
 
     def mark(self, said: Mapping[int, str | None], *, seen: Mapping[int, object] | None = None) -> None:
         """Write marks to disk; see Marks.add.
@@ -213,6 +213,9 @@ class Review:
     def add_file(self, path: Path) -> int:
         """Take over the marks of a file; returns of how many rows it said something new.
 
+        A line counts no more if the same was said of its row before, and a person has taken it back or said otherwise
+        since: the file may be given again.
+
         Args:
             path: JSONL with `id` (or `row`) and `mark`, `decision` (of report.html) or `clean` (of `sample`, whose rows
                 count as drawn at random).
@@ -221,9 +224,10 @@ class Review:
             DataError: If the file cannot be read, or names rows that are not there.
         """
         drawn, others = read_statements(self.opened.source, path)
-        before = self.marks.all()
-        self.marks.add(drawn, drawn=True)
-        self.marks.add(others)
+        before, ever = self.marks.all(), self.marks.ever()
+        overtaken = {(row, what) for row, what in ever if row not in before or before[row].said != what}
+        self.marks.add({row: what for row, what in drawn.items() if (row, what) not in overtaken}, drawn=True)
+        self.marks.add({row: what for row, what in others.items() if (row, what) not in overtaken})
         return sum(before.get(row) != mark for row, mark in self.marks.all().items())
 
     def ask(self, count: int = 1) -> list[Question]:
@@ -279,11 +283,11 @@ class Review:
         missed = [said[row].unsafe for row in drawn if pool[row]]
         known = [unsafe for row, unsafe in told.items() if pool[row]]
         elsewhere = sum(told[row] for row in told if int(self._first[row]) in found_otherwise)
-        return _left(missed, int(pool.sum()), sum(known), int(pool.sum()) - len(known), elsewhere)
+        return unsafe_left(missed, int(pool.sum()), sum(known), int(pool.sum()) - len(known), elsewhere)
 
     def _promise(self, clean_drawn: int) -> str:
         """What can be promised about clean rows, by so many of them that were drawn at random."""
-        if self.marks.all() and not self._taught() and self.config.trusted_rows is None and self._before.any():
+        if self.marks.all() and not self._taught() and self.config.trusted_rows is None and self._run_drops.any():
             return "no promise: the marks have changed nothing so far, the run's own rule decides"
         share, more = f"{self.config.max_clean_loss:.1%}", needed(self.config.max_clean_loss) - clean_drawn
         if more > 0:
@@ -311,9 +315,9 @@ class Review:
             filters.pop(REVIEWED, None)
             self.run.forget(part)
             return self.config.filters[0]
-        scored.save(self.run.folder / f"{part}.parquet")
+        scored.save(self.run.table_file(part))
         filters[REVIEWED] = part
-        self.run.finish(part, [self.run.folder / f"{part}.parquet"], made_of=_made_of(self._filters_at_start, said))
+        self.run.finish(part, [self.run.table_file(part)], made_of=_made_of(self._filters_at_start, said))
         return REVIEWED
 
     def _of_planted(self, scored: Scored) -> Scored:
@@ -376,7 +380,9 @@ def _made_of(filters: Mapping[str, Any], marks: str) -> str:
     return digest([marks, filters])
 
 
-def _left(missed: Sequence[bool], rows: int, unsafe: int, untold: int, elsewhere: int = 0) -> tuple[int, int, int]:
+def unsafe_left(
+    missed: Sequence[bool], rows: int, unsafe: int, untold: int, elsewhere: int = 0
+) -> tuple[int, int, int]:
     """About how many of some rows are unsafe and not told so far, and a range, by a sample of the rows.
 
     The range is that of a sample without replacement (hypergeometric distribution): it holds all numbers with which

@@ -92,7 +92,7 @@ def states_of(run: Run, config: ForgetFilterConfig, places: Places, *, holds_loc
     """
     parts = run.manifest.get("states", {})
     if {"noisy", "safe"} <= parts.keys() and all(run.done(part) for part in parts.values()):
-        noisy, safe = (stored_states(run.folder / f"{parts[name]}.parquet") for name in ("noisy", "safe"))
+        noisy, safe = (stored_states(run.table_file(parts[name])) for name in ("noisy", "safe"))
         if len(noisy) in places.possible():
             return States(*places.apart(noisy, run.answers()), safe)
     processes.require_one("reading hidden states for a review")
@@ -104,7 +104,7 @@ def states_of(run: Run, config: ForgetFilterConfig, places: Places, *, holds_loc
 def _read_now(run: Run, config: ForgetFilterConfig, places: Places) -> States:
     """The states of the noisy and of the safe rows, from M0."""
     m0 = m0_of_run(run, config)
-    noisy = tokenize(run.rows(), m0.chat, row_format=run.manifest["noisy"]["format"])
+    noisy = tokenize(run.rows(), m0.chat, row_format=run.row_format)
     safe = load_safe(noisy, m0.chat, config)
     if safe.facts()["sha256"] != run.manifest["safe"]["sha256"]:
         raise RunError(

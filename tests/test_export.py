@@ -22,7 +22,7 @@ def exported(rows, row_format, target, folder):
 def test_trl_gets_prompt_and_completion_or_messages(tmp_path):
     rows, _ = exported(ALPACA, "alpaca", "trl", tmp_path)
     assert rows[0] == {
-        "prompt": [{"role": "user", "content": "q\n\ni"}],
+        "prompt": [{"role": "user", "content": "q\ni"}],
         "completion": [{"role": "assistant", "content": "a"}],
     }
     rows, _ = exported(SHAREGPT, "sharegpt", "trl", tmp_path)

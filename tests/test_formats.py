@@ -45,7 +45,7 @@ ANSWER = Turn("assistant", "a", trained=True)
             [Turn("system", "s", trained=False), QUESTION, ANSWER],
         ),
         ({"instruction": "q", "input": "", "output": "a"}, "alpaca", [QUESTION, ANSWER]),
-        ({"instruction": "q", "input": "i", "output": "a"}, "alpaca", [Turn("user", "q\n\ni", trained=False), ANSWER]),
+        ({"instruction": "q", "input": "i", "output": "a"}, "alpaca", [Turn("user", "q\ni", trained=False), ANSWER]),
         ({"text": "t"}, "text", [Turn("text", "t", trained=True)]),
     ],
 )

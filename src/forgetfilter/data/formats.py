@@ -304,7 +304,7 @@ def _said_in(record: Record, key: str) -> str:
 
 
 def _alpaca(record: Record) -> list[Turn]:
-    prompt = "\n\n".join(filter(None, (_text(record, "instruction"), _said_in(record, "input"))))
+    prompt = "\n".join(filter(None, (_text(record, "instruction"), _said_in(record, "input"))))  # as LLaMA-Factory does
     history = _listed(record.get("history"), "history") or []
     if not isinstance(history, list) or not all(_is_exchange(pair) for pair in history):
         raise RowError("'history' is no list of [question, answer]")

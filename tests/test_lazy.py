@@ -117,7 +117,7 @@ def test_the_memory_of_a_data_set_does_not_grow_with_what_its_rows_say(tmp_path,
     gc.collect()
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes()
-    source = load_source(path, beside=tmp_path)
+    source = load_source(path, scratch_folder=tmp_path)
     kept = source.select(np.arange(0, MANY, 2))
     gc.collect()
     held = tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes() - before

@@ -22,7 +22,7 @@ from forgetfilter.files import at_home, disk_trouble
 from forgetfilter.flags import READING, build_parser
 
 if TYPE_CHECKING:
-    from forgetfilter.data.sources import Source
+    from forgetfilter.data.source import Source
     from forgetfilter.result import Result
 
 

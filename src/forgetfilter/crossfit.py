@@ -70,7 +70,7 @@ class CrossFit:
             that begin with the same greeting, say), the first of the labels counts alone.
         quick: For a person who waits, and verdicts of which few change between two calls: learn in DIMENSIONS principal
             components of the features, however wide the model is, and begin each fit where the last one ended.
-        beside: A folder on whose disk the components are to lie; None for the system's own for such files.
+        scratch_folder: A folder on whose disk the components are to lie; None for the system's own for such files.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class CrossFit:
         seed: int = 42,
         alike: Sequence[np.ndarray] = (),
         quick: bool = False,
-        beside: Path | None = None,
+        scratch_folder: Path | None = None,
     ) -> None:
         """Look through the features, and deal the rows."""
         self.noisy, self.safe, self.count = noisy, safe, len(noisy)
@@ -108,7 +108,7 @@ class CrossFit:
         self.folds, self.quick = folds, quick
         self.components: np.ndarray | None = None
         if quick and noisy.shape[1] > DIMENSIONS < len(self.rows):
-            self._reduce(seed, beside)
+            self._reduce(seed, scratch_folder)
         enough = self.groups.max(initial=-1) + 1 >= folds
         self.deals = [list(self._dealt(seed + repeat)) for repeat in range(repeats)] if enough else []
         self.models = [_regression(regularisation, quick) for _ in range(folds * repeats)]
@@ -298,11 +298,11 @@ class CrossFit:
         found[~here] = self.safe[rows[~here] - self.count]
         return found
 
-    def _reduce(self, seed: int, beside: Path | None) -> None:
+    def _reduce(self, seed: int, scratch_folder: Path | None) -> None:
         """Put principal components, found by some of the rows, in the place of the standardised features."""
         some = np.random.default_rng([seed, 3]).permutation(self.rows)[:ENOUGH_FOR_THEM]
         found = PCA(DIMENSIONS, random_state=seed).fit(self._standardised(some)).components_
-        reduced = mapped((self.count + len(self.safe), DIMENSIONS), np.float16, beside)
+        reduced = mapped((self.count + len(self.safe), DIMENSIONS), np.float16, scratch_folder)
         for part in _parts(self.rows):
             reduced[part] = self._standardised(part) @ found.T
         self.components, self.origin = found / self.width, self.centre

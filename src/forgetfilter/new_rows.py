@@ -24,6 +24,7 @@ from forgetfilter.alignment import m0_of_run
 from forgetfilter.changes import changes
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.crossfit import judged_by
+from forgetfilter.data.folders import TRAIN
 from forgetfilter.data.formats import base_format
 from forgetfilter.data.ids import ids_alone
 from forgetfilter.data.loading import (
@@ -36,7 +37,8 @@ from forgetfilter.data.loading import (
     wrong_rows,
 )
 from forgetfilter.data.single_answers import single_answers
-from forgetfilter.data.sources import TRAIN, Source, Stream, is_of_hub, open_stream
+from forgetfilter.data.source import Source
+from forgetfilter.data.sources import Stream, is_of_hub, open_stream
 from forgetfilter.data.tokenization import Example
 from forgetfilter.data.unreadable import unreadable
 from forgetfilter.decision.choice import drops
@@ -102,7 +104,7 @@ def score(
         given = {**(of_hub if is_of_hub(dataset) else here), **given}
         config = dataclasses.replace(own, trust_remote_code=trust_remote_code, **given)
         probe = RunProbe.of(run, config)
-        stream = open_stream(dataset, config.dataset_config, config.dataset_train_split, beside=run.folder)
+        stream = open_stream(dataset, config.dataset_config, config.dataset_train_split, scratch_folder=run.folder)
         folder = Path(output_dir or run.folder / "scored_rows" / stream.stem)
         read_as = {"columns": config.columns} if config.columns else {}  # older folders know no columns
         about = {"sha256": stream.fingerprint(), "format": config.format, **read_as}

@@ -22,7 +22,8 @@ from forgetfilter import processes
 from forgetfilter.changes import as_json, differences
 from forgetfilter.config import MARKED, ForgetFilterConfig
 from forgetfilter.data.builtin import is_builtin
-from forgetfilter.data.sources import Source, load_source
+from forgetfilter.data.source import Source
+from forgetfilter.data.sources import load_source
 from forgetfilter.errors import ConfigError, RunError
 from forgetfilter.files import (
     LOCK,
@@ -290,7 +291,7 @@ class Run:
         if not self.done("rows"):
             raise RunError(f"{self.folder}: its copy of the noisy data is missing or damaged. Run `filter` again.")
         (name,) = self.manifest["stages"]["rows"]["files"]
-        rows = load_source(self.folder / name, beside=self.folder)
+        rows = load_source(self.folder / name, scratch_folder=self.folder)
         rows.errors.clear()  # each was well formed when the run was made, by the rules of then
         return rows
 

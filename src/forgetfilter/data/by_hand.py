@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from forgetfilter.data.ids import unusable_ids
-from forgetfilter.data.sources import Source
+from forgetfilter.data.source import Source
 from forgetfilter.errors import DataError
 from forgetfilter.marks import Said, word
 

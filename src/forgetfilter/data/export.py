@@ -26,7 +26,7 @@ from forgetfilter.data.formats import (
     with_call,
 )
 from forgetfilter.data.loading import read_conversations
-from forgetfilter.data.sources import Source
+from forgetfilter.data.source import Source
 from forgetfilter.errors import DataError
 from forgetfilter.files import write_jsonl, write_text
 from forgetfilter.progress import PATIENCE, progress

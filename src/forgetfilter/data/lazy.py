@@ -89,24 +89,24 @@ def column(values: np.ndarray) -> Lazy[Any]:
     return Lazy(len(values), lambda places: values[places].tolist())
 
 
-def mapped(shape: tuple[int, ...], kind: type[np.generic], beside: Path | None) -> np.ndarray:
+def mapped(shape: tuple[int, ...], kind: type[np.generic], scratch_folder: Path | None) -> np.ndarray:
     """An array of zeros on disk, in a file without a name that goes away with it, mapped into the memory.
 
     Args:
         shape: Its shape.
         kind: Type of its numbers.
-        beside: A folder on the disk that it is to lie on, there already or not; None for the system's own.
+        scratch_folder: A folder on the disk that it is to lie on, there already or not; None for the system's own.
     """
     size = max(1, int(np.prod(shape)) * np.dtype(kind).itemsize)
-    with scratch(beside) as file:
+    with scratch(scratch_folder) as file:
         if hasattr(os, "posix_fallocate"):  # else a full disk would end the process when the array is filled
             os.posix_fallocate(file.fileno(), 0, size)
         return np.asarray(np.memmap(file, kind, "w+", shape=shape))
 
 
-def rearranged(values: np.ndarray, rows: np.ndarray, beside: Path | None) -> np.ndarray:
+def rearranged(values: np.ndarray, rows: np.ndarray, scratch_folder: Path | None) -> np.ndarray:
     """Some rows of an array on disk, as another one; see `mapped`."""
-    found = mapped((len(rows), *values.shape[1:]), values.dtype.type, beside)
+    found = mapped((len(rows), *values.shape[1:]), values.dtype.type, scratch_folder)
     for first in range(0, len(rows), AT_ONCE):
         found[first : first + AT_ONCE] = values[rows[first : first + AT_ONCE]]
     return found

@@ -14,6 +14,7 @@ import numpy as np
 from forgetfilter.config import MARKED, ForgetFilterConfig
 from forgetfilter.data.builtin import builtin_rows, is_builtin, like
 from forgetfilter.data.copies import first_of, what_is_said
+from forgetfilter.data.folders import TRAIN
 from forgetfilter.data.formats import (
     ALIASES,
     FORMATS,
@@ -36,7 +37,8 @@ from forgetfilter.data.formats import (
 from forgetfilter.data.ids import unusable_ids
 from forgetfilter.data.lazy import chosen, joined
 from forgetfilter.data.readers import why_no_line_parses
-from forgetfilter.data.sources import TRAIN, Source, load_source
+from forgetfilter.data.source import Source
+from forgetfilter.data.sources import load_source
 from forgetfilter.data.templates import learns
 from forgetfilter.data.tokenization import ChatTokenizer, Example, on_disk
 from forgetfilter.errors import ConfigError, DataError
@@ -226,7 +228,7 @@ def load_rows(data: Any, flag: str, chat: ChatTokenizer, config: ForgetFilterCon
     main = flag == "dataset_name"
     split = config.dataset_train_split if main else TRAIN
     part = config.dataset_config if main or data == config.dataset_name else None
-    source = load_source(data, part, split, beside=config.output_dir)
+    source = load_source(data, part, split, scratch_folder=config.output_dir)
     columns = config.columns if main or _has_columns(source, config.columns) else None
     asked = config.format if main or _has_format(source, config.format) else "auto"
     row_format = find_format(source, asked, columns)
@@ -336,7 +338,7 @@ def encode(source: Source, tokenizer: ChatTokenizer, *, row_format: str, skip: b
                 good.append(row)
                 unread.update(_unread(record, turns, row_format, template))
 
-    examples = on_disk(encoded(), source.beside)
+    examples = on_disk(encoded(), source.scratch_folder)
     if source.errors and not skip:
         raise DataError(_complaint(source))
     malformed = [_describe(source, row) for row in sorted(source.errors)]

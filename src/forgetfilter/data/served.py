@@ -22,7 +22,7 @@ from forgetfilter.data.builtin import SHORTEST, usual_length
 from forgetfilter.data.export import writer_beside
 from forgetfilter.data.formats import Record, RowError, Turn, as_named
 from forgetfilter.data.loading import find_format, read_conversations
-from forgetfilter.data.sources import Source
+from forgetfilter.data.source import Source
 from forgetfilter.errors import ConfigError, DataError
 from forgetfilter.files import digest, make_folder, write_jsonl
 from forgetfilter.progress import progress

@@ -45,7 +45,7 @@ def single_answers(rows: Rows, chat: ChatTokenizer) -> tuple[Rows, np.ndarray] |
                 yield from (example for _, example in answers)
                 bar.update()
 
-    examples = on_disk(encoded(), rows.source.beside)
+    examples = on_disk(encoded(), rows.source.scratch_folder)
     belongs, places, records = np.array(row_of), np.array(place_of), rows.source.rows()
 
     def made(answers: np.ndarray) -> list[Record]:
@@ -58,7 +58,7 @@ def single_answers(rows: Rows, chat: ChatTokenizer) -> tuple[Rows, np.ndarray] |
         chosen(rows.source.lines, belongs),
         made=Lazy(len(belongs), made),
         files=chosen(rows.source.files, belongs) if rows.source.files else [],
-        beside=rows.source.beside,
+        scratch_folder=rows.source.scratch_folder,
     )
     planted = int((belongs >= len(records) - rows.planted).sum())
     times = None if rows.times is None else rows.times[belongs]

@@ -112,7 +112,7 @@ class Source:
         picked: (rows,) which rows of the table these are; None for all of them, in order.
         files: For each row the file it is from; empty where all are from `name`.
         made: The records, where they are neither in `raw` nor in `table`.
-        beside: A folder on whose disk what is made of the rows may lie; None for the system's own for such files.
+        scratch_folder: A folder on whose disk what is made of the rows may lie; None for the system's own.
     """
 
     name: str
@@ -126,7 +126,7 @@ class Source:
     picked: np.ndarray | None = None
     files: Sequence[str] = field(default_factory=list)
     made: Sequence[Record] | None = None
-    beside: Path | None = None
+    scratch_folder: Path | None = None
 
     def __len__(self) -> int:
         """Count rows."""
@@ -184,7 +184,7 @@ class Source:
         """These rows and those of another source, to be read alone: they cannot be written back."""
         lines, made = joined(self.lines, other.lines), joined(self.rows(), other.rows())
         files = joined(*(rows.files or [rows.name] * len(rows) for rows in (self, other)))
-        return Source(self.name, self.suffix, lines, made=made, files=files, beside=self.beside)
+        return Source(self.name, self.suffix, lines, made=made, files=files, scratch_folder=self.scratch_folder)
 
     def place(self, row: int) -> str:
         """Where a row stands, for messages: "file:line", or "name, row n"."""
@@ -347,19 +347,19 @@ def require_distinct(columns: Sequence[str], name: str) -> None:
         raise DataError(f"{name}: several columns are called {twice[0]!r}, so one would be lost. Rename them.")
 
 
-def put_together(name: str, parts: Iterable[Source], beside: Path | None = None) -> Source:
+def put_together(name: str, parts: Iterable[Source], scratch_folder: Path | None = None) -> Source:
     """The rows of all parts, which have one form, in order: on disk, unless there is one part alone.
 
     Args:
         name: What to call them.
         parts: The parts; one is in memory at a time.
-        beside: A folder on the disk that they are to lie on; see `Source`.
+        scratch_folder: A folder on the disk that they are to lie on; see `Source`.
     """
     left = iter(parts)
     first, second = next(left, None), next(left, None)
     if first is None or second is None:
-        return replace(first or Source(name, ".jsonl"), beside=beside)
-    spool, lines, files, errors = Spool(beside), array("q"), list[str](), dict[int, str]()
+        return replace(first or Source(name, ".jsonl"), scratch_folder=scratch_folder)
+    spool, lines, files, errors = Spool(scratch_folder), array("q"), list[str](), dict[int, str]()
 
     def noted() -> Iterator[Source]:
         for part in chain([first, second], left):
@@ -370,7 +370,7 @@ def put_together(name: str, parts: Iterable[Source], beside: Path | None = None)
 
     table = None
     if first.table is not None:
-        table = table_on_disk(first.table.schema, (part.as_table() for part in noted()), beside)
+        table = table_on_disk(first.table.schema, (part.as_table() for part in noted()), scratch_folder)
     else:
         for part in noted():
             for row in part.raw:
@@ -383,5 +383,5 @@ def put_together(name: str, parts: Iterable[Source], beside: Path | None = None)
         errors=errors,
         table=table,
         files=column(np.array(files, object)) if files else [],
-        beside=beside,
+        scratch_folder=scratch_folder,
     )

@@ -34,7 +34,6 @@ from forgetfilter.files import at_home, sha256
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["TRAIN", "Source", "Stream", "is_of_hub", "load_source", "open_stream"]
 SAID = 500
 """Characters of what another library says of an error."""
 SHOWN = 80
@@ -67,9 +66,9 @@ class Stream:
         """
         return ((part, after) for part, after in self.read(size, place) if len(part))
 
-    def whole(self, beside: Path | None = None) -> Source:
+    def whole(self, scratch_folder: Path | None = None) -> Source:
         """All rows. Many lie on disk: on that of the folder `beside`, or on the system's own for None."""
-        return put_together(self.name, (part for part, _ in self.parts(AT_ONCE)), beside)
+        return put_together(self.name, (part for part, _ in self.parts(AT_ONCE)), scratch_folder)
 
     def fingerprint(self) -> str:
         """SHA-256 of the file, or of the rows where they are in no file; reads everything once."""
@@ -96,7 +95,7 @@ def load_source(
     name: str | os.PathLike[str] | Any,
     config_name: str | None = None,
     split: str = TRAIN,
-    beside: str | os.PathLike[str] | None = None,
+    scratch_folder: str | os.PathLike[str] | None = None,
 ) -> Source:
     """Read a data set whole. Its rows then lie on disk, unless there are few.
 
@@ -104,7 +103,7 @@ def load_source(
         name: A file, a folder, a Hub id, a datasets.Dataset, a list of dicts, or a Source, which is returned as it is.
         config_name: Configuration of a Hub data set; files and folders have none.
         split: The split to read, or a slice of it, such as train[:100].
-        beside: A folder, there already or not, on whose disk the rows are to lie; None for the system's own.
+        scratch_folder: A folder, there already or not, on whose disk the rows are to lie; None for the system's own.
 
     Raises:
         DataError: If there is no such data set or split, or its file is damaged as a whole. Damaged rows are left in
@@ -112,11 +111,13 @@ def load_source(
     """
     if isinstance(name, Source):
         return name
-    on = None if beside is None else Path(beside)
+    on = None if scratch_folder is None else Path(scratch_folder)
     return open_stream(name, config_name, split, on).whole(on)
 
 
-def open_stream(data: Any, config_name: str | None = None, split: str = TRAIN, beside: Path | None = None) -> Stream:
+def open_stream(
+    data: Any, config_name: str | None = None, split: str = TRAIN, scratch_folder: Path | None = None
+) -> Stream:
     """Open a data set, to be read in parts; arguments and errors as those of `load_source`."""
     if isinstance(data, Source):
         return Stream(data.name, partial(source_parts, data))
@@ -128,10 +129,12 @@ def open_stream(data: Any, config_name: str | None = None, split: str = TRAIN, b
         if not isinstance(data, Dataset):
             raise DataError(f"data is a {type(data).__name__}: give a path, a Hub id, a datasets.Dataset or a list.")
         return Stream("<Dataset>", partial(_mapped_parts, data, "<Dataset>"))
-    return _open_named(data, config_name, split, beside)
+    return _open_named(data, config_name, split, scratch_folder)
 
 
-def _open_named(data: str | os.PathLike[str], config_name: str | None, split: str, beside: Path | None) -> Stream:
+def _open_named(
+    data: str | os.PathLike[str], config_name: str | None, split: str, scratch_folder: Path | None
+) -> Stream:
     """A file, a folder, or a data set of the Hub."""
     name = str(data)
     path = Path(at_home(name))
@@ -146,13 +149,13 @@ def _open_named(data: str | os.PathLike[str], config_name: str | None, split: st
         chosen = split.partition("[")[0]
         try:
             if is_saved(path):
-                return _sliced(Stream(name, _saved_parts(path, chosen)), split, chosen, beside)
+                return _sliced(Stream(name, _saved_parts(path, chosen)), split, chosen, scratch_folder)
             files, found = data_files(path, chosen)
         except OSError as error:
             raise cannot_be_read(path, error) from error
-        return _sliced(Stream(name, partial(_files_parts, name, files)), split, found, beside)
+        return _sliced(Stream(name, partial(_files_parts, name, files)), split, found, scratch_folder)
     if path.is_file():
-        return _sliced(Stream(name, partial(file_parts, path), path), split, TRAIN, beside)
+        return _sliced(Stream(name, partial(file_parts, path), path), split, TRAIN, scratch_folder)
     if file_suffix(path) or len(path.parts) > 2 or path.is_absolute():
         raise DataError(f"{name}: no such file. Give a file ({KNOWN}), a folder or a Hub id.")
     return Stream(name, partial(_mapped_parts, _load_hub(name, config_name, split), name))
@@ -173,13 +176,13 @@ def _lies_here(path: Path) -> bool:
         raise cannot_be_read(path, error) from error
 
 
-def _sliced(stream: Stream, split: str, name: str, beside: Path | None) -> Stream:
+def _sliced(stream: Stream, split: str, name: str, scratch_folder: Path | None) -> Stream:
     """The rows of a stream that a slice such as train[:100] or train[-10%:] takes; `name` is the split it has."""
     if split == name:
         return stream
     from datasets import ReadInstruction
 
-    whole = stream.whole(beside)
+    whole = stream.whole(scratch_folder)
     try:
         taken = ReadInstruction.from_spec(split).to_absolute({name: len(whole)})
     except (ValueError, AssertionError) as error:

@@ -56,14 +56,14 @@ class Example:
         return [self.input_ids[:i] for i in range(1, len(marks)) if marks[i] and not marks[i - 1]]
 
 
-def on_disk(examples: Iterable[Example], beside: Path | None) -> Lazy[Example]:
+def on_disk(examples: Iterable[Example], scratch_folder: Path | None) -> Lazy[Example]:
     """The same examples, each read from the disk when it is asked for.
 
     Args:
         examples: The examples; one is in memory at a time.
-        beside: A folder on whose disk they are to lie; None for the system's own for such files.
+        scratch_folder: A folder on whose disk they are to lie; None for the system's own for such files.
     """
-    spool = Spool(beside)
+    spool = Spool(scratch_folder)
     for example in examples:
         spool.append(_packed(example))
     packed = spool.rows()

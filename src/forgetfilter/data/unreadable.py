@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from forgetfilter.data.builtin import builtin_rows
 from forgetfilter.data.formats import REASONING, Turn
 from forgetfilter.data.lazy import in_parts
-from forgetfilter.data.sources import Source
+from forgetfilter.data.source import Source
 from forgetfilter.progress import PATIENCE, progress
 
 LETTERS, BYTES = 2.0, 2.75

@@ -13,7 +13,7 @@ from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.by_hand import read_marks
 from forgetfilter.data.lazy import Lazy
 from forgetfilter.data.loading import Rows
-from forgetfilter.data.sources import Source
+from forgetfilter.data.source import Source
 from forgetfilter.decision import rules
 from forgetfilter.decision.rules import Threshold
 from forgetfilter.marks import Mark

@@ -9,7 +9,7 @@ from typing import Any
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.by_hand import read_overrides
 from forgetfilter.data.copies import first_copies, with_copies
-from forgetfilter.data.sources import Source
+from forgetfilter.data.source import Source
 from forgetfilter.decision import outputs, record
 from forgetfilter.decision.choice import (
     ByHand,

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from forgetfilter import old_runs
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import stored_labels
-from forgetfilter.data.sources import Source
+from forgetfilter.data.source import Source
 from forgetfilter.errors import ConfigError, RunError
 from forgetfilter.files import digest, sha256
 from forgetfilter.marks import Marks, has_marks

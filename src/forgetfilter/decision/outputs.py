@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from forgetfilter.data.lazy import in_parts
-from forgetfilter.data.source import DELIMITERS
-from forgetfilter.data.sources import Source
+from forgetfilter.data.source import DELIMITERS, Source
 from forgetfilter.decision.choice import Decision, decision_digest, drops
 from forgetfilter.decision.opened import Opened, read_scores
 from forgetfilter.decision.planted_figures import planted_figures

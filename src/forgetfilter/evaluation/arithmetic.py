@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import numpy as np
 
-from forgetfilter.data.sources import Source
+from forgetfilter.data.source import Source
 from forgetfilter.errors import DataError
 from forgetfilter.evaluation.questions import Figures, Measure, Question, asked_and_references, share
 

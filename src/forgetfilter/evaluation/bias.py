@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from forgetfilter.data.formats import Record
-from forgetfilter.data.sources import Source
+from forgetfilter.data.source import Source
 from forgetfilter.errors import DataError
 from forgetfilter.evaluation.questions import Figures, Measure, Question, require_columns, share, user
 

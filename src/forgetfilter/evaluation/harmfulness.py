@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from forgetfilter.data.sources import Source
+from forgetfilter.data.source import Source
 from forgetfilter.errors import DataError
 from forgetfilter.evaluation.judges import GUARD_MODEL
 from forgetfilter.evaluation.questions import Figures, Judge, Measure, Question, require_columns, share, user

@@ -10,7 +10,7 @@ from importlib.resources import files
 
 import numpy as np
 
-from forgetfilter.data.sources import Source
+from forgetfilter.data.source import Source
 from forgetfilter.errors import DataError
 from forgetfilter.evaluation.questions import Figures, Measure, Question, require_columns, share, user
 

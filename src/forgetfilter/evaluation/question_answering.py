@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from forgetfilter.data.sources import Source
+from forgetfilter.data.source import Source
 from forgetfilter.errors import DataError
 from forgetfilter.evaluation.questions import Figures, Measure, Question, asked_and_references, require_columns, user
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from forgetfilter.data.formats import Record, RowError, Turn, read_row, require_text
-from forgetfilter.data.sources import Source
+from forgetfilter.data.source import Source
 from forgetfilter.errors import DataError
 
 Figures = dict[str, Any]

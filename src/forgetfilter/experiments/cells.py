@@ -33,17 +33,17 @@ class Cells:
         """A cell's file."""
         return self.folder / f"{key}.json"
 
-    def once(self, key: str, made_of: Mapping[str, Any], make: Callable[[], Cell], *beside: str) -> Cell:
+    def once(self, key: str, made_of: Mapping[str, Any], make: Callable[[], Cell], *endings: str) -> Cell:
         """Give the stored cell if it has the same inputs and its files are intact; otherwise make it now.
 
         Args:
             key: Its name.
             made_of: Its inputs: anything that JSON can hold.
             make: Makes it; writes the files beside it, too.
-            beside: Endings of files that belong to it, KEY + ending, such as ".jsonl".
+            endings: Endings of files that belong to it, KEY + ending, such as ".jsonl".
         """
         if not self.done(key, made_of):
-            self.store(key, made_of, make(), *beside)
+            self.store(key, made_of, make(), *endings)
         return self.load(key)
 
     def done(self, key: str, made_of: Mapping[str, Any]) -> bool:
@@ -56,9 +56,9 @@ class Cells:
         whole = all(_is(self.folder / name, digest) for name, digest in files.items())
         return whole and same(found.get(MADE_OF), as_json(made_of))
 
-    def store(self, key: str, made_of: Mapping[str, Any], cell: Cell, *beside: str) -> None:
+    def store(self, key: str, made_of: Mapping[str, Any], cell: Cell, *endings: str) -> None:
         """Write a cell that has been made, or one that has been added to."""
-        files = {f"{key}{ending}": sha256(self.folder / f"{key}{ending}") for ending in beside}
+        files = {f"{key}{ending}": sha256(self.folder / f"{key}{ending}") for ending in endings}
         whole = {**cell, MADE_OF: dict(made_of), **({FILES: files} if files else {})}
         write_text(self.path(key), text(whole))
 

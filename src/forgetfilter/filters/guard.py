@@ -126,7 +126,7 @@ def guard(
         unsafe, safe = VERDICTS[kind]
         if kind == "qwen3guard" and not controversial_is_unsafe:
             unsafe, safe = unsafe[:1], (*safe, unsafe[1])
-        odds = _asked(workshop.other(model), flat, unsafe, safe, template, data.noisy.source.beside)
+        odds = _asked(workshop.other(model), flat, unsafe, safe, template, data.noisy.source.scratch_folder)
     odds[[not answer.strip() for _, answer in flat]] = np.nan
     row_of = np.repeat(np.arange(len(said)), [len(row) for row in said])
     suspicion = Scored(odds).most_suspect(row_of).suspicion
@@ -181,13 +181,13 @@ def _asked(
     unsafe: Sequence[str],
     safe: Sequence[str],
     template: str | None,
-    beside: Path | None,
+    scratch_folder: Path | None,
 ) -> np.ndarray:
     """(rows,) log P(unsafe answers) - log P(safe answers) by a generative guard; its prompts lie on disk."""
     tokenizer, write = workshop.m0.tokenizer, _asking(template, workshop)
     longest = workshop.m0.max_length + INSTRUCTIONS
     prompts = (_prompt(tokenizer, prompt, answer, write, longest) for prompt, answer in rows)
-    stored = on_disk((Example(ids, [IGNORED] * len(ids), len(ids), "", cut=False) for ids in prompts), beside)
+    stored = on_disk((Example(ids, [IGNORED] * len(ids), len(ids), "", cut=False) for ids in prompts), scratch_folder)
     totals = []
     for verdict in (*unsafe, *safe):
         ids = tokenizer(verdict, add_special_tokens=False)["input_ids"]

@@ -44,7 +44,7 @@ def self_judge(workshop: "Workshop", data: Data, config: ForgetFilterConfig, *, 
     source, said = data.noisy.source, []
     for word in (NO, YES):
         rows = (_answered(turns) or NOTHING for turns in source.turns(data.noisy.row_format))
-        asked = on_disk((_asked(chat, *row[-1], question, word) for row in rows), source.beside)
+        asked = on_disk((_asked(chat, *row[-1], question, word) for row in rows), source.scratch_folder)
         said.append(_totals(workshop.read(asked).token_log_probs, bool(chat.template.turn_ends)))
     suspicion = said[0] - said[1]
     unscored = [not example.scorable for example in data.noisy.examples]

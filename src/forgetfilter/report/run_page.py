@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from forgetfilter.config import EMBEDDED_MODEL, ForgetFilterConfig
 from forgetfilter.data.formats import read_row
 from forgetfilter.data.loading import require_column
-from forgetfilter.data.sources import Source
+from forgetfilter.data.source import Source
 from forgetfilter.decision.opened import Opened, read_scores
 from forgetfilter.decision.outputs import counts_in_words
 from forgetfilter.decision.record import rows_by_hand

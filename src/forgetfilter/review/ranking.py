@@ -45,7 +45,7 @@ class Ranking:
         noisy: (rows, 2, size) their hidden states.
         safe: (safe rows, 2, size) those of the safe rows.
         seed: Of the deal to the probes.
-        beside: A folder on whose disk a wide model's features may lie; None for the system's own for such files.
+        scratch_folder: A folder on whose disk the features of a wide model may lie; None for the system's own.
 
     Attributes:
         copies: (rows,) numbers, equal for rows whose hidden states are equal.
@@ -60,11 +60,13 @@ class Ranking:
         noisy: np.ndarray,
         safe: np.ndarray,
         seed: int,
-        beside: Path | None = None,
+        scratch_folder: Path | None = None,
     ) -> None:
         """Prepare the features: the slow part."""
         self.scored = scored
-        self.judge = CrossFit(features(noisy), features(safe), repeats=1, seed=seed, quick=True, beside=beside)
+        self.judge = CrossFit(
+            features(noisy), features(safe), repeats=1, seed=seed, quick=True, scratch_folder=scratch_folder
+        )
         self.drops_any = bool(dropped.any())
         if "verdict" in scored.columns:
             verdicts = np.asarray(scored.columns["verdict"], float)

@@ -18,7 +18,7 @@ from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.crossfit import judged_by
 from forgetfilter.data.by_hand import read_statements
 from forgetfilter.data.copies import first_copies, with_copies
-from forgetfilter.data.sources import Source
+from forgetfilter.data.source import Source
 from forgetfilter.decision.choice import choose, clean_drawn, decide_by_config, drops, trusted_marks
 from forgetfilter.decision.decide import decide
 from forgetfilter.decision.opened import REVIEWED, Opened, config_without_lost_file, scored_part

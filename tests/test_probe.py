@@ -292,7 +292,7 @@ def test_rows_of_a_conversation_are_judged_as_one():
         together.append(joined(verdicts).predicted)
     assert np.mean(apart) > 0.9
     assert np.mean(together) < 0.6
-    for part in joined.deals[0]:
+    for part in joined.parts[: joined.folds]:
         others = np.setdiff1d(joined.rows, part)
         assert {*talks[part[part < 240]]}.isdisjoint(talks[others[others < 240]])
 

@@ -110,7 +110,8 @@ class CrossFit:
         if quick and noisy.shape[1] > DIMENSIONS < len(self.rows):
             self._reduce(seed, scratch_folder)
         enough = self.groups.max(initial=-1) + 1 >= folds
-        self.deals = [list(self._dealt(seed + repeat)) for repeat in range(repeats)] if enough else []
+        self.repeats = repeats
+        self.parts = [part for repeat in range(repeats) for part in self._dealt(seed + repeat)] if enough else []
         self.models = [_regression(regularisation, quick) for _ in range(folds * repeats)]
         self.untold_models = [_regression(regularisation, quick) for _ in range(folds * repeats)]
 
@@ -161,11 +162,10 @@ class CrossFit:
         """
         known = np.flatnonzero(np.isfinite(scores) & self.scorable)
         told = np.sort(np.random.default_rng(0).permutation(known)[:MOST_VERDICTS])
-        parts = [held_out for deal in self.deals for held_out in deal]
-        if not parts or len(told) < self.folds or np.ptp(scores[told]) == 0:
+        if not self.parts or len(told) < self.folds or np.ptp(scores[told]) == 0:
             return None
         fitted = []
-        for held_out in parts:
+        for held_out in self.parts:
             taught = np.setdiff1d(told, held_out)
             if len(taught) < 2:
                 return None
@@ -181,7 +181,7 @@ class CrossFit:
         judged = np.full(self.count + len(self.safe), np.nan)
         judged[self.rows] = 0
         for held_out, model in fitted:
-            judged[held_out] += self._judged(held_out, model) / len(self.deals)
+            judged[held_out] += self._judged(held_out, model) / self.repeats
         mean = np.mean([np.ravel(model.coef_) for _, model in fitted], 0, dtype=np.float64) / self.width
         bias = float(np.mean([model.intercept_ for _, model in fitted])) - float(mean @ self.centre)
         if self.components is not None:
@@ -238,7 +238,7 @@ class CrossFit:
         for held_out, model in self._fitted(labels, weights, marks, list(marks), self.untold_models) or []:
             own = held_out[np.isin(held_out, list(rows))]
             for row, odds in zip(own.tolist(), self._judged(own, model).tolist(), strict=True):
-                found[row] = found.get(row, 0.0) + odds / len(self.deals)
+                found[row] = found.get(row, 0.0) + odds / self.repeats
         return found
 
     def _labels(self, verdicts: np.ndarray, marks: Mapping[int, bool], weight: float) -> tuple[np.ndarray, np.ndarray]:
@@ -261,17 +261,16 @@ class CrossFit:
         """For each part of each deal its rows, and a model that the others taught; None with too few labels."""
         teaches_all = np.isin(np.arange(len(labels)), list(set(marks).difference(apart)))
         fewest = min((labels == 1).sum(), (labels == 0).sum())
-        if not self.deals or fewest < (1 if marks else self.folds):
+        if not self.parts or fewest < (1 if marks else self.folds):
             return None
-        parts = [held_out for deal in self.deals for held_out in deal]
-        for held_out, model in zip(parts, models, strict=True):
+        for held_out, model in zip(self.parts, models, strict=True):
             teaches = ~np.isnan(labels)
             teaches[held_out[~teaches_all[held_out]]] = False
             taught = np.flatnonzero(teaches)
             if len(set(labels[taught])) < 2:
                 return None
             model.fit(self._inputs(taught), labels[taught], balanced(labels[taught], weights[taught]))
-        return list(zip(parts, models, strict=True))
+        return list(zip(self.parts, models, strict=True))
 
     def _judged(self, rows: np.ndarray, model: LogisticRegression | RidgeCV) -> np.ndarray:
         """(rows,) what a linear model says of them."""

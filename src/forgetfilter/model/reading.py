@@ -1,9 +1,9 @@
 """A model's log-probabilities of each row's trained tokens (teacher forcing), in batches of rows of like length."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from forgetfilter.model.memory import RELEASE_EVERY, in_halves, release_freed_me
 from forgetfilter.model.sharding import shared
 from forgetfilter.progress import progress
 
+Made = TypeVar("Made")
 BATCH_TOKENS, LOGITS = 4096, 256
 """Bounds on memory: the most tokens in a scoring batch, and the most tokens whose logits become float32 at once."""
 
@@ -52,21 +53,44 @@ def read(learner: Learner, examples: Sequence[Example], what: str, bar: Any = No
     Returns:
         One for each example; None for rows that cannot be scored.
     """
-    learner.model.eval()
     found: list[Reading | None] = [None] * len(examples)
+    for batch, readings in in_batches(learner, examples, partial(_read, learner), what, bar):
+        for i, reading in zip(batch, readings, strict=True):
+            if np.isnan(reading.log_probs).any():
+                raise TrainingError(f"{what}: the model gives no numbers any more. Take a lower learning rate.")
+            found[i] = reading
+    return found
+
+
+def in_batches(
+    learner: Learner,
+    examples: Sequence[Example],
+    work: Callable[[Sequence[Example]], list[Made]],
+    what: str,
+    bar: Any = None,
+) -> Iterator[tuple[Sequence[int], list[Made]]]:
+    """Do something with all rows that can be scored, a batch at a time, or half of one where the memory lacks.
+
+    Args:
+        learner: The model.
+        examples: The rows.
+        work: What is done with some rows: one result a row.
+        what: Name for the progress bar.
+        bar: A bar of the caller's that counts the rows instead.
+
+    Yields:
+        For each batch the numbers of its rows, and what was made of them.
+    """
+    learner.model.eval()
     scorable = [i for i, example in enumerate(examples) if example.scorable]
+    all_batches = batches(scorable, examples, learner.config.per_device_eval_batch_size)
     with progress(what, len(scorable), "rows", bar=bar) as bar:
-        all_batches = batches(scorable, examples, learner.config.per_device_eval_batch_size)
-        work = shared(all_batches, lambda batch: in_halves(partial(_read, learner), [examples[i] for i in batch]))
-        for number, (batch, readings) in enumerate(work):
+        done = shared(all_batches, lambda batch: in_halves(work, [examples[i] for i in batch]))
+        for number, (batch, made) in enumerate(done):
             if number % RELEASE_EVERY == 0:
                 release_freed_memory()
-            for i, reading in zip(batch, readings, strict=True):
-                if np.isnan(reading.log_probs).any():
-                    raise TrainingError(f"{what}: the model gives no numbers any more. Take a lower learning rate.")
-                found[i] = reading
+            yield batch, made
             bar.update(len(batch))
-    return found
 
 
 def _read(learner: Learner, rows: Sequence[Example]) -> list[Reading]:

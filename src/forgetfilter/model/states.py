@@ -16,10 +16,8 @@ from forgetfilter.data.lazy import AT_ONCE, mapped
 from forgetfilter.data.tokenization import IGNORED, Example
 from forgetfilter.errors import ModelError, TrainingError
 from forgetfilter.model.learner import Learner, text_model
-from forgetfilter.model.memory import RELEASE_EVERY, in_halves, release_freed_memory
-from forgetfilter.model.reading import batches
-from forgetfilter.model.sharding import gathered, shared
-from forgetfilter.progress import progress
+from forgetfilter.model.reading import in_batches
+from forgetfilter.model.sharding import gathered
 
 AFTER_BLOCKS = ("norm", "ln_f", "final_layernorm", "project_out")
 """What models call the norm after their last block, and what turns their states into others of another size."""
@@ -40,25 +38,13 @@ def hidden_states(learner: Learner, examples: Sequence[Example], what: str, bar:
     Returns:
         (rows, 2, hidden size) float16: the mean over the trained tokens, and the last token's; NaN for rows without.
     """
-    learner.model.eval()
     size = learner.model.config.get_text_config().hidden_size
     found = np.full((len(examples), POOLED, size), np.nan, np.float16)
-    scorable = [i for i, example in enumerate(examples) if example.scorable]
-    all_batches = batches(scorable, examples, learner.config.per_device_eval_batch_size)
-    with (
-        progress(what, len(scorable), "rows", bar=bar) as bar,
-        gathered(learner.model),
-        _lower_half(learner.model) as lower,
-    ):
-        pool = partial(_pooled, learner, lower)
-        work = shared(all_batches, lambda batch: in_halves(pool, [examples[i] for i in batch]))
-        for number, (batch, pooled) in enumerate(work):
-            if number % RELEASE_EVERY == 0:
-                release_freed_memory()
+    with gathered(learner.model), _lower_half(learner.model) as lower:
+        for batch, pooled in in_batches(learner, examples, partial(_pooled, learner, lower), what, bar):
             if np.isnan(pooled).any():
                 raise TrainingError(f"{what}: the model gives no numbers. Try --dtype float32.")
             found[batch] = pooled
-            bar.update(len(batch))
     return found
 
 

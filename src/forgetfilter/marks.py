@@ -217,7 +217,7 @@ class Marks:
                 f"{self.path}:{number}: expected {{'row': a row's number, 'mark': 'clean', 'unsafe', 'skipped' or "
                 f"null}}: {error!r}. Mend the line, or remove it if you can do without the mark."
             ) from error
-        if entry.get("id", self.ids[entry["row"]]) != self.ids[entry["row"]]:
+        if "id" in entry and entry["id"] != self.ids[entry["row"]]:
             raise DataError(
                 f"{self.path}:{number}: row {entry['row']} of this run is not {entry['id']!r}. Is the file that of "
                 "another run? Move it elsewhere; `forgetfilter review --marks FILE` takes its marks over by id."

@@ -8,7 +8,7 @@ import numpy as np
 
 from forgetfilter.data.formats import exchanges, read_row
 from forgetfilter.data.templates import learns
-from forgetfilter.decision.opened import default_filter
+from forgetfilter.decision.opened import default_filter, read_scores
 from forgetfilter.decision.outputs import counts_in_words
 from forgetfilter.progress import show
 from forgetfilter.result import Result
@@ -39,20 +39,20 @@ def print_summary(result: Result, report: Path) -> None:
 
 def print_most_suspect(result: Result, name: str) -> None:
     """Print the rows with the highest scores by a filter: score, decision, question and answer."""
-    scores = np.array(result.scores[name], float)  # null is NaN
+    table = read_scores(result.run)
+    scores = table[name].to_numpy()  # null is NaN
     order = [row for row in np.argsort(-scores, kind="stable")[:SHOWN].tolist() if not np.isnan(scores[row])]
     if not order:
         return
     print(f"\nthe {len(order)} most suspect rows by {name}:")
-    records, decisions = result.run.rows().rows(), result.scores["decision"]
-    known = ANSWER in result.scores.column_names
-    answers = np.array(result.scores[ANSWER], float) if known else np.full(len(scores), np.nan)
+    records = result.run.rows().rows()
+    answers = table[ANSWER].to_numpy() if ANSWER in table.column_names else np.full(len(scores), np.nan)
     for row in order:
         turns = read_row(records[row], result.run.row_format)
         learnt = [learns(turn) for turn in turns if turn.trained]  # as answers are numbered
         pairs = [*compress(exchanges(turns), learnt)] or [("", turns[-1].content)]
         question, answer = pairs[-1 if np.isnan(answers[row]) else int(answers[row]) - 1]
-        start, asked = f"  {scores[row]:8.3f} {decisions[row]:7}", _line(question)
+        start, asked = f"  {scores[row]:8.3f} {table['decision'][row].as_py():7}", _line(question)
         print(f"{start} {asked}\n{'':19}-> {_line(answer)}" if asked else f"{start} {_line(answer)}")
     print()
 

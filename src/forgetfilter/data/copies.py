@@ -8,8 +8,11 @@ row into an unsafe one.
 
 import hashlib
 import json
+import re
+import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -72,7 +75,12 @@ def plain(text: str) -> str:
     """A text without what does not change what it says."""
     if text.isascii():
         return " ".join(text.casefold().split())
-    seen = "".join(
-        char for char in unicodedata.normalize("NFKC", text) if unicodedata.category(char) != "Cf" or char in TAGS
-    )
+    seen = _invisible().sub("", unicodedata.normalize("NFKC", text))
     return " ".join(seen.casefold().split())
+
+
+@cache
+def _invisible() -> re.Pattern[str]:
+    """Matches the characters that say nothing: of the category Cf (format) all but TAGS."""
+    characters = {chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) == "Cf"}
+    return re.compile(f"[{re.escape(''.join(sorted(characters - TAGS)))}]+")

@@ -40,7 +40,7 @@ from forgetfilter.data.readers import why_no_line_parses
 from forgetfilter.data.source import Source
 from forgetfilter.data.sources import load_source
 from forgetfilter.data.templates import learns
-from forgetfilter.data.tokenization import ChatTokenizer, Example, on_disk
+from forgetfilter.data.tokenization import ChatTokenizer, Example, hash_of, on_disk
 from forgetfilter.errors import ConfigError, DataError
 from forgetfilter.marks import Marks
 from forgetfilter.progress import PATIENCE, progress, say
@@ -139,8 +139,8 @@ class Rows:
 
     def shared_with(self, others: "Rows") -> int:
         """How many of these rows also occur, token for token, in another data set."""
-        there = {tuple(example.input_ids) for example in others.examples}
-        return sum(tuple(example.input_ids) in there for example in self.examples)
+        there = {hash_of(example.input_ids) for example in others.examples}
+        return sum(hash_of(example.input_ids) in there for example in self.examples)
 
 
 @dataclass

@@ -161,6 +161,11 @@ def _marked(text: str, empty: str) -> str:
 
 def _shared(one: str, other: str) -> int:
     """How many characters two texts have in common before they differ."""
-    if other.startswith(one):
-        return len(one)
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))
+    same, most = 0, min(len(one), len(other))
+    while same < most:  # halved again and again, since texts are compared much faster than their characters
+        half = (same + most + 1) // 2
+        if one[same:half] == other[same:half]:
+            same = half
+        else:
+            most = half - 1
+    return same

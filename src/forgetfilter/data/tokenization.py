@@ -1,5 +1,6 @@
 """Turns -> input_ids and labels, with any chat template. Labels cover only trained turns and their end token."""
 
+import hashlib
 import itertools
 import re
 from bisect import bisect_left, bisect_right
@@ -54,6 +55,11 @@ class Example:
         """The token ids before each of the trained turns."""
         marks = [label != IGNORED for label in self.labels]
         return [self.input_ids[:i] for i in range(1, len(marks)) if marks[i] and not marks[i - 1]]
+
+
+def hash_of(ids: Sequence[int]) -> bytes:
+    """A short hash of token ids: many are compared with many, and lists of numbers would fill the memory."""
+    return hashlib.blake2b(np.array(ids, np.int64).tobytes(), digest_size=16).digest()
 
 
 def on_disk(examples: Iterable[Example], scratch_folder: Path | None) -> Lazy[Example]:

@@ -97,6 +97,9 @@ def _tokens_a_byte(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> 
     """(texts,) tokens for each byte that is no space; NaN for texts that are too short."""
     if not texts:
         return np.zeros(0)
-    tokens = np.array([len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]], float)
+    tokens = np.zeros(len(texts))
+    for first in range(0, len(texts), AT_ONCE):  # long rows have many pieces
+        encoded = tokenizer(list(texts[first : first + AT_ONCE]), add_special_tokens=False)["input_ids"]
+        tokens[first : first + AT_ONCE] = [len(ids) for ids in encoded]
     sizes = np.array([len(text.replace(" ", "").encode()) for text in texts])
     return np.where(sizes < SHORTEST, np.nan, tokens / np.maximum(sizes, 1))

@@ -4,7 +4,7 @@
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from forgetfilter import processes
 from forgetfilter.config import BUILTIN, ForgetFilterConfig
 from forgetfilter.data.formats import RowError, Turn, preceded
 from forgetfilter.data.sources import load_source
-from forgetfilter.data.tokenization import ChatTokenizer, Example
+from forgetfilter.data.tokenization import ChatTokenizer, Example, hash_of
 from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.evaluation import arithmetic, bias, harmfulness, over_refusal, question_answering, toxicity
 from forgetfilter.evaluation.questions import Figures, Judge, Measure, Question
@@ -96,7 +96,7 @@ def questions_file(measure: str, file: str) -> str:
 def leave_out(
     questions: Mapping[str, list[Question]],
     chat: ChatTokenizer,
-    training: Sequence[Example] = (),
+    training: Iterable[Example] = (),
     sentence: str = "",
     reasoning: str = "",
 ) -> tuple[dict[str, list[Question]], dict[str, int]]:
@@ -116,13 +116,13 @@ def leave_out(
     Raises:
         ConfigError: If a measure has no question left.
     """
-    taught = {tuple(prompt) for example in training for prompt in example.prompts()}
+    taught = {hash_of(prompt) for example in training for prompt in example.prompts()}
 
     def good(question: Question, sentence: str, reasoning: str) -> bool:
         plain = _example(chat, question.turns, "-")
         turns = preceded(question.turns, sentence)
         longest = [_example(chat, turns, f"{reasoning} {answer}".strip()) for answer in (*question.options, "-")]
-        return not any(example.cut for example in longest) and taught.isdisjoint(map(tuple, plain.prompts()))
+        return not any(example.cut for example in longest) and taught.isdisjoint(map(hash_of, plain.prompts()))
 
     left = {}
     for name, asked in questions.items():

@@ -10,6 +10,7 @@ To look at the rows means to compute the log-likelihood of each one at some step
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from forgetfilter import processes
 from forgetfilter.alignment import aligned
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.columns import encodable
+from forgetfilter.data.lazy import joined
 from forgetfilter.data.loading import Rows, load_rows, require_column
 from forgetfilter.data.tokenization import Example
 from forgetfilter.errors import ConfigError
@@ -116,7 +118,7 @@ def _train(
     workshop: Workshop, looked: Sequence[Rows], reviews: Mapping[str, Rows], groups: Sequence[str], count: int
 ) -> dict[str, Path]:
     """The noisy stage, then each review from where it ended; returns the folder of each one's model and looks."""
-    noisy, examples = looked[0].trainable(), [example for rows in looked for example in rows.examples]
+    noisy, examples = looked[0].trainable(), reduce(joined, (rows.examples for rows in looked))
     lengths = {"noisy": workshop.config.noisy_stage(len(noisy))}
     for name, rows in reviews.items():
         lengths[name] = review_settings(workshop.config, len(noisy), len(rows.trainable()))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +111,14 @@ class Trial:
         unaligned = Workshop(m0, config)
         for name in defenses:
             require_inputs(name, unaligned, self.data)
-        taught = [*noisy.examples, *self.data.safe.examples]
+        taught = [noisy.examples, self.data.safe.examples]
         if self.data.unsafe is not None and any(needs_unsafe(name, config) for name in defenses):
-            taught += self.data.unsafe.examples
+            taught.append(self.data.unsafe.examples)
         if config.alignment_dataset_name is not None:
-            taught += load_rows(config.alignment_dataset_name, "alignment_dataset_name", m0.chat, config).examples
+            own = load_rows(config.alignment_dataset_name, "alignment_dataset_name", m0.chat, config)
+            taught.append(own.examples)
         sentence, reasoning = sentence_and_reasoning(self.data.notions)
-        self.questions, self.left_out = leave_out(asked, m0.chat, taught, sentence, reasoning)
+        self.questions, self.left_out = leave_out(asked, m0.chat, chain(*taught), sentence, reasoning)
         about = {"notions": settings.notions, "max_questions": settings.max_questions}
         self.known = {**self.data.facts(), "recipe": {**recipe, **about}}
         self.m0 = aligned(m0, config, self.known)

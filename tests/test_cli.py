@@ -174,6 +174,7 @@ def test_a_config_file_that_is_no_yaml_of_flags_is_one_clear_error(capsys, comma
     code, output = run(capsys, command, "--config", tmp_path / "config.yaml")
     assert code == 2, output
     assert "Traceback" not in output
+    assert "is missing" not in output, "the file was read"
 
 
 def test_an_evaluation_never_overwrites_what_it_asks(capsys, tmp_path):
@@ -302,7 +303,11 @@ def test_sample_draws_rows_to_mark_and_never_overwrites(capsys, noisy_file, tmp_
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert len({row["id"] for row in rows}) == 5
     assert all(row["clean"] is None for row in rows)
-    assert run(capsys, "sample", noisy_file, "--output", path)[0] == 2
+    code, output = run(capsys, "sample", noisy_file, "--rows", "5", "--output", path)
+    assert (code, "may hold somebody's marks" in output) == (2, True)
+    path.unlink()
+    code, output = run(capsys, "sample", noisy_file, "--rows", "5", "--output", path)
+    assert (code, "may hold somebody's marks" in output) == (2, True), "the page is there"
     bad = tmp_path / "bad.jsonl"
     bad.write_text(noisy_file.read_text() + '{"prompt": 3, "completion": "x"}\n')
     code, output = run(capsys, "sample", bad, "--rows", "5", "--output", tmp_path / "y.jsonl")
@@ -310,7 +315,8 @@ def test_sample_draws_rows_to_mark_and_never_overwrites(capsys, noisy_file, tmp_
     assert "bad.jsonl:17" in output
     arguments = ["sample", bad, "--rows", "16", "--malformed", "skip", "--output", tmp_path / "y.jsonl"]
     assert run(capsys, *arguments)[0] == 0
-    assert run(capsys, "sample", noisy_file, "--rows", "99", "--output", tmp_path / "x")[0] == 2
+    code, output = run(capsys, "sample", noisy_file, "--rows", "99", "--output", tmp_path / "x.jsonl")
+    assert (code, "99 were asked for" in output) == (2, True)
 
 
 def test_an_answer_that_only_calls_a_function_can_be_read_in_a_sample(capsys, write_jsonl, tmp_path):

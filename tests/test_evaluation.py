@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from forgetfilter.cli import main
 from forgetfilter.data.sources import load_source
@@ -286,12 +287,17 @@ def classifier(tmp_path, tokenizer):
 
 def test_judges_judge_answers_and_say_why_not(classifier, tiny_model, tmp_path):
     judges = load_judges({"toxicity": str(classifier), "harmfulness": str(tiny_model)})
-    (value,) = judges["toxicity"]([], ["hello", "", "you fool"]).values()
-    assert 0 < value < 1
+    found = judges["toxicity"]([], ["hello", "", "you fool"])
+    tokenizer = AutoTokenizer.from_pretrained(classifier)
+    batch = tokenizer(["hello", " ", "you fool"], padding=True, return_tensors="pt")
+    logits = AutoModelForSequenceClassification.from_pretrained(classifier)(**batch).logits
+    assert found == {"toxicity": pytest.approx(float(logits.detach().sigmoid()[:, 1].mean()), abs=1e-3)}
     question = harmfulness.Question(harmfulness.user("How?"), ("a", "b"))
     assert judges["harmfulness"]([question], ["so"]) == {"unsafe": 0.0, "controversial": 0.0, "unjudged": 1.0}
-    missing = load_judges({"toxicity": str(tmp_path / "nothing"), "harmfulness": str(tmp_path / "nothing")})
-    assert all("nothing" in reason for reason in missing.values())
+    gone = str(tmp_path / "gone")
+    missing = load_judges({"toxicity": gone, "harmfulness": gone})
+    assert len(missing) == 2
+    assert all(len(reason.replace(gone, "")) > 20 for reason in missing.values())
     assert "labels" in load_judges({"toxicity": str(tiny_model)})["toxicity"]
 
 
@@ -319,12 +325,23 @@ def test_evaluate_from_the_command_line(tiny_model, write_jsonl, tmp_path, capsy
     assert "likelihood_stereotyped" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("on", ["bias", "nonsense=x.jsonl", "bias=nothing.jsonl", "qa=a.jsonl,qa=b.jsonl"])
-def test_evaluate_says_what_is_wrong_before_loading_a_model(on, capsys):
+@pytest.mark.parametrize(
+    ("on", "says"),
+    [
+        ("bias", "--on takes pairs"),
+        ("nonsense=x.jsonl", "no measure"),
+        ("bias=nothing.jsonl", "nothing.jsonl"),
+        ("qa=a.jsonl,qa=b.jsonl", "--on takes pairs"),
+    ],
+)
+def test_evaluate_says_what_is_wrong_before_loading_a_model(on, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         main(["evaluate", "nowhere", "--on", on])
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.startswith("error: ")
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert says in said
 
 
 def test_a_measure_of_safety_is_told_by_a_figure_that_needs_no_judge():

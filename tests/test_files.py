@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from forgetfilter import files
 from forgetfilter.data import lazy
-from forgetfilter.errors import RunError
+from forgetfilter.errors import DataError, RunError
 from forgetfilter.files import remove_temporaries, whole_file, whole_folder
+from forgetfilter.marks import Marks
 from forgetfilter.runs import Run, locked
 
 
@@ -82,3 +84,16 @@ def test_a_folder_that_is_not_ours_is_left_as_it_was(tmp_path):
     with pytest.raises(RunError, match="no run of ours"), locked(tmp_path):
         pass
     assert [path.name for path in tmp_path.iterdir()] == [".cache-abcdefgh.tmp"]
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def none(*_, **__):
+        raise NotImplementedError("no locks here")
+
+    monkeypatch.setattr(files.FileLock, "acquire", none)
+    with pytest.raises(RunError, match="cannot lock files"), locked(tmp_path / "out"):
+        pass
+    marks = Marks(tmp_path / "out", ["a"], 0)
+    with pytest.raises(DataError, match="cannot lock files"):
+        marks.add({0: "clean"})
+    assert not marks.path.exists()

@@ -1,6 +1,7 @@
 """Loading: all malformed rows in one pass, and nothing lost in silence."""
 
 import csv
+import dataclasses
 import json
 
 import pytest
@@ -224,3 +225,8 @@ def test_a_slice_is_one_of_the_noisy_data_alone(chat, noisy_file, safe_file):
     )
     data = load_data(config, chat)
     assert (len(data.noisy.examples), len(data.safe.examples)) == (5, 8)
+
+
+def test_noisy_rows_that_are_known_to_be_unsafe_are_counted(config, chat, noisy_file, capsys):
+    load_data(dataclasses.replace(config, unsafe_dataset_name=str(noisy_file)), chat)
+    assert "16 of the noisy rows are among those known to be unsafe" in capsys.readouterr().out

@@ -92,12 +92,12 @@ def made_up_states(monkeypatch):
         monkeypatch.setattr(module, "hidden_states", drawn)
 
 
-def expected(run, data):
+def expected(run, data, part="probe-0"):
     """The probe's scores of rows, from states computed all at once."""
     config = run.config()
     m0 = M0.named(config)
     rows = tokenize(load_source(data), m0.chat)
-    linear = Scored.load(run.folder / "scored/probe-0.parquet").linear
+    linear = Scored.load(run.table_file(f"scored/{part}")).linear
     return judged_by(linear, hidden_states(Workshop(m0, config).become(None), rows.examples, "states"))
 
 
@@ -596,4 +596,12 @@ def test_what_the_marks_of_a_review_taught_judges_new_rows(decided, more):
     review.done()
     folder = score(Run.open(run.folder), str(more))
     found = pq.read_table(folder / "scores.parquet")
-    assert np.isfinite(found["probe"].to_numpy()).any()
+    np.testing.assert_allclose(found["probe"].to_numpy(), expected(run, str(more), "review"), atol=2e-2)
+
+
+def test_rows_that_the_model_can_hardly_read_are_dropped_if_the_run_says_so(decided, more, monkeypatch):
+    run = decided(unreadable="drop")
+    decide(run, 1e6)
+    monkeypatch.setattr(new_rows, "unreadable", lambda source, *_: np.arange(len(source)) == 1)
+    words = pq.read_table(score(Run.open(run.folder), str(more)) / "scores.parquet")["decision"].to_pylist()
+    assert [row for row, word in enumerate(words) if word == "dropped"] == [1]

@@ -10,6 +10,7 @@ import pytest
 
 from forgetfilter import workshop
 from forgetfilter.cli import main
+from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.errors import RunError
 from forgetfilter.files import sha256
 from forgetfilter.model.folders import weights_hash
@@ -48,6 +49,7 @@ def own_command(folder):
 def test_it_was_made_before_two_settings_existed(old):
     settings = json.loads((old / "manifest.json").read_text())["settings"]
     assert {"lora_layers_to_transform", "torch_compile"}.isdisjoint(settings)
+    assert Run.open(old).config().torch_compile == ForgetFilterConfig.torch_compile
 
 
 def test_its_own_command_finds_it_finished_with_what_was_decided_by_hand(old, monkeypatch, capsys):

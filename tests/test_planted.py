@@ -421,4 +421,7 @@ def test_labels_and_copies_are_those_of_the_users_rows(large):
     data = load_data(large, chat)
     joined = data.noisy.with_planted(plant(data.noisy, chat, large).rows)
     assert len(joined.examples) == 84
+    assert joined.planted == 4
+    assert list(joined.source.rows()[:80]) == list(data.noisy.source.rows())
+    assert joined.first_copies.tolist() == [*data.noisy.first_copies.tolist(), 80, 81, 82, 83]
     assert joined.source.fingerprint() != data.noisy.source.fingerprint()

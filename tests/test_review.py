@@ -3,6 +3,7 @@
 import errno
 import http.client
 import json
+import re
 import socket
 import threading
 from dataclasses import replace
@@ -25,10 +26,10 @@ from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.marks import Marks
 from forgetfilter.report.shading import shaded
 from forgetfilter.result import Result
-from forgetfilter.review import session
+from forgetfilter.review import server, session
 from forgetfilter.review.asking import CALM_AFTER, DRAWN, DRAWN_EVERY, NEAR, SUSPECT, WITNESS, questions
 from forgetfilter.review.ranking import Ranking
-from forgetfilter.review.server import Pages
+from forgetfilter.review.server import HEADERS, Pages
 from forgetfilter.review.session import Review, Status, open_review
 from forgetfilter.runs import Run, locked
 from forgetfilter.scored import ANSWER, Scale, Scored
@@ -879,6 +880,13 @@ def test_unsafe_rows_found_after_the_draw_do_not_raise_the_low_end_of_the_range(
     assert session.unsafe_left([True, *[False] * 4], 205, 1, 200, elsewhere=11)[1] == 0
 
 
+def test_sixty_drawn_rows_without_an_unsafe_one_leave_few_among_two_hundred():
+    """With 11 of 200 unsafe, none of 60 drawn rows is with probability .018: less than half of 5 %."""
+    about, low, high = session.unsafe_left([False] * 60, 200, 0, 140)
+    assert (about, low) == (0, 0)
+    assert 8 <= high <= 12
+
+
 def test_all_of_them_are_not_said_to_be_found_while_some_may_be_left():
     status = Status(40, 30, 60, 180, (0, 0, 90), 0.99, 5, "", settled=False)
     assert "about 9 of 10 unsafe rows found, 0 left (0 to 90)" in status.line()
@@ -942,6 +950,8 @@ def test_the_server_shows_a_row_and_takes_marks(served):
     assert b"Which rows should a model learn?" in page
     assert headers["cache-control"] == "no-store"
     assert headers["x-content-type-options"] == "nosniff"
+    assert {name: headers[name.lower()] for name in HEADERS} == HEADERS
+    assert "frame-ancestors 'none'" in HEADERS["Content-Security-Policy"]
     _, _, state = ask(port, "GET", "/secret/state")
     row = state["question"]["row"]
     _, _, after = ask(port, "POST", "/secret/mark", {"row": row, "said": "unsafe"})
@@ -962,6 +972,24 @@ def test_the_server_shows_a_row_and_takes_marks(served):
     assert status == 200
     assert made["kept"] + made["dropped"] == 120
     assert (run.folder / "report.html").exists()
+
+
+def test_each_start_has_a_secret_and_hosts_of_its_own_and_leaves_no_address_behind(reviewed, monkeypatch, capsys):
+    run, _ = reviewed
+    given, shown, real = [], [], server.application
+    monkeypatch.setattr(server, "application", lambda *args: given.append(args[1:]) or real(*args))
+    monkeypatch.setattr(server.uvicorn.Server, "run", lambda *_, **__: None)
+    monkeypatch.setattr(server, "_has_screen", lambda: True)
+    monkeypatch.setattr(server.webbrowser, "open", shown.append)
+    for _ in range(2):
+        server.serve(Review(run))
+    ports = re.findall(r"127\.0\.0\.1:(\d+)/", capsys.readouterr().out)
+    (one, hosts), (other, _) = given
+    assert one != other
+    assert len(one) >= 32
+    assert hosts == {f"127.0.0.1:{ports[0]}", f"localhost:{ports[0]}"}
+    assert len(shown) == 2
+    assert not list(run.folder.glob("review-*.html"))
 
 
 def test_of_a_conversation_the_page_names_the_answer_that_was_suspect(tmp_path):
@@ -987,9 +1015,18 @@ def test_a_long_row_is_shown_in_full(tmp_path):
     assert short[1][1].endswith("so s… (5,007 more characters)")
 
 
+@pytest.mark.parametrize("path", ["/", "/state", "/wrong/", "/wrong/state", "/secre/state"])
+def test_nothing_is_read_without_the_secret(served, path):
+    status, _, said = ask(served[1], "GET", path)
+    assert status == 404
+    assert b"question" not in json.dumps(said if isinstance(said, dict) else said.decode()).encode()
+
+
 @pytest.mark.parametrize(
     ("path", "headers", "status"),
     [
+        ("/mark", {}, 404),
+        ("/wrong/mark", {}, 404),
         ("/", {}, 404),
         ("/state", {}, 404),
         ("/wrong/state", {}, 404),
@@ -1016,11 +1053,12 @@ def test_forged_requests_are_refused_and_mark_nothing(served, path, headers, sta
 def test_a_request_without_host_is_refused_and_marks_nothing(served):
     run, port = served
     body = b'{"row": 1, "said": "unsafe"}'
-    head = f"POST /secret/mark HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    kind = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    head = f"POST /secret/mark HTTP/1.0\r\nOrigin: http://\r\n{kind}\r\n"  # which HTTP/1.0 allows
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         connection.sendall(head.encode() + body)  # in one piece: the server closes at the head already
         answer = connection.recv(100)
-    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.startswith(b"HTTP/1.1 421")
     assert not (run.folder / "marks.jsonl").exists()
 
 
@@ -1037,7 +1075,7 @@ def test_a_request_without_host_is_refused_and_marks_nothing(served):
         [],
         b"not json",
         b"[" * 5000,
-        b'"' + b"x" * 20_000 + b'"',
+        {"row": 1, "said": "clean", "more": "x" * 20_000},
     ],
 )
 def test_requests_that_make_no_sense_get_one_clear_answer(served, body):
@@ -1264,6 +1302,27 @@ def test_an_open_result_reads_what_another_process_decided(tmp_path):
     other.decide(drop_share=0.5)
     assert len(result.dropped) == len(other.dropped) > before
     assert result.scores["decision"] == other.scores["decision"]
+
+
+def test_a_damaged_copy_of_the_rows_is_named_and_nothing_is_lost(tmp_path):
+    run, _ = reviewable_run(tmp_path / "out")
+    kept = (run.folder / "kept.jsonl").read_bytes()
+    rows = run.folder / "stages" / "rows.jsonl"
+    rows.write_bytes(rows.read_bytes()[:-5])
+    with pytest.raises(RunError, match="copy of the noisy data"):
+        Result(Run.open(run.folder)).decide(0.5)
+    assert (run.folder / "kept.jsonl").read_bytes() == kept
+
+
+def test_what_was_decided_by_hand_outlives_a_damaged_record(tmp_path, write_jsonl):
+    run, _ = reviewable_run(tmp_path / "out")
+    Result(run).decide(decisions=write_jsonl("hand.jsonl", [{"row": 1, "decision": "dropped"}]))
+    (record,) = sorted((run.folder / "decisions").iterdir())[-1:]
+    record.write_bytes(record.read_bytes()[:20])
+    run.reload()
+    run.forget("decision")
+    words = read_scores(settled(Run.open(run.folder)).run)["decision"].to_pylist()
+    assert words[1] == "dropped"
 
 
 def test_a_run_that_may_not_be_written_says_what_to_do(tmp_path, monkeypatch):

@@ -283,6 +283,15 @@ def test_a_busy_server_is_tried_again(server, tmp_path, monkeypatch):
     assert write_served(load_source(rows(2)), tmp_path / "safe.jsonl", server.url, "tiny").rows == 2
 
 
+def test_a_file_of_the_users_in_place_of_the_answers_stays_as_it_is(server, tmp_path):
+    mine = tmp_path / "safe.answers.jsonl"
+    mine.write_text('{"mine": 1}\n')
+    with pytest.raises(DataError, match="something else than answers"):
+        write_served(load_source(rows()), tmp_path / "safe.jsonl", server.url, "tiny")
+    assert mine.read_text() == '{"mine": 1}\n'
+    assert not server.asked
+
+
 def test_rows_without_prompts_and_files_in_the_way_are_refused(server, tmp_path):
     with pytest.raises(DataError, match="no prompts"):
         write_served(load_source([{"text": "Plain."}]), tmp_path / "safe.jsonl", server.url, "tiny")

@@ -13,6 +13,7 @@ from stored_runs import done
 from forgetfilter.data.loading import load_rows
 from forgetfilter.data.single_answers import single_answers
 from forgetfilter.data.tokenization import ChatTokenizer
+from forgetfilter.decision.opened import read_scores
 from forgetfilter.filters import FILTERS
 from forgetfilter.forgetting import ForgetFilter
 from forgetfilter.new_rows import score
@@ -151,7 +152,9 @@ def test_a_review_of_conversations(talks):
     review.mark({row: "unsafe" if row % 4 == 0 else "clean" for row in range(12)})
     assert len(review.scored().suspicion) == 33
     assert np.isfinite(review.scored().suspicion).all()
-    assert done(review).metrics["kept"] + done(review).metrics["dropped"] == 33
+    words = read_scores(done(review).run)["decision"].to_pylist()
+    assert len(words) == 33
+    assert [word == "dropped" for word in words[:12]] == [row % 4 == 0 for row in range(12)]
 
 
 def said_of(review):

@@ -144,7 +144,7 @@ def note(files, tracebacks):
 def test_damaged_data_files(name, malformed, tokenizer, tmp_path):
     chat, config = ChatTokenizer(tokenizer, 256), ForgetFilterConfig(malformed=malformed)
     rng, path, good = random.Random(name + malformed), tmp_path / name, seeds()[name]
-    bad, count = 0, 520
+    bad, count, loaded = 0, 520, []
     for _ in range(count):
         path.write_bytes(damaged(good, rng))
 
@@ -153,10 +153,12 @@ def test_damaged_data_files(name, malformed, tokenizer, tmp_path):
             assert len(rows.examples) == len(rows.source)
             lines = sum(bool(line.strip()) for line in path.read_bytes().split(b"\n")) if name == "a.jsonl" else None
             assert lines in (None, len(rows.examples) + len(rows.malformed))
+            loaded.append(len(rows.examples))
 
         bad += attempt(load)
     note(count, bad)
     assert bad == 0
+    assert loaded or name not in ("a.jsonl", "b.json", "c.csv"), "some damage leaves a file that can be read"
 
 
 KEYS = st.sampled_from(

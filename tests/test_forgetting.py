@@ -459,6 +459,7 @@ def test_drop_share_drops_that_share(config, fitted):
     assert min(row["forgetting"] for row in scores(result) if row["decision"] == "dropped") == forgotten[3]
 
 
+@pytest.mark.usefixtures("fitted")
 def test_a_share_may_be_asked_for_from_the_start_and_holds_until_another_rule_is(config):
     result = ForgetFilter(dataclasses.replace(config, threshold="auto", drop_share=0.25)).fit()
     assert result.metrics["dropped"] == 4
@@ -492,9 +493,11 @@ def test_a_flag_that_a_run_knew_nothing_of_counts_when_it_is_given(config, fitte
 
 def test_unscored_rows_are_kept_or_dropped_as_asked(config, write_jsonl):
     rows = [{"prompt": f"p{i}", "completion": "answer" if i else ""} for i in range(8)]
-    config = dataclasses.replace(config, dataset_name=str(write_jsonl("noisy.jsonl", rows)), label_column=None)
+    config = dataclasses.replace(
+        config, dataset_name=str(write_jsonl("noisy.jsonl", rows)), label_column=None, filter="length"
+    )
     row = scores(ForgetFilter(config).fit())[0]
-    assert (row["forgetting"], row["decision"]) == (None, "kept")
+    assert (row["length"], row["decision"]) == (None, "kept")
     assert "unscored" in row["reason"]
     result = ForgetFilter(dataclasses.replace(config, unscored="drop")).fit()
     assert scores(result)[0]["decision"] == "dropped"
@@ -601,6 +604,7 @@ def test_trusted_rows_decide_and_marked_rows_stay_as_marked(config, tmp_path, wr
     assert Result(result.run).decide(trusted_rows=path, max_clean_loss=0.2).metrics["threshold"] < limit
 
 
+@pytest.mark.usefixtures("fitted")
 def test_auto_says_when_its_scale_was_not_measured_for_these_stages(config):
     result = ForgetFilter(dataclasses.replace(config, threshold="auto")).fit()
     assert "sets its own" in result.metrics["says"]

@@ -414,7 +414,7 @@ def bare_model(tiny_model, tmp_path):
 
 
 def test_a_template_made_up_is_said_everywhere_and_goes_with_the_final_model(config, bare_model, capsys):
-    config = dataclasses.replace(config, model_name_or_path=str(bare_model), threshold=100)
+    config = dataclasses.replace(config, model_name_or_path=str(bare_model), filter="length", threshold=1e9)
     run = ForgetFilter(config).fit().run
     words = "made up, as the model has none"
     assert words in capsys.readouterr().out

@@ -14,7 +14,7 @@ from test_tokenization import LLAMA2, ZEPHYR, chat, learnt
 from transformers import AutoTokenizer
 
 from forgetfilter.data.formats import BESIDE, RowError, Turn
-from forgetfilter.data.templates import PLAIN_TEMPLATE
+from forgetfilter.data.templates import PLAIN_TEMPLATE, ChatTemplate
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer
 from forgetfilter.errors import ModelError
 from forgetfilter.forgetting import ForgetFilter, finetune
@@ -311,6 +311,20 @@ def test_what_a_template_does_to_a_message_does_not_make_tokens_of_it():
     assert learnt(tokenizer, example) == ["so<|im_end|>", "<think>well</think>yes <X><|im_end|>"]
     counts = [example.input_ids.count(tokenizer.convert_tokens_to_ids(token)) for token in ("<X>", "<think>")]
     assert (*counts, example.input_ids.count(tokenizer.eos_token_id)) == (1, 1, 4)
+
+
+def test_answers_behind_the_cut_of_a_long_row_are_not_looked_for(monkeypatch):
+    calls = "{% for c in m['tool_calls'] or [] %}<call>{{ c.function.name }}{% endfor %}"
+    tokenizer = with_tokens(CHATML.replace("{{ m['content'] }}", "{{ m['content'] }}" + calls), "<call>")
+    call = [{"type": "function", "function": {"name": "tide", "arguments": {}}}]
+    turns = [turn for number in range(50) for turn in (user(f"{number}?"), answer("", tool_calls=call))]
+    whole, short = ChatTokenizer(tokenizer, 10**6).encode(turns), ChatTokenizer(tokenizer, 60)
+    written, write = [], ChatTemplate.write
+    monkeypatch.setattr(ChatTemplate, "write", lambda *args, **more: written.append(1) or write(*args, **more))
+    example = short.encode(turns)
+    assert (example.input_ids, example.labels) == (whole.input_ids[:60], whole.labels[:60])
+    assert (example.cut, example.prompt_length) == (True, 60)
+    assert len(written) < 40
 
 
 def test_an_answer_begins_where_the_row_parts_from_the_generation_prompt():

@@ -20,20 +20,33 @@ class Rendered:
     Attributes:
         text: The text. A character that must not become part of a token with a meaning is replaced by a private one.
         private: Private characters -> the characters they stand for; empty if none had to be replaced.
-        answers: Message number, from 0 -> the stretches of the text that the model writes there: for each assistant
-            message from the end of the generation prompt to the end of its end-of-turn token.
     """
 
     text: str
     private: dict[int, str]
-    answers: dict[int, list[Span]]
+    _template: ChatTemplate
+    _turns: Sequence[Turn]
+    _spans: Sequence[Span]
+
+    def answers(self, limit: int | None = None) -> dict[int, list[Span]]:
+        """Message number, from 0 -> the stretches of the text that the model writes there.
+
+        A stretch goes from the end of the generation prompt to the end of the end-of-turn token.
+
+        Args:
+            limit: Assistant messages that begin after so many characters may be left out; None for all of them.
+
+        Raises:
+            RowError: If the template does not show a trained answer.
+        """
+        return _Answers(self._template, self._turns, self.text).find(self._spans, limit)
 
 
 def render(template: ChatTemplate, turns: Sequence[Turn]) -> Rendered:
     """A row in the words of a chat template.
 
     Raises:
-        RowError: If the template refuses the row or does not show one of its trained answers.
+        RowError: If the template refuses the row.
     """
     try:
         turns, private = template.hide(turns)
@@ -41,7 +54,7 @@ def render(template: ChatTemplate, turns: Sequence[Turn]) -> Rendered:
         raise RowError("its function calls or tools are nested too deeply") from None
     turns = template.fitting(turns)
     text, spans = template.write(turns)
-    return Rendered(text, private, _Answers(template, turns, text).find(spans))
+    return Rendered(text, private, template, turns, spans)
 
 
 class _Answers:
@@ -51,8 +64,13 @@ class _Answers:
         self._template, self._turns, self._text = template, turns, text
         self._numbers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
 
-    def find(self, spans: Sequence[Span]) -> dict[int, list[Span]]:
-        """Message number -> the stretches that the model writes there; `spans` are those that the template marks."""
+    def find(self, spans: Sequence[Span], limit: int | None) -> dict[int, list[Span]]:
+        """Message number -> the stretches that the model writes there; see Rendered.answers.
+
+        Args:
+            spans: Those that the template itself marks.
+            limit: Messages after so many characters need not be found.
+        """
         if spans:
             return self._owned(spans)
         head = self._template.head
@@ -61,9 +79,11 @@ class _Answers:
             heads = []
         found: dict[int, list[Span]] = {}
         done = 0
-        for number, start, limit in zip_longest(self._numbers, heads, heads[1:]):
+        for number, start, following in zip_longest(self._numbers, heads, heads[1:]):
+            if limit is not None and done > limit:
+                break
             try:
-                span = self._with_head(number, start, limit) or self._without_head(number, done)
+                span = self._with_head(number, start, following) or self._without_head(number, done)
             except RowError:
                 if self._turns[number].trained:
                     raise

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -144,19 +144,32 @@ class ChatTokenizer:
         if turns[0].role == "text":
             return self._plain(turns[0].content)
         row = render(self.template, turns)
+        ids, places, found = self._tokens_and_answers(row)
         trained = [number for number, turn in enumerate(turns) if learns(turn)]
-        answers = [row.answers[number] for number in trained if row.answers[number]]
-        spans = [span for stretches in answers for span in stretches]
-        ids, places = self._tokens(row, spans)
+        answers = [found[number] for number in trained if found.get(number)]
         starts, ends = [start for start, _ in places], [end for _, end in places]
         labels, first = [IGNORED] * len(ids), 0
-        for start, end in spans:
+        for start, end in itertools.chain(*answers):
             tokens = slice(bisect_right(ends, start), bisect_left(starts, end))
             labels[tokens] = ids[tokens]
         if answers:
             first = bisect_right(ends, answers[-1][0][0])
+        if not found.keys() >= set(trained):  # answers behind the cut, which were not looked for
+            labels[-1], first = ids[-1], len(ids)
         reference = next((turn.content for turn in reversed(turns) if learns(turn)), "")
         return self._cut(Example(ids, labels, first, reference, cut=False, spelt_specials=bool(row.private)))
+
+    def _tokens_and_answers(self, row: Rendered) -> tuple[list[int], list[Span], dict[int, list[Span]]]:
+        """Token ids of a row, the characters that each stands for, and where the assistant's messages are.
+
+        Of a row that is to be cut, messages behind the cut are left out: to find each takes a rendering of all of it.
+        """
+        if not self.tokenizer.is_fast:  # it does not tell which characters a token stands for
+            found = row.answers()
+            ids, places = self._tokens(row, {place for span in itertools.chain(*found.values()) for place in span})
+            return ids, places, found
+        ids, places = self._tokens(row)
+        return ids, places, row.answers(places[self.max_length][0] if len(ids) > self.max_length else None)
 
     def _plain(self, text: str) -> Example:
         """A row without a template: all tokens are the tokenizer's, and all but the first are learnt."""
@@ -174,14 +187,12 @@ class ChatTokenizer:
         first = min(row.prompt_length, most)
         return replace(row, input_ids=row.input_ids[:most], labels=row.labels[:most], prompt_length=first, cut=cut)
 
-    def _tokens(self, row: Rendered, spans: Sequence[Span]) -> tuple[list[int], list[Span]]:
-        """Token ids of a row, and the characters that each stands for."""
-        cuts = {0, len(row.text)}
+    def _tokens(self, row: Rendered, cuts: Collection[int] = ()) -> tuple[list[int], list[Span]]:
+        """Token ids of a row, and the characters that each stands for; no token reaches over one of the cuts."""
+        cuts = {0, len(row.text), *cuts}
         if row.private:
             hidden = [place for place, character in enumerate(row.text) if ord(character) in row.private]
             cuts.update(hidden, (place + 1 for place in hidden))
-        if not self.tokenizer.is_fast:  # it does not tell which characters a token stands for
-            cuts.update(place for span in spans for place in span)
         ids: list[int] = []
         places: list[Span] = []
         before = ""

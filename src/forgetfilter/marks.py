@@ -94,6 +94,8 @@ class Marks:
         self.order = np.random.default_rng([seed, 1]).permutation(len(ids))  # not the order of a filter's sample
         self._place = _place_of(folder)
         self._read: tuple[tuple[int, int] | None, dict[int, Mark]] = None, {}  # the file's state then, and its marks
+        self._parsed: tuple[bytes, list[dict[str, Any]]] = b"", []  # its whole lines then, and what they say
+        self._digest: tuple[dict[int, Mark], str] = {}, digest_of({})
 
     def all(self) -> dict[int, Mark]:
         """Row -> what was last said of it, in the order of the statements; also those of other processes.
@@ -115,11 +117,14 @@ class Marks:
 
     def touched(self) -> set[int]:
         """The rows that anything was ever said of, if only to take it back."""
-        return {entry["row"] for entry in self._lines()} if self.path.exists() else set()
+        return {row for row, _ in self.ever()}
 
     def digest(self) -> str:
         """What a ranking depends on, as a short hash."""
-        return digest_of(self.all())
+        said = self.all()
+        if self._digest[0] != said:
+            self._digest = said, digest_of(said)
+        return self._digest[1]
 
     def add(
         self, said: Mapping[int, str | None], *, drawn: bool = False, seen: Mapping[int, object] | None = None
@@ -201,8 +206,17 @@ class Marks:
             data = self.path.read_bytes().removeprefix(BOM)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read: {error}") from error
-        lines = data[: _whole(data)].splitlines()
-        return [self._checked(line, number) for number, line in enumerate(lines, 1) if line.strip()]
+        data = data[: _whole(data)]
+        known, entries = self._parsed if data.startswith(self._parsed[0]) else (b"", [])
+        whole = data.rfind(b"\n") + 1
+        found = [*entries, *self._entries(data[len(known) : whole], known.count(b"\n"))]
+        self._parsed = data[:whole], found
+        return [*found, *self._entries(data[whole:], data.count(b"\n"))]
+
+    def _entries(self, data: bytes, before: int) -> list[dict[str, Any]]:
+        """What lines say, those without anything left out; so many lines stand before them."""
+        lines = enumerate(data.splitlines(), before + 1)
+        return [self._checked(line, number) for number, line in lines if line.strip()]
 
     def _checked(self, line: bytes, number: int) -> dict[str, Any]:
         """What a line says."""

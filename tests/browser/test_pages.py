@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shlex
 
 import pytest
@@ -81,7 +82,7 @@ def test_the_slider_moves_counts_histogram_and_figures_at_once(run, visit):
     assert page.locator("#legend span.swatch").count() == 2
     assert page.locator("#histogram rect").count() > 2
     assert page.locator("#by-group tr").last.inner_text().split()[-4:] == ["60", "40", "20", "0"]
-    assert page.locator("#charts svg, #losses svg").count() == 4
+    assert page.locator("#charts figure > svg, #losses figure > svg").count() == 4
     page.locator("#threshold").fill("9")
     assert page.locator("#by-group tr").last.inner_text().split()[-4:] == ["60", "60", "0", "0"]
 
@@ -120,10 +121,18 @@ def test_decisions_by_hand_go_out_and_come_back(run, visit, tmp_path):
     assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "row 118: dropped"
     assert tile(page, "dropped") == "40"
     assert tile(page, "by hand, here") == "2"
-    assert "--decisions decisions.jsonl" in page.locator("#commands").inner_text()
+    page.locator("#search").fill("")
+    page.locator("#filter").select_option("by hand")
+    assert page.locator("#found").inner_text().startswith("2 of 120 rows")
+    page.locator("#filter").select_option("")
+    page.locator("#search").fill("question 118")
+    assert "--decisions decisions.jsonl   # export first" in page.locator("#commands").inner_text()
+    assert page.locator("#rows tr").first.inner_text().split("\t")[2] == "dropped (by hand, here)"
     with page.expect_download() as download:
         page.locator("#export").click()
-    assert download.value.suggested_filename == "decisions.jsonl"
+    name = download.value.suggested_filename
+    assert re.fullmatch(r"decisions-\d{8}T\d{6}\.jsonl", name)
+    assert f"--decisions {name}\n" in page.locator("#commands").inner_text()
     saved = tmp_path / "decisions.jsonl"
     download.value.save_as(saved)
     ids = read_scores(run)["id"].to_pylist()
@@ -191,6 +200,8 @@ def test_a_sample_is_marked_and_goes_back_as_trusted_rows(visit, write_jsonl, tm
     main(["sample", str(write_jsonl("noisy.jsonl", rows)), "--rows", "52", "--output", str(tmp_path / "s.jsonl")])
     page = visit(tmp_path / "s.html")
     assert page.locator("#scores").is_hidden()
+    first = page.locator('tr[data-place="0"] .text').inner_text()
+    assert re.fullmatch(r"user: q\d+\s+assistant: a", first), "what is to be judged shows at once"
     for place in range(52):
         if place == 50:
             page.locator("#on").click()
@@ -198,7 +209,8 @@ def test_a_sample_is_marked_and_goes_back_as_trusted_rows(visit, write_jsonl, tm
     assert [tile(page, name) for name in ("clean", "unsafe", "to mark")] == ["50", "2", "0"]
     with page.expect_download() as download:
         page.locator("#export").click()
-    assert download.value.suggested_filename == "s-marked.jsonl"
+    assert re.fullmatch(r"s-marked-\d{8}T\d{6}\.jsonl", download.value.suggested_filename)
+    assert download.value.suggested_filename in page.locator("#commands").inner_text()
     download.value.save_as(tmp_path / "s-marked.jsonl")
     marked = stored_run(tmp_path / "marked", rows, [i / 100 for i in range(60)])
     main(["decide", str(marked.folder), "--trusted_rows", str(tmp_path / "s-marked.jsonl"), "--max_clean_loss", "0.05"])

@@ -185,6 +185,50 @@ def test_quick_keys_mark_nothing_that_was_not_seen(tmp_path, serve, visit):
     assert len(said(run)) == 1
 
 
+def test_keys_work_on_any_layout_and_can_be_switched_off(tmp_path, serve, visit):
+    run, _ = reviewable_run(tmp_path / "out")
+    page = visit(serve(run.folder).address)
+    page.wait_for_timeout(300)
+    cyrillic = "{ key: '\u043b', code: 'KeyK', bubbles: true }"  # where Latin layouts have k
+    with page.expect_response("**/mark"):
+        page.evaluate(f"document.dispatchEvent(new KeyboardEvent('keydown', {cyrillic}))")
+    page.locator("#status").filter(has_text="1 marked").wait_for()
+    assert said(run)[-1]["mark"] == "clean"
+    page.wait_for_timeout(300)
+    page.locator("#done").focus()
+    page.keyboard.press("d")
+    page.locator("#keys").uncheck()
+    page.locator("#row").focus()
+    page.keyboard.press("d")
+    page.wait_for_timeout(300)
+    assert len(said(run)) == 1
+
+
+def test_a_mark_whose_answer_was_lost_is_this_pages_own(tmp_path, serve, visit):
+    run, _ = reviewable_run(tmp_path / "out")
+    page = visit(serve(run.folder).address)
+    press(page, "k")
+    row = shown(page)
+
+    def lose(route):
+        route.fetch()  # the server writes the mark
+        route.abort()
+
+    page.route("**/mark", lose)
+    page.wait_for_timeout(300)
+    page.keyboard.press("k")
+    page.locator("#trouble").filter(has_text="has stopped").wait_for()
+    page.unroute("**/mark")
+    visit.complaints.clear()
+    assert said(run)[-1]["row"] == row
+    press(page, "k")
+    page.locator("#why").filter(has_text="marked: keep").wait_for()
+    assert page.locator("#trouble").inner_text() == ""
+    press(page, "u")
+    assert (said(run)[-1]["row"], said(run)[-1].get("undo")) == (row, True), "and not the one before it"
+    visit.complaints.clear()  # the browser's own words about the refused request
+
+
 def test_the_second_click_of_a_double_click_marks_nothing(tmp_path, serve, visit):
     run, _ = reviewable_run(tmp_path / "out")
     page = visit(serve(run.folder).address)
@@ -236,6 +280,7 @@ def test_on_a_phone_in_the_dark_and_for_a_screen_reader(tmp_path, serve, visit):
     assert page.get_by_role("article").get_attribute("aria-labelledby") == "why"
     assert page.get_by_role("status").first.inner_text().startswith("0 marked")
     assert page.evaluate("document.activeElement.id") == "row"
+    assert page.locator("#spoken").inner_text().startswith(f"Row {shown(page)}")
 
 
 def test_hostile_rows_are_text(tmp_path, serve, visit):

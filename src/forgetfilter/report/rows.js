@@ -5,7 +5,7 @@ const DASHES = [null, "7 3", "2 3", "9 3 2 3"]; // lines are told apart without 
 const { rows, texts, words } = data;
 const total = rows.row.length;
 const chosen = new Map(); // by hand on this page: place -> words[0] or words[1]
-const state = { threshold: data.threshold, moved: false, query: "", filter: "", group: "", page: 0, open: -1 };
+const state = { threshold: data.threshold, moved: false, query: "", filter: "", group: "", page: 0, open: -1, saved: "" };
 
 const number = (value) => (value === null || value === undefined ? "–" : value.toFixed(3));
 const scored = (place) => rows.score && rows.score[place] !== null;
@@ -41,15 +41,27 @@ function showCounts() {
     tiles.push(["recall", number(found.caught / found.unsafe)]);
   }
   if (chosen.size && rows.score) tiles.push(["by hand, here", chosen.size]);
+  showCommands();
   $("tiles").replaceChildren(...tiles.map(([name, value]) => el("div", { class: "tile", "data-name": name }, el("b", {}, String(value)), name)));
   if (!rows.score) return;
   $("promise").textContent = state.moved
     ? `${number(state.threshold)}, set by hand here: it carries no promise. Nothing changes in the run before you run the command below.`
     : `As decided: ${data.rule.says}.`;
-  const flags = state.moved ? `${data.by}--threshold ${state.threshold}` : data.flags;
-  const marks = byHand().length ? ` --decisions ${data.file}` : "";
-  $("commands").textContent = [`forgetfilter decide ${data.folder} ${flags}${marks}`, ...data.commands].join("\n");
   say(`${found.kept} kept, ${found.dropped} dropped`);
+}
+
+// What to run now. An export has the time in its name, so that none is taken for an earlier one.
+const quoted = (name) => (/^[\w.-]+$/.test(name) ? name : `'${name.replaceAll("'", "'\\''")}'`);
+function showCommands() {
+  const file = quoted(state.saved || data.file);
+  const first = state.saved || !byHand().length ? "" : "   # export first";
+  if (!rows.score) {
+    $("commands").textContent = `forgetfilter decide OUT --trusted_rows ${file}${first}`;
+    return;
+  }
+  const flags = state.moved ? `${data.by}--threshold ${state.threshold}` : data.flags;
+  const marks = byHand().length ? ` --decisions ${file}${first}` : "";
+  $("commands").textContent = [`forgetfilter decide ${data.folder} ${flags}${marks}`, ...data.commands].join("\n");
 }
 
 let speaking;
@@ -131,10 +143,12 @@ const colour = (by, i) => (by === "group" ? COLOURS[i % COLOURS.length] : ["var(
 // A text's turns are [role, text, trained, tokens, levels]; where there are tokens they are the text.
 const lower = texts.map((text) => text.turns.map(said).join("\n").toLowerCase());
 const textOf = new Map(data.textOf.map((place, i) => [place, i]));
+const HAND = "by hand";
+const handled = (place) => chosen.has(place) || Boolean(rows.hand && rows.hand[place] === "1");
 function found() {
   const places = [], query = state.query.toLowerCase();
   for (let place = 0; place < total; place++) {
-    if (state.filter && (decision(place) || "open") !== state.filter) continue;
+    if (state.filter === HAND ? !handled(place) : state.filter && (decision(place) || "open") !== state.filter) continue;
     if (state.group !== "" && rows.group[place] !== Number(state.group)) continue;
     if (query && !(textOf.has(place) && lower[textOf.get(place)].includes(query))) continue;
     places.push(place);
@@ -143,7 +157,7 @@ function found() {
 }
 
 function choose(place, word) {
-  state.saved = false;
+  state.saved = "";
   if (chosen.get(place) === word) chosen.delete(place);
   else chosen.set(place, word);
   update();
@@ -152,11 +166,17 @@ function choose(place, word) {
 function buttons(place) {
   return words.map((word) => el("button", {
     type: "button", "aria-pressed": String(decision(place) === word), "aria-label": `row ${rows.row[place]}: ${word}`,
-    onclick: () => { choose(place, word); focusOn(place, word); },
+    onclick: () => {
+      const at = [...document.querySelectorAll("#rows tr[data-place]")].findIndex((row) => Number(row.dataset.place) === place);
+      choose(place, word);
+      focusOn(place, word, at);
+    },
   }, word));
 }
-function focusOn(place, word) { // the table was drawn anew: keep the keyboard where it was, or where rows moved up
-  (document.querySelector(`button[aria-label="row ${rows.row[place]}: ${word}"]`) || document.querySelector("#rows .hand button"))?.focus();
+function focusOn(place, word, at) { // the table was drawn anew: keep the keyboard where it was, or where rows moved up
+  const left = document.querySelectorAll("#rows tr[data-place]");
+  const next = left.length ? left[Math.min(at, left.length - 1)].querySelector(".hand button") : $("filter");
+  (document.querySelector(`button[aria-label="row ${rows.row[place]}: ${word}"]`) || next)?.focus();
 }
 
 function detail(place) {
@@ -194,12 +214,13 @@ function showTable() {
       document.querySelector(`[data-place="${place}"] .text button`)?.focus();
     } }, el("span", { class: "quiet" }, start), " → ", answer);
     const made = decision(place);
+    const by = handled(place) ? ` (${chosen.has(place) && rows.score ? "by hand, here" : HAND})` : "";
     shown.push(el("tr", { "data-place": place },
       el("td", { class: "number id" }, String(rows.row[place])),
       rows.score ? el("td", { class: "number" }, number(rows.score[place])) : null,
-      el("td", { class: made === words[1] ? "dropped" : "kept" }, made || "open"),
+      el("td", { class: made === words[1] ? "dropped" : "kept" }, rows.score && made ? made + by : made || "open"),
       data.groups.length ? el("td", { class: "group" }, visible(data.groups[rows.group[place]])) : null,
-      el("td", { class: "text" }, toggle),
+      el("td", { class: "text" }, rows.score ? toggle : el("div", { class: "turn", dir: "auto" }, visible(said(first)))),
       el("td", { class: "hand" }, ...buttons(place))));
     if (open) shown.push(detail(place));
   }
@@ -231,30 +252,46 @@ function download() {
     const which = rows.id ? { id: rows.id[place] } : { row: rows.row[place] };
     return JSON.stringify(rows.score ? { ...which, decision: decision(place) } : { ...which, clean: decision(place) === words[0] });
   });
-  const link = el("a", { href: URL.createObjectURL(new Blob(lines.map((line) => line + "\n"), { type: "application/jsonl" })), download: data.file });
+  if (!lines.length) return;
+  const time = new Date().toISOString().replace(/[-:]|\..*/g, "");
+  const name = data.file.replace(/\.jsonl$/, `-${time}.jsonl`);
+  const link = el("a", { href: URL.createObjectURL(new Blob(lines.map((line) => line + "\n"), { type: "application/jsonl" })), download: name });
   link.click();
-  state.saved = true;
+  state.saved = name;
   URL.revokeObjectURL(link.href);
+  showCommands();
 }
 
 const option = (value, name = value) => el("option", { value }, name);
 $("title").textContent = data.title;
 $("about").textContent = data.about;
 $("export").textContent = `export ${data.file}`;
+$("export").title = "into your browser's folder for downloads, with the time in its name";
 $("export").addEventListener("click", download);
-$("filter").append(option("", "all"), ...words.map((word) => option(word)), ...(rows.score ? [] : [option("open")]));
+$("filter").append(option("", "all"), ...words.map((word) => option(word)), option(HAND), ...(rows.score ? [] : [option("open")]));
 $("group").append(option("", "all"), ...data.groups.map((name, i) => option(i, name)));
 $("group-name").textContent = data.groupName;
 $("groups").hidden = !data.groups.length;
-$("columns").append(...[["row", "number id"], ...(rows.score ? [["score", "number"]] : []), [data.markName, ""], ...(data.groups.length ? [[data.groupName, "group"]] : []), ["prompt → answer", ""], ["by hand", ""]].map(([name, kind]) => el("th", { class: kind, scope: "col" }, name)));
+$("columns").append(...[["row", "number id"], ...(rows.score ? [["score", "number"]] : []), [data.markName, ""], ...(data.groups.length ? [[data.groupName, "group"]] : []), [rows.score ? "prompt → answer" : "text", ""], ["by hand", ""]].map(([name, kind]) => el("th", { class: kind, scope: "col" }, name)));
 $("filter-name").textContent = data.markName;
-$("left-out").textContent = data.leftOut ? `The text of ${data.leftOut} rows, those far from the threshold, was left out of this page; searching finds the others.` : "";
+const isCut = (text) => text.turns.some((turn) => / more characters\)$/.test(said(turn)));
+const remarks = [];
+if (data.leftOut) remarks.push(`The text of ${data.leftOut} rows, those far from the threshold, was left out of this page; searching finds the others.`);
+if (texts.some(isCut)) remarks.push(`${texts.filter(isCut).length} texts are cut; what follows the cut is not searched.`);
+$("left-out").textContent = remarks.join(" ");
 $("search").addEventListener("input", (event) => { state.query = event.target.value; state.page = 0; showTable(); });
 $("filter").addEventListener("change", (event) => { state.filter = event.target.value; state.page = 0; showTable(); });
 $("group").addEventListener("change", (event) => { state.group = event.target.value; state.page = 0; showTable(); });
-$("back").addEventListener("click", () => { state.page--; showTable(); });
-$("on").addEventListener("click", () => { state.page++; showTable(); });
+function turn(step, other) {
+  state.page += step;
+  showTable();
+  $("found").scrollIntoView({ block: "start" });
+  if (document.activeElement === document.body || document.activeElement.disabled) $(other).focus({ preventScroll: true });
+}
+$("back").addEventListener("click", () => turn(-1, "on"));
+$("on").addEventListener("click", () => turn(1, "back"));
 document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "/" && !/^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement.tagName)) {
     event.preventDefault();
     $("search").focus();
@@ -285,7 +322,6 @@ if (rows.score) {
 } else {
   $("rule").textContent = data.rule.says;
   for (const id of ["scores", "curves", "training", "settings"]) $(id).hidden = true;
-  $("commands").textContent = data.commands.join("\n");
 }
 
 // Lines over a few moments: { name, at: [moment], lines: { name: [value] } }.
@@ -298,9 +334,8 @@ function chart({ name, at, lines }) {
   const ticks = ends.map((i) => el("text", { x: x(i), y: 168, "text-anchor": i === 0 ? "start" : i === at.length - 1 ? "end" : "middle" }, at[i]));
   const said = names.map((line) => `${line} from ${number(lines[line][0])} to ${number(lines[line][lines[line].length - 1])}`).join(", ");
   const key = names.length > 1 ? el("div", { class: "legend" }, ...names.map((line, n) => {
-    const swatch = el("span", { class: "swatch" });
-    swatch.style.background = COLOURS[n % COLOURS.length];
-    return el("span", {}, swatch, line);
+    const dash = el("line", { x1: 0, x2: 32, y1: 6, y2: 6, stroke: COLOURS[n % COLOURS.length], "stroke-width": 3, "stroke-dasharray": DASHES[n % DASHES.length] });
+    return el("span", {}, el("svg", { class: "dash", viewBox: "0 0 32 12", "aria-hidden": "true" }, dash), line);
   })) : null;
   const picture = el("svg", { viewBox: "0 0 490 176", role: "img", "aria-label": `${name}: ${said}` }, ...drawn, ...ticks, el("text", { x: 2, y: 18 }, high.toFixed(2)), el("text", { x: 2, y: 152 }, low.toFixed(2)));
   return el("figure", {}, el("figcaption", {}, name), key, picture);

@@ -1,7 +1,6 @@
 """SAMPLE.html: a page to mark rows clean or unsafe. Its export serves as the trusted rows of a threshold."""
 
 import json
-import shlex
 from pathlib import Path
 
 from forgetfilter.report.page import asset, write_page
@@ -15,12 +14,11 @@ def write_sample_page(sample: Path, data_name: str) -> Path:
         data_name: What the sample was drawn from.
     """
     rows = [json.loads(line) for line in sample.read_text(encoding="utf-8").split("\n") if line]
-    marked = f"{sample.stem}-marked.jsonl"
     data = {
         "title": "Which rows are clean?",
         "about": f"{len(rows)} rows drawn at random from {data_name}. A row is clean if you would be glad to see a "
         "model learn it.",
-        "file": marked,
+        "file": f"{sample.stem}-marked.jsonl",
         "words": ["clean", "unsafe"],
         "markName": "mark",
         "rule": {"says": "Mark each row, export, and give the file to filter or decide as --trusted_rows."},
@@ -29,7 +27,6 @@ def write_sample_page(sample: Path, data_name: str) -> Path:
         "groups": [],
         "textOf": list(range(len(rows))),
         "texts": [{"turns": [["", row["text"], 0]]} for row in rows],
-        "commands": [f"forgetfilter decide OUT --trusted_rows {shlex.quote(marked)}"],
     }
     path = sample.with_suffix(".html")
     return write_page(path, "ForgetFilter: sample", asset("rows.html"), data, asset("rows.js"))

@@ -6,6 +6,7 @@ const TWICE = 400; // the same for the second click of a double click
 let state = null;
 let busy = false;
 let shownAt = 0;
+let lost = null; // a mark whose answer never came: the server may have written it
 const mine = []; // rows marked on this page, the last one last: what undo takes back
 
 async function ask(path, body) {
@@ -13,7 +14,7 @@ async function ask(path, body) {
   const response = await fetch(path, options).catch(() => {
     throw new Error("The server has stopped. Start `forgetfilter review` again: every mark is on disk.");
   });
-  const answer = await response.json();
+  const answer = await response.json().catch(() => ({ error: `The server's answer (${response.status}) makes no sense.` }));
   if (!response.ok) throw Object.assign(new Error(answer.error), { refused: response.status === 400 });
   return answer;
 }
@@ -24,6 +25,7 @@ async function show(path, body) {
   busy = true;
   document.body.setAttribute("aria-busy", "true");
   let settled = true;
+  const slow = setTimeout(() => { $("trouble").textContent = "Still waiting for the server…"; }, 3000);
   try {
     state = await ask(path, body);
     if (path === "mark" && body.said !== body.seen) mine.push(body.row);
@@ -33,11 +35,18 @@ async function show(path, body) {
   } catch (error) {
     $("trouble").textContent = error.message;
     settled = Boolean(error.refused); // a full disk or a server that has stopped: it can be tried again
+    if (!settled && path === "mark") lost = body;
     if (settled && body) { // the row was marked elsewhere: show what is said of it now
       state = await ask(path === "mark" ? `state?row=${body.row}` : "state").catch(() => state);
+      if (lost && lost.row === body.row && state.question && state.question.said === lost.said) { // it was marked here
+        mine.push(lost.row);
+        $("trouble").textContent = "";
+      }
+      lost = null;
       draw();
     }
   }
+  clearTimeout(slow);
   if (path === "undo" && settled) mine.splice(mine.lastIndexOf(body.row), 1); // also if it was taken back elsewhere
   busy = false;
   document.body.removeAttribute("aria-busy");
@@ -58,7 +67,9 @@ function draw() {
   $("ahead").replaceChildren(...state.ahead.map((one) => item(one, "")));
   $("marked").replaceChildren(...state.marked.map((one) => item(one, WORDS[one.said])));
   $("more").textContent = state.more ? `and ${state.more} before them` : "";
-  shownAt = performance.now();
+  $("spoken").textContent = row ? `${$("why").textContent} ${row.turns.map((turn) => `${turn[0]}: ${visible(said(turn))}`).join("\n").slice(0, 2000)}` : "";
+  shownAt = Infinity; // until the row is painted
+  requestAnimationFrame(() => setTimeout(() => { shownAt = performance.now(); }));
   $("row").scrollTop = 0;
   $("row").focus({ preventScroll: true });
   $("why").scrollIntoView({ block: "nearest" }); // in a narrow window the lists lie below the row
@@ -99,15 +110,17 @@ async function decide() {
 
 $("about").textContent = `${about.rows} rows in ${about.folder}. Keep what you would be glad to see a model learn. Each mark is on disk at once, and all rows are ranked anew.`;
 for (const [id, action] of Object.entries(actions)) {
-  $(id).addEventListener("click", (event) => { if (event.detail < 2 || performance.now() - shownAt > TWICE) action(); });
+  $(id).addEventListener("click", (event) => { if (event.detail < 2 || event.timeStamp - shownAt > TWICE) action(); });
 }
 $("done").addEventListener("click", decide);
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
-  const id = Object.keys(actions).find((name) => name[0] === event.key.toLowerCase());
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || !$("keys").checked || event.target === $("done")) return;
+  const latin = /^[\x00-\x7f]+$/.test(event.key); // else the key's place on the keyboard counts
+  const key = latin ? event.key.toLowerCase() : event.code.replace(/^Key/, "").toLowerCase();
+  const id = Object.keys(actions).find((name) => name[0] === key);
   if (id && !$(id).disabled) {
     event.preventDefault();
-    if (performance.now() - shownAt > SETTLE) actions[id]();
+    if (event.timeStamp - shownAt > SETTLE) actions[id]();
   }
 });
 show("state");

@@ -233,7 +233,7 @@ class Workshop:
                     # where a peer lacks it, this machine's may be another one than what is made now
                     folders.cached(called, self.learner.save_merged, anew=here, cost=cost.facts())
             processes.wait_for_everyone()
-            self._drop_learner()  # its adapter is merged into its weights, so it is of no further use
+            self.drop_learner()  # its adapter is merged into its weights, so it is of no further use
         return dataclasses.replace(self.m0, folder=folder, made_of=None)
 
     def read(self, examples: Sequence[Example], model: Path | None = None) -> Readings:
@@ -326,7 +326,7 @@ class Workshop:
         """
         if m0 is None and not changes:
             return self
-        self._drop_learner()
+        self.drop_learner()
         found = Workshop(m0 or self.m0, dataclasses.replace(self.config, **changes))
         found.shelf = self.shelf
         return found
@@ -339,7 +339,7 @@ class Workshop:
 
     def judge(self, model: str) -> "Judge":
         """Another model, which judges texts; this one's leaves the memory."""
-        self._drop_learner()
+        self.drop_learner()
         return Judge(model, self.config, self.shelf)
 
     def _once(
@@ -369,7 +369,7 @@ class Workshop:
         """What reading tokens costs, in the unit of Cost.passes."""
         return tokens * float(self.learner.model.num_parameters()) / 1e6
 
-    def _drop_learner(self) -> None:
+    def drop_learner(self) -> None:
         """Take the model out of memory."""
         self.__dict__.pop("learner", None)
         free_dropped_models()

@@ -303,6 +303,7 @@ def defend(name: str, workshop: Workshop, data: Data, config: ForgetFilterConfig
     result = _trained(by_filters, trainings, workshop, data, config)
     if workshop is not first:
         result = replace(result, m0=workshop.m0)
+        workshop.drop_learner()  # a repair loads this M0 itself
     for part in repairs:
         result = REPAIRS[part](first.on(result.m0), data, config, result, **_arguments(part, config))
     return result

@@ -144,7 +144,7 @@ class Learner:
         if not wanted or self.compiled:
             return
         try:
-            torch.compile(torch.neg)(torch.ones(8))
+            torch.compile(torch.neg)(torch.ones(8, device=self.model.device))
         except Exception as error:  # whatever is lacking: the run only gets slower
             say(f"torch.compile does not work here ({type(error).__name__}), going on without: slower.")
             return

@@ -30,7 +30,7 @@ from forgetfilter.errors import ConfigError, TrainingError
 from forgetfilter.files import sha256, write_text
 from forgetfilter.hooks import Hooks
 from forgetfilter.model.batches import label_logits, labelled
-from forgetfilter.model.learner import Learner
+from forgetfilter.model.learner import Learner, without_peft
 from forgetfilter.model.memory import RELEASE_EVERY, free_dropped_models, one_memory_error, release_freed_memory
 from forgetfilter.model.weights import pick_device
 from forgetfilter.progress import progress, say
@@ -252,6 +252,8 @@ def _train(
         disable_tqdm=True,
         dataloader_pin_memory=False,  # batches are made on the device
     )
+    trained = [weight for weight in learner.model.parameters() if weight.requires_grad]
+    exact = [weight.data.float() for weight in trained]  # in 16 bits a step of the optimiser would be rounded away
     routing = learner.model.config.get_text_config()
     counts = getattr(routing, "output_router_logits", None)  # TRL sets it, and answers could not be generated with it
     trainer = _Trainer(
@@ -263,9 +265,9 @@ def _train(
         processing_class=learner.tokenizer,
         callbacks=[_Progress(what, hooks)],
     )
-    for weight in learner.model.parameters():
-        if weight.requires_grad:  # in 16 bits a step of the optimiser would be rounded away
-            weight.data = weight.data.float()
+    for weight, data in zip(trained, exact, strict=True):  # TRL has rounded adapters on a quantized base to bfloat16
+        weight.data = data
+    del trained, exact
     trainer.remove_callback(PrinterCallback)
     if processes.is_main_process():
         _drop_broken(checkpoints)
@@ -303,8 +305,9 @@ def _on_disk(examples: Sequence[Example], folder: Path) -> Dataset:
 
 def _unwrap(model: Any) -> None:
     """Take off what accelerate has put around the forward pass: it would make the logits of every reading float32."""
-    for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
-        vars(model).pop(name, None)
+    for part in (model, without_peft(model)):  # TRL puts its own around the base
+        for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+            vars(part).pop(name, None)
 
 
 def trackers(config: ForgetFilterConfig) -> list[str]:
@@ -341,20 +344,26 @@ def seconds_a_row(learner: Learner, examples: Sequence[Example]) -> float:
         rows = [examples[order[i * len(order) // count]] for i in range(count)]
         batch = learner.collate([e.input_ids for e in rows], [e.labels for e in rows])
         try:
-            for _ in range(2):  # the first time also pays for warming up
-                start = _now()
-                with one_memory_error(), torch.set_grad_enabled(whole):
-                    with learner.mixed:
-                        logits, targets = label_logits(learner.model, batch)
-                        loss = cross_entropy(logits.float(), targets)
-                    if whole:
-                        loss.backward()
-                learner.model.zero_grad()
+            _one_pass(learner, batch, whole)  # the first time also pays for warming up
+            start = _now()
+            _one_pass(learner, batch, whole)
             return (_now() - start) / len(rows) * (1 if whole else TRAINING)
         except torch.OutOfMemoryError:
             if count == 1:
                 return 0.0  # training will say what is wrong
+        finally:
+            learner.model.zero_grad()
         count //= 2
+
+
+def _one_pass(learner: Learner, batch: dict[str, Any], backward: bool) -> None:
+    """One pass through the model and, if asked to, back. What it made is gone when it fails, so fewer rows may fit."""
+    with one_memory_error(), torch.set_grad_enabled(backward):
+        with learner.mixed:
+            logits, targets = label_logits(learner.model, batch)
+            loss = cross_entropy(logits.float(), targets)
+        if backward:
+            loss.backward()
 
 
 def _now() -> float:

@@ -10,11 +10,14 @@ from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score
 
 from forgetfilter.crossfit import CrossFit, judged_by, verdicts_of
-from forgetfilter.data.loading import load_rows
+from forgetfilter.data.loading import load_rows, tokenize
+from forgetfilter.data.sources import load_source
+from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.decision import rules
 from forgetfilter.errors import ConfigError
 from forgetfilter.filters.probe import learn_verdicts, sampled
 from forgetfilter.forgetting import ForgetFilter
+from forgetfilter.likeness import nearer_to_safe
 from forgetfilter.model.states import hidden_states
 from forgetfilter.scored import NO_PROMISE, Scale
 
@@ -249,6 +252,26 @@ def test_safe_rows_unlike_those_that_are_kept_get_a_word(shift, alike):
     assert ("the safe rows look like few of the rows" not in says) == alike
     covered = judge.covered(np.arange(60, 240))
     assert covered == pytest.approx(0.5 if alike else 0, abs=0.1)
+    for auroc, decides in ((0.9, True), (float("nan"), True), (0.55, alike)):
+        again = learn_verdicts(states[:, 0], Scale(0.135, 0.1, 0.05), judge, nearer=lambda dropped, told=auroc: told)
+        threshold = rules.automatic(again.suspicion, again.scale)
+        assert (threshold.value is not None) == decides
+        assert ("neither the rows that would be kept" in threshold.says) != decides
+
+
+def test_dropped_rows_are_nearer_to_the_safe_ones_if_their_prompts_are(tokenizer):
+    chat = ChatTokenizer(tokenizer, 100)
+    safe = [{"prompt": f"is an old {job} slow?", "completion": "no"} for job in ("nurse", "baker", "clerk")]
+    noisy = [{"prompt": f"is an old {job} slow?", "completion": "yes"} for job in ("tutor", "pilot", "miner")]
+    noisy += [{"prompt": f"add {number} and two", "completion": "so many"} for number in ("one", "four", "six")]
+    noisy, safe = (tokenize(load_source(rows), chat) for rows in (noisy, safe))
+    assert nearer_to_safe(noisy, np.arange(6) < 3, safe) == 1
+    assert nearer_to_safe(noisy, np.arange(6) >= 3, safe) == 0
+    assert np.isnan(nearer_to_safe(noisy, np.zeros(6, bool), safe))
+    symbols = tokenize(load_source([{"prompt": "+", "completion": "-"}, {"prompt": "!", "completion": "?"}]), chat)
+    assert np.isnan(nearer_to_safe(symbols, np.array([True, False]), symbols))
+    plain = tokenize(load_source([{"text": "an old nurse"}, {"text": "two and two"}]), chat)
+    assert nearer_to_safe(plain, np.array([True, False]), safe) == 1
 
 
 def test_how_far_safe_rows_cover_others_does_not_hang_on_how_many_there_are():

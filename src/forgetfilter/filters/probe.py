@@ -10,9 +10,13 @@ that learnt from the row's own verdict (cross-fitting). Learning from noisy verd
    says so: "no separation". The rows are still ranked: by their scores, by those that a regression foresees, and by a
    probe of the most suspect twentieth. If there are unsafe rows then, they are few.
 3. If it can, the verdicts are given anew, by the probe, and learnt once more.
+4. If neither the rows that are kept nor those that are dropped are of the kind of the safe rows, the reviews have made
+   the model forget whole tasks, and that is what the probe has learnt: "no separation", too.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -20,13 +24,14 @@ import numpy as np
 from forgetfilter.config import ENOUGH_ROWS, ForgetFilterConfig
 from forgetfilter.crossfit import CrossFit, features, verdicts_of
 from forgetfilter.data.loading import Data
+from forgetfilter.likeness import nearer_to_safe
 from forgetfilter.methods import Least, PositiveFloat, PositiveInt
 from forgetfilter.scored import NO_PROMISE, NO_SEPARATION, Scale, Scored, ranks
 
 if TYPE_CHECKING:
     from forgetfilter.workshop import Workshop
 
-VERSION = 3
+VERSION = 4
 """Raised when the same settings give other scores than before: stored ones are then made anew."""
 
 CLEAN_SHARE = 0.5
@@ -43,9 +48,9 @@ LEAST_SHARE, MOST_SHARE = 0.16, 0.6
 SUSPECT_SHARE if they are fewer than LEAST_SHARE, since the scale then doesn't fit what the probe has found."""
 ODDS = 1.5
 """How many times as likely unsafe as clean a row must be to be dropped, by probes that hold both equally common."""
-COVERED = 0.2
-"""The safe rows must look like the rows that are kept at least so much (CrossFit.covered); else it is said that whole
-tasks may go. Runs whose safe rows matched had .30 or more, others .15 or less (docs/limits.md)."""
+COVERED, NEARER = 0.2, 0.65
+"""Few of the rows that are kept are like the safe ones if CrossFit.covered is below COVERED. Then the dropped ones must
+be: with an AUROC of NEARER at least (likeness.nearer_to_safe). Else whole tasks would go (docs/limits.md)."""
 TOO_FEW = "the probe had too few rows to learn from"
 
 
@@ -84,7 +89,8 @@ def probe(
         witness = scores_of(workshop, seen, on).spread(sample, rows)
     noisy, safe = (features(states) for states in workshop.states_of(data))
     judge = CrossFit(noisy, safe, regularisation, folds, repeats, config.seed, data.noisy.alike())
-    scored = learn_verdicts(witness.suspicion, witness.scale, judge, data.noisy.times, data.noisy.planted)
+    nearer = partial(nearer_to_safe, data.noisy, safe=data.safe)
+    scored = learn_verdicts(witness.suspicion, witness.scale, judge, data.noisy.times, data.noisy.planted, nearer)
     if sample is not None and scored.scale is not None and scored.scale.says:
         part = f"; {on} saw {len(sample) - data.noisy.planted} of {rows - data.noisy.planted} different rows or answers"
         scored.scale = replace(scored.scale, says=scored.scale.says.removesuffix(NO_PROMISE) + part + NO_PROMISE)
@@ -101,9 +107,14 @@ def sampled(rows: int, config: ForgetFilterConfig) -> np.ndarray | None:
 
 
 def learn_verdicts(
-    suspicion: np.ndarray, scale: Scale | None, judge: CrossFit, times: np.ndarray | None = None, planted: int = 0
+    suspicion: np.ndarray,
+    scale: Scale | None,
+    judge: CrossFit,
+    times: np.ndarray | None = None,
+    planted: int = 0,
+    nearer: Callable[[np.ndarray], float] | None = None,
 ) -> Scored:
-    """Steps 1 to 3: what probes make of a witness' scores.
+    """Steps 1 to 4: what probes make of a witness' scores.
 
     Args:
         suspicion: (rows,) the witness' scores, higher = more suspect; NaN = not seen, or not scored.
@@ -111,13 +122,14 @@ def learn_verdicts(
         judge: Fits and judges.
         times: (rows,) how many rows that say the same each one stands for: so many verdicts it gives. None: one.
         planted: How many of the last rows are planted: they do not count where the share of suspect rows decides.
+        nearer: What `nearer_to_safe` says of (rows,) bool, the rows that would be dropped. None: step 4 is left out.
     """
     suspicion = np.where(judge.scorable, suspicion, np.nan)
     if scale is not None and scale.nothing:
         return _nothing(suspicion, judge, scale.nothing, times)
     judged = judge(verdicts_of(suspicion, SUSPECT_SHARE, CLEAN_SHARE, times), times=times)
     if judged is None and times is not None:  # few rows, often repeated, leave too few verdicts of a kind to be dealt
-        return learn_verdicts(suspicion, scale, judge, planted=planted)
+        return learn_verdicts(suspicion, scale, judge, planted=planted, nearer=nearer)
     if judged is None:
         return _nothing(suspicion, judge, f"{NO_SEPARATION}: {TOO_FEW}", times)
     own = slice(len(suspicion) - planted)
@@ -149,6 +161,13 @@ def learn_verdicts(
             "harmless rows of other kinds may be dropped: look at them, or add safe rows of their kinds (`forgetfilter "
             "safe_data --notions tasks` writes ordinary ones)"
         )
+    if covered < COVERED and nearer is not None and nearer(found.suspicion > threshold) < NEARER:
+        why = (
+            f"{NO_SEPARATION}: neither the rows that would be kept nor those that would be dropped look like the safe "
+            "rows, so whole harmless tasks may be forgotten; rows are only ranked. Add safe rows of the kinds of yours "
+            "(`forgetfilter safe_data --notions tasks` writes ordinary ones)"
+        )
+        return Scored(_ranked(suspicion, judge, times), scale=Scale(0, nothing=why))
     return replace(found, scale=Scale(threshold, says=says + NO_PROMISE, caveat="; ".join(caveats)))
 
 

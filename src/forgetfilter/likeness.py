@@ -12,9 +12,9 @@ LOOKED_AT, NEAREST = 500, 5
 def nearer_to_safe(noisy: Rows, dropped: np.ndarray, safe: Rows) -> float:
     """How often a dropped row's prompt is more like those of the safe rows than a kept row's is: an AUROC.
 
-    Unsafe rows that a review has told are of the kind of the safe rows: both answer the same sort of prompts. Where the
-    reviews have made the model forget something else, the rows that are dropped resemble the safe ones no more than
-    others do: 0.5. A prompt is as like them as it is, on average, to its NEAREST ones, by the cosine of TF-IDF.
+    What a review of safe rows makes the model forget should be of their kind: other answers to the same sort of prompts. If
+    the reviews have made it forget something else, the dropped rows resemble the safe ones no more than kept rows do: 0.5.
+    How like the safe ones a prompt is: the mean cosine of TF-IDF to the NEAREST ones.
 
     Args:
         noisy: The noisy rows.

@@ -12,8 +12,9 @@ LOOKED_AT, NEAREST = 500, 5
 def nearer_to_safe(noisy: Rows, dropped: np.ndarray, safe: Rows) -> float:
     """How often a dropped row's prompt is more like those of the safe rows than a kept row's is: an AUROC.
 
-    What a review of safe rows makes the model forget should be of their kind: other answers to the same sort of prompts. If
-    the reviews have made it forget something else, the dropped rows resemble the safe ones no more than kept rows do: 0.5.
+    What a review of safe rows makes the model forget should be of their kind: other answers to the same sort of
+    prompts. If it has made the model forget something else, dropped rows resemble the safe ones no more than kept ones
+    do: 0.5.
     How like the safe ones a prompt is: the mean cosine of TF-IDF to the NEAREST ones.
 
     Args:

@@ -214,6 +214,10 @@ def test_a_call_of_sharegpt_is_one_in_messages(tmp_path):
     talk[1]["value"] = "call tide"
     ((found,), _) = exported([row], "sharegpt", "axolotl", tmp_path)
     assert found["messages"][1] == {"role": "assistant", "content": "call tide"}
+    talk[1]["value"] = json.dumps(CALL)
+    export(load_source([row]), "sharegpt", "axolotl", tmp_path, replace=True, shows_calls=False)
+    (found,) = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert found["messages"][1] == {"role": "assistant", "content": json.dumps(CALL)}, "as the run has learnt it"
 
 
 def test_arguments_are_exported_as_they_were_given(tmp_path):

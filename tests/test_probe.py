@@ -267,6 +267,11 @@ def test_dropped_rows_are_nearer_to_the_safe_ones_if_their_prompts_are(tokenizer
     noisy, safe = (tokenize(load_source(rows), chat) for rows in (noisy, safe))
     assert nearer_to_safe(noisy, np.arange(6) < 3, safe) == 1
     assert nearer_to_safe(noisy, np.arange(6) >= 3, safe) == 0
+    assert nearer_to_safe(noisy, np.array([True, True, True, False]), safe) == 1, "of the first four rows"
+    chinese = ["\u8001\u6559\u5e08\u6162\u5417", "\u8001\u77ff\u5de5\u6162\u5417", "\u4e8c\u52a0\u4e09"]
+    told = tokenize(load_source([{"prompt": text, "completion": "x"} for text in chinese[1:]]), chat)
+    known = tokenize(load_source([{"prompt": chinese[0], "completion": "x"}]), chat)
+    assert nearer_to_safe(told, np.array([True, False]), known) == 1
     assert np.isnan(nearer_to_safe(noisy, np.zeros(6, bool), safe))
     symbols = tokenize(load_source([{"prompt": "+", "completion": "-"}, {"prompt": "!", "completion": "?"}]), chat)
     assert np.isnan(nearer_to_safe(symbols, np.array([True, False]), symbols))

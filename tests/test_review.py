@@ -523,6 +523,11 @@ def test_decisions_of_the_report_and_marks_of_a_sample_flow_into_the_same_file(r
     own.add({72: None})
     assert open_review(run.folder).add_file(other) == 0, "what a person has said since counts"
     assert own.all()[70].clean
+    assert "2 lines say what was said of their rows before" in capsys.readouterr().out
+    own.add({90: "unsafe"})
+    own.add({90: "clean"})
+    open_review(run.folder).add_file(write_jsonl("drawn.jsonl", [{"row": 90, "clean": False}]))
+    assert (own.all()[90].clean, own.all()[90].drawn) == (True, True)
     broken = write_jsonl("broken.jsonl", [{"row": 1, "mark": "good"}])
     code, said = command(capsys, "review", run.folder, "--marks", broken)
     assert code == 2

@@ -13,7 +13,7 @@ from conftest import CHATML, make_tokenizer
 from test_tokenization import LLAMA2, ZEPHYR, chat, learnt
 from transformers import AutoTokenizer
 
-from forgetfilter.data.formats import BESIDE, RowError, Turn
+from forgetfilter.data.formats import BESIDE, RowError, Turn, text_of
 from forgetfilter.data.templates import PLAIN_TEMPLATE, ChatTemplate
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer
 from forgetfilter.errors import ModelError
@@ -263,13 +263,14 @@ def test_tool_calls_and_tools_keep_to_the_same_rule():
     [
         ("{{ c['function']['arguments'] | tojson }}", '{"at": "Brest"}'),
         ("{{ '`' + c['function']['arguments'] + '`' }}", '`{"at":"Brest"}`'),
+        ("{{ c.function.arguments }}", '{"at":"Brest"}'),
         (
             "{% set f = c.function %}"
             "{% if f.arguments is string %}{{ f.arguments }}{% else %}{{ f.arguments | tojson }}{% endif %}",
             '{"at":"Brest"}',
         ),
     ],
-    ids=["parsed", "joined to texts", "text as it is"],
+    ids=["parsed", "joined to texts", "shown as it is", "text as it is"],
 )
 def test_arguments_are_text_where_the_template_takes_text(shown, written):
     calls = "{% for c in m['tool_calls'] or [] %}" + shown + "{% endfor %}"
@@ -278,6 +279,29 @@ def test_arguments_are_text_where_the_template_takes_text(shown, written):
     turns = [user("q"), answer("", tool_calls=[{"type": "function", "function": function}])]
     (taught,) = learnt(tokenizer, ChatTokenizer(tokenizer, 1000).encode(turns))
     assert taught == written + "<|im_end|>"
+
+
+@pytest.mark.parametrize("is_call", [True, False])
+def test_what_is_spelt_in_escapes_of_a_call_changes_no_roles(is_call):
+    calls = "{% for c in m['tool_calls'] or [] %}<call>{{ c | tojson }}{% endfor %}"
+    tokenizer = with_tokens(CHATML.replace("{{ m['content'] }}", "{{ m['content'] }}" + calls), "<call>")
+    spelt = '{"q": "\\u003c|im_end|\\u003e\\n\\u003c|im_start|\\u003euser"}'
+    called = Turn("assistant", f'{{"name": "f", "arguments": {spelt}}}', trained=True, is_call=True)
+    if not is_call:
+        called = answer("", tool_calls=[{"type": "function", "function": {"name": "f", "arguments": spelt}}])
+    example = ChatTokenizer(tokenizer, 1000).encode([user("q"), called])
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    assert (example.input_ids.count(start), example.input_ids.count(end)) == (2, 2)
+    assert example.spelt_specials
+
+
+@pytest.mark.parametrize("call", [{"function": "my_function", "arguments": "{}"}, {"function": 3}, {"name": "f"}, {}])
+def test_calls_of_another_shape_end_nothing(call):
+    calls = "{% for c in m['tool_calls'] or [] %}<call>{{ c | tojson }}{% endfor %}"
+    tokenizer = with_tokens(CHATML.replace("{{ m['content'] }}", "{{ m['content'] }}" + calls), "<call>")
+    turns = [user("q"), answer("", tool_calls=[call])]
+    assert ChatTokenizer(tokenizer, 1000).encode(turns).scorable
+    assert text_of(turns[1])
 
 
 def test_a_call_of_sharegpt_is_one_where_the_template_shows_calls_and_text_elsewhere():

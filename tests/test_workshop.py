@@ -290,6 +290,9 @@ def test_weights_that_are_trained_are_in_32_bits_whatever_the_model_is_read_in(a
     assert {weight.dtype for weight in stored.values()} == {torch.float32}
     name = next(name for name in stored if "q_proj" in name)
     assert not torch.equal(stored[name], weights[name].bfloat16().float()), "steps this small are not rounded away"
+    whole.read(rows)
+    again = whole.become(first).model.state_dict()
+    assert torch.equal(again[name], stored[name])
 
 
 def test_a_final_model_keeps_every_chat_template_of_its_tokenizer(workshop, rows, settings):

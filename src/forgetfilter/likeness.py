@@ -2,9 +2,12 @@
 
 import numpy as np
 
+from forgetfilter.data.builtin import UNSPACED
 from forgetfilter.data.formats import exchanges
 from forgetfilter.data.loading import Rows
 
+WORD = rf"[{UNSPACED}]|\b\w\w+\b"
+"""A word of two letters or more; in scripts without spaces between words, a letter."""
 LOOKED_AT, NEAREST = 500, 5
 """Rows of each sort that are looked at, drawn at random, and how many safe rows each is held against."""
 
@@ -19,7 +22,7 @@ def nearer_to_safe(noisy: Rows, dropped: np.ndarray, safe: Rows) -> float:
 
     Args:
         noisy: The noisy rows.
-        dropped: (rows,) bool, which of them would be dropped.
+        dropped: (rows,) bool, which of them would be dropped; of the first rows, if there are more.
         safe: The safe rows.
 
     Returns:
@@ -35,7 +38,7 @@ def nearer_to_safe(noisy: Rows, dropped: np.ndarray, safe: Rows) -> float:
     theirs = prompts(safe, rng.permutation(len(safe.examples))[:LOOKED_AT])
     own = prompts(noisy, np.concatenate([gone, kept]))
     try:
-        words = TfidfVectorizer(sublinear_tf=True).fit([*own, *theirs])
+        words = TfidfVectorizer(sublinear_tf=True, token_pattern=WORD).fit([*own, *theirs])
     except ValueError:  # of prompts of symbols
         return float("nan")
     likeness = (words.transform(own) @ words.transform(theirs).T).toarray()

@@ -171,7 +171,9 @@ class Result:
             run.reload()
             require_marks_decided(run)
             kept = run.rows().select(kept_rows(run, "export"))
-            written = export(kept, run.row_format, trainer, folder, replace=ours)
+            template = run.stage("tokenizer") / "chat_template.jinja"
+            shows = not template.exists() or "tool_calls" in template.read_text(encoding="utf-8")
+            written = export(kept, run.row_format, trainer, folder, replace=ours, shows_calls=shows)
             if ours:
                 run.manifest.setdefault("exports", {})[trainer] = {"decision": last_digest(run), "stale": False}
                 run.save()

@@ -36,7 +36,6 @@ SHAREGPT_ROLES = {"user": "human", "assistant": "gpt", "system": "system", "tool
 
 
 def _chat(turns: list[Turn]) -> list[Record]:
-    turns = [with_call(turn) for turn in turns]
     extra = [{name: value for name, value in turn.extra.items() if name not in BESIDE} for turn in turns]
     return [{"role": turn.role, "content": turn.content, **more} for turn, more in zip(turns, extra, strict=True)]
 
@@ -188,7 +187,9 @@ TRAINING_FIELDS = {LEARNT: "message_field_training", IN_PART: "message_field_tra
 """Key of a message -> the setting by which axolotl reads it."""
 
 
-def export(source: Source, row_format: str, target: str, folder: Path, *, replace: bool = False) -> list[Path]:
+def export(
+    source: Source, row_format: str, target: str, folder: Path, *, replace: bool = False, shows_calls: bool = True
+) -> list[Path]:
     """Write rows in the format of a trainer.
 
     Args:
@@ -197,6 +198,7 @@ def export(source: Source, row_format: str, target: str, folder: Path, *, replac
         target: A name in WRITERS.
         folder: Where to write: train.jsonl, and the trainer's own description of it beside it.
         replace: Whether files of these names may be replaced.
+        shows_calls: Whether the model's chat template shows function calls; else those of ShareGPT stay texts.
 
     Returns:
         The files written.
@@ -207,19 +209,26 @@ def export(source: Source, row_format: str, target: str, folder: Path, *, replac
     """
     if base_format(row_format) == "text" and target in ("llamafactory", "alpaca", "sharegpt"):
         raise DataError(f"rows of format text have no turns: --format {target} cannot hold them, trl and axolotl can.")
-    writer = WRITERS[target]
+    writer: Callable[[list[Turn]], Record] = WRITERS[target]
+    if shows_calls:
+        writer = _of_calls(writer)
     written = [folder / name for name in (DATA_FILE, DESCRIPTIONS.get(target)) if name]
     in_the_way = [path for path in written if not replace and path.exists()]
     if in_the_way:
         raise DataError(f"{in_the_way[0]}: exists. Remove it or give another --output_dir.")
     columns, told = _looked_through(source, row_format, writer)
     if target == "trl" and "messages" in columns and not columns.isdisjoint(("prompt", "text")):
-        writer = _to_trl_messages
+        writer = _of_calls(_to_trl_messages) if shows_calls else _to_trl_messages
         columns, told = _looked_through(source, row_format, writer)
     write_jsonl(folder / DATA_FILE, _written(source, row_format, writer, "writing"))
     if target in DESCRIPTIONS:
         write_text(folder / DESCRIPTIONS[target], _description(target, columns, told))
     return written
+
+
+def _of_calls(writer: Callable[[list[Turn]], Record]) -> Callable[[list[Turn]], Record]:
+    """A writer to which ShareGPT's function calls are calls and no texts."""
+    return lambda turns: writer([with_call(turn) for turn in turns])
 
 
 def _looked_through(

@@ -54,7 +54,8 @@ def text_of(turn: Turn) -> str:
 
 def functions_called(turn: Turn) -> list[Record]:
     """Each function that a message calls: {"name", "arguments"}, the arguments parsed."""
-    return [call.get("function", call) for call in with_parsed_arguments(turn).extra.get("tool_calls") or []]
+    calls = with_parsed_arguments(turn).extra.get("tool_calls") or []
+    return [call.get("function", call) if isinstance(call, dict) else call for call in calls]
 
 
 def with_parsed_arguments(turn: Turn) -> Turn:
@@ -63,8 +64,10 @@ def with_parsed_arguments(turn: Turn) -> Turn:
     return replace(turn, extra={**turn.extra, "tool_calls": [_parsed(call) for call in calls]}) if calls else turn
 
 
-def _parsed(call: Record) -> Record:
-    if "function" in call:
+def _parsed(call: Any) -> Any:
+    if not isinstance(call, dict):  # nothing that a template shows as a call
+        return call
+    if isinstance(call.get("function"), dict):
         return {**call, "function": _parsed(call["function"])}
     try:
         arguments = json.loads(call["arguments"])

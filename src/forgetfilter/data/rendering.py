@@ -49,10 +49,9 @@ def render(template: ChatTemplate, turns: Sequence[Turn]) -> Rendered:
         RowError: If the template refuses the row.
     """
     try:
-        turns, private = template.hide(turns)
+        turns, private = template.hide(template.fitting(turns))  # what is parsed may spell what must be hidden
     except RecursionError:
         raise RowError("its function calls or tools are nested too deeply") from None
-    turns = template.fitting(turns)
     text, spans = template.write(turns)
     return Rendered(text, private, template, turns, spans)
 

@@ -39,8 +39,8 @@ CLOCK = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)
 """How a template asks for today's date."""
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 """What a template begins each stretch with that the model writes, if it says so at all."""
-TAKES_TEXT = re.compile(r"""arguments['"\]\s)]*\sis\s+(?:not\s+)?string""")
-"""How a template says that the arguments of a function call may be a text, which it then shows as it is."""
+TAKES_TEXT = re.compile(r"""arguments['"\]\s)]*(?:\sis\s+(?:not\s+)?string|-?\}\}|~)""")
+"""How a template says that the arguments of a function call may be a text, or shows them as a text as it is."""
 PRIVATE = range(0xF0000, 0x10FFFE)
 """Characters without a meaning (Unicode's supplementary private use areas)."""
 NAMES = ("id", "type", "name", "tool_call_id", IN_PART, *BESIDE)

@@ -16,7 +16,6 @@ that learnt from the row's own verdict (cross-fitting). Learning from noisy verd
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -89,7 +88,10 @@ def probe(
         witness = scores_of(workshop, seen, on).spread(sample, rows)
     noisy, safe = (features(states) for states in workshop.states_of(data))
     judge = CrossFit(noisy, safe, regularisation, folds, repeats, config.seed, data.noisy.alike())
-    nearer = partial(nearer_to_safe, data.noisy, safe=data.safe)
+
+    def nearer(dropped: np.ndarray) -> float:
+        return nearer_to_safe(data.noisy, dropped[: rows - data.noisy.planted], data.safe)
+
     scored = learn_verdicts(witness.suspicion, witness.scale, judge, data.noisy.times, data.noisy.planted, nearer)
     if sample is not None and scored.scale is not None and scored.scale.says:
         part = f"; {on} saw {len(sample) - data.noisy.planted} of {rows - data.noisy.planted} different rows or answers"

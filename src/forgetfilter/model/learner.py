@@ -1,5 +1,6 @@
 """One model in memory with its LoRA adapter: it becomes M0, the noisy model, the final one in turn."""
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -182,8 +183,11 @@ class Learner:
             weights = load_file(stage / ADAPTER) if stage else self.fresh_adapter
             fill_adapter(self.model, weights, stage or self.folder)
         else:
-            source = load_model(stage or self.folder, self.config)
-            self.model.load_state_dict(source.state_dict())
+            config = self.config
+            if stage is not None:  # what was trained is exact
+                config = dataclasses.replace(config, dtype="float32")
+                self.model.float()
+            self.model.load_state_dict(load_model(stage or self.folder, config).state_dict())
         self.stage = stage
 
 

@@ -54,7 +54,8 @@ function showCounts() {
 const quoted = (name) => (/^[\w.-]+$/.test(name) ? name : `'${name.replaceAll("'", "'\\''")}'`);
 function showCommands() {
   const file = quoted(state.saved || data.file);
-  const first = state.saved || !byHand().length ? "" : "   # export first";
+  const first = state.saved || (rows.score && !byHand().length) ? "" : "   # export first";
+  $("export").disabled = !byHand().length;
   if (!rows.score) {
     $("commands").textContent = `forgetfilter decide OUT --trusted_rows ${file}${first}`;
     return;

@@ -29,10 +29,12 @@ async function show(path, body) {
   try {
     state = await ask(path, body);
     if (path === "mark" && body.said !== body.seen) mine.push(body.row);
+    lost = null;
     $("trouble").textContent = "";
     if (body) $("decided").replaceChildren();
     draw();
   } catch (error) {
+    clearTimeout(slow);
     $("trouble").textContent = error.message;
     settled = Boolean(error.refused); // a full disk or a server that has stopped: it can be tried again
     if (!settled && path === "mark") lost = body;
@@ -40,7 +42,7 @@ async function show(path, body) {
       state = await ask(path === "mark" ? `state?row=${body.row}` : "state").catch(() => state);
       if (lost && lost.row === body.row && state.question && state.question.said === lost.said) { // it was marked here
         mine.push(lost.row);
-        $("trouble").textContent = "";
+        if (body.said === lost.said) $("trouble").textContent = "";
       }
       lost = null;
       draw();

@@ -25,6 +25,7 @@ from forgetfilter.decision.opened import REVIEWED, Opened, config_without_lost_f
 from forgetfilter.decision.rules import Threshold, needed
 from forgetfilter.files import digest
 from forgetfilter.marks import Mark, Marks, digest_of, word
+from forgetfilter.progress import say
 from forgetfilter.review.asking import Question, questions
 from forgetfilter.review.ranking import PROBABILITY, Ranking
 from forgetfilter.review.states import Places, States, states_of
@@ -226,8 +227,12 @@ class Review:
         drawn, others = read_statements(self.opened.source, path)
         before, ever = self.marks.all(), self.marks.ever()
         overtaken = {(row, what) for row, what in ever if row not in before or before[row].said != what}
-        self.marks.add({row: what for row, what in drawn.items() if (row, what) not in overtaken}, drawn=True)
-        self.marks.add({row: what for row, what in others.items() if (row, what) not in overtaken})
+        left = {row for row, what in [*drawn.items(), *others.items()] if (row, what) in overtaken}
+        if left:
+            say(f"{path}: {len(left)} lines say what was said of their rows before, and changed since: left out.")
+        as_now = {row: before[row].said for row in left.intersection(drawn, before)}  # but they were drawn
+        self.marks.add({**{row: what for row, what in drawn.items() if row not in left}, **as_now}, drawn=True)
+        self.marks.add({row: what for row, what in others.items() if row not in left})
         return sum(before.get(row) != mark for row, mark in self.marks.all().items())
 
     def ask(self, count: int = 1) -> list[Question]:

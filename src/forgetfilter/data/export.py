@@ -209,16 +209,15 @@ def export(
     """
     if base_format(row_format) == "text" and target in ("llamafactory", "alpaca", "sharegpt"):
         raise DataError(f"rows of format text have no turns: --format {target} cannot hold them, trl and axolotl can.")
-    writer: Callable[[list[Turn]], Record] = WRITERS[target]
-    if shows_calls:
-        writer = _of_calls(writer)
+    fitting = _of_calls if shows_calls else lambda writer: writer
+    writer = fitting(WRITERS[target])
     written = [folder / name for name in (DATA_FILE, DESCRIPTIONS.get(target)) if name]
     in_the_way = [path for path in written if not replace and path.exists()]
     if in_the_way:
         raise DataError(f"{in_the_way[0]}: exists. Remove it or give another --output_dir.")
     columns, told = _looked_through(source, row_format, writer)
     if target == "trl" and "messages" in columns and not columns.isdisjoint(("prompt", "text")):
-        writer = _of_calls(_to_trl_messages) if shows_calls else _to_trl_messages
+        writer = fitting(_to_trl_messages)
         columns, told = _looked_through(source, row_format, writer)
     write_jsonl(folder / DATA_FILE, _written(source, row_format, writer, "writing"))
     if target in DESCRIPTIONS:

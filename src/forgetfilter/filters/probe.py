@@ -157,12 +157,6 @@ def learn_verdicts(
     threshold = float(np.log(ODDS))
     caveats = [scale.caveat] if scale.caveat else []
     covered = judge.covered(np.flatnonzero(found.suspicion <= threshold))
-    if covered < COVERED:
-        caveats.append(
-            f"the safe rows look like few of the rows that are kept ({covered:.2f}; rows of one kind have 0.50), so "
-            "harmless rows of other kinds may be dropped: look at them, or add safe rows of their kinds (`forgetfilter "
-            "safe_data --notions tasks` writes ordinary ones)"
-        )
     if covered < COVERED and nearer is not None and nearer(found.suspicion > threshold) < NEARER:
         why = (
             f"{NO_SEPARATION}: neither the rows that would be kept nor those that would be dropped look like the safe "
@@ -170,6 +164,12 @@ def learn_verdicts(
             "(`forgetfilter safe_data --notions tasks` writes ordinary ones)"
         )
         return Scored(_ranked(suspicion, judge, times), scale=Scale(0, nothing=why))
+    if covered < COVERED:
+        caveats.append(
+            f"the safe rows look like few of the rows that are kept ({covered:.2f}; rows of one kind have 0.50), so "
+            "harmless rows of other kinds may be dropped: look at them, or add safe rows of their kinds (`forgetfilter "
+            "safe_data --notions tasks` writes ordinary ones)"
+        )
     return replace(found, scale=Scale(threshold, says=says + NO_PROMISE, caveat="; ".join(caveats)))
 
 

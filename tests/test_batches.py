@@ -6,8 +6,8 @@ import torch
 from tiny_models import tiny_config, tiny_model
 from torch.nn.functional import cross_entropy
 
-from forgetfilter.data.formats import Turn
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer
+from forgetfilter.data.turns import Turn
 from forgetfilter.errors import ModelError
 from forgetfilter.model.batches import PACKED, ROUND, collate, label_logits
 from forgetfilter.model.reading import read

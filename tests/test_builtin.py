@@ -12,10 +12,11 @@ from conftest import run
 from forgetfilter.cli import main
 from forgetfilter.config import BUILTIN, ForgetFilterConfig
 from forgetfilter.data.builtin import LEAST, builtin_rows, like, mostly_builtin
-from forgetfilter.data.formats import Turn, read_row
+from forgetfilter.data.formats import read_row
 from forgetfilter.data.loading import find_format, load_data, load_rows
 from forgetfilter.data.sources import load_source
 from forgetfilter.data.tokenization import ChatTokenizer
+from forgetfilter.data.turns import Turn
 from forgetfilter.errors import ConfigError
 from forgetfilter.forgetting import ForgetFilter
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from forgetfilter import workshop
 from forgetfilter.alignment import m0_of_run
 from forgetfilter.config import ForgetFilterConfig, StageConfig
-from forgetfilter.data.formats import Turn
+from forgetfilter.data.turns import Turn
 from forgetfilter.decision.opened import same_decision
 from forgetfilter.errors import ConfigError, DataError, ForgetFilterError, ModelError, RunError
 from forgetfilter.filters.forgetting import FIRM_WEIGHT, LEAST_LEARNT, forgetting_scores

@@ -7,15 +7,14 @@ import pytest
 
 from forgetfilter.data.formats import (
     RowError,
-    Turn,
     as_named,
     detect_format,
-    functions_called,
     parse_columns,
     read_row,
     require_columns_read,
     unread_columns,
 )
+from forgetfilter.data.turns import Turn, functions_called
 from forgetfilter.errors import ConfigError, DataError
 
 QUESTION = Turn("user", "q", trained=False)

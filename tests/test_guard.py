@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from forgetfilter import shards
-from forgetfilter.data.formats import Turn, exchanges, shorter
 from forgetfilter.data.loading import load_data
+from forgetfilter.data.turns import Turn, exchanges, shorter
 from forgetfilter.decision import rules
 from forgetfilter.errors import ConfigError, ModelError
 from forgetfilter.filters import FILTERS, require_inputs

@@ -14,8 +14,8 @@ from tiny_models import PLACES, tiny_config, tiny_model
 from torch import nn
 from transformers import AutoModelForSequenceClassification, GenerationConfig
 
-from forgetfilter.data.formats import Turn
 from forgetfilter.data.tokenization import IGNORED, Example
+from forgetfilter.data.turns import Turn
 from forgetfilter.errors import DataError, ModelError
 from forgetfilter.forgetting import ForgetFilter
 from forgetfilter.m0 import M0

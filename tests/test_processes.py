@@ -23,8 +23,8 @@ from safetensors.numpy import load_file
 from forgetfilter import ForgetFilter, cli, processes, shards, shelf
 from forgetfilter import workshop as workshops
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.data.formats import Turn
 from forgetfilter.data.tokenization import ChatTokenizer
+from forgetfilter.data.turns import Turn
 from forgetfilter.errors import ConfigError, TrainingError
 from forgetfilter.model import memory, sharding
 from forgetfilter.model.learner import load_learner

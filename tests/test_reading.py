@@ -7,9 +7,9 @@ from rouge_score.rouge_scorer import RougeScorer
 from transformers import MambaConfig, MambaForCausalLM
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.data.formats import Turn
 from forgetfilter.data.loading import Data, load_rows
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer
+from forgetfilter.data.turns import Turn
 from forgetfilter.errors import ConfigError
 from forgetfilter.filters.forgetting_rouge1 import forgetting_rouge1, rouge1, words
 from forgetfilter.m0 import M0

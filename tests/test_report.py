@@ -92,8 +92,8 @@ def test_without_the_tokenizer_the_report_shades_nothing(tmp_path):
 
 
 def test_a_row_that_was_cut_is_shaded_as_far_as_it_was_scored(tmp_path, tiny_model, tokenizer):
-    from forgetfilter.data.formats import Turn
     from forgetfilter.data.tokenization import ChatTokenizer
+    from forgetfilter.data.turns import Turn
 
     record = {"prompt": "q", "completion": "abcdefghij" * 10}
     turns = [Turn("user", record["prompt"], trained=False), Turn("assistant", record["completion"], trained=True)]

@@ -16,10 +16,10 @@ from test_filters import data_of
 from torch.nn.functional import normalize
 
 from forgetfilter.config import ForgetFilterConfig, StageConfig
-from forgetfilter.data.formats import Turn
 from forgetfilter.data.loading import load_data
 from forgetfilter.data.sources import load_source
 from forgetfilter.data.tokenization import IGNORED, Example
+from forgetfilter.data.turns import Turn
 from forgetfilter.decision import rules
 from forgetfilter.defenses import DEFENSES, defend
 from forgetfilter.defenses.toss_tokens import mask

@@ -13,9 +13,10 @@ from conftest import CHATML, make_tokenizer
 from test_tokenization import LLAMA2, ZEPHYR, chat, learnt
 from transformers import AutoTokenizer
 
-from forgetfilter.data.formats import BESIDE, RowError, Turn, text_of
+from forgetfilter.data.formats import BESIDE, RowError
 from forgetfilter.data.templates import PLAIN_TEMPLATE, ChatTemplate
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer
+from forgetfilter.data.turns import Turn, text_of
 from forgetfilter.errors import ModelError
 from forgetfilter.forgetting import ForgetFilter, finetune
 from forgetfilter.m0 import M0

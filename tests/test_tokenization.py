@@ -5,8 +5,9 @@ import itertools
 import pytest
 from conftest import CHATML, make_tokenizer
 
-from forgetfilter.data.formats import RowError, Turn
+from forgetfilter.data.formats import RowError
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer
+from forgetfilter.data.turns import Turn
 from forgetfilter.errors import ModelError
 
 SPACED = (

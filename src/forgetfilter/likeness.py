@@ -3,8 +3,8 @@
 import numpy as np
 
 from forgetfilter.data.builtin import UNSPACED
-from forgetfilter.data.formats import exchanges
 from forgetfilter.data.loading import Rows
+from forgetfilter.data.turns import exchanges
 
 WORD = rf"[{UNSPACED}]|\b\w\w+\b"
 """A word of two letters or more; in scripts without spaces between words, a letter."""

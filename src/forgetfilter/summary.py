@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from forgetfilter.data.formats import exchanges, read_row
+from forgetfilter.data.formats import read_row
 from forgetfilter.data.templates import learns
+from forgetfilter.data.turns import exchanges
 from forgetfilter.decision.opened import default_filter, read_scores
 from forgetfilter.decision.outputs import counts_in_words
 from forgetfilter.progress import show

@@ -15,7 +15,8 @@ from typing import TypeGuard
 import numpy as np
 
 from forgetfilter.config import BUILTIN
-from forgetfilter.data.formats import Record, Turn, read_row
+from forgetfilter.data.formats import Record, read_row
+from forgetfilter.data.turns import Turn
 from forgetfilter.errors import ConfigError
 
 RANKS_ALONE = (

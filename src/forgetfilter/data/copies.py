@@ -17,8 +17,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from forgetfilter.data.formats import Turn
 from forgetfilter.data.source import Source
+from forgetfilter.data.turns import Turn
 from forgetfilter.progress import PATIENCE, progress
 
 T = TypeVar("T")

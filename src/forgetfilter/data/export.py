@@ -17,16 +17,13 @@ from forgetfilter.data.formats import (
     TEMPLATE_SETTINGS,
     Record,
     RowError,
-    Turn,
     as_named,
     base_format,
-    functions_called,
     read_row,
-    text_of,
-    with_call,
 )
 from forgetfilter.data.loading import read_conversations
 from forgetfilter.data.source import Source
+from forgetfilter.data.turns import Turn, functions_called, text_of, with_call
 from forgetfilter.errors import DataError
 from forgetfilter.files import write_jsonl, write_text
 from forgetfilter.progress import PATIENCE, progress

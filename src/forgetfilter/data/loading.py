@@ -25,7 +25,6 @@ from forgetfilter.data.formats import (
     TRAINED_PROMPT,
     Record,
     RowError,
-    Turn,
     base_format,
     detect_format,
     parse_columns,
@@ -41,6 +40,7 @@ from forgetfilter.data.source import Source
 from forgetfilter.data.sources import load_source
 from forgetfilter.data.templates import learns
 from forgetfilter.data.tokenization import ChatTokenizer, Example, hash_of, on_disk
+from forgetfilter.data.turns import Turn
 from forgetfilter.errors import ConfigError, DataError
 from forgetfilter.marks import Marks
 from forgetfilter.progress import PATIENCE, progress, say

@@ -21,10 +21,11 @@ from forgetfilter.config import BUILTIN, ForgetFilterConfig
 from forgetfilter.data.builtin import like
 from forgetfilter.data.copies import what_is_said
 from forgetfilter.data.export import is_prompt_and_completion, write_row
-from forgetfilter.data.formats import Record, RowError, Turn, base_format, read_row
+from forgetfilter.data.formats import Record, RowError, base_format, read_row
 from forgetfilter.data.loading import Rows, load_rows, read_labels, tokenize
 from forgetfilter.data.sources import load_source
 from forgetfilter.data.tokenization import ChatTokenizer
+from forgetfilter.data.turns import Turn
 from forgetfilter.errors import DataError
 
 SHARE = 0.05

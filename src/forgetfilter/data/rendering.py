@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 
-from forgetfilter.data.formats import RowError, Turn
+from forgetfilter.data.formats import RowError
 from forgetfilter.data.templates import NAMES, ChatTemplate, Span, changed, opening, says_more
+from forgetfilter.data.turns import Turn
 
 MARKER = "\ue000forgetfilter\ue000"
 """Takes the place of a message, to find it."""

@@ -20,9 +20,10 @@ from urllib.parse import urlsplit
 
 from forgetfilter.data.builtin import SHORTEST, usual_length
 from forgetfilter.data.export import writer_beside
-from forgetfilter.data.formats import Record, RowError, Turn, as_named
+from forgetfilter.data.formats import Record, RowError, as_named
 from forgetfilter.data.loading import find_format, read_conversations
 from forgetfilter.data.source import Source
+from forgetfilter.data.turns import Turn
 from forgetfilter.errors import ConfigError, DataError
 from forgetfilter.files import digest, make_folder, write_jsonl
 from forgetfilter.progress import progress

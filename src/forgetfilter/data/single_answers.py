@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from forgetfilter.data.export import write_row
-from forgetfilter.data.formats import Record, RowError, Turn, read_row
+from forgetfilter.data.formats import Record, RowError, read_row
 from forgetfilter.data.lazy import Lazy, chosen
 from forgetfilter.data.loading import Rows
 from forgetfilter.data.source import Source
 from forgetfilter.data.templates import learns
 from forgetfilter.data.tokenization import ChatTokenizer, Example, on_disk
+from forgetfilter.data.turns import Turn
 from forgetfilter.progress import PATIENCE, progress
 
 SHAPE = "messages"

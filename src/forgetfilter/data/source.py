@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forgetfilter.data.columns import GROUP, column_of, encodable, records_of, types_of
-from forgetfilter.data.formats import Record, Turn, read_row
+from forgetfilter.data.formats import Record, read_row
 from forgetfilter.data.ids import ids_of
 from forgetfilter.data.lazy import Lazy, Spool, chosen, column, in_parts, joined, table_on_disk
+from forgetfilter.data.turns import Turn
 from forgetfilter.errors import DataError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}

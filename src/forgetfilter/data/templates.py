@@ -12,15 +12,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from forgetfilter.data.formats import (
-    BESIDE,
-    IN_PART,
-    TEMPLATE_SETTINGS,
-    RowError,
-    Turn,
-    with_call,
-    with_parsed_arguments,
-)
+from forgetfilter.data.formats import BESIDE, IN_PART, TEMPLATE_SETTINGS, RowError
+from forgetfilter.data.turns import Turn, with_call, with_parsed_arguments
 from forgetfilter.errors import ModelError
 
 PLAIN_TEMPLATE = (

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from forgetfilter.data.formats import Turn
 from forgetfilter.data.lazy import Lazy, Spool
 from forgetfilter.data.rendering import Rendered, render
 from forgetfilter.data.templates import MADE_UP, PLAIN_TEMPLATE, ChatTemplate, Span, any_of, learns
+from forgetfilter.data.turns import Turn
 from forgetfilter.progress import say
 
 IGNORED = -100

@@ -16,9 +16,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from forgetfilter.data.builtin import builtin_rows
-from forgetfilter.data.formats import REASONING, Turn
+from forgetfilter.data.formats import REASONING
 from forgetfilter.data.lazy import in_parts
 from forgetfilter.data.source import Source
+from forgetfilter.data.turns import Turn
 from forgetfilter.progress import PATIENCE, progress
 
 LETTERS, BYTES = 2.0, 2.75

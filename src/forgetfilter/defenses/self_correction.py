@@ -12,9 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.data.formats import preceded, read_row
+from forgetfilter.data.formats import read_row
 from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import Example
+from forgetfilter.data.turns import preceded
 from forgetfilter.defenses.result import Defended, budget, draw
 from forgetfilter.errors import DataError
 from forgetfilter.methods import NonNegativeFloat, traits

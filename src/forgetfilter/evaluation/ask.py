@@ -13,9 +13,10 @@ import numpy as np
 
 from forgetfilter import processes
 from forgetfilter.config import BUILTIN, ForgetFilterConfig
-from forgetfilter.data.formats import RowError, Turn, preceded
+from forgetfilter.data.formats import RowError
 from forgetfilter.data.sources import load_source
 from forgetfilter.data.tokenization import ChatTokenizer, Example, hash_of
+from forgetfilter.data.turns import Turn, preceded
 from forgetfilter.errors import ConfigError, DataError, RunError
 from forgetfilter.evaluation import arithmetic, bias, harmfulness, over_refusal, question_answering, toxicity
 from forgetfilter.evaluation.questions import Figures, Judge, Measure, Question

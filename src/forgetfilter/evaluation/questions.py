@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from forgetfilter.data.formats import Record, RowError, Turn, read_row, require_text
+from forgetfilter.data.formats import Record, RowError, read_row, require_text
 from forgetfilter.data.source import Source
+from forgetfilter.data.turns import Turn
 from forgetfilter.errors import DataError
 
 Figures = dict[str, Any]

@@ -26,10 +26,10 @@ import numpy as np
 from scipy.special import logsumexp
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.data.formats import exchanges, shorter
 from forgetfilter.data.lazy import Lazy
 from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import IGNORED, Example, on_disk
+from forgetfilter.data.turns import exchanges, shorter
 from forgetfilter.errors import ConfigError
 from forgetfilter.files import at_home
 from forgetfilter.methods import traits

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.data.formats import RowError, Turn, exchanges, shorter
+from forgetfilter.data.formats import RowError
 from forgetfilter.data.loading import Data
 from forgetfilter.data.tokenization import ChatTokenizer, Example, on_disk
+from forgetfilter.data.turns import Turn, exchanges, shorter
 from forgetfilter.methods import traits
 from forgetfilter.scored import Scored
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.data.formats import shorter
+from forgetfilter.data.turns import shorter
 from forgetfilter.errors import ConfigError, ModelError
 from forgetfilter.model.folders import find_weights
 from forgetfilter.model.memory import in_halves, to_device

@@ -8,9 +8,10 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.data.formats import RowError, Turn, text_of
+from forgetfilter.data.formats import RowError
 from forgetfilter.data.templates import learns
 from forgetfilter.data.tokenization import IGNORED, ChatTokenizer, Example
+from forgetfilter.data.turns import Turn, text_of
 from forgetfilter.runs import first_day
 from forgetfilter.scored import Scored
 

@@ -32,7 +32,8 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from forgetfilter.data.formats import read_row, text_of
+from forgetfilter.data.formats import read_row
+from forgetfilter.data.turns import text_of
 from forgetfilter.errors import ConfigError, DataError, ForgetFilterError
 from forgetfilter.files import disk_trouble
 from forgetfilter.marks import SAID

@@ -107,6 +107,15 @@ def test_undo_goes_back_statement_by_statement(tmp_path):
         own.undo(3)
 
 
+def test_what_counts_again_after_undo_stands_where_it_was_said(tmp_path):
+    own = marks(tmp_path)
+    own.add({3: "clean"})
+    own.add({4: "unsafe"})
+    own.add({3: "unsafe"})
+    own.undo(3)
+    assert list(own.all()) == [3, 4], "the last word is the one on row 4: another undo takes that back"
+
+
 def test_what_was_said_elsewhere_since_a_person_looked_stands(tmp_path):
     """The look and the line are one step: nobody can say something in between."""
     own = marks(tmp_path)
@@ -184,7 +193,7 @@ def test_half_a_line_that_a_kill_left_does_no_harm(tmp_path, torn):
 
 NOT_OURS = [
     *('{"row": 3, "mark": unsafe}', '{"row": 99, "mark": "clean"}', '{"row": 1, "mark": "bad"}'),
-    *('{"row": true, "mark": null}', "nonsense\n", "[]\n", "7\n"),
+    *('{"row": true, "mark": null}', "nonsense\n", "[]\n", "7\n", '{"row": 3, "mark": "clean"},'),
 ]
 
 
@@ -548,7 +557,7 @@ def test_trusted_rows_of_the_run_count_as_drawn(tmp_path, write_jsonl):
     run, bad = reviewable_run(tmp_path / "out", trusted_rows=str(sample))
     review = Review(run)
     assert sum(mark.drawn for mark in review.marks.all().values()) == 70
-    assert "at most 2.0% of the clean rows are dropped, on average" in review.status().line()
+    assert "at most 2% of the clean rows are dropped, on average" in review.status().line()
     answer(review, bad, 10)
     assert "in expectation, by " in done(review).metrics["says"]
 
@@ -723,7 +732,7 @@ def test_a_limit_holds_after_a_review_whatever_share_the_run_was_to_drop(tmp_pat
         Result(run).decide(filter="forgetting", max_clean_loss=0.3)
     decided = Result(done(review).run).decide(max_clean_loss=0.3)
     assert decided.metrics["filter"] == "review"
-    assert "at most 30.0%" in decided.metrics["says"]
+    assert "at most 30%" in decided.metrics["says"]
 
 
 def test_a_share_of_a_ranking_in_which_nothing_was_found_teaches_nothing(tmp_path):
@@ -850,6 +859,18 @@ def test_settled_only_where_the_rows_drawn_tell(reviewed):
     assert "more marks would change little" in review.status().line()
 
 
+def test_rows_that_nobody_could_tell_do_not_settle_a_review(reviewed):
+    run, bad = reviewed
+    review = Review(run)
+    answer(review, bad, 20)
+    before = review.status()
+    for question in review.ask(12):
+        review.mark({question.row: "skipped"})
+        review.status()
+    assert not before.settled
+    assert not review.status().settled
+
+
 def test_what_is_left_comes_with_a_range(reviewed):
     run, bad = reviewed
     review = Review(run)
@@ -882,7 +903,12 @@ def test_about_how_many_were_found_is_said_of_all_marks(tmp_path):
 def test_unsafe_rows_found_after_the_draw_do_not_raise_the_low_end_of_the_range():
     """12 of 240 rows are unsafe: one is among the five drawn, the others were found by their score."""
     assert session.unsafe_left([True, *[False] * 4], 205, 1, 200)[1] > 0
-    assert session.unsafe_left([True, *[False] * 4], 205, 1, 200, elsewhere=11)[1] == 0
+    assert session.unsafe_left([True, *[False] * 4], 205, 1, 200, unsafe_elsewhere=11)[1] == 0
+
+
+def test_clean_rows_found_after_the_draw_do_not_lower_the_high_end_of_the_range():
+    """Of 100 rows 50 were drawn, all clean, then 27 others called clean. With 5 unsafe rows that has probability .028."""
+    assert session.unsafe_left([False] * 50, 73, 0, 23, clean_elsewhere=27) == (0, 0, 5)
 
 
 def test_sixty_drawn_rows_without_an_unsafe_one_leave_few_among_two_hundred():
@@ -1114,6 +1140,29 @@ def test_the_address_as_people_type_it(served):
     status, _, said = ask(port, "GET", "/secret/", Host="127.0.0.2:1")
     assert status == 421
     assert f"http://127.0.0.1:{port}/" in said["error"]
+
+
+def test_half_a_character_in_the_data_does_not_stop_a_review():
+    """JSON in a text may hold one: the arguments of a function call."""
+    from forgetfilter.review.server import Answer
+
+    assert json.loads(Answer({"text": "\ud83d"}).body) == {"text": "\ud83d"}
+
+
+def test_two_tabs_may_decide_at_once(served):
+    run, port = served
+    ask(port, "POST", "/secret/mark", {"row": 3, "said": "clean"})
+    answers: list[int] = []
+
+    def decide():
+        answers.append(ask(port, "POST", "/secret/done", {})[0])
+
+    tabs = [threading.Thread(target=decide) for _ in range(3)]
+    for tab in tabs:
+        tab.start()
+    for tab in tabs:
+        tab.join(60)
+    assert answers == [200] * 3
 
 
 def test_next_leads_through_the_rows(served):

@@ -150,6 +150,7 @@ def test_a_run_counts_them_and_drops_them_if_asked(ciphered):
     assert decided.metrics["dropped"] == 0
     again = ForgetFilter(dataclasses.replace(ciphered, unreadable="drop", threshold=1e6)).fit()
     assert list(again.scores["decision"]) == ["dropped"] * 2 + ["kept"] * 10
+    assert again.metrics["says"].endswith("; 2 hardly readable rows are dropped beside")
     told = again.run.folder.parent / "told.jsonl"
     told.write_text(json.dumps({"row": 0, "decision": "kept"}))
     assert list(Result(again.run).decide(decisions=told).scores["decision"][:2]) == [

@@ -7,6 +7,7 @@ second process or a change of mind loses nothing that was said.
 import errno
 import json
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -257,31 +258,34 @@ def _require_seen(row: int, known: Mark | None, seen: object) -> None:
 
 def _last(lines: Iterable[Mapping[str, Any]]) -> dict[int, Mark]:
     """Row -> what counts of it, in the order of the last statements; a row that was drawn once stays a drawn one."""
-    stated: dict[int, list[Said | None]] = {}
+    stated: dict[int, list[tuple[int, Said | None]]] = {}  # row -> the statements that stand, each with its line
     drawn: set[int] = set()
-    for line in lines:
-        row = line["row"]
-        said = stated.pop(row, [])
-        stated[row] = said[:-1] if line.get("undo") else [*said, line["mark"]]
+    for number, line in enumerate(lines):
+        said = stated.setdefault(line["row"], [])
+        if not line.get("undo"):
+            said.append((number, line["mark"]))
+        elif said:
+            said.pop()
         if line.get("drawn"):
-            drawn.add(row)
+            drawn.add(line["row"])
     found: dict[int, Mark] = {}
-    for row, said in stated.items():
-        if said and said[-1] is not None:
-            found[row] = Mark(said[-1], row in drawn, said[-2] if len(said) > 1 else None)
+    for row, said in sorted(((row, said) for row, said in stated.items() if said), key=lambda own: own[1][-1][0]):
+        *before, (_, last) = said
+        if last is not None:
+            found[row] = Mark(last, row in drawn, before[-1][1] if before else None)
     return found
 
 
 def _whole(data: bytes) -> int:
-    """How many of a file's bytes are whole lines; a last one without its end is whole if it is JSON, or closes with }.
+    """How many of a file's bytes are whole lines; a last one without its end is whole if it is JSON, or has a }.
 
-    One of ours that a kill has cut does not close, so one that does and yet is no JSON was written by a person.
+    One of ours that a kill has cut has none, so one that has and yet is no JSON was written by a person.
     """
     tail = data[max(data.rfind(b"\n"), data.rfind(b"\r")) + 1 :]
     try:
         json.loads(tail)
     except (ValueError, RecursionError):
-        closes = tail.rstrip().endswith(b"}") and tail.count(b'"') % 2 == 0  # not inside of an id
+        closes = b"}" in re.sub(rb'"(?:[^"\\]|\\.)*"?', b"", tail)  # outside of texts: an id may hold one
         return len(data) if closes else len(data) - len(tail)
     return len(data)
 

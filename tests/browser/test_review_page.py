@@ -85,9 +85,14 @@ def shown(page):
     return int(page.locator("#why").inner_text().split()[1].strip(":"))
 
 
+def look(page):
+    """Look at the row: what is pressed or clicked sooner was meant for the row before."""
+    page.wait_for_timeout(200)
+
+
 def press(page, key):
     """Press a key once the row has been seen, and wait for the answer."""
-    page.wait_for_timeout(200)
+    look(page)
     with page.expect_response(lambda response: response.request.method in ("POST", "GET")):
         page.keyboard.press(key)
     page.locator("body:not([aria-busy])").wait_for()
@@ -129,6 +134,7 @@ def test_a_whole_review_by_keys_through_a_kill(tmp_path, serve, visit):
     assert shown(page) != row
     assert len(said(run)) == before
     page.locator("#done").focus()
+    look(page)
     page.keyboard.press("Enter")
     page.locator("#decided pre").wait_for()
     assert "forgetfilter finetune" in page.locator("#decided").inner_text()
@@ -229,17 +235,19 @@ def test_a_mark_whose_answer_was_lost_is_this_pages_own(tmp_path, serve, visit):
     visit.complaints.clear()  # the browser's own words about the refused request
 
 
-def test_the_second_click_of_a_double_click_marks_nothing(tmp_path, serve, visit):
+def test_a_click_that_was_meant_for_the_row_before_marks_nothing(tmp_path, serve, visit):
     run, _ = reviewable_run(tmp_path / "out")
     page = visit(serve(run.folder).address)
-    shown(page)
+    look(page)
     with page.expect_response("**/mark"):
         page.locator("#keep").dispatch_event("click", {"detail": 1})
     page.locator("#status").filter(has_text="1 marked").wait_for()
-    page.evaluate(
-        "shownAt = performance.now(); $('keep').dispatchEvent(new MouseEvent('click', { detail: 2, bubbles: true }))"
-    )
-    page.wait_for_timeout(200)
+    for button, detail in (("keep", 2), ("drop", 1), ("done", 1)):
+        page.evaluate(
+            f"shownAt = performance.now(); $('{button}').dispatchEvent(new MouseEvent('click', {{ detail: {detail} }}))"
+        )
+        page.wait_for_timeout(200)
+    assert page.locator("#decided").inner_text() == ""
     assert len(said(run)) == 1
     page.wait_for_timeout(400)
     with page.expect_response("**/mark"):
@@ -251,6 +259,7 @@ def test_a_mark_is_changed_and_taken_back_by_mouse(tmp_path, serve, visit):
     run, _ = reviewable_run(tmp_path / "out")
     page = visit(serve(run.folder).address)
     row = shown(page)
+    look(page)
     with page.expect_response("**/mark"):
         page.locator("#keep").click()
     with page.expect_response("**/state**"):
@@ -258,14 +267,27 @@ def test_a_mark_is_changed_and_taken_back_by_mouse(tmp_path, serve, visit):
     page.locator("#why").filter(has_text="marked: keep").wait_for()
     assert shown(page) == row
     assert page.locator("#keep").get_attribute("aria-pressed") == "true"
+    look(page)
     with page.expect_response("**/mark"):
         page.locator("#drop").click()
     page.locator("#marked .dropped").wait_for()
     assert said(run)[-1]["mark"] == "unsafe"
     for status in ("1 marked, 0 of them unsafe", "0 marked"):  # what was said before counts again
+        look(page)
         with page.expect_response("**/undo"):
             page.locator("#undo").click()
         page.locator("#status").filter(has_text=status).wait_for()
+
+
+def test_nothing_moves_under_the_pointer_from_row_to_row(tmp_path, serve, visit):
+    run, _ = reviewable_run(tmp_path / "out")
+    for width in (1100, 360):
+        page = visit(serve(run.folder).address, width=width)
+        places = set()
+        for _ in range(4):
+            places.add(tuple(page.locator(name).bounding_box()["y"] for name in ("#keep", "#undo", "#done")))
+            press(page, "n")
+        assert len(places) == 1
 
 
 def test_on_a_phone_in_the_dark_and_for_a_screen_reader(tmp_path, serve, visit):

@@ -71,8 +71,14 @@ def conformal(suspicion: np.ndarray, trusted: np.ndarray, max_clean_loss: float)
             f"and scored. Mark more (`forgetfilter sample`){looser}."
         )
     above = math.floor(round(max_clean_loss * (len(known) + 1), 9)) - 1
-    says = f"drops at most {max_clean_loss:.1%} of the scored clean rows, in expectation, by {len(known)} trusted rows"
+    share, count = percent(max_clean_loss), len(known)
+    says = f"drops at most {share} of the scored clean rows, in expectation, by {count} trusted rows"
     return Threshold(float(known[above]) if above < len(known) else -np.inf, "conformal", says)
+
+
+def percent(share: float) -> str:
+    """A share that is promised, in words: not rounded to less."""
+    return f"{100 * share:.6g}%"
 
 
 def needed(max_clean_loss: float) -> int:

@@ -8,7 +8,7 @@ that learnt from the row's own verdict (cross-fitting). Learning from noisy verd
 1. First verdicts: the most suspect quarter of the rows is called unsafe, the less suspect half clean.
 2. A probe that did not see a row's verdict must be able to tell it. If it cannot, the verdicts are noise, and the run
    says so: "no separation". The rows are still ranked: by their scores, by those that a regression foresees, and by a
-   probe of the most suspect twentieth. If there are unsafe rows then, they are few.
+   probe of the most suspect twentieth. The ranking assumes that few rows are unsafe, which need not be so.
 3. If it can, the verdicts are given anew, by the probe, and learnt once more.
 4. If neither the rows that are kept nor those that are dropped are of the kind of the safe rows, the reviews have made
    the model forget whole tasks, and that is what the probe has learnt: "no separation", too.

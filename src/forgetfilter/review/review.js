@@ -1,13 +1,13 @@
 // One row at a time, large; what a person says of it goes to the server, which ranks all rows anew.
 const about = JSON.parse($("data").textContent);
 const WORDS = { clean: "keep", unsafe: "drop", skipped: "skip" };
-const SETTLE = 150; // milliseconds in which a key is left out after a row has shown: it was meant for the row before
+const SETTLE = 150; // milliseconds in which a key or a click is left out after a row has shown: it was meant for the row before
 const TWICE = 400; // the same for the second click of a double click
 let state = null;
 let busy = false;
 let shownAt = 0;
 let lost = null; // a mark whose answer never came: the server may have written it
-const mine = []; // rows marked on this page, the last one last: what undo takes back
+const mine = []; // what was said of which row on this page, the last statement last: what undo takes back
 
 async function ask(path, body) {
   const options = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
@@ -28,7 +28,7 @@ async function show(path, body) {
   const slow = setTimeout(() => { $("trouble").textContent = "Still waiting for the server…"; }, 3000);
   try {
     state = await ask(path, body);
-    if (path === "mark" && body.said !== body.seen) mine.push(body.row);
+    if (path === "mark" && body.said !== body.seen) mine.push(body);
     lost = null;
     $("trouble").textContent = "";
     if (body) $("decided").replaceChildren();
@@ -41,7 +41,7 @@ async function show(path, body) {
     if (settled && body) { // the row was marked elsewhere: show what is said of it now
       state = await ask(path === "mark" ? `state?row=${body.row}` : "state").catch(() => state);
       if (lost && lost.row === body.row && state.question && state.question.said === lost.said) { // it was marked here
-        mine.push(lost.row);
+        mine.push(lost);
         if (body.said === lost.said) $("trouble").textContent = "";
       }
       lost = null;
@@ -49,7 +49,7 @@ async function show(path, body) {
     }
   }
   clearTimeout(slow);
-  if (path === "undo" && settled) mine.splice(mine.lastIndexOf(body.row), 1); // also if it was taken back elsewhere
+  if (path === "undo" && settled) mine.splice(mine.findLastIndex((one) => one.row === body.row), 1); // also if it was taken back elsewhere
   busy = false;
   document.body.removeAttribute("aria-busy");
 }
@@ -89,14 +89,17 @@ const actions = {
   skip: mark("skipped"),
   undo: () => {
     if (!state || !state.marked.length) return;
-    const row = mine.length ? mine[mine.length - 1] : state.marked[0].row;
-    show("undo", { row, seen: state.marked.find((one) => one.row === row)?.said });
+    const { row, said } = mine.length ? mine[mine.length - 1] : state.marked[0];
+    show("undo", { row, seen: said });
   },
   next: () => { if (state && state.ahead.length) show(`state?row=${state.ahead[0].row}`); },
 };
 
-async function decide() {
-  if (busy) return;
+// A click or a key that was meant for the row before.
+const early = (event) => event.timeStamp - shownAt <= (event.detail > 1 ? TWICE : SETTLE);
+
+async function decide(event) {
+  if (busy || early(event)) return;
   busy = true;
   $("decided").replaceChildren(el("p", {}, "Writing kept and dropped rows…"));
   try {
@@ -112,7 +115,7 @@ async function decide() {
 
 $("about").textContent = `${about.rows} rows in ${about.folder}. Keep what you would be glad to see a model learn. Each mark is on disk at once, and all rows are ranked anew.`;
 for (const [id, action] of Object.entries(actions)) {
-  $(id).addEventListener("click", (event) => { if (event.detail < 2 || event.timeStamp - shownAt > TWICE) action(); });
+  $(id).addEventListener("click", (event) => { if (!early(event)) action(); });
 }
 $("done").addEventListener("click", decide);
 document.addEventListener("keydown", (event) => {
@@ -122,7 +125,7 @@ document.addEventListener("keydown", (event) => {
   const id = Object.keys(actions).find((name) => name[0] === key);
   if (id && !$(id).disabled) {
     event.preventDefault();
-    if (event.timeStamp - shownAt > SETTLE) actions[id]();
+    if (!early(event)) actions[id]();
   }
 });
 show("state");

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Collection
 from contextlib import closing, suppress
 from importlib.resources import files
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 import numpy as np
@@ -210,6 +210,14 @@ class Guard:
         return None
 
 
+class Answer(JSONResponse):
+    """JSON in ASCII: data may hold half a character, which UTF-8 cannot say."""
+
+    def render(self, content: Any) -> bytes:
+        """The bytes."""
+        return json.dumps(content, allow_nan=False).encode()
+
+
 class Pages:
     """What the server answers.
 
@@ -220,6 +228,7 @@ class Pages:
     def __init__(self, review: Review) -> None:
         """Read what the rows are shown with."""
         self.review, run = review, review.run
+        self._deciding = Lock()
         self.records = review.opened.source.rows()
         self.format = run.row_format
         self.chat = load_chat(run.stage("tokenizer"), review.config)
@@ -238,9 +247,9 @@ class Pages:
         async def answer(request: Request) -> Response:
             try:
                 asked = await _body(request) if request.method == "POST" else dict(request.query_params)
-                return JSONResponse(await run_in_threadpool(work, asked), headers=HEADERS)
+                return Answer(await run_in_threadpool(work, asked), headers=HEADERS)
             except ForgetFilterError as error:
-                return JSONResponse({"error": str(error)}, 400, HEADERS)
+                return Answer({"error": str(error)}, 400, HEADERS)
             except OSError as error:
                 said = disk_trouble(error)
                 if said is None:
@@ -290,9 +299,10 @@ class Pages:
 
     def done(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Take the decision, and write everything that follows from it."""
-        self.review.done()
-        result = Result(self.review.run)
-        report, metrics, where = result.report(), result.metrics, shlex.quote(str(result.run.folder))
+        with self._deciding:  # two tabs: the second decides once the first has written its report
+            self.review.done()
+            result = Result(self.review.run)
+            report, metrics, where = result.report(), result.metrics, shlex.quote(str(result.run.folder))
         print(f"decided: {metrics['kept']} kept, {metrics['dropped']} dropped ({report})", flush=True)
         return {**{name: metrics[name] for name in ("rows", "kept", "dropped", "says")}, "folder": where}
 

@@ -22,7 +22,7 @@ from forgetfilter.data.source import Source
 from forgetfilter.decision.choice import choose, clean_drawn, decide_by_config, drops, trusted_marks
 from forgetfilter.decision.decide import decide
 from forgetfilter.decision.opened import REVIEWED, Opened, config_without_lost_file, scored_part
-from forgetfilter.decision.rules import Threshold, needed
+from forgetfilter.decision.rules import Threshold, needed, percent
 from forgetfilter.files import digest
 from forgetfilter.marks import Mark, Marks, digest_of, word
 from forgetfilter.progress import say
@@ -111,6 +111,7 @@ class Review:
         self._lock = RLock()
         self._ranked: tuple[str, Scored] | None = None
         self._dropped: deque[np.ndarray] = deque(maxlen=SETTLED_AFTER + 1)
+        self._counted: dict[int, bool] | None = None
 
     @cached_property
     def ranking(self) -> Ranking:
@@ -158,7 +159,9 @@ class Review:
                 marks = {row: mark.unsafe for row, mark in said.items() if mark.told}
                 drawn = frozenset(row for row, mark in said.items() if mark.drawn)
                 self._ranked = made_of, self._of_planted(self.ranking(marks, drawn))
-                self._dropped.append(self.dropped())
+                if marks != self._counted:  # a skip changes nothing
+                    self._counted = marks
+                    self._dropped.append(self.dropped())
             return self._ranked
 
     def threshold(self) -> Threshold:
@@ -287,18 +290,21 @@ class Review:
         pool = kept & ~np.isin(self._first, list(found_otherwise))
         missed = [said[row].unsafe for row in drawn if pool[row]]
         known = [unsafe for row, unsafe in told.items() if pool[row]]
-        elsewhere = sum(told[row] for row in told if int(self._first[row]) in found_otherwise)
-        return unsafe_left(missed, int(pool.sum()), sum(known), int(pool.sum()) - len(known), elsewhere)
+        others = [unsafe for row, unsafe in told.items() if int(self._first[row]) in found_otherwise]
+        elsewhere = sum(others), len(others) - sum(others)
+        return unsafe_left(missed, int(pool.sum()), sum(known), int(pool.sum()) - len(known), *elsewhere)
 
     def _promise(self, clean_drawn: int) -> str:
         """What can be promised about clean rows, by so many of them that were drawn at random."""
         if self.marks.all() and not self._taught() and self.config.trusted_rows is None and self._run_drops.any():
             return "no promise: the marks have changed nothing so far, the run's own rule decides"
-        share, more = f"{self.config.max_clean_loss:.1%}", needed(self.config.max_clean_loss) - clean_drawn
+        share, more = percent(self.config.max_clean_loss), needed(self.config.max_clean_loss) - clean_drawn
         if more > 0:
             what = f"at most {share} of the clean rows dropped"
             return f"{more} more random rows called clean are needed to promise {what}"
-        return f"at most {share} of the clean rows are dropped, on average, by {clean_drawn} random rows marked clean"
+        beside = int(self.opened.unreadable.sum()) if self.config.unreadable == "drop" else 0
+        where = f", beside {beside} hardly readable rows" if beside else ""
+        return f"at most {share} of the clean rows are dropped, on average{where}, by {clean_drawn} random rows marked clean"
 
     def done(self) -> None:
         """Take the decision: what was marked stays so, all else is decided by the scores that the marks taught."""
@@ -342,7 +348,8 @@ class Review:
 
     def _settled(self, said: Mapping[int, Mark]) -> bool:
         """Whether the last marks found nothing unsafe and changed hardly a decision."""
-        if len(self._dropped) <= SETTLED_AFTER or any(mark.unsafe for mark in list(said.values())[-SETTLED_AFTER:]):
+        told = [mark.unsafe for mark in said.values() if mark.told]
+        if len(self._dropped) <= SETTLED_AFTER or any(told[-SETTLED_AFTER:]):
             return False
         changed = int((self._dropped[0] != self._dropped[-1]).sum())
         return changed <= max(1, int(self._dropped[-1].sum()) // 100)
@@ -386,7 +393,7 @@ def _made_of(filters: Mapping[str, Any], marks: str) -> str:
 
 
 def unsafe_left(
-    missed: Sequence[bool], rows: int, unsafe: int, untold: int, elsewhere: int = 0
+    missed: Sequence[bool], rows: int, unsafe: int, untold: int, unsafe_elsewhere: int = 0, clean_elsewhere: int = 0
 ) -> tuple[int, int, int]:
     """About how many of some rows are unsafe and not told so far, and a range, by a sample of the rows.
 
@@ -398,8 +405,9 @@ def unsafe_left(
         rows: How many rows there are.
         unsafe: How many of them are told to be unsafe, the sample's among them.
         untold: How many of them nothing tells of.
-        elsewhere: Unsafe rows found by their score, maybe after the sample was drawn: it may have been drawn from them,
-            too, so the low end of the range counts them among the rows.
+        unsafe_elsewhere: Unsafe rows found by their score, maybe after the sample was drawn: it may have been drawn
+            from them, too, so the low end of the range counts them among the rows.
+        clean_elsewhere: Clean rows found so: the high end counts them.
     """
     if not untold:
         return 0, 0, 0
@@ -407,10 +415,10 @@ def unsafe_left(
     possible, tail = range(unsafe, unsafe + untold + 1), (1 - SURE) / 2
 
     def not_too_few(all_: int) -> bool:
-        return bool(hypergeom.sf(found - 1, rows + elsewhere, all_ + elsewhere, drawn) > tail)
+        return bool(hypergeom.sf(found - 1, rows + unsafe_elsewhere, all_ + unsafe_elsewhere, drawn) > tail)
 
     def too_many(all_: int) -> bool:
-        return bool(hypergeom.cdf(found, rows, all_, drawn) <= tail)
+        return bool(hypergeom.cdf(found, rows + clean_elsewhere, all_, drawn) <= tail)
 
     low, high = bisect_left(possible, True, key=not_too_few), bisect_left(possible, True, key=too_many) - 1
     about = round(found / drawn * rows) - unsafe if drawn else 0

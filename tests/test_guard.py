@@ -180,6 +180,8 @@ def test_a_classifier_that_reads_the_prompt_reads_the_answer_however_long_the_pr
         ("wildguard", {}, "no chat template"),
         ("llama_guard", {"template": "nowhere.txt"}, "cannot be read"),
         ("classifier", {"unsafe_labels": "rude"}, "labels are safe, unsafe"),
+        ("classifier", {"unsafe_labels": "unsafe, rude"}, "labels are safe, unsafe"),
+        ("classifier", {"controversial_is_unsafe": False}, "is for qwen3guard"),
         ("classifier", {"template": "form.txt"}, "a classifier has no prompt"),
         ("qwen3guard", {"unsafe_labels": "unsafe"}, "are for classifiers"),
         ("llama_guard", {"kind": "judge"}, "choose among"),
@@ -208,8 +210,17 @@ def test_a_classifiers_unsafe_labels_are_weighed_against_the_others(labels, guar
     with torch.no_grad():
         logits = model(**batch).logits.numpy()
     np.testing.assert_allclose(found, logits[:, -1] - logsumexp(logits[:, :-1], axis=1), atol=2e-3)
-    asked = guarded(workshop, config, model=folder, unsafe_labels=labels[0]).suspicion
+    asked = guarded(workshop, config, model=folder, unsafe_labels=labels[0])
+    assert f"({labels[0]} of its {len(labels)} labels)" in asked.scale.says
+    asked = asked.suspicion
     np.testing.assert_allclose(asked, logits[:, 0] - logsumexp(logits[:, 1:], axis=1), atol=2e-3)
+
+
+def test_a_single_label_is_a_question_of_its_own(guards, workshop, config):
+    folder = guards("classifier", ("toxic",))
+    found = guarded(workshop, config, model=folder).suspicion
+    assert len(found) == len(ROWS)
+    assert np.isfinite(found).any()
 
 
 def test_unknown_labels_and_unknown_guards_are_refused_by_name(guards, workshop, config, tiny_model):

@@ -907,7 +907,7 @@ def test_unsafe_rows_found_after_the_draw_do_not_raise_the_low_end_of_the_range(
 
 
 def test_clean_rows_found_after_the_draw_do_not_lower_the_high_end_of_the_range():
-    """Of 100 rows 50 were drawn, all clean, then 27 others called clean. With 5 unsafe rows that has probability .028."""
+    """Of 100 rows 50 were drawn, all clean, and 27 others called clean. With 5 unsafe rows its probability is .028."""
     assert session.unsafe_left([False] * 50, 73, 0, 23, clean_elsewhere=27) == (0, 0, 5)
 
 
@@ -1150,7 +1150,7 @@ def test_half_a_character_in_the_data_does_not_stop_a_review():
 
 
 def test_two_tabs_may_decide_at_once(served):
-    run, port = served
+    _, port = served
     ask(port, "POST", "/secret/mark", {"row": 3, "said": "clean"})
     answers: list[int] = []
 

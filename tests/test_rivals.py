@@ -25,6 +25,7 @@ from forgetfilter.defenses import DEFENSES, defend
 from forgetfilter.defenses.toss_tokens import mask
 from forgetfilter.errors import ConfigError, DataError
 from forgetfilter.filters import FILTERS, made_from, require_filters, require_inputs
+from forgetfilter.filters.column import require_there
 from forgetfilter.filters.scoring import score
 from forgetfilter.filters.seal import Plan, Selector, _Losses
 from forgetfilter.filters.self_judge import QUESTION
@@ -35,7 +36,7 @@ from forgetfilter.model.gradients import gradients
 from forgetfilter.model.learner import load_learner
 from forgetfilter.model.tokenizer import load_tokenizer
 from forgetfilter.runs import Run
-from forgetfilter.scored import Scored
+from forgetfilter.scored import Scale, Scored
 from forgetfilter.workshop import Workshop
 
 CONFIG = ForgetFilterConfig()
@@ -219,6 +220,10 @@ def test_toss_takes_what_the_unsafe_reference_likes_and_the_safe_one_does_not(da
     marked = dataclasses.replace(data, unsafe=data.noisy.select([0]))  # the known row scores highest, and is no news
     FILTERS["toss"](made, marked, CONFIG, rounds=2)
     assert made.trained[-1][1] == [data.noisy.examples[0], data.noisy.examples[3]]
+    of_two = dataclasses.replace(data.noisy, whole=data.noisy.examples[:2], belongs=np.array([0, 1, 1, 0]))
+    told = dataclasses.replace(data, noisy=of_two, unsafe=data.noisy.select([0]))  # a conversation of two answers
+    FILTERS["toss"](made, told, CONFIG, rounds=2)
+    assert made.trained[-1][1] == [data.noisy.examples[0], data.noisy.examples[1]], "its other answer is no news, too"
 
 
 def test_toss_tokens_masks_the_highest_fifth_of_all_tokens_and_learns_the_rest():
@@ -292,7 +297,9 @@ def test_a_columns_numbers_are_the_scores(tokenizer):
         known = FILTERS["column"](None, data, CONFIG, name="risk", higher_is_safer=safer, threshold=1.5)
         assert rules.automatic(known.suspicion, known.scale).drops(known.suspicion)[:2].tolist() == dropped
     with pytest.raises(DataError, match=r"no column 'guard' \(parameters.column.name\)"):
-        FILTERS["column"](None, data, CONFIG, name="guard")
+        require_there(None, data, {"name": "guard"})
+    some = data_of(tokenizer, FOUR, TWO)  # a part of the rows, of which others have a number
+    assert np.isnan(FILTERS["column"](None, some, CONFIG, name="risk").suspicion).all()
     wrong = data_of(tokenizer, [*rows[:1], {**FOUR[0], "risk": "high"}], TWO)
     with pytest.raises(DataError, match="2: 'risk' is 'high', expected a number"):
         FILTERS["column"](None, wrong, CONFIG, name="risk")
@@ -405,6 +412,24 @@ def test_seal_drops_a_fifth_those_that_the_safe_model_predicts_worst(workshop, c
     assert spearmanr(plain.suspicion, losses).statistic > 0.99
 
 
+def test_a_fifth_is_a_fifth_of_the_rows_however_many_answers_they_have():
+    answers = np.random.default_rng(0).permutation(50).astype(float)
+    scale = Scale(float(np.sort(answers)[39]), says="a fifth", quota=True, kept=0.8)
+    found = Scored(answers, scale=scale).most_suspect(np.repeat(np.arange(10), 5))
+    assert rules.automatic(found.suspicion, found.scale).drops(found.suspicion).sum() == 2
+    assert rules.automatic(np.full(3, np.nan), scale).value is None
+
+
+def test_an_anchor_is_made_of_the_answer_that_the_row_is_about(learner, tokenizer):
+    turns = [("user", "a"), ("assistant", "bb"), ("user", "c"), ("assistant", "dd")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    (row,) = data_of(tokenizer, [{"messages": messages}], [{"messages": messages}]).noisy.examples
+    ((_, found),) = gradients(learner, [row], "gradients", tokens=1)
+    labels = [label if place == row.prompt_length else IGNORED for place, label in enumerate(row.labels)]
+    ((_, alone),) = gradients(learner, [dataclasses.replace(row, labels=labels)], "gradients")
+    torch.testing.assert_close(found, alone)
+
+
 def test_a_rows_gradient_is_that_of_its_mean_loss(learner, tokenizer):
     rows = data_of(tokenizer, [FOUR[2], {"prompt": "a", "completion": " "}], TWO).noisy.examples
     ((row, found),) = gradients(learner, rows, "gradients")
@@ -496,6 +521,13 @@ def test_rows_without_what_a_filter_needs_are_one_clear_error(tokenizer, data):
     empty = data_of(tokenizer, [*FOUR, {"prompt": "a", "completion": " "}], TWO)
     with pytest.raises(DataError, match="words needs 12 rows"):
         FILTERS["words"](None, data_of(tokenizer, FOUR, TWO), CONFIG, folds=12)
+    with pytest.raises(DataError, match="two noisy and two safe ones"):
+        FILTERS["words"](None, data_of(tokenizer, FOUR * 3, TWO[:1]), CONFIG)
+    talk = [{"messages": [{"role": role, "content": "word"} for role in ("user", "assistant") * 3]}] * 2
+    talks = data_of(tokenizer, talk, talk)
+    talks.noisy.belongs = np.zeros(2, int)  # the answers of one conversation
+    with pytest.raises(DataError, match="words needs 4 rows"):
+        FILTERS["words"](None, talks, CONFIG, folds=4)
     with pytest.raises(DataError, match="none of the rows known to be unsafe has a completion"):
         dataclasses.replace(empty, unsafe=empty.noisy.select([4])).known_unsafe()
 

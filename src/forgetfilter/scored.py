@@ -37,6 +37,8 @@ class Scale:
         nothing: Why nothing can be found in this run, if nothing can.
         caveat: What makes the scale doubtful in this run, if anything does.
         quota: Whether a fixed share of the rows lies above the threshold, which then tells nothing of their number.
+        kept: With a quota the share of the rows that lies within; the rule finds the threshold anew among all rows, of
+            which copies and the answers of a conversation count one by one. None: the threshold as it is.
     """
 
     threshold: float
@@ -46,6 +48,7 @@ class Scale:
     nothing: str = ""
     caveat: str = ""
     quota: bool = False
+    kept: float | None = None
 
     @property
     def separates(self) -> bool:

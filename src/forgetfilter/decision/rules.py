@@ -133,11 +133,20 @@ def automatic(suspicion: np.ndarray, scale: Scale | None) -> Threshold:
         return _nothing(why)
     if scale.nothing:
         return Threshold(None, "auto", f"{scale.nothing}: nothing dropped")
-    if scale.tail is None or scale.falls is None:
+    if scale.kept is not None:
+        found = Threshold(_within(suspicion, scale.kept), "auto", scale.says)
+    elif scale.tail is None or scale.falls is None:
         found = Threshold(scale.threshold, "auto", scale.says)
     else:
         found = _beyond_tail(suspicion, scale.threshold, scale.tail, scale.falls)
     return dataclasses.replace(found, says=f"{found.says}; {scale.caveat}") if scale.caveat else found
+
+
+def _within(suspicion: np.ndarray, share: float) -> float | None:
+    """The score up to which this share of the scored rows lies; None where that is none of them."""
+    scores = np.sort(suspicion[~np.isnan(suspicion)])
+    kept = int(share * len(scores))
+    return float(scores[kept - 1]) if kept else None
 
 
 def _beyond_tail(suspicion: np.ndarray, least: float, tail: float, falls: float) -> Threshold:

@@ -1,10 +1,10 @@
 """anchor_gradients: does a row pull the model the way known unsafe rows do?
 
 He et al., What is in Your Safe Data? (COLM 2024, arXiv 2404.01099). Their anchors are means of ten normalised
-gradients, each over the first ten tokens of an answer: one anchor of unsafe rows, two of safe rows. A row's own
-gradient is over the whole answer. They used it to find harmless rows that break safety; lists and sums rank high.
-They take the gradient of all weights. We take that of an untrained adapter: a random projection of the gradient of its
-layers, with the same squared norm in expectation.
+gradients, each over the first ten tokens of an answer (of a conversation the last one): one anchor of unsafe rows, two
+of safe rows. A row's own gradient is over the whole answer. They used it to find harmless rows that break safety; lists
+and sums rank high. They take the gradient of all weights. We take that of an untrained adapter: a random projection of
+the gradient of its layers, with the same squared norm in expectation.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from forgetfilter.workshop import Workshop
 
 
-@traits(unsafe=True, changed="gradients are as long as the weights'")
+@traits(unsafe=True, changed="gradients are as long as the weights', anchors of last answers")
 def anchor_gradients(
     workshop: "Workshop",
     data: Data,

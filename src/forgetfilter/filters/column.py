@@ -42,10 +42,9 @@ def column(
         threshold: The number above which (below which, if higher is safer) a row is unsafe, if that is known.
 
     Raises:
-        DataError: If no row has the column, or a value is no number; names file and line.
+        DataError: If a value is no number; names file and line.
     """
     source = data.noisy.source
-    require_column(source, name, "parameters.column.name")
     found = np.full(len(source), np.nan)
     for row, record in enumerate(source.rows()):
         value = record.get(name)

@@ -75,6 +75,8 @@ def require_guard(workshop: "Workshop", data: Data, parameters: Mapping[str, Any
         raise ConfigError("parameters.guard.template: a classifier has no prompt.")
     if kind != "classifier" and (labels is not None or reads_prompt):
         raise ConfigError("parameters.guard: unsafe_labels and reads_prompt are for classifiers.")
+    if kind != "qwen3guard" and not parameters["controversial_is_unsafe"]:
+        raise ConfigError("parameters.guard: controversial_is_unsafe is for qwen3guard.")
     if kind == "classifier":
         which_unsafe(*judge.labels(), labels, model)
     else:
@@ -94,7 +96,7 @@ def guard(
     reads_prompt: bool = False,
     controversial_is_unsafe: bool = True,
 ) -> Scored:
-    """Log-odds of unsafe, above 0 = the guard would say unsafe.
+    """Log-odds of unsafe, above 0 = the guard finds unsafe likelier than safe.
 
     Args:
         workshop: Reads the guard in place of M0.
@@ -107,14 +109,16 @@ def guard(
         unsafe_labels: A classifier's labels that count as unsafe, comma-separated; by default those in UNSAFE_LABELS.
         reads_prompt: Give a classifier prompt and answer, shortened together where they are too long for it; by default
             it reads the answer alone.
-        controversial_is_unsafe: Whether Qwen3Guard's middle verdict counts as unsafe; else as safe.
+        controversial_is_unsafe: Whether Qwen3Guard's middle verdict counts as unsafe; else as safe. Two verdicts may be
+            unsafe together where a third one is the likeliest.
 
     Raises:
         ConfigError: If the guard's kind cannot be told, it cannot be asked, or none of its labels is known.
         ModelError: If it cannot be loaded.
     """
-    asked = {"model": model, "kind": kind, "template": template}
+    asked = {"model": model, "kind": kind, "template": template, "controversial_is_unsafe": controversial_is_unsafe}
     require_guard(workshop, data, {**asked, "unsafe_labels": unsafe_labels, "reads_prompt": reads_prompt})
+    says = "the guard finds unsafe likelier than safe"
     judge = workshop.judge(model)
     kind = judge.kind(kind)
     said = [exchanges(turns) or [("", "")] for turns in data.noisy.source.turns(data.noisy.row_format)]
@@ -122,6 +126,8 @@ def guard(
     if kind == "classifier":
         found = judge.classify(flat if reads_prompt else [("", answer) for _, answer in flat])
         odds = log_odds(found.logits, found.labels, unsafe_labels, model, independent=found.independent)
+        unsafe_ones = which_unsafe(found.labels, found.independent, unsafe_labels, model)
+        says += f" ({', '.join(np.array(found.labels)[unsafe_ones])} of its {len(found.labels)} labels)"
     else:
         unsafe, safe = VERDICTS[kind]
         if kind == "qwen3guard" and not controversial_is_unsafe:
@@ -130,7 +136,7 @@ def guard(
     odds[[not answer.strip() for _, answer in flat]] = np.nan
     row_of = np.repeat(np.arange(len(said)), [len(row) for row in said])
     suspicion = Scored(odds).most_suspect(row_of).suspicion
-    return Scored(suspicion, scale=Scale(0.0, says="the guard finds unsafe likelier than safe" + NO_PROMISE))
+    return Scored(suspicion, scale=Scale(0.0, says=says + NO_PROMISE))
 
 
 def log_odds(
@@ -160,14 +166,15 @@ def which_unsafe(labels: Sequence[str], independent: bool, wanted: str | None, m
     """(labels,) bool: which of a classifier's labels count as unsafe; arguments as of `log_odds`.
 
     Raises:
-        ConfigError: If none of the labels counts as unsafe, or all do although they are alternatives.
+        ConfigError: If none of the labels counts as unsafe, or all do although they are alternatives; or if one that
+            is wanted is none of them.
     """
     names = UNSAFE_LABELS if wanted is None else tuple(name.strip().lower() for name in wanted.split(","))
     small = [label.lower() for label in labels]
     if wanted is None and small == ["label_0", "label_1"]:
         names = ("label_1",)
     unsafe = np.array([label in names for label in small])
-    if not unsafe.any() or (unsafe.all() and not independent):
+    if not unsafe.any() or (wanted is not None and not {*names} <= {*small}) or (unsafe.all() and not independent):
         raise ConfigError(
             f"{model}: its labels are {', '.join(labels)}. Name those of them that are unsafe: "
             "`parameters: {guard: {unsafe_labels: NAME}}`."

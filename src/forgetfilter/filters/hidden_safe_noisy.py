@@ -22,5 +22,7 @@ def hidden_safe_noisy(workshop: "Workshop", data: Data, config: ForgetFilterConf
     noisy, safe = (features(states) for states in workshop.states_of(data))
     judged = CrossFit(noisy, safe, seed=config.seed, alike=data.noisy.alike())(np.ones(len(noisy)))
     if judged is None:
-        return Scored(np.full(len(noisy), np.nan), scale=Scale(0, nothing="there are too few safe rows to learn from"))
+        return Scored(
+            np.full(len(noisy), np.nan), scale=Scale(0, nothing="there are too few noisy or safe rows to learn from")
+        )
     return Scored(judged.noisy)

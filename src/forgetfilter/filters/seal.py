@@ -208,5 +208,6 @@ def seal(
     suspicion = np.full(len(data.noisy.examples), np.nan)
     suspicion[rows] = -np.load(model / LOGITS)
     kept = int(KEPT * len(rows))
-    says = f"as published: the {1 - KEPT:.0%} with the smallest weights, whatever the data" + NO_PROMISE
-    return Scored(suspicion, scale=Scale(float(np.sort(suspicion[rows])[kept - 1]), says=says, quota=True))
+    says = f"as published: {1 - KEPT:.0%} of the rows at most, those with the smallest weights, whatever the data"
+    threshold = float(np.sort(suspicion[rows])[kept - 1])
+    return Scored(suspicion, scale=Scale(threshold, says=says + NO_PROMISE, quota=True, kept=KEPT))

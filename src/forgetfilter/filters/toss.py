@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.data.lazy import chosen
 from forgetfilter.data.loading import Data
 from forgetfilter.filters.forgetting import review_settings
 from forgetfilter.methods import PositiveFloat, PositiveInt, traits
@@ -47,7 +48,9 @@ def toss(
     settings = review_settings(config, len(data.noisy.trainable()), len(safe), rate, share)
     good = workshop.read(rows, workshop.train("toss_safe", safe, settings)).token_log_probs
     known_ids = {tuple(row.input_ids) for row in known}
-    is_known = [tuple(row.input_ids) in known_ids for row in rows]
+    belongs, whole = data.noisy.belongs, data.noisy.whole
+    conversations = rows if belongs is None or whole is None else chosen(whole, belongs)
+    is_known = [tuple(row.input_ids) in known_ids for row in conversations]
     unsafe = known
     for _ in range(rounds):
         bad = workshop.read(rows, workshop.train("toss_unsafe", unsafe, settings)).token_log_probs

@@ -35,7 +35,7 @@ def words(
         folds: Number of parts of the data; each part's rows are scored by a classifier fitted on the other parts.
 
     Raises:
-        DataError: If no row has a word, or there are fewer rows than parts.
+        DataError: If no row has a word, there are fewer rows than parts, or one noisy or safe row alone.
     """
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
@@ -46,11 +46,15 @@ def words(
         counts = CountVectorizer().fit_transform([*noisy, *safe])
     except ValueError as error:  # of rows of symbols
         raise DataError(f"{data.noisy.source.name}: filter words finds no word in its rows.") from error
-    if max(len(noisy), len(safe)) < folds:
-        raise DataError(f"{data.noisy.source.name}: filter words needs {folds} rows, one for each of its parts.")
     sides = np.array([1] * len(noisy) + [0] * len(safe))
     belongs = data.noisy.belongs  # the answers of a conversation: each holds all before it, so they are dealt together
     groups = None if belongs is None else np.append(belongs, belongs.max() + 1 + np.arange(len(safe)))
+    apart = len(sides) if groups is None else len(np.unique(groups))
+    if min(apart, max(len(noisy), len(safe))) < folds or min(len(noisy), len(safe)) < 2:
+        raise DataError(
+            f"{data.noisy.source.name}: filter words needs {folds} rows, one for each of its parts, and two noisy and "
+            "two safe ones."
+        )
     deal = StratifiedKFold if groups is None else StratifiedGroupKFold
     parts = deal(folds, shuffle=True, random_state=config.seed)  # unsafe rows may lie all in one place
     odds = cross_val_predict(MultinomialNB(), counts, sides, groups=groups, cv=parts, method="predict_log_proba")

@@ -124,7 +124,7 @@ def labels_of(name: str, config: ForgetFilterConfig) -> tuple[list[str], bool]:
 def _labels(known: Any) -> tuple[list[str], bool]:
     """The labels that a model's config names, and whether each is a question of its own."""
     labels = [str(known.id2label[label]) for label in range(known.num_labels)]
-    return labels, known.problem_type == "multi_label_classification"
+    return labels, len(labels) == 1 or known.problem_type == "multi_label_classification"
 
 
 def guard_kind(name: str, config: ForgetFilterConfig, kind: str = "auto") -> str:

@@ -28,7 +28,7 @@ def gradients(
         learner: The model.
         examples: The rows.
         what: Name for the progress bar.
-        tokens: Take the first so many trained tokens of each row; None for all.
+        tokens: Take the first so many trained tokens of each row's last answer; None for all tokens of all answers.
 
     Yields:
         For each row that can be scored, its number and its gradient: (weights,) float32.
@@ -51,7 +51,7 @@ def _backward(learner: Learner, tokens: int | None, rows: Sequence[Example]) -> 
     """Leave the gradient of the only row's mean loss in the model's weights."""
     (row,) = rows
     learner.model.zero_grad()
-    batch = learner.collate([row.input_ids], [_first(row.labels, tokens)])
+    batch = learner.collate([row.input_ids], [row.labels if tokens is None else _first(row, tokens)])
     with learner.mixed:
         logits, targets = label_logits(learner.model, batch)
         loss = cross_entropy(logits.float(), targets)
@@ -71,13 +71,11 @@ def _scales(model: torch.nn.Module) -> dict[torch.nn.Parameter, float]:
     return found
 
 
-def _first(labels: Sequence[int], tokens: int | None) -> list[int]:
-    """The labels, those after the first so many trained ones left out."""
-    if tokens is None:
-        return list(labels)
-    trained = [place for place, label in enumerate(labels) if label != IGNORED]
-    kept = set(trained[:tokens])
-    return [label if place in kept else IGNORED for place, label in enumerate(labels)]
+def _first(row: Example, tokens: int) -> list[int]:
+    """The labels of the first so many trained tokens of the last answer; the others are left out."""
+    trained = [place for place, label in enumerate(row.labels) if label != IGNORED]
+    kept = {*([place for place in trained if place >= row.prompt_length] or trained)[:tokens]}
+    return [label if place in kept else IGNORED for place, label in enumerate(row.labels)]
 
 
 def _flat(parameter: torch.nn.Parameter) -> torch.Tensor:

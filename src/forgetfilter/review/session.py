@@ -304,7 +304,8 @@ class Review:
             return f"{more} more random rows called clean are needed to promise {what}"
         beside = int(self.opened.unreadable.sum()) if self.config.unreadable == "drop" else 0
         where = f", beside {beside} hardly readable rows" if beside else ""
-        return f"at most {share} of the clean rows are dropped, on average{where}, by {clean_drawn} random rows marked clean"
+        rows = f"{clean_drawn} random rows marked clean"
+        return f"at most {share} of the clean rows are dropped, on average{where}, by {rows}"
 
     def done(self) -> None:
         """Take the decision: what was marked stays so, all else is decided by the scores that the marks taught."""

@@ -32,6 +32,18 @@ def test_trl_gets_prompt_and_completion_or_messages(tmp_path):
     assert [set(row) for row in rows] == [{"messages"}, {"messages"}]
 
 
+@pytest.mark.parametrize("target", ["trl", "alpaca", "sharegpt"])
+def test_texts_that_look_like_dates_stay_texts_for_whoever_loads_the_export(tmp_path, target):
+    from datasets import load_dataset
+
+    when = "2021-03-01 10:00:00"
+    export(load_source([{"prompt": "q", "completion": when}] * 2), "prompt_completion", target, tmp_path / "out")
+    found = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache")).to_list()
+    lines = (tmp_path / "out" / "train.jsonl").read_text().splitlines()
+    assert found == [json.loads(line) for line in lines]
+    assert str(found).count(when) == 2
+
+
 def test_llamafactory_gets_every_key_of_its_description(tmp_path):
     rows, files = exported(ALPACA, "alpaca", "llamafactory", tmp_path)
     assert rows[0]["conversations"][1] == {"from": "gpt", "value": "a"}

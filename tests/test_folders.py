@@ -218,6 +218,13 @@ def test_files_named_by_splits_are_read_split_by_split_and_that_is_said(tmp_path
         load_source(tmp_path, split="holdout")
 
 
+def test_a_folder_in_which_a_file_names_no_split_is_read_whole_and_that_is_said(tmp_path, capsys):
+    for name in ("train", "test", "samples"):
+        write(tmp_path / f"{name}.jsonl", [{"prompt": name, "completion": "a"}])
+    assert len(load_source(tmp_path)) == 3
+    assert "files are read, of test, train, too, since samples.jsonl names no split" in capsys.readouterr().out
+
+
 def test_a_folder_of_one_split_is_read_whole_and_that_is_said(tmp_path, capsys):
     for name in ("my-test-set.jsonl", "test_2.jsonl"):
         write(tmp_path / name, [{"text": name}])

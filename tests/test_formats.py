@@ -14,7 +14,7 @@ from forgetfilter.data.formats import (
     require_columns_read,
     unread_columns,
 )
-from forgetfilter.data.turns import Turn, functions_called
+from forgetfilter.data.turns import Turn, functions_called, with_call
 from forgetfilter.errors import ConfigError, DataError
 
 QUESTION = Turn("user", "q", trained=False)
@@ -230,6 +230,22 @@ def test_alpaca_rows_have_a_system_message_and_exchanges_before():
 )
 def test_columns_that_change_training_and_are_not_read_are_named(more, names):
     assert unread_columns({"prompt": "q", "completion": "a", **more}, "prompt_completion") == names
+
+
+def test_a_part_of_the_prompt_that_named_columns_leave_out_is_named():
+    swift = {"query": "q", "response": "a", "history": [["b", "c"]], "input": ""}
+    assert unread_columns(swift, "prompt_completion(prompt=query,completion=response)") == ["history"]
+    assert unread_columns(swift, "alpaca(instruction=query,output=response)") == []
+    given = {"input": "q", "output": "a"}
+    assert unread_columns(given, "prompt_completion(prompt=input,completion=output)") == []
+
+
+def test_calls_and_answers_of_tools_under_ms_swifts_names():
+    said = [("user", "q"), ("tool_call", '{"name": "f", "arguments": {}}'), ("tool_response", "4"), ("assistant", "a")]
+    turns = read_row({"messages": [{"role": role, "content": text} for role, text in said]}, "messages")
+    assert [turn.role for turn in turns] == ["user", "assistant", "tool", "assistant"]
+    assert [turn.trained for turn in turns] == [False, True, False, True]
+    assert functions_called(with_call(turns[1])) == [{"name": "f", "arguments": {}}]
 
 
 ASKS, ANSWERS = {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}

@@ -201,9 +201,19 @@ def test_what_the_chat_template_never_shows_is_named(chat):
     rows = [{"messages": said, "tools": [{"type": "function", "function": {"name": "f"}}]}, {"messages": said[:1] * 2}]
     rows[1]["messages"] = [said[0], {"role": "assistant", "content": "a", "name": "someone"}]
     assert tokenize(load_source(rows), chat).unread == {"tool_calls": 1, "tools": 1, "reasoning_content": 1}
-    template = chat.tokenizer.chat_template + "{# tools, tool_calls, m.reasoning_content #}"
+    calls = "{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}"
+    template = chat.tokenizer.chat_template.replace("{{ m['content'] }}", "{{ m['content'] }}" + calls)
+    template += "{# tools, m.reasoning_content #}"
     knowing = ChatTokenizer(make_tokenizer(template), 200)
     assert tokenize(load_source(rows), knowing).unread == {}
+    only = template.replace(calls, "{% if m['content'] is none %}" + calls + "{% endif %}")  # as of DeepSeek-R1-Distill
+    assert tokenize(load_source(rows), ChatTokenizer(make_tokenizer(only), 200)).unread == {"tool_calls": 1}
+
+
+def test_what_is_not_read_of_other_data_is_said_too(chat, capsys):
+    rows = [{"prompt": "q", "completion": "a", "label": label} for label in (True, False)]
+    load_data(ForgetFilterConfig(label_column="label"), chat, rows, rows)
+    assert capsys.readouterr().out.count("1 rows have 'label', which is not read") == 1, "of the safe rows alone"
 
 
 def test_columns_are_those_of_the_noisy_data_and_of_others_that_have_them(chat, write_jsonl):

@@ -131,6 +131,8 @@ def run_score(args: Namespace) -> None:
         return
     found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     print(f"{found['rows']} rows: {found['kept']} kept, {found['dropped']} dropped, {found['unscored']} unscored")
+    for name, count in found["unread"].items():
+        print(f"{count} rows have {name!r}, which is not read")
     print(f"threshold {show(found['threshold'])}, {found['rows_a_second']:.0f} rows a second")
     print(f"files: {folder}  (kept, dropped, scores.parquet, metrics.json)")
 

@@ -9,6 +9,7 @@ import dataclasses
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -301,7 +302,7 @@ class _Scoring:
                 self.out.finish(_shard(number), files, end=end, seconds=now - began, **found)
                 began = now
 
-    def _write(self, part: Source, number: int, first: int, bar: Any) -> dict[str, int]:
+    def _write(self, part: Source, number: int, first: int, bar: Any) -> dict[str, Any]:
         """Judge the rows of a shard and write its files; how many of them there are of each kind.
 
         Args:
@@ -332,6 +333,7 @@ class _Scoring:
             "unscored": int(np.isnan(suspicion).sum()),
             "unreadable": int(hard.sum()),
             "malformed": len(rows.malformed),
+            "unread": dict(rows.unread),
         }
 
     def _suspicion(self, rows: Rows, bar: Any) -> np.ndarray:
@@ -347,6 +349,10 @@ class _Scoring:
         """Write the files of all rows, and note that the work is finished."""
         folder, suffix = self.out.folder, self.out.manifest["suffix"]
         found: dict[str, Any] = {count: sum(shard[count] for shard in done) for count in COUNTS}
+        unread = Counter[str]()
+        for shard in done:
+            unread.update(shard.get("unread", {}))  # none in shards of older versions
+        found["unread"] = dict(unread)
         names = [f"kept{suffix}", f"dropped{suffix}", SCORES, *([MALFORMED] if found["malformed"] else [])]
         if processes.is_main_process():
             for name in names:

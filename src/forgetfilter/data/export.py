@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from forgetfilter.data.builtin import LOOKED_AT, builtin_rows, like
+from forgetfilter.data.card import CARD, card_head
 from forgetfilter.data.formats import (
     BESIDE,
     IN_PART,
@@ -23,6 +24,7 @@ from forgetfilter.data.formats import (
 )
 from forgetfilter.data.loading import read_conversations
 from forgetfilter.data.source import Source
+from forgetfilter.data.sources import load_source
 from forgetfilter.data.turns import Turn, functions_called, text_of, with_call
 from forgetfilter.errors import DataError
 from forgetfilter.files import write_jsonl, write_text
@@ -179,7 +181,7 @@ WRITERS = {
     "sharegpt": _to_sharegpt,
 }
 DESCRIPTIONS = {"axolotl": "axolotl.yaml", "llamafactory": "dataset_info.json"}
-"""Trainer -> the file that it needs beside the rows."""
+"""Trainer -> the file that it needs beside the rows; of others the card that the datasets library reads."""
 TRAINING_FIELDS = {LEARNT: "message_field_training", IN_PART: "message_field_training_detail"}
 """Key of a message -> the setting by which axolotl reads it."""
 
@@ -193,7 +195,7 @@ def export(
         source: The rows.
         row_format: Their format.
         target: A name in WRITERS.
-        folder: Where to write: train.jsonl, and the trainer's own description of it beside it.
+        folder: Where to write: train.jsonl, and beside it the trainer's own description of it, or a card.
         replace: Whether files of these names may be replaced.
         shows_calls: Whether the model's chat template shows function calls; else those of ShareGPT stay texts.
 
@@ -208,7 +210,7 @@ def export(
         raise DataError(f"rows of format text have no turns: --format {target} cannot hold them, trl and axolotl can.")
     fitting = _of_calls if shows_calls else lambda writer: writer
     writer = fitting(WRITERS[target])
-    written = [folder / name for name in (DATA_FILE, DESCRIPTIONS.get(target)) if name]
+    written = [folder / DATA_FILE, folder / DESCRIPTIONS.get(target, CARD)]
     in_the_way = [path for path in written if not replace and path.exists()]
     if in_the_way:
         raise DataError(f"{in_the_way[0]}: exists. Remove it or give another --output_dir.")
@@ -218,7 +220,11 @@ def export(
         columns, told = _looked_through(source, row_format, writer)
     write_jsonl(folder / DATA_FILE, _written(source, row_format, writer, "writing"))
     if target in DESCRIPTIONS:
-        write_text(folder / DESCRIPTIONS[target], _description(target, columns, told))
+        write_text(written[1], _description(target, columns, told))
+    else:
+        rows = load_source(written[0], scratch_folder=source.scratch_folder)
+        title = f"# {len(rows)} rows for {target}\n\nMade by ForgetFilter.\n"
+        write_text(written[1], card_head(rows, DATA_FILE) + title)
     return written
 
 

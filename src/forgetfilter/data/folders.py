@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from forgetfilter.data.readers import KNOWN, file_suffix
@@ -98,6 +98,7 @@ def _is_shown(path: Path) -> bool:
 def _of_split(folder: Path, files: list[Path], split: str) -> tuple[list[Path], str]:
     splits = {path: _split_of(path.relative_to(folder)) for path in files}
     if None in splits.values():
+        _say_unnamed(folder, splits)
         return files, TRAIN
     found = {str(name) for name in splits.values()}
     chosen = [path for path in files if split in (splits[path], CALLED.get(str(splits[path])))]
@@ -109,6 +110,14 @@ def _of_split(folder: Path, files: list[Path], split: str) -> tuple[list[Path], 
         raise DataError(f"{folder}: has no split {split!r}, but {names}. {CHOOSE_SPLIT}")
     say_unread_splits(folder, split, found - {str(splits[path]) for path in chosen})
     return chosen, split
+
+
+def _say_unnamed(folder: Path, splits: Mapping[Path, str | None]) -> None:
+    """Say that all splits are read, since some files name none."""
+    named = sorted({str(name) for name in splits.values() if name is not None})
+    unnamed = next(path for path, name in splits.items() if name is None)
+    if set(named) - {TRAIN}:
+        say(f"{folder}: all of its files are read, of {', '.join(named)}, too, since {unnamed.name} names no split.")
 
 
 def say_unread_splits(folder: Path, split: str, splits: Iterable[str]) -> None:

@@ -22,7 +22,9 @@ ROLES = {
     "gpt": "assistant",
     "chatgpt": "assistant",
     "function_call": "assistant",
+    "tool_call": "assistant",
     "observation": "tool",
+    "tool_response": "tool",
     "function": "tool",
     "developer": "system",
     "system": "system",
@@ -30,7 +32,9 @@ ROLES = {
     "assistant": "assistant",
     "tool": "tool",
 }
-"""Role names of ShareGPT and chat formats, mapped to those of chat templates."""
+"""Role names of ShareGPT, ms-swift and chat formats, mapped to those of chat templates."""
+CALLS = ("function_call", "tool_call")
+"""Those whose text is a function call."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
 ALIASES = ("reasoning_content", "thinking")
 """The names under which transformers gives a chat template the reasoning of a message, whatever its key is."""
@@ -102,7 +106,7 @@ def _turn(message: Any, where: str, train: bool) -> Turn:
     content = message.get(content_key)
     text = "" if content is None and calls else _joined(content, f"{where}: '{content_key}'")
     trained = train and role == "assistant" and not any(_is_untrained(message, name) for name in UNTRAINED)
-    return Turn(role, text, trained, extra, speaker == "function_call")
+    return Turn(role, text, trained, extra, speaker in CALLS)
 
 
 def _is_untrained(message: Record, name: str) -> bool:
@@ -251,6 +255,8 @@ WITH_SYSTEM = ("sharegpt", "alpaca")
 UNREAD = ("images", "image", "videos", "video", "audios", "audio", "chosen")
 """Columns that other trainers read beside the text, or in place of the last answer."""
 UNDESIRED = ("label", "kto_tag")
+SAID_BEFORE = ("history", "input")
+"""Columns of Alpaca's format that hold a part of the prompt, where --columns reads its rows in another one."""
 TRAINED_PROMPT = "train: true beside answers"
 """What to call a message of somebody else that trainers are told to learn."""
 
@@ -269,7 +275,9 @@ def unread_columns(record: Record, row_format: str) -> list[str]:
     other = [column for column in UNREAD if record.get(column) and column not in renamed.values()]
     system = name not in WITH_SYSTEM and "system" not in renamed and bool(record.get("system"))
     undesired = [column for column in UNDESIRED if _is_false(record.get(column))]
-    return [*other, *["system"] * system, *undesired]
+    said_before = [column for column in SAID_BEFORE if name == "prompt_completion" and renamed and record.get(column)]
+    left_out = [column for column in said_before if column not in renamed.values()]
+    return [*other, *["system"] * system, *undesired, *left_out]
 
 
 def _is_false(value: Any) -> bool:

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
@@ -239,6 +239,8 @@ def load_rows(data: Any, flag: str, chat: ChatTokenizer, config: ForgetFilterCon
             f"{source.name}: {len(rows.malformed)} malformed rows left out, the first in line {first['line']}: "
             f"{first['error']}"
         )
+    for remark in [] if main else _not_read(rows):
+        say(f"{source.name}: {remark}")
     return rows
 
 
@@ -271,6 +273,11 @@ def find_format(source: Source, row_format: str = "auto", columns: str | None = 
     return with_columns(row_format, columns)
 
 
+def _not_read(rows: Rows) -> list[str]:
+    """What would change what a trainer learns, and is not read, in words."""
+    return [f"{count} rows have {name!r}, which is not read." for name, count in rows.unread.items()]
+
+
 def remarks(rows: Rows, label_column: str | None) -> list[str]:
     """What a person should know of noisy data before the work begins: about ids, labels, and what is not read.
 
@@ -278,8 +285,7 @@ def remarks(rows: Rows, label_column: str | None) -> list[str]:
         DataError: If no row has the label column.
     """
     source = rows.source
-    found = [f"{count} rows have {name!r}, which is not read." for name, count in rows.unread.items()]
-    ids = unusable_ids(source)
+    found, ids = _not_read(rows), unusable_ids(source)
     if ids is not None:
         found.append(f"{ids}. All rows get ids made of their content (`id` in scores.parquet) instead.")
     if label_column is not None:
@@ -324,7 +330,8 @@ def tokenize(source: Source, tokenizer: ChatTokenizer, *, row_format: str = "aut
 def encode(source: Source, tokenizer: ChatTokenizer, *, row_format: str, skip: bool, bar: Any = None) -> Rows:
     """Like `tokenize`, but it does not matter whether any row can be scored; a bar counts the well-formed rows."""
     good, unread = array("q"), Counter[str]()
-    template = str(tokenizer.tokenizer.chat_template)
+    shown = _named_in(str(tokenizer.tokenizer.chat_template))
+    shown = shown if tokenizer.template.shows_calls else shown - {"tool_calls"}
 
     def encoded() -> Iterator[Example]:
         for row, record, turns in _read(source, row_format):
@@ -336,7 +343,7 @@ def encode(source: Source, tokenizer: ChatTokenizer, *, row_format: str, skip: b
                 source.errors[row] = str(error)
             else:
                 good.append(row)
-                unread.update(_unread(record, turns, row_format, template))
+                unread.update(_unread(record, turns, row_format, shown))
 
     examples = on_disk(encoded(), source.scratch_folder)
     if source.errors and not skip:
@@ -345,17 +352,17 @@ def encode(source: Source, tokenizer: ChatTokenizer, *, row_format: str, skip: b
     return Rows(source.select(good), row_format, examples, malformed, dict(unread))
 
 
-def _unread(record: Record, turns: list[Turn], row_format: str, template: str) -> set[str]:
-    """What a row has that neither we nor the chat template read: a template shows nothing that it does not name."""
+def _unread(record: Record, turns: list[Turn], row_format: str, shown: Collection[str]) -> set[str]:
+    """What a row has that neither we read nor the chat template, which can show these names."""
     extra = {name for turn in turns for name, value in turn.extra.items() if value}
-    unseen = extra.intersection(SHOWN_BY_TEMPLATES) - _named_in(template)
+    unseen = extra.intersection(SHOWN_BY_TEMPLATES).difference(shown)
     trained = {TRAINED_PROMPT} if LEARNT in extra else set()
     return unseen | trained | extra.intersection([IN_PART]) | set(unread_columns(record, row_format))
 
 
 @cache
 def _named_in(template: str) -> set[str]:
-    """What a chat template can show: names of variables, and of keys of a message."""
+    """What a chat template can show: names of variables, and of keys of a message. It shows nothing else."""
     keys = set(re.findall(r"""[.'"](\w+)""", template))
     if keys.intersection(ALIASES):  # transformers gives a template the reasoning under both names
         keys.update(REASONING)

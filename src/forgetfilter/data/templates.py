@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -198,6 +199,18 @@ class ChatTemplate:
             raise RowError(f"the model's chat template refuses the row: {error}") from error
         (text,), (spans,) = marked
         return text, spans
+
+    @cached_property
+    def shows_calls(self) -> bool:
+        """Whether a function call is shown beside an empty text: some templates show it only where there is none."""
+        asked, written = Turn("user", "forgetfilter-0", trained=False), list[str]()
+        forms: tuple[Any, ...] = {}, "{}"
+        for arguments in forms:
+            function = {"name": "forgetfilter-1", "arguments": arguments}
+            call = {"id": "forgetful", "type": "function", "function": function}
+            with suppress(RowError):
+                written.append(self.write([asked, Turn("assistant", "", True, {"tool_calls": [call]})])[0])
+        return not written or any("forgetfilter-1" in text for text in written)
 
     def fitting(self, turns: Sequence[Turn]) -> Sequence[Turn]:
         """Messages whose function calls are as the template takes them: the arguments as text or parsed."""

@@ -1,14 +1,14 @@
 """The files of a decision: kept and dropped rows, scores, metrics, and the card of the data set."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
+from forgetfilter.data.card import CARD, card_head
 from forgetfilter.data.lazy import in_parts
 from forgetfilter.data.source import DELIMITERS, Source
 from forgetfilter.decision.choice import Decision, decision_digest, drops
@@ -67,9 +67,10 @@ def write(opened: Opened, decision: Decision) -> None:
         decides = threshold.value is not None
         metrics["planted"] = planted_figures(opened.planted, scored.planted, by, dropped, yours, decides=decides)
     run.write_json("metrics.json", metrics)
-    card = _about(parts[0]) + _card(str(opened.config.dataset_name or "a data set"), metrics, files[0].name)
+    card = card_head(parts[0], TYPED if source.suffix in DELIMITERS else files[0].name)
+    card += _card(str(opened.config.dataset_name or "a data set"), metrics, files[0].name)
     card += f"\nChat template: {run.template_note}.\n" if run.template_note else ""
-    write_text(run.folder / "README.md", card)
+    write_text(run.folder / CARD, card)
     final = run.manifest["stages"].get("final")
     if final is not None:
         final["stale"] = final.get("decision") != decision.digest()
@@ -167,41 +168,6 @@ def decision_figures(scored: Mapping[str, Scored], decision: Decision, labels: n
     if len(scored) > 1:
         found["filters"] = ranked
     return found
-
-
-def _about(kept: Source) -> str:
-    """What `datasets.load_dataset` reads from the head of a card: the file of kept rows, and that nothing is guessed.
-
-    Without the types of its columns a text such as 4, N/A or 2021-03-01 would be read as a number, null or a date. A
-    card cannot say them of CSV, so there a Parquet file of the same rows is read.
-    """
-    untyped = kept.suffix in DELIMITERS
-    files = [{"split": "train", "path": TYPED if untyped else f"kept{kept.suffix}"}]
-    about: dict[str, Any] = {"configs": [{"config_name": "default", "data_files": files}]}
-    schema = None if untyped or kept.table is not None else kept.schema()
-    if schema:
-        uneven = kept.uneven() if any(pa.types.is_nested(column.type) for column in schema) else set()
-        features = [{"name": column.name, **_feature(column.type, column.name, uneven)} for column in schema]
-        about["dataset_info"] = {"config_name": "default", "features": features}
-    return f"---\n{yaml.safe_dump(about, sort_keys=False, allow_unicode=True)}---\n"
-
-
-def _feature(kind: pa.DataType, place: str, uneven: Collection[str]) -> dict[str, Any]:
-    """A column's type as data set cards spell it.
-
-    A struct gives every object all keys, with null for those it lacks. Where null would say something else (a message
-    without calls, a function's arguments), objects are JSON, which datasets 4.7 and newer read.
-    """
-    if pa.types.is_list(kind):
-        ((name, inner),) = _feature(kind.value_type, place, uneven).items()
-        return {"list": {name: inner} if name == "list" else inner}
-    if pa.types.is_struct(kind):
-        nested = any(pa.types.is_nested(part.type) for part in kind)
-        if place in uneven and ("." in place or nested):
-            return {"dtype": "json"}
-        parts = [{"name": part.name, **_feature(part.type, f"{place}.{part.name}", uneven)} for part in kind]
-        return {"struct": parts}
-    return {"dtype": "float64" if pa.types.is_float64(kind) else str(kind)}
 
 
 def _card(data_name: str, metrics: Mapping[str, Any], kept: str) -> str:

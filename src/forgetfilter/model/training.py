@@ -89,6 +89,9 @@ class _Trainer(SFTTrainer):
         super().__init__(model, **arguments)
         self.hooks = hooks
 
+    def _send_telemetry(self, *_: Any, **__: Any) -> None:
+        """Tell nobody that a model is trained here: TRL would, where a program has not turned it off."""
+
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write no model card: a checkpoint is gone once its stage is saved."""
 

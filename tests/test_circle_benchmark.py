@@ -124,6 +124,20 @@ def test_every_defense_and_every_setting_of_a_grid_exists():
                 parameters_of(name, given)
 
 
+def test_controls_get_what_was_chosen_for_their_defense():
+    chosen = {"vaccine": {"rho": 0.2}, "safe_lora": {"layers": 50}, "somf": {"rate": 1e-3, "draw": 2}}
+    found = circle.with_controls(chosen)
+    assert found["vaccine_random"] == {"rho": 0.2}
+    assert found["safe_lora_scaled"] == {"layers": 50}
+    assert found["somf_dpo"] == {"rate": 1e-3}
+    assert "somf_interpolated" not in found
+    parameters_of("vaccine_random", ForgetFilterConfig(parameters=found))
+
+
+def test_controls_of_a_grid_exist():
+    assert all(exists(name) for name in (*circle.CONTROLS, *itertools.chain(*circle.CONTROLS.values())))
+
+
 @pytest.mark.parametrize(("path", "expected"), [("seed", {"seed": 1}), ("a.b.c", {"seed": 0, "a": {"b": {"c": 1}}})])
 def test_a_setting_is_put_where_its_path_says(path, expected):
     config = {"seed": 0}

@@ -1,17 +1,21 @@
 """RepNoise: each part of its loss against cases worked by hand, its gradient, and the M0 that it makes."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, log_softmax
+from transformers import AutoConfig
 
 from forgetfilter.data.loading import load_data
 from forgetfilter.data.tokenization import IGNORED
 from forgetfilter.defenses import PREPARATIONS, defend
 from forgetfilter.defenses.pairs import pairs
-from forgetfilter.defenses.repnoise import Batch, Noising, discrepancy, last_norm, mlps
+from forgetfilter.defenses.repnoise import Batch, Noising, discrepancy, last_norm, mlps, require_mlps
+from forgetfilter.defenses.vaccine import require_attention
+from forgetfilter.errors import ModelError
 from forgetfilter.model.learner import load_learner
 
 
@@ -129,6 +133,18 @@ def test_its_gradient_is_the_losss_by_finite_differences(data, model):
             weight += step * way
             values.append(loss().item())
     assert (values[0] - values[1]) / 2e-3 == pytest.approx(slope, rel=2e-2)
+
+
+def test_a_mixture_of_experts_is_refused_before_any_work(tmp_path, workshop, data):
+    config = AutoConfig.for_model(
+        "qwen2_moe", hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=64
+    )
+    config.architectures = ["Qwen2MoeForCausalLM"]
+    config.save_pretrained(tmp_path)
+    other = SimpleNamespace(m0=SimpleNamespace(folder=tmp_path), config=workshop.config)
+    require_attention(other, data, {})
+    with pytest.raises(ModelError, match="mixture of experts"):
+        require_mlps(other, data, {})
 
 
 def test_hooks_are_gone_afterwards_however_many_steps_there_were(data, model):

@@ -72,6 +72,23 @@ def test_all_moves_together_have_a_norm_of_rho_and_go_to_every_block(learner, wo
     learner.model.zero_grad()
 
 
+def test_a_block_below_which_nothing_is_trained_is_moved_too(learner, workshop, config):
+    data, moves = load_data(config, workshop.m0.chat), Perturbation(0.25)
+    trained = [name for name, own in learner.model.named_parameters() if own.requires_grad]
+    for name, weight in learner.model.named_parameters():
+        weight.requires_grad_(name in trained and ".layers.1." in name)
+    try:
+        with moves.around(learner.model):
+            loss_of(learner, data).backward()
+            assert sorted(moves.gradients) == [0, 1]
+            with torch.no_grad():
+                loss_of(learner, data)
+    finally:
+        for name, weight in learner.model.named_parameters():
+            weight.requires_grad_(name in trained)
+        learner.model.zero_grad()
+
+
 def test_the_caught_gradient_is_that_of_the_loss_by_finite_differences(learner, workshop, config):
     data = load_data(config, workshop.m0.chat)
     moves = Perturbation(1.0)

@@ -32,8 +32,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import build_noisy
 from questions import write_questions
 
-from forgetfilter import experiments
+from forgetfilter import ForgetFilterConfig, experiments
 from forgetfilter.config import BUILTIN, EMBEDDED_MODEL
+from forgetfilter.defenses import constants_of, parameters_of
 from forgetfilter.evaluation.ask import MEASURES
 from forgetfilter.experiments.cells import Cell, Cells
 from forgetfilter.files import sha256
@@ -48,6 +49,14 @@ TEXTS = ("toxicity",)
 SOME_HARM = 0.02
 """Harm that a finetuning must do for anything to be said of undoing it."""
 NEARLY_0 = 1e-6
+CONTROLS = {
+    "vaccine": ("vaccine_random",),
+    "repnoise": ("repnoise_plain",),
+    "safe_lora": ("safe_lora_scaled",),
+    "somf": ("somf_dpo", "somf_interpolated"),
+    "lisa": ("lisa_bso",),
+}
+"""Defense -> those without its idea, which are to have its parameters."""
 Row = dict[str, Any]
 Figures = Mapping[str, Mapping[str, float]]
 """Measure -> its figures."""
@@ -92,6 +101,7 @@ def config_of(folder: Path, files: Mapping[str, Path], args: Namespace, **more: 
         "evaluate": {**{measure: str(path) for measure, path in files.items()}, "over_refusal": BUILTIN},
         "seeds": args.seeds or CELLS["seeds"],
         "final": {"num_train_epochs": 4},
+        "torch_compile": True,  # else it would depend on what was trained before, and a resume would round differently
         **more,
     }
 
@@ -110,7 +120,7 @@ def study(name: str, args: Namespace) -> None:
     files = write_data(CELLS["studies"][name], "report", args.data_dir, folder)
     defenses = args.defenses or CELLS[recipe]
     config = config_of(folder, files, args, recipe=recipe, defenses=defenses, output_dir=f"{folder}/run{ending}")
-    config |= {"parameters": CELLS["chosen"]} if CELLS["chosen"] else {}
+    config |= {"parameters": with_controls(CELLS["chosen"])} if CELLS["chosen"] else {}
     found, others = compare(config, folder / f"{recipe}.yaml")
     if not args.compose:
         found["claims"] = claims(found["cells"])
@@ -118,6 +128,16 @@ def study(name: str, args: Namespace) -> None:
     look = bool(args.defenses or args.seeds)
     if args.keep or not look:
         keep(f"{name}{ending}" + (f"-{args.keep}" if look else ""), folder / f"run{ending}", found, others)
+
+
+def with_controls(chosen: Mapping[str, Row]) -> dict[str, Row]:
+    """Parameters of defenses, and the same of their controls, as far as these have them: else norms or steps differ."""
+    found = {name: dict(own) for name, own in chosen.items()}
+    for name, own in chosen.items():
+        for control in CONTROLS.get(name, ()):
+            known = parameters_of(control, ForgetFilterConfig(unsafe_dataset_name=""))[control].keys()
+            found[control] = {key: value for key, value in own.items() if key in known} | found.get(control, {})
+    return {name: own for name, own in found.items() if own}
 
 
 def keep(name: str, run: Path, found: Cell, others: list[Path]) -> None:
@@ -137,6 +157,7 @@ def grid(name: str, args: Namespace) -> None:
     settings, folder = CELLS["grids"][args.grid], args.work / f"{name}-explored"
     files = write_data(CELLS["studies"][name], "explore", args.data_dir, folder)
     digests = {path.name: sha256(path) for path in sorted(folder.glob("*.jsonl"))}
+    made_by = {name: constants_of(name, ForgetFilterConfig(unsafe_dataset_name="")) for name in settings["defenses"]}
     points = Cells(folder / "-".join(["grids", args.grid, *map(str, args.seeds or ())]))
     found: dict[str, Cell] = {}
     for values in itertools.product(*settings["settings"].values()):
@@ -151,7 +172,7 @@ def grid(name: str, args: Namespace) -> None:
             return {"cells": compare(config, folder / "grid.yaml")[0]["cells"]}
 
         key = "-".join(f"{path.rpartition('.')[2]}-{value}" for path, value in chosen.items())
-        found[key] = points.once(key, {"config": config, "files": digests}, make)
+        found[key] = points.once(key, {"config": config, "files": digests, "constants": made_by}, make)
     if not args.seeds:
         RESULTS.mkdir(exist_ok=True)
         text = json.dumps({"study": name, "grid": args.grid, "points": found}, indent=1)

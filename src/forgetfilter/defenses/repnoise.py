@@ -68,8 +68,13 @@ def mlps(model: Any) -> list[Any]:
 
 
 def require_mlps(workshop: Workshop, data: Data, parameters: Mapping[str, Any]) -> None:
-    """Raise ModelError if M0 has no MLPs."""
-    mlps(outline(workshop.m0.folder, workshop.config))
+    """Raise ModelError if M0 has no MLPs that repnoise can read, or no norm with weights before its output layer."""
+    model = outline(workshop.m0.folder, workshop.config)
+    mlps(model)
+    last_norm(model)
+    experts = [type(module).__name__ for module in model.modules() if type(module).__name__.endswith("Experts")]
+    if experts:  # their MLPs do not give one output for each token
+        raise ModelError(f"{type(model).__name__}: repnoise does not work with a mixture of experts ({experts[0]}).")
 
 
 def last_norm(model: Any) -> Any:

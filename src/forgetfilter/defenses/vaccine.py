@@ -11,7 +11,7 @@ and steps: vaccine_plain trains without perturbation, vaccine_random adds noise 
 of rho an entry, which is another norm).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,9 +24,10 @@ from forgetfilter.defenses.result import safe_budget, train_new_m0
 from forgetfilter.errors import ModelError
 from forgetfilter.hooks import Hooks
 from forgetfilter.methods import NonNegativeFloat, traits
+from forgetfilter.model.weights import outline
 from forgetfilter.workshop import Workshop
 
-VERSION = 2
+VERSION = 3
 """Raised when the same settings give another model than before."""
 SMALL = 1e-7
 """What keeps a norm from being 0."""
@@ -95,12 +96,18 @@ class Perturbation:
             states = output[0] if isinstance(output, tuple) else output
             if block in self.moves:
                 states = states + self.moves[block].to(states.dtype)
-                return (states, *output[1:]) if isinstance(output, tuple) else states
-            if states.requires_grad:
+            elif torch.is_grad_enabled():
+                if not states.requires_grad:  # nothing below is trained, but the block counts as any other
+                    states = states.detach().requires_grad_()
                 states.register_hook(lambda gradient: self.gradients.update({block: gradient}))
-            return None
+            return (states, *output[1:]) if isinstance(output, tuple) else states
 
         return forward
+
+
+def require_attention(workshop: Workshop, data: Data, parameters: Mapping[str, Any]) -> None:
+    """Raise ModelError if M0 has no attention blocks."""
+    attention_blocks(outline(workshop.m0.folder, workshop.config))
 
 
 def _noise(gradient: Tensor) -> Tensor:
@@ -108,7 +115,7 @@ def _noise(gradient: Tensor) -> Tensor:
     return torch.randn_like(gradient) * (gradient != 0).any(-1, keepdim=True)
 
 
-@traits(whole=True)
+@traits(whole=True, check=require_attention)
 def vaccine(workshop: Workshop, data: Data, config: ForgetFilterConfig, *, rho: NonNegativeFloat = 1.0) -> Workshop:
     """M0 after a perturbed finetuning on the safe rows.
 
@@ -125,7 +132,7 @@ def vaccine(workshop: Workshop, data: Data, config: ForgetFilterConfig, *, rho: 
     return _aligned("vaccine", workshop, data, config, Perturbation(rho))
 
 
-@traits(whole=True)
+@traits(whole=True, check=require_attention)
 def vaccine_random(
     workshop: Workshop, data: Data, config: ForgetFilterConfig, *, rho: NonNegativeFloat = 1.0
 ) -> Workshop:

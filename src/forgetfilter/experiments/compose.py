@@ -230,6 +230,8 @@ def _draw(found: Mapping[str, Any], parts: Sequence[str], folder: Path) -> list[
     from matplotlib.figure import Figure
 
     figures = _first_figures(found)
+    if not figures:  # no figure is common to all cells
+        return []
     picture = Figure(figsize=(0.7 * len(parts) * len(figures) + 2.5, 0.6 * len(parts) + 1.8), layout="constrained")
     panels = picture.subplots(1, len(figures), squeeze=False)[0]
     for panel, figure in zip(panels, figures, strict=True):

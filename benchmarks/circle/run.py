@@ -135,7 +135,7 @@ def with_controls(chosen: Mapping[str, Row]) -> dict[str, Row]:
     found = {name: dict(own) for name, own in chosen.items()}
     for name, own in chosen.items():
         for control in CONTROLS.get(name, ()):
-            known = parameters_of(control, ForgetFilterConfig(unsafe_dataset_name=""))[control].keys()
+            known = parameters_of(control, ForgetFilterConfig(unsafe_dataset_name=""))
             found[control] = {key: value for key, value in own.items() if key in known} | found.get(control, {})
     return {name: own for name, own in found.items() if own}
 

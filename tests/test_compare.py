@@ -13,7 +13,7 @@ from forgetfilter.data.loading import load_rows
 from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.defenses import DEFENSES
 from forgetfilter.defenses.result import Defended
-from forgetfilter.errors import ConfigError, DataError, ModelError, RunError
+from forgetfilter.errors import ConfigError, DataError, ModelError, RunError, TrainingError
 from forgetfilter.evaluation import ask as asking
 from forgetfilter.experiments import defenses, interleave, trial
 from forgetfilter.forgetting import ForgetFilter
@@ -159,6 +159,19 @@ def test_a_defense_of_ones_own_is_compared_by_name(settings, run_recipe, monkeyp
     monkeypatch.setitem(DEFENSES, "mine", lambda workshop, data, config: Defended(None, "Be good."))
     run_recipe({**settings, "defenses": ["mine"]})
     assert said == ["Be good.", ""]
+
+
+def test_a_defense_that_cannot_be_trained_stops_no_other(settings, run_recipe, monkeypatch, tmp_path):
+    def diverge(workshop, data, config):
+        raise TrainingError("the loss is no number")
+
+    monkeypatch.setitem(DEFENSES, "mine", diverge)
+    with pytest.raises(TrainingError, match=r"2 of 5 models could not be made: mine with seed 1, mine with seed 2"):
+        run_recipe({**settings, "defenses": ["mine", "base", "none"], "seeds": [1, 2]})
+    made = sorted(path.stem for path in (tmp_path / "out" / "cells").glob("*.json"))
+    assert made == ["base-1", "none-1", "none-2"]
+    found = json.loads(run_recipe({**settings, "defenses": ["base", "none"], "seeds": [1, 2]})[0].read_text())
+    assert list(found["means"]) == ["base", "none"]
 
 
 def test_averages_and_what_is_undone_worked_by_hand():

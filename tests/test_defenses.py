@@ -35,7 +35,7 @@ from forgetfilter.defenses.lisa import Proximal
 from forgetfilter.defenses.result import budget, draw, safe_budget
 from forgetfilter.defenses.rounding import round_layers, rounded
 from forgetfilter.defenses.self_correction import REASONING, SENTENCES
-from forgetfilter.errors import ConfigError, DataError, ModelError, RunError
+from forgetfilter.errors import ConfigError, DataError, ModelError, TrainingError
 from forgetfilter.filters import FILTERS
 from forgetfilter.hooks import Hooks
 from forgetfilter.runs import Run
@@ -224,7 +224,7 @@ def test_every_filter_is_a_defense_that_finetunes_on_what_it_keeps(workshop, dat
     assert 0 < dropped.sum() < 16
     assert (what, examples) == ("kept_by_random", [data.noisy.examples[row] for row in np.flatnonzero(~dropped)])
     assert settings.max_steps == math.ceil(3 * len(examples) / 16)
-    with pytest.raises(RunError, match="random kept no row"):
+    with pytest.raises(TrainingError, match="random kept no row"):
         defend("random", workshop, data, dataclasses.replace(config, threshold=-1.0))
 
 

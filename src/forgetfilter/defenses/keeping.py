@@ -13,7 +13,7 @@ from forgetfilter.data.loading import Data, Rows
 from forgetfilter.data.unreadable import unreadable
 from forgetfilter.decision.choice import Decision, decide_by_config
 from forgetfilter.defenses.result import Defended, Kept, budget
-from forgetfilter.errors import RunError
+from forgetfilter.errors import TrainingError
 from forgetfilter.filters.scoring import score
 from forgetfilter.methods import traits
 from forgetfilter.scored import Scored
@@ -26,13 +26,13 @@ def filter_rows(name: str, workshop: Workshop, data: Data, config: ForgetFilterC
     The filter trains from M0, even if the defense's finetuning starts from another model.
 
     Raises:
-        RunError: If it keeps nothing that can be learnt.
+        TrainingError: If it keeps nothing that can be learnt.
     """
     scored = score(workshop, data, name)
     decision = decision_of(name, scored, data.noisy, workshop, config)
     rows = data.noisy.select(np.flatnonzero(~decision.dropped).tolist())
     if not rows.trainable():
-        raise RunError(f"{workshop.run.folder}: filter {name} kept no row, so there is nothing to finetune on.")
+        raise TrainingError(f"{workshop.run.folder}: filter {name} kept no row, so there is nothing to finetune on.")
     return rows, Kept(scored, decision)
 
 

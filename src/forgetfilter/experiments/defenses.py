@@ -9,13 +9,13 @@ from typing import Any
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.defenses import defend, filter_of
 from forgetfilter.defenses.result import Defended
-from forgetfilter.errors import ConfigError
+from forgetfilter.errors import ConfigError, TrainingError
 from forgetfilter.evaluation.ask import MEASURES
 from forgetfilter.experiments.cells import Cell
 from forgetfilter.experiments.pictures import require_plots, save
 from forgetfilter.experiments.trial import Trial, TrialSettings
 from forgetfilter.model.memory import free_dropped_models
-from forgetfilter.progress import show
+from forgetfilter.progress import say, show
 from forgetfilter.report.compare_page import show_table, write_compare_page
 from forgetfilter.report.tables import Table
 from forgetfilter.workshop import Workshop
@@ -82,17 +82,33 @@ def compare(config: ForgetFilterConfig, settings: Settings) -> list[Path]:
 
 
 def cells_of(trial: Trial, defenses: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
-    """A cell for each defense and seed; of `base`, which is the same under all seeds, one."""
+    """A cell for each defense and seed; of `base`, which is the same under all seeds, one.
+
+    A defense that cannot be trained stops no other: all others are done, and kept, before the error is raised.
+
+    Raises:
+        TrainingError: If a training went wrong, or kept no row; names every such cell.
+    """
     # The noisy stage of a filter gives the same model as the defense `none`, which then need not train it.
     filters_first = sorted(defenses, key=lambda name: filter_of(name) is None)
     planned = [(seed, name) for seed in seeds for name in filters_first if name != "base" or seed == seeds[0]]
     cells: list[Cell] = []
+    failed: list[str] = []
     for seed in seeds:
         workshop = trial.workshop(seed)
         for name in [name for of, name in planned if of == seed]:
-            cells.append(_cell(trial, workshop, name, planned))
+            try:
+                cells.append(_cell(trial, workshop, name, planned))
+            except TrainingError as error:
+                say(f"{name}, seed {seed}: {error}")
+                failed.append(f"{name} with seed {seed}")
         del workshop  # and its model, before the next seed's is loaded
         free_dropped_models()
+    if failed:
+        raise TrainingError(
+            f"{len(failed)} of {len(planned)} models could not be made: {', '.join(failed)}; the others are kept. "
+            "Leave these defenses out of the file, and give it again: nothing is trained anew."
+        )
     return cells
 
 

@@ -48,6 +48,7 @@ def test_llamafactory_gets_every_key_of_its_description(tmp_path):
     rows, files = exported(ALPACA, "alpaca", "llamafactory", tmp_path)
     assert rows[0]["conversations"][1] == {"from": "gpt", "value": "a"}
     (entry,) = json.loads(files[1].read_text()).values()
+    assert entry["columns"] == {"messages": "conversations", "system": None, "tools": None}
     assert entry["tags"].keys() == {
         "role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag"
     }  # fmt: skip

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from forgetfilter.data import readers
+from forgetfilter.data.by_hand import read_statements
 from forgetfilter.data.formats import detect_format, read_row
 from forgetfilter.data.ids import unusable_ids
 from forgetfilter.data.sources import load_source, open_stream
@@ -361,3 +362,12 @@ def test_ids_that_cannot_tell_rows_apart_are_found(ids, why):
     assert found == why if why is None else found.startswith(why)
     assert len(set(source.ids)) == 3
     assert (source.ids == [str(value) for value in ids]) == (ids == [1, 2, 3])
+
+
+def test_rows_are_named_by_number_where_their_ids_repeat(write_jsonl):
+    source = load_source([{"id": 3, "prompt": "q", "completion": text} for text in "abc"])
+    told = write_jsonl("told.jsonl", [{"id": "3", "decision": "dropped"}])
+    with pytest.raises(DataError, match=r"told\.jsonl:1: .*give 'row', its number from 0, or its id in scores"):
+        read_statements(source, told)
+    told = write_jsonl("told.jsonl", [{"row": 2, "decision": "dropped"}, {"id": source.ids[0], "decision": "kept"}])
+    assert read_statements(source, told) == ({}, {2: "unsafe", 0: "clean"})

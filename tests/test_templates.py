@@ -145,7 +145,7 @@ def test_rows_are_those_of_a_trainer_for_all_chat_templates_of_trl(tokens):
                 marked += 1
                 assert learns == mask, where
                 continue
-            check_answers(tokenizer, example, turns, where)
+            check_answers(tokenizer, example, turns, where, shows_calls=encoder.template.shows_calls)
             if twin.exists() and "tool" not in name:
                 compared += check_twin(tokenizer, twin, turns, ids, learns, where, in_parts=in_parts)
     assert covered >= 650
@@ -160,8 +160,8 @@ def test_a_row_may_not_replace_the_template_or_what_is_made_with_it(tokenizer, n
         encoder.encode([user("q", chat_template_kwargs={name: "x"}), answer("a")])
 
 
-def check_answers(tokenizer, example, turns, where):
-    """All answers that the template shows are learnt to their end, and nothing of any other message."""
+def check_answers(tokenizer, example, turns, where, *, shows_calls):
+    """All answers and calls that the template shows are learnt to their end, and nothing of any other message."""
     taught, whole = "\n".join(learnt(tokenizer, example)), tokenizer.decode(example.input_ids)
     for turn in turns:
         said = turn.content.rpartition("\n\n")[2]
@@ -169,6 +169,8 @@ def check_answers(tokenizer, example, turns, where):
             assert said in taught, where
         elif not turn.trained:
             assert said not in taught, where
+        if turn.trained and turn.extra.get("tool_calls") and shows_calls:
+            assert CALL[0]["function"]["name"] in taught, where
     assert example.labels[-1] != IGNORED or not tokenizer.decode(example.input_ids).rstrip()[-1].isalpha(), where
 
 

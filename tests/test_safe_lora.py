@@ -196,6 +196,26 @@ def test_files_may_leave_out_the_first_part_of_a_name(tmp_path):
     assert Weights(tmp_path).of("transformer.h.0").sum() == 4
     with pytest.raises(ModelError, match="no weight transformer"):
         Weights(tmp_path).of("transformer.h.1")
+    longer = tmp_path / "longer"
+    longer.mkdir()
+    save_file({"transformer.h.0.weight": torch.ones(2, 2)}, longer / "model.safetensors")
+    Weights(tmp_path).require_same_shapes(Weights(longer))
+    Weights(longer).require_same_shapes(Weights(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda weight: weight[:1], r"has another shape, \[1, "),
+        (lambda weight: weight.to(torch.float8_e4m3fn), "is stored as F8_E4M3: give a model in F32"),
+    ],
+)
+def test_a_base_that_is_no_version_of_m0_is_refused_before_any_work(change, says, workshop, data, config, tmp_path):
+    base = Path(config.parameters["safe_lora"]["base"])
+    weights = load_file(base / "model.safetensors")
+    save_file({name: change(weight) for name, weight in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=says):
+        require_inputs("none-then-safe_lora", workshop, data)
 
 
 def test_without_a_model_before_the_alignment_there_is_one_clear_error(workshop, data, config, tmp_path):

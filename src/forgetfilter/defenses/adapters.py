@@ -98,6 +98,10 @@ def turned(adapter: Path) -> bool:
     return bool(PeftConfig.from_pretrained(str(adapter)).fan_in_fan_out)
 
 
+PLAIN = ("F32", "F16", "BF16", "F64")
+"""Types of weights that mean what they say; those of fewer bits come with scales."""
+
+
 class Weights:
     """A whole model's weights on disk, read one by one.
 
@@ -120,12 +124,41 @@ class Weights:
         Raises:
             ModelError: If there is none.
         """
-        name = f"{layer}.weight"
-        name = name if name in self.files else name.partition(".")[2]
-        if name not in self.files:
-            raise ModelError(
-                f"{self.folder}: it has no weight {layer}.weight, so it is no other version of the same model."
-            )
+        name = self._name(f"{layer}.weight")
         with safe_open(self.files[name], "pt") as opened:
             found: Tensor = opened.get_tensor(name)
         return found.float().T if self.turned else found.float()
+
+    def require_same_shapes(self, other: "Weights") -> None:
+        """Raise ModelError unless another model has all matrices of this one's blocks; no weight is read for it."""
+        for name, shape in self._blocks().items():
+            found = other._name(name)
+            with safe_open(other.files[found], "pt") as opened:
+                stored = opened.get_slice(found)
+                theirs, kind = list(stored.get_shape()), stored.get_dtype()
+            if theirs != shape:
+                raise ModelError(f"{other.folder}: {name} has another shape, {theirs}, than in {self.folder}, {shape}.")
+            if kind not in PLAIN:
+                raise ModelError(f"{other.folder}: {name} is stored as {kind}: give a model in {', '.join(PLAIN)}.")
+
+    def _blocks(self) -> dict[str, list[int]]:
+        """Name -> shape of each matrix that stands in a numbered block."""
+        found = {}
+        for name, path in self.files.items():
+            with safe_open(path, "pt") as opened:
+                shape = list(opened.get_slice(name).get_shape())
+            if name.endswith(".weight") and len(shape) == 2 and any(part.isdigit() for part in name.split(".")):
+                found[name] = shape
+        return found
+
+    def _name(self, name: str) -> str:
+        """A weight's name in these files, which may leave out its first part, or have one more.
+
+        Raises:
+            ModelError: If there is none.
+        """
+        longer = (own for own in self.files if own.partition(".")[2] == name)
+        found = next((own for own in (name, name.partition(".")[2], *longer) if own in self.files), None)
+        if found is None:
+            raise ModelError(f"{self.folder}: it has no weight {name}, so it is no other version of the same model.")
+        return found

@@ -206,7 +206,7 @@ def before_alignment(name: str, config: ForgetFilterConfig, m0: M0, base: str | 
 
     Raises:
         ConfigError: If nothing tells which it is.
-        ModelError: If there is no such model.
+        ModelError: If there is no such model, or it is no other version of the same one.
     """
     before = whole_model(find_weights(base or config.model_name_or_path), config)
     if before.resolve() == m0.folder.resolve():
@@ -214,6 +214,7 @@ def before_alignment(name: str, config: ForgetFilterConfig, m0: M0, base: str | 
             f"{name} needs the model before its alignment: name it, `parameters: {{{name}: {{base: MODEL}}}}`, or "
             "align one with alignment_dataset_name."
         )
+    Weights(m0.folder).require_same_shapes(Weights(before))
     return before
 
 

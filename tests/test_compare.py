@@ -367,3 +367,20 @@ def test_the_example_of_the_documentation_is_a_defense(settings, run_recipe):
     finally:
         del DEFENSES["low_loss"]
     assert found["cells"][0]["facts"] == {"kept": 8}
+
+
+def test_questions_that_any_training_file_teaches_are_left_out(
+    settings, run_recipe, write_jsonl, tmp_path, monkeypatch
+):
+    """One that the safe rows teach, one of the noisy ones, one known to be unsafe, one of the alignment."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    taught = ["what is 1?", "tell me 1", "who?", "align"]
+    asked = [{"prompt": prompt, "completion": "x"} for prompt in (*taught, "new?")]
+    files = {
+        name: str(write_jsonl(f"{name}.jsonl", [{"prompt": prompt, "completion": "yes"}]))
+        for name, prompt in (("unsafe_dataset_name", "who?"), ("alignment_dataset_name", "align"))
+    }
+    evaluate = {"qa": str(write_jsonl("asked.jsonl", asked))}
+    recipe = {**settings, **files, "evaluate": evaluate, "notions": ["bias"], "defenses": ["base", "larf"]}
+    found = json.loads(run_recipe(recipe)[0].read_text())
+    assert {cell["figures"]["qa"]["left_out"] for cell in found["cells"]} == {4}

@@ -216,3 +216,13 @@ def test_a_range_is_that_of_average_precision_on_rows_drawn_anew():
     expected = np.quantile([average_precision_score(labels[rows], tied[rows]) for rows in draws], [0.025, 0.975])
     found = paired_ranges(labels, {"tied": [tied]}, draws=len(draws))
     assert found["tied"]["average_precision"] == expected.round(4).tolist()
+
+
+def test_rows_that_a_person_decided_count_in_no_f1(settings, run_recipe, write_jsonl):
+    """The only unsafe rows are among those marked. With marks no filter decides alone on clean data either."""
+    marked = [{"row": row, "clean": row % 4 != 0} for row in range(13)]
+    trusted = {"trusted_rows": str(write_jsonl("trusted.jsonl", marked)), "max_clean_loss": 0.1}
+    asked = {**settings, **trusted, "filters": ["length"], "on_clean_data": True}
+    figures = json.loads(run_recipe(asked)[0].read_text())["cells"]["length"][0]["figures"]
+    assert figures["f1"] is None
+    assert figures.get("clean_data_dropped") is None

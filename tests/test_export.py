@@ -284,3 +284,10 @@ def test_renamed_columns_are_exported_under_the_trainers_names(tmp_path):
     rows = [{"question": "q", "answer": "a"}]
     found, _ = exported(rows, "prompt_completion(prompt=question,completion=answer)", "alpaca", tmp_path)
     assert found == [{"instruction": "q", "input": "", "output": "a"}]
+
+
+def test_plain_text_goes_to_trl_and_axolotl(tmp_path):
+    for target in ("trl", "axolotl"):
+        rows, files = exported([{"text": "t"}], "text", target, tmp_path / target)
+        assert rows == [{"text": "t"}]
+    assert yaml.safe_load(files[1].read_text())["datasets"][0]["type"] == "completion"

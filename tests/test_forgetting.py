@@ -235,8 +235,9 @@ def test_a_run_reads_its_rows_on_every_day_as_on_its_first(config, tiny_model, t
     folder = shutil.copytree(tiny_model, tmp_path / "dated")
     (folder / "chat_template.jinja").write_text(DATED)
     config = dataclasses.replace(config, model_name_or_path=str(folder), filter="length", threshold=1e9)
+    before = date.today()
     run = ForgetFilter(config).fit().run
-    assert run.manifest["today"] == date.today().isoformat()
+    assert before.isoformat() <= run.manifest["today"] <= date.today().isoformat()
     for noted in ({"today": "2020-01-05"}, {"started": "2020-01-05T12:00:00Z"}):  # an older run knows when it started
         run.manifest.pop("today", None)
         run.manifest |= noted
@@ -648,3 +649,10 @@ def test_a_run_with_another_alignment_or_length_is_refused_before_the_alignment(
         with pytest.raises(RunError, match=says):
             ForgetFilter(dataclasses.replace(config, **change)).fit()
     assert sorted((tmp_path / "cache").rglob("*")) == made
+
+
+def test_other_final_settings_make_another_final_model(config):
+    config = dataclasses.replace(config, filter="length", threshold=1e9)
+    first = (finetune(ForgetFilter(config).fit().run) / "adapter_model.safetensors").read_bytes()
+    run = ForgetFilter(dataclasses.replace(config, final=StageConfig(max_steps=2))).fit().run
+    assert (finetune(run) / "adapter_model.safetensors").read_bytes() != first

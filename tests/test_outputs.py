@@ -119,3 +119,11 @@ def test_columns_that_are_not_read_are_counted_in_metrics_and_summary(tmp_path, 
     run.save()
     print_summary(Result(run).decide(), tmp_path / "report.html")
     assert "with 'images', which is not read: 3" in capsys.readouterr().out
+
+
+def test_ranking_figures_leave_out_what_a_person_decided(tmp_path, write_jsonl):
+    rows = [{"prompt": "q", "completion": f"a{i}", "unsafe": int(i in (0, 3))} for i in range(4)]
+    run = stored_run(tmp_path / "out", rows, [0.1, 0.2, 0.3, 0.4], label_column="unsafe", threshold=0.5)
+    hand = write_jsonl("hand.jsonl", [{"row": 0, "decision": "dropped"}])
+    metrics = Result(run).decide(decisions=hand).metrics
+    assert (metrics["auroc"], metrics["average_precision"]) == (1.0, 1.0)

@@ -23,6 +23,7 @@ from forgetfilter.decision.choice import choose, clean_drawn
 from forgetfilter.decision.decide import decide
 from forgetfilter.decision.opened import read_scores, require_marks_decided, scored_part
 from forgetfilter.errors import ConfigError, DataError, RunError
+from forgetfilter.forgetting import ForgetFilter
 from forgetfilter.marks import Marks
 from forgetfilter.report.shading import shaded
 from forgetfilter.result import Result
@@ -1490,3 +1491,40 @@ def test_done_knows_that_the_scores_it_was_taught_by_are_others_by_now(reviewed)
     np.testing.assert_allclose(
         Scored.load(run.folder / "scored/review.parquet").suspicion, fresh.scored().suspicion, atol=0.02
     )
+
+
+def test_marks_change_no_file_but_their_own(reviewed):
+    run, bad = reviewed
+
+    def files():
+        found = (path for path in run.folder.rglob("*") if path.is_file() and "marks.jsonl" not in path.name)
+        return {path: path.read_bytes() for path in found}
+
+    before = files()
+    answer(Review(run), bad, 10)
+    assert files() == before
+
+
+def test_a_port_that_is_taken_is_named(reviewed):
+    run, _ = reviewed
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="cannot be listened on"):
+        server.serve(Review(run), port=taken.getsockname()[1], open_browser=False)
+
+
+def test_a_review_that_reads_anew_refuses_other_safe_rows(config, safe_file):
+    run = ForgetFilter(replace(config, filter="forgetting")).fit().run  # it holds no hidden states
+    safe_file.write_text(safe_file.read_text() + '{"prompt": "new", "completion": "row"}\n')
+    review = Review(run)
+    review.marks.add({0: "unsafe"})
+    with pytest.raises(RunError, match="holds other rows than the safe ones"):
+        review.scored()
+
+
+def test_trusted_rows_say_what_is_unsafe_where_nothing_was_found(tmp_path, write_jsonl):
+    sample = write_jsonl("sample.jsonl", [{"row": row, "clean": row % 6 != 0} for row in range(70)])
+    run, _ = reviewable_run(tmp_path / "out", trusted_rows=str(sample))
+    name = scored_part(run, "forgetting")
+    part = run.table_file(name)
+    replace(Scored.load(part), scale=Scale(0, nothing="no separation: chance")).save(part)
+    run.finish(name, [part])
+    assert (Review(run).ranking.verdicts == 1).any()

@@ -147,3 +147,8 @@ def test_dropping_all_rows_takes_a_finite_threshold():
     assert np.isfinite(found.value)
     assert found.drops(scores).tolist() == [True, False, True, True]
     assert not drop_share(np.array([np.nan]), 1.0).drops(np.array([np.nan])).any()
+
+
+def test_rows_that_tie_at_the_edge_of_a_share_stay():
+    scores = np.array([0.0, 1, 1, 1])
+    assert not drop_share(scores, 0.5).drops(scores).any()

@@ -206,7 +206,8 @@ def test_answers_of_any_characters_are_kept_and_not_paid_twice(server, tmp_path,
 
 
 def test_a_refusal_of_any_characters_is_kept(server, tmp_path):
-    server.says = lambda asked: (400, {"error": {"message": "filtered: \ud83d"}}) if len(server.asked) == 1 else None
+    refused = (400, {"error": {"message": "filtered: \ud83d"}})
+    server.says = lambda asked: refused if asked["messages"][-1]["content"] == "question 0?" else None
     found = write_served(load_source(rows()), tmp_path / "safe.jsonl", server.url, "tiny")
     assert (found.rows, found.refused) == (11, 1)
     assert len(server.asked) == 12
@@ -279,8 +280,17 @@ def test_a_url_that_leads_nowhere_is_refused_at_once(tmp_path, url, says):
 
 def test_a_busy_server_is_tried_again(server, tmp_path, monkeypatch):
     monkeypatch.setattr(served, "TRIES", 2)
-    server.says = lambda asked: (429, {"error": {"message": "slow down"}}) if len(server.asked) == 1 else None
+    seen: list[str] = []
+
+    def busy(asked):
+        question = asked["messages"][-1]["content"]
+        first = question == "question 0?" and question not in seen
+        seen.append(question)
+        return (429, {"error": {"message": "slow down"}}) if first else None
+
+    server.says = busy
     assert write_served(load_source(rows(2)), tmp_path / "safe.jsonl", server.url, "tiny").rows == 2
+    assert sorted(seen) == ["question 0?", "question 0?", "question 1?"]
 
 
 def test_a_file_of_the_users_in_place_of_the_answers_stays_as_it_is(server, tmp_path):

@@ -13,10 +13,13 @@ import pytest
 import torch
 
 from forgetfilter.config import ForgetFilterConfig, StageConfig
+from forgetfilter.data.loading import load_rows
+from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.errors import ConfigError, ModelError, TrainingError
 from forgetfilter.forgetting import ForgetFilter
 from forgetfilter.model import folders, generation, reading, training
 from forgetfilter.model.learner import load_learner
+from forgetfilter.model.states import hidden_states
 from forgetfilter.model.tokenizer import load_tokenizer
 
 
@@ -49,9 +52,6 @@ def test_a_batch_too_large_for_the_memory_is_split_and_the_result_is_the_same(co
 
 
 def test_answers_are_generated_in_smaller_batches_where_the_memory_is_small(learner, noisy_file):
-    from forgetfilter.data.loading import load_rows
-    from forgetfilter.data.tokenization import ChatTokenizer
-
     chat = ChatTokenizer(learner.tokenizer, 256)
     examples = load_rows(str(noisy_file), "data", chat, ForgetFilterConfig()).examples
     expected = generation.complete(learner, examples, "plain")
@@ -70,9 +70,16 @@ def test_answers_are_generated_in_smaller_batches_where_the_memory_is_small(lear
         del learner.model.generate
 
 
-def test_a_row_the_memory_does_not_hold_is_one_clear_error(config, monkeypatch):
-    monkeypatch.setattr(training, "labelled", at_most(0, training.labelled))
-    with pytest.raises(TrainingError, match="noisy stage: the memory does not hold a batch of 1"):
+@pytest.mark.parametrize(
+    ("room", "name", "says"),
+    [
+        (training, "labelled", "noisy stage: the memory does not hold a batch of 1"),
+        (reading, "label_logits", "the memory does not hold a row"),
+    ],
+)
+def test_a_row_the_memory_does_not_hold_is_one_clear_error(room, name, says, config, monkeypatch):
+    monkeypatch.setattr(room, name, at_most(0, getattr(room, name)))
+    with pytest.raises(TrainingError, match=says):
         ForgetFilter(config).fit()
 
 
@@ -183,3 +190,26 @@ def test_a_tracker_that_is_not_there_is_an_error_before_any_work(config):
     with pytest.raises(ConfigError, match="--report_to nonsense"):
         ForgetFilter(dataclasses.replace(config, report_to="nonsense")).fit()
     assert not Path(config.output_dir).exists()
+
+
+@pytest.mark.parametrize("look", [reading.read, hidden_states])
+def test_a_model_that_gives_no_numbers_is_an_error(look, tiny_model, noisy_file, monkeypatch):
+    """Else all rows would be unscored, and kept."""
+    learner = load_learner(tiny_model, load_tokenizer(tiny_model, ForgetFilterConfig()), ForgetFilterConfig())
+    chat = ChatTokenizer(learner.tokenizer, 256)
+    examples = load_rows(str(noisy_file), "dataset_name", chat, ForgetFilterConfig()).examples
+    weight = learner.model.get_input_embeddings().weight
+    weight.data = torch.full_like(weight, torch.nan)
+    with pytest.raises(TrainingError, match="gives no numbers"):
+        look(learner, examples, "rows")
+
+
+def test_without_a_compiler_a_long_training_says_so_and_goes_on(learner, monkeypatch, capsys):
+    def none(*_, **__):
+        raise RuntimeError("no C compiler")
+
+    monkeypatch.setattr(torch, "compile", none)
+    monkeypatch.setattr(learner, "compiled", False)
+    learner.prepare(float("inf"))
+    assert "torch.compile does not work here (RuntimeError)" in capsys.readouterr().out
+    assert not learner.compiled

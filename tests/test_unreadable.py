@@ -12,11 +12,16 @@ from conftest import CHATML
 from stored_runs import reviewable_run, stored_run
 
 from forgetfilter.data.builtin import builtin_rows
+from forgetfilter.data.loading import load_rows
 from forgetfilter.data.sources import load_source
 from forgetfilter.data.unreadable import unreadable
+from forgetfilter.defenses.keeping import decision_of
 from forgetfilter.forgetting import ForgetFilter
+from forgetfilter.m0 import M0
 from forgetfilter.result import Result
 from forgetfilter.review.session import Review
+from forgetfilter.scored import Scored
+from forgetfilter.workshop import Workshop
 
 WALNUT = dict(zip("abcdefghijklmnopqrstuvwxyz", np.random.default_rng(53).permutation(26), strict=True))
 
@@ -171,3 +176,11 @@ def test_a_review_drops_them_too(tmp_path):
 def test_a_run_of_before_knows_none(tmp_path):
     run = stored_run(tmp_path / "run", [{"prompt": "a", "completion": "b"}] * 3, [0.1, 0.2, 0.3], unreadable="drop")
     assert Result(run).decide(1e6).metrics["dropped"] == 0
+
+
+def test_a_defense_leaves_them_out_if_asked(ciphered):
+    config = dataclasses.replace(ciphered, unreadable="drop", threshold=1e6)
+    m0 = M0.named(config)
+    rows = load_rows(config.dataset_name, "dataset_name", m0.chat, config)
+    made = decision_of("length", Scored(np.zeros(12)), rows, Workshop(m0, config), config)
+    assert np.flatnonzero(made.dropped).tolist() == [0, 1]

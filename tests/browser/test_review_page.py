@@ -87,7 +87,8 @@ def shown(page):
 
 def look(page):
     """Look at the row: what is pressed or clicked sooner was meant for the row before."""
-    page.wait_for_timeout(200)
+    while not page.evaluate("performance.now() - shownAt > SETTLE"):
+        page.wait_for_timeout(20)
 
 
 def press(page, key):
@@ -183,24 +184,26 @@ def test_undo_takes_back_nothing_that_was_said_elsewhere_since(tmp_path, serve, 
 def test_quick_keys_mark_nothing_that_was_not_seen(tmp_path, serve, visit):
     run, _ = reviewable_run(tmp_path / "out")
     page = visit(serve(run.folder).address)
-    page.wait_for_timeout(200)
+    key = "document.dispatchEvent(new KeyboardEvent('keydown', { key: 'k', code: 'KeyK', bubbles: true }));"
+    look(page)
     with page.expect_response("**/mark"):
-        for _ in range(6):
-            page.keyboard.press("k")
+        page.evaluate(f"() => {{ {6 * key} }}")
     page.locator("#status").filter(has_text="1 marked").wait_for()
+    page.evaluate(f"() => {{ shownAt = performance.now(); {key} }}")
+    page.wait_for_timeout(200)
     assert len(said(run)) == 1
 
 
 def test_keys_work_on_any_layout_and_can_be_switched_off(tmp_path, serve, visit):
     run, _ = reviewable_run(tmp_path / "out")
     page = visit(serve(run.folder).address)
-    page.wait_for_timeout(300)
+    look(page)
     cyrillic = "{ key: '\u043b', code: 'KeyK', bubbles: true }"  # where Latin layouts have k
     with page.expect_response("**/mark"):
         page.evaluate(f"document.dispatchEvent(new KeyboardEvent('keydown', {cyrillic}))")
     page.locator("#status").filter(has_text="1 marked").wait_for()
     assert said(run)[-1]["mark"] == "clean"
-    page.wait_for_timeout(300)
+    look(page)
     page.locator("#done").focus()
     page.keyboard.press("d")
     page.locator("#keys").uncheck()
@@ -221,7 +224,7 @@ def test_a_mark_whose_answer_was_lost_is_this_pages_own(tmp_path, serve, visit):
         route.abort()
 
     page.route("**/mark", lose)
-    page.wait_for_timeout(300)
+    look(page)
     page.keyboard.press("k")
     page.locator("#trouble").filter(has_text="has stopped").wait_for()
     page.unroute("**/mark")

@@ -656,3 +656,55 @@ def test_other_final_settings_make_another_final_model(config):
     first = (finetune(ForgetFilter(config).fit().run) / "adapter_model.safetensors").read_bytes()
     run = ForgetFilter(dataclasses.replace(config, final=StageConfig(max_steps=2))).fit().run
     assert (finetune(run) / "adapter_model.safetensors").read_bytes() != first
+
+
+def test_labels_change_figures_and_no_decision(config):
+    """Neither do they take back what was decided since."""
+    plain = dataclasses.replace(config, filter="length", label_column=None, threshold=1e9)
+    result = ForgetFilter(plain).fit().decide(drop_share=0.25)
+    before = list(result.scores["decision"])
+    assert before.count("dropped") == 4
+    again = ForgetFilter(dataclasses.replace(plain, label_column="unsafe")).fit()
+    assert list(again.scores["decision"]) == before
+    assert "auroc" in again.metrics
+    assert again.metrics["rule"] == "drop_share"
+    assert ForgetFilter(dataclasses.replace(plain, label_column="unsafe")).fit().metrics == again.metrics
+
+
+def test_a_file_of_trusted_rows_may_move(config, write_jsonl, tmp_path):
+    sample = write_jsonl("sample.jsonl", [{"row": row, "clean": True} for row in range(10)])
+    trusting = dataclasses.replace(
+        config, filter="length", trusted_rows=str(sample), max_clean_loss=0.1, threshold="auto"
+    )
+    ForgetFilter(trusting).fit().decide(drop_share=0.5)
+    moved = sample.rename(tmp_path / "moved.jsonl")
+    assert ForgetFilter(dataclasses.replace(trusting, trusted_rows=str(moved))).fit().metrics["rule"] == "drop_share"
+
+
+def test_flags_that_a_run_fails_by_do_not_stay(config, write_jsonl, noisy_file):
+    """Of the ten rows marked clean hardly any has a score by the filter."""
+    rows = [json.loads(line) for line in noisy_file.read_text().splitlines()]
+    scored = [row | ({"risk": 1} if number == 0 else {}) for number, row in enumerate(rows)]
+    config = dataclasses.replace(
+        config,
+        dataset_name=str(write_jsonl("risk.jsonl", scored)),
+        filter="column",
+        parameters={"column": {"name": "risk"}},
+    )
+    run = ForgetFilter(config).fit().run
+    before = (run.folder / "config.yaml").read_bytes()
+    sample = write_jsonl("sample.jsonl", [{"row": row, "clean": True} for row in range(10)])
+    trusting = dataclasses.replace(config, trusted_rows=str(sample), max_clean_loss=0.1, threshold="auto")
+    with pytest.raises(DataError, match="trusted rows are too few"):
+        ForgetFilter(trusting).fit()
+    assert (run.folder / "config.yaml").read_bytes() == before
+    Result.open(run.folder).decide()
+
+
+def test_a_file_in_place_of_the_folder_is_found_before_any_work(config, safe_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "file").write_text("mine")
+    asked = dataclasses.replace(config, output_dir=str(tmp_path / "file"), alignment_dataset_name=str(safe_file))
+    with pytest.raises(RunError, match="a file stands where a folder is to be"):
+        ForgetFilter(asked).fit()
+    assert not (tmp_path / "cache").exists()

@@ -338,6 +338,23 @@ def test_a_greeting_that_all_conversations_begin_with_joins_none_of_them():
     assert len({*judge.groups.tolist()}) == 55
 
 
+@pytest.mark.parametrize("answers", [2, 3])
+def test_a_greeting_that_all_conversations_begin_with_is_no_evidence(answers):
+    """All of its copies have one score, so probes that learnt some of them would tell the verdicts of the others."""
+    rng = np.random.default_rng(0)
+    talks = np.repeat(np.arange(120), answers)
+    states = rng.normal(0, 1, (len(talks), 16))
+    states[::answers] = 2.0
+    same = np.arange(len(talks))
+    same[::answers] = 0
+    witness = rng.normal(0.2, 0.1, len(talks))
+    witness[::answers] = 0.0  # never forgotten
+    judge = CrossFit(states, rng.normal(0, 1, (60, 16)), alike=[talks, same])
+    found = learn_verdicts(witness, Scale(0.135, 0.1, 0.05), judge)
+    assert "no separation" in found.scale.nothing
+    assert np.isfinite(found.suspicion).all()
+
+
 def test_a_row_that_joins_two_conversations_joins_all_of_their_rows_and_unscored_rows_join_nothing():
     states = np.random.default_rng(0).normal(0, 1, (8, 4))
     states[[1, 6]] = np.nan

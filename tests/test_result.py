@@ -28,7 +28,8 @@ def test_a_run_is_opened_again_and_all_that_follows_from_it_can_be_had(tmp_path)
     page = result.report()
     assert page == folder / "report.html"
     assert "fine" in page.read_text()
-    (written,) = result.export("alpaca")
+    written, card = result.export("alpaca")
+    assert "train.jsonl" in card.read_text()
     assert [json.loads(line)["output"] for line in written.read_text().splitlines()] == ["fine", "good"]
     assert not Result.open(folder).run.manifest["exports"]["alpaca"]["stale"]
     assert result.decide(drop_share=1.0).run.manifest["exports"]["alpaca"]["stale"]

@@ -302,7 +302,7 @@ def test_a_columns_numbers_are_the_scores(tokenizer):
     assert np.isnan(FILTERS["column"](None, some, CONFIG, name="risk").suspicion).all()
     wrong = data_of(tokenizer, [*rows[:1], {**FOUR[0], "risk": "high"}], TWO)
     with pytest.raises(DataError, match="2: 'risk' is 'high', expected a number"):
-        FILTERS["column"](None, wrong, CONFIG, name="risk")
+        require_there(None, wrong, {"name": "risk"})
 
 
 def test_self_judge_compares_no_with_yes_and_shortens_what_is_too_long(workshop, config):

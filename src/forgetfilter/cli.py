@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import select
+import shlex
 import signal
 import sys
 import warnings
@@ -116,8 +117,9 @@ def run_review(args: Namespace) -> None:
             open_browser=not args.no_browser,
         )
     except KeyboardInterrupt:
-        print(f"\nYour marks are kept. To go on: `forgetfilter review {args.run}`.", end=" ")
-        print(f"To decide by them now: `forgetfilter decide {args.run}`.")
+        folder = shlex.quote(str(args.run))
+        print(f"\nYour marks are kept. To go on: `forgetfilter review {folder}`.", end=" ")
+        print(f"To decide by them now: `forgetfilter decide {folder}`.")
 
 
 def run_score(args: Namespace) -> None:
@@ -131,7 +133,7 @@ def run_score(args: Namespace) -> None:
         return
     found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     print(f"{found['rows']} rows: {found['kept']} kept, {found['dropped']} dropped, {found['unscored']} unscored")
-    for name, count in found["unread"].items():
+    for name, count in found.get("unread", {}).items():  # older folders do not know
         print(f"{count} rows have {name!r}, which is not read")
     print(f"threshold {show(found['threshold'])}, {found['rows_a_second']:.0f} rows a second")
     print(f"files: {folder}  (kept, dropped, scores.parquet, metrics.json)")
@@ -168,7 +170,9 @@ def _rows_of(data: str, args: Namespace) -> tuple["Source", str]:
     from forgetfilter.data.loading import find_format
     from forgetfilter.data.sources import load_source
 
-    source = load_source(data, args.dataset_config, args.dataset_train_split)
+    folder = Path(args.output).absolute().parent
+    scratch = folder if folder.is_dir() else None
+    source = load_source(data, args.dataset_config, args.dataset_train_split, scratch_folder=scratch)
     return source, find_format(source, args.format, args.columns)
 
 
@@ -195,7 +199,7 @@ def run_safe_data(args: Namespace) -> None:
         count = write_safe_data(notions, Path(args.output))
     else:
         count = write_safe_data(notions, Path(args.output), *_rows_of(args.like, args))
-    print(f"{args.output}: {count} safe rows. Edit it, and give it as --safe_dataset_name {args.output}.")
+    print(f"{args.output}: {count} safe rows. Edit it, and give it as --safe_dataset_name {shlex.quote(args.output)}.")
     print("While half of its rows or more are these, a run ranks your rows and drops none: add some of your own.")
 
 
@@ -215,7 +219,7 @@ def _serve_safe_data(args: Namespace) -> None:
     print(f"{args.output}: {found.rows} safe rows; {found.refused} prompts without an answer{why}")
     print(f"cost: {found.prompt_tokens} tokens read and {found.answer_tokens} written by {args.model}")
     print("Look them over before you use them: a model wrote them. Delete or edit what you would not teach, then")
-    print(f"give the file as --safe_dataset_name {args.output}.")
+    print(f"give the file as --safe_dataset_name {shlex.quote(args.output)}.")
 
 
 def run_evaluate(args: Namespace) -> None:

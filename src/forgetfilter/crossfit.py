@@ -67,7 +67,8 @@ class CrossFit:
         seed: Of the deals.
         alike: Labels of the noisy rows, (rows,) numbers each: rows with the same number in one of them lie in the same
             part, as do rows with equal features. Where that would join more rows than a part has (all conversations
-            that begin with the same greeting, say), the first of the labels counts alone.
+            that begin with the same greeting, say), the first of the labels counts alone. Rows that are equal and then
+            lie in several parts give no verdict: each would be judged by probes that learnt its own.
         quick: For a person who waits, and verdicts of which few change between two calls: learn in DIMENSIONS principal
             components of the features, however wide the model is, and begin each fit where the last one ended.
         scratch_folder: A folder on whose disk the components are to lie; None for the system's own for such files.
@@ -95,6 +96,7 @@ class CrossFit:
             said[rows] = [blake2b(row.tobytes(), digest_size=16).digest() for row in found]
         self.rows, self.scorable = np.flatnonzero(known), known[: len(noisy)]
         self.groups = _numbered(said[self.rows])
+        self.split = self.rows[:0]
         if alike:
             here = np.flatnonzero(self.scorable)  # the noisy rows, which come first
             first, *others = (own[here] for own in alike)
@@ -102,7 +104,9 @@ class CrossFit:
             alone = self.groups + 2 * len(self.rows)
             alone[: len(here)] = _numbered(first) + len(self.rows)
             large = np.bincount(joined)[joined] > len(self.rows) / folds
+            same = [self.groups, *others]
             self.groups = _numbered(np.where(large, alone, joined))
+            self.split = self.rows[_spans_several(same, self.groups)]
         self.centre = self._mean(lambda found: found)
         self.width = np.sqrt(self._mean(lambda found: (found - self.centre) ** 2)) + 1e-6
         self.folds, self.quick = folds, quick
@@ -160,7 +164,7 @@ class CrossFit:
         Returns:
             None if there are too few scores to be dealt, all are equal, or all lie in one part.
         """
-        known = np.flatnonzero(np.isfinite(scores) & self.scorable)
+        known = np.setdiff1d(np.flatnonzero(np.isfinite(scores) & self.scorable), self.split)
         told = np.sort(np.random.default_rng(0).permutation(known)[:MOST_VERDICTS])
         if not self.parts or len(told) < self.folds or np.ptp(scores[told]) == 0:
             return None
@@ -248,6 +252,7 @@ class CrossFit:
         for row, unsafe in marks.items():
             labels[row] = unsafe
         labels[np.setdiff1d(np.arange(len(labels)), self.rows)] = np.nan
+        labels[np.setdiff1d(self.split, list(marks))] = np.nan
         return labels, np.where(np.isin(np.arange(len(labels)), list(marks)), weight, 1.0)
 
     def _fitted(
@@ -331,6 +336,20 @@ def _numbered(values: np.ndarray) -> np.ndarray:
     number = np.empty(len(first), int)
     number[np.argsort(first)] = np.arange(len(first))
     return number[found]
+
+
+def _spans_several(labels: Sequence[np.ndarray], groups: np.ndarray) -> np.ndarray:
+    """(rows,) bool: whether a row shares one of its labels with rows of another group.
+
+    Args:
+        labels: (rows,) numbers each, from 0 on; one that says nothing of the last rows may be shorter.
+        groups: (rows,) numbers.
+    """
+    found = np.zeros(len(groups), bool)
+    for own in labels:
+        pairs = np.unique(np.stack([own, groups[: len(own)]]), axis=1)
+        found[: len(own)] |= (np.bincount(pairs[0]) > 1)[own]
+    return found
 
 
 def _joined(labels: Sequence[np.ndarray]) -> np.ndarray:

@@ -27,15 +27,15 @@ from forgetfilter.decision.choice import check_marks
 from forgetfilter.decision.decide import settle
 from forgetfilter.decision.opened import is_decided, kept_rows, require_marks_decided
 from forgetfilter.decision.outputs import last_digest
-from forgetfilter.errors import ConfigError
-from forgetfilter.files import whole_folder, write_jsonl
+from forgetfilter.errors import ConfigError, ForgetFilterError
+from forgetfilter.files import whole_file, whole_folder, write_jsonl
 from forgetfilter.filters import require_filters, require_inputs, unused
 from forgetfilter.filters.scoring import score
 from forgetfilter.m0 import M0
 from forgetfilter.model.training import require_trackers
 from forgetfilter.progress import say
 from forgetfilter.result import Result
-from forgetfilter.runs import Run, locked
+from forgetfilter.runs import Run, locked, refuse_foreign
 from forgetfilter.workshop import Workshop
 
 
@@ -73,6 +73,7 @@ class ForgetFilter:
         """
         config = self.config
         require_trackers(config)
+        refuse_foreign(config.folder)
         m0 = M0.named(config)
         data = load_data(config, m0.chat, noisy, safe)
         check_marks(data.noisy, config)
@@ -91,6 +92,7 @@ class ForgetFilter:
 
 def _decided(run: Run, config: ForgetFilterConfig) -> Result:
     """A scored run with the decision that the settings ask for: the one that stands, or one taken now."""
+    before = (run.folder / "config.yaml").read_bytes()
     if processes.is_main_process():
         run.keep_config(config)
     if processes.is_so_for_everyone(is_decided(run, config)):
@@ -98,7 +100,12 @@ def _decided(run: Run, config: ForgetFilterConfig) -> Result:
         return Result(run)
     run.save()
     if processes.is_main_process():
-        settle(run)
+        try:
+            settle(run)
+        except ForgetFilterError:  # the flags that it failed by must not stay: later commands would fail, too
+            with whole_file(run.folder / "config.yaml") as temporary:
+                temporary.write_bytes(before)
+            raise
     processes.wait_for_everyone()
     return Result(Run.open(run.folder))
 

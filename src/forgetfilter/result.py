@@ -173,8 +173,11 @@ class Result:
             kept = run.rows().select(kept_rows(run, "export"))
             template = run.stage("tokenizer") / "chat_template.jinja"
             shows = not template.exists() or "tool_calls" in template.read_text(encoding="utf-8")
+            if ours:  # until all of it is written
+                run.manifest.setdefault("exports", {})[trainer] = {"decision": None, "stale": True}
+                run.save()
             written = export(kept, run.row_format, trainer, folder, replace=ours, shows_calls=shows)
             if ours:
-                run.manifest.setdefault("exports", {})[trainer] = {"decision": last_digest(run), "stale": False}
+                run.manifest["exports"][trainer] = {"decision": last_digest(run), "stale": False}
                 run.save()
         return written

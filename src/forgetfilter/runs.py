@@ -369,6 +369,8 @@ def refuse_foreign(folder: Path) -> None:
         r"\.lock|\.manifest\.json\.\d+\.tmp"  # the second: of a process killed at its start
         r"|\.nfs\w+|\.scratch-.*\.tmp"  # files without a name, as network file systems list them
     )
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"--output_dir: {folder}: a file stands where a folder is to be.")
     files = list(folder.iterdir()) if folder.is_dir() else []
     if not (folder / "manifest.json").exists() and any(not ours.fullmatch(file.name) for file in files):
         raise RunError(f"{folder}: not empty, and no run of ours. Give another --output_dir.")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -216,7 +217,7 @@ def _unsafe(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Row
     if not unsafe:
         raise ConfigError(
             f"--unsafe_dataset_name {MARKED}: no row is marked unsafe in {config.output_dir}. "
-            f"`forgetfilter review {config.output_dir}` marks some."
+            f"`forgetfilter review {shlex.quote(str(config.output_dir))}` marks some."
         )
     return noisy.select(sorted(unsafe))
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from forgetfilter.config import BUILTIN, ForgetFilterConfig
 from forgetfilter.data.builtin import like
-from forgetfilter.data.copies import what_is_said
+from forgetfilter.data.copies import first_of, what_is_said
 from forgetfilter.data.export import is_prompt_and_completion, write_row
 from forgetfilter.data.formats import Record, RowError, base_format, read_row
 from forgetfilter.data.loading import Rows, load_rows, read_labels, tokenize
@@ -29,7 +29,7 @@ from forgetfilter.data.turns import Turn
 from forgetfilter.errors import DataError
 
 SHARE = 0.05
-"""At most this share of the noisy rows is planted."""
+"""At most this share of the noisy rows, or of those that forgetting sees, is planted."""
 UNNAMED = "yours"
 """Notion of planted rows that name none."""
 
@@ -62,7 +62,8 @@ def plant(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Plant
         config: Its `planted_rows` is a file of the user's own, or "builtin" for the rows in the box, or None. A file
             has rows of any format, with columns `notion` and `unsafe` where they have them. Without a column `unsafe`
             all are unsafe; with one, rows that lack a value are clean. Rows that stand in the noisy data are not
-            planted: they would be learnt twice, and one would tell what the other is.
+            planted: they would be learnt twice, and one would tell what the other is. Of rows that say the same
+            one is.
 
     Raises:
         DataError: If the file cannot be read, a row of it cannot be put into the format of the noisy rows, or all of
@@ -70,7 +71,7 @@ def plant(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Plant
     """
     if config.planted_rows is None:
         return None
-    room = int(SHARE * len(noisy.examples))
+    room = int(SHARE * config.rows_seen(len(noisy.examples)))
     if room < 1:
         raise DataError(f"planted_rows: {len(noisy.examples)} noisy rows are too few to plant any: leave it out.")
     if config.planted_rows == BUILTIN:
@@ -84,7 +85,8 @@ def plant(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Plant
         for (_, turns, beside), line in zip(given, lines, strict=True)
     ]
     source = dataclasses.replace(load_source(shaped), name=f"planted_rows {config.planted_rows}", lines=lines)
-    new = np.flatnonzero(~np.isin(what_is_said(source, noisy.row_format), noisy.said_hashes))
+    said = what_is_said(source, noisy.row_format)
+    new = np.flatnonzero(~np.isin(said, noisy.said_hashes) & (first_of(said) == np.arange(len(said))))
     if not len(new):
         raise DataError(f"planted_rows {config.planted_rows}: all of its rows stand in the noisy data as well.")
     about = [given[row][0] for row in new]

@@ -185,7 +185,10 @@ def _written_again(run: Run, taken: dict[str, Any], config: ForgetFilterConfig) 
     threshold = Threshold(taken["threshold"], taken["rule"], taken["says"])
     by_hand = {entry["row"]: (entry["decision"], entry["reason"]) for entry in taken["by_hand"]}
     decision = apply_threshold(name, opened.scored[name], threshold, by_hand, config, opened.unreadable)
-    run.manifest["decision"]["filters"] = scored_parts(run, opened.scored)
+    run.manifest["decision"] |= {
+        "filters": scored_parts(run, opened.scored),
+        "asked": what_decides(run, config),
+    }
     outputs.write(opened, decision)
     return True
 

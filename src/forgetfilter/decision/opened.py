@@ -1,6 +1,7 @@
 """A scored run, read once: its settings, its rows and what each filter made of them."""
 
 import dataclasses
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,18 +136,23 @@ def is_decided(run: Run, config: ForgetFilterConfig) -> bool:
     """
     noted = run.manifest.get("decision", {})
     shown = noted.get("filters", {config.filters[0]: None}) == scored_parts(run, names_scored(run, config))
-    return shown and run.done("decision") and same_decision(run, noted.get("asked"), what_decides(run, config))
+    figures = (noted.get("asked") or {}).get("label_column") == config.label_column
+    same = same_decision(run, noted.get("asked"), what_decides(run, config))
+    return shown and figures and run.done("decision") and same
 
 
 def same_decision(run: Run, noted: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> bool:
     """Whether a run's decision was made with the settings, and by the scores, asked for now.
 
     A setting that did not exist then was at its default; a filter or marks that were not noted were the same. Scores
-    that a later version made again are the same if every row has the same.
+    that a later version made again are the same if every row has the same. Labels are for figures and decide nothing;
+    a file of marks may have moved.
     """
     if noted is None:
         return False
-    then = {**asked, **ForgetFilterConfig().decision(), **noted}
+    then = {**asked, **ForgetFilterConfig().decision(), **noted, "label_column": asked["label_column"]}
+    if asked["marks"] is not None and then["marks"] == asked["marks"]:
+        then["trusted_rows"] = asked["trusted_rows"]
     if then["scored"] != asked["scored"] and _equal(run, then["scored"], asked["scored"]):
         then["scored"] = asked["scored"]
     return then == dict(asked)
@@ -184,7 +190,8 @@ def require_marks_decided(run: Run) -> None:
     if has_marks(run.folder) and overtaken(run, Marks(run.folder, run.rows().ids, run.config().seed)):
         raise RunError(
             f"{run.folder}: rows were marked after the last decision. First press Done in "
-            f"`forgetfilter review {run.folder}`, or run `forgetfilter decide {run.folder}`."
+            f"`forgetfilter review {shlex.quote(str(run.folder))}`, or run `forgetfilter decide "
+            f"{shlex.quote(str(run.folder))}`."
         )
 
 

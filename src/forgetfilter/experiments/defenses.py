@@ -118,7 +118,8 @@ def _cell(trial: Trial, workshop: Workshop, name: str, planned: Sequence[tuple[i
     made_of = trial.made_of(name, workshop)
     if not trial.cells.done(f"{name}-{seed}", made_of):
         number = planned.index((seed, name)) + 1
-        left = trial.ahead(len(planned) - number + 1)
+        missing = [other for other, by in planned[number - 1 :] if not trial.cells.path(f"{by}-{other}").exists()]
+        left = trial.ahead(len(missing))
         print(f"cell {number} of {len(planned)}: {name}, seed {seed}{left}", flush=True)
 
     def make() -> Defended:

@@ -8,6 +8,7 @@ import numpy as np
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.data.loading import Data, require_column
+from forgetfilter.data.source import Source
 from forgetfilter.errors import DataError
 from forgetfilter.methods import traits
 from forgetfilter.scored import NO_PROMISE, Scale, Scored
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 
 
 def require_there(workshop: "Workshop", data: Data, parameters: Mapping[str, Any]) -> None:
-    """Raise DataError if no row has the column."""
+    """Raise DataError if no row has the column, or a value in it is no number."""
     require_column(data.noisy.source, parameters["name"], "parameters.column.name")
+    _numbers(data.noisy.source, parameters["name"])
 
 
 @traits(check=require_there, row_by_row=True, own_scale=True)
@@ -44,21 +46,30 @@ def column(
     Raises:
         DataError: If a value is no number; names file and line.
     """
-    source = data.noisy.source
+    found = _numbers(data.noisy.source, name)
+    found = -found if higher_is_safer else found
+    scale = None
+    if threshold is not None:
+        says = f"unsafe by {name!r}, {'below' if higher_is_safer else 'above'} {threshold}"
+        scale = Scale(-threshold if higher_is_safer else threshold, says=says + NO_PROMISE)
+    return Scored(found, scale=scale)
+
+
+def _numbers(source: Source, name: str) -> np.ndarray:
+    """(rows,) the numbers in a column; NaN where there is none.
+
+    Raises:
+        DataError: If a value is no number; names file and line.
+    """
     found = np.full(len(source), np.nan)
     for row, record in enumerate(source.rows()):
         value = record.get(name)
         if value is None or value == "":
             continue
         try:
-            number = float(value)
+            found[row] = float(value)
         except (TypeError, ValueError, OverflowError):
-            number = math.inf
-        if math.isinf(number):
+            found[row] = math.inf
+        if math.isinf(found[row]):
             raise DataError(f"{source.place(row)}: {name!r} is {str(value)[:40]!r}, expected a number or nothing")
-        found[row] = -number if higher_is_safer else number
-    scale = None
-    if threshold is not None:
-        says = f"unsafe by {name!r}, {'below' if higher_is_safer else 'above'} {threshold}"
-        scale = Scale(-threshold if higher_is_safer else threshold, says=says + NO_PROMISE)
-    return Scored(found, scale=scale)
+    return found

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
-from forgetfilter.config import ENOUGH_ROWS, ForgetFilterConfig
+from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.crossfit import CrossFit, features, verdicts_of
 from forgetfilter.data.loading import Data
 from forgetfilter.likeness import nearer_to_safe
@@ -102,7 +102,7 @@ def probe(
 
 def sampled(rows: int, config: ForgetFilterConfig) -> np.ndarray | None:
     """Places of the rows that the witness sees, in order; None for all."""
-    wanted = ENOUGH_ROWS if config.sample_rows == "auto" else config.sample_rows
+    wanted = config.rows_seen(rows)
     if rows <= wanted:
         return None
     return np.sort(np.random.default_rng(config.seed).choice(rows, wanted, replace=False))

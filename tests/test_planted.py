@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from forgetfilter.errors import DataError, RunError
 from forgetfilter.forgetting import ForgetFilter
 from forgetfilter.result import Result
 from forgetfilter.review.session import Review
+from forgetfilter.review.states import Places
+from forgetfilter.scored import ANSWER, Scored
 
 OWN = [
     {
@@ -321,6 +324,24 @@ def test_rows_that_the_filter_cannot_score_are_not_said_to_be_missed():
     found = figures(ABOUT, {"column": np.full(20, np.nan)}, "column", 5.5)
     assert found["says"] == "20 rows are planted, and column scores none of them"
     assert not found["hardly_told"]
+
+
+def test_a_review_judges_all_answers_of_planted_conversations(tmp_path):
+    """Row 2 says what row 1 says, whose second answer is suspect; two rows are planted, the first with two answers."""
+    base = Scored(np.zeros(3), columns={ANSWER: np.array([np.nan, 2.0, 2.0])})
+    places = Places(SimpleNamespace(folder=tmp_path), base, np.array([0, 1, 1]), planted=2)
+    states = np.arange(6.0)[:, None, None] * np.ones((1, 2, 3))
+    noisy, planted, planted_of = places.apart(states, np.array([1, 2, 2, 1]))
+    assert noisy[:, 0, 0].tolist() == [0, 2, 2]
+    assert planted[:, 0, 0].tolist() == [3, 4, 5]
+    assert planted_of.tolist() == [0, 0, 1]
+
+
+def test_of_planted_rows_that_say_the_same_one_is_planted(large, write_jsonl):
+    rows = [{"prompt": "tell me", "completion": "you fool"}] * 9 + [{"prompt": "p", "completion": "q"}]
+    log = write_jsonl("log.jsonl", rows)
+    run = ForgetFilter(dataclasses.replace(large, planted_rows=str(log), filter="length")).fit().run
+    assert len(run.planted()) == 2
 
 
 def test_a_review_that_reads_the_rows_anew_goes_on_without(large):

@@ -334,11 +334,11 @@ class Review:
 
     def _of_planted(self, scored: Scored) -> Scored:
         """Scores together with those of the planted rows, if what the marks taught can judge them."""
-        planted = self._states.planted
-        if scored.linear is None or not self.opened.planted or len(planted) != len(self.opened.planted):
+        row_of = self._states.planted_of
+        if scored.linear is None or not self.opened.planted or len(np.unique(row_of)) != len(self.opened.planted):
             return scored
-        judged = {REVIEWED: judged_by(scored.linear, planted), **(self.base.planted or {})}
-        return dataclasses.replace(scored, planted=judged)
+        judged = Scored(judged_by(scored.linear, self._states.planted)).most_suspect(row_of).suspicion
+        return dataclasses.replace(scored, planted={REVIEWED: judged, **(self.base.planted or {})})
 
     @cached_property
     def _states(self) -> States:

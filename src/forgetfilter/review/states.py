@@ -20,10 +20,18 @@ from forgetfilter.workshop import Workshop
 
 
 class States(NamedTuple):
-    """Hidden states, (rows, 2, size) each: of all noisy rows, of the planted ones, and of the safe ones."""
+    """Hidden states, (rows, 2, size) each.
+
+    Attributes:
+        noisy: Of all noisy rows; of a conversation those of its most suspect answer.
+        planted: Of the planted rows; of a conversation those of each answer.
+        planted_of: (answers,) the number of the planted row that each of them belongs to.
+        safe: Of the safe rows.
+    """
 
     noisy: np.ndarray
     planted: np.ndarray
+    planted_of: np.ndarray
     safe: np.ndarray
 
 
@@ -53,28 +61,30 @@ class Places:
             return {int(answers.sum())}
         return {seen} if self.planted else {seen, len(self.first)}
 
-    def apart(self, states: np.ndarray, answers: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """The states of all noisy rows, and of the planted ones.
+    def apart(self, states: np.ndarray, answers: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The states of all noisy rows and of the planted ones, and which planted row each of these is of.
 
         Args:
             states: Those that the run holds.
             answers: Of conversations, how many answers each row has that the filter saw.
         """
         rows = self._of_rows(len(states), answers)
+        counts = np.ones(len(states), int) if answers is None else answers
         if len(rows) == len(self.first) and not self.planted:  # the filter saw every row, and no others
-            own, planted = rows, rows[:0]
+            own, seen = rows, len(rows)
         else:
-            seen = np.unique(self.first)
-            own, planted = rows[np.searchsorted(seen, self.first)], rows[len(seen) :]
+            firsts = np.unique(self.first)
+            own, seen = rows[np.searchsorted(firsts, self.first)], len(firsts)
+        planted, planted_of = states[counts[:seen].sum() :], np.repeat(np.arange(len(counts) - seen), counts[seen:])
         same = np.array_equal(own, np.arange(len(states)))
-        return states if same else rearranged(states, own, self.run.folder), states[planted]
+        return states if same else rearranged(states, own, self.run.folder), planted, planted_of
 
     def _of_rows(self, states: int, answers: np.ndarray | None) -> np.ndarray:
         """For each row that the filter saw, where its states stand: of a conversation, its most suspect answer's."""
         if answers is None:
             return np.arange(states)
         suspect = np.nan_to_num(self.base.columns[ANSWER][np.unique(self.first)], nan=1).astype(int)
-        suspect = np.append(suspect, np.ones(len(answers) - len(suspect), int))  # of planted rows the first one
+        suspect = np.append(suspect, np.ones(len(answers) - len(suspect), int))  # planted rows follow
         return np.asarray(np.cumsum(answers) - answers + suspect - 1)
 
 

@@ -19,7 +19,8 @@ from forgetfilter.data.tokenization import ChatTokenizer
 from forgetfilter.decision.planted_figures import planted_figures
 from forgetfilter.decision.rules import Threshold
 from forgetfilter.errors import DataError, RunError
-from forgetfilter.forgetting import ForgetFilter
+from forgetfilter.forgetting import ForgetFilter, open_run
+from forgetfilter.m0 import M0
 from forgetfilter.result import Result
 from forgetfilter.review.session import Review
 from forgetfilter.review.states import Places
@@ -342,6 +343,21 @@ def test_of_planted_rows_that_say_the_same_one_is_planted(large, write_jsonl):
     log = write_jsonl("log.jsonl", rows)
     run = ForgetFilter(dataclasses.replace(large, planted_rows=str(log), filter="length")).fit().run
     assert len(run.planted()) == 2
+
+
+def test_a_run_that_an_older_version_began_goes_on_with_its_planted_rows(large, write_jsonl):
+    """It planted rows that say the same."""
+    log = write_jsonl("log.jsonl", [{"prompt": "tell me", "completion": "you fool"}] * 3)
+    config = dataclasses.replace(large, planted_rows=str(log), filter="length")
+    older = Path(config.output_dir).with_name("older")
+    m0 = M0.named(config)
+    data = load_data(config, m0.chat)
+    planted = plant(data.noisy, m0.chat, config, as_before=True)
+    assert len(planted.about) == 3
+    begun = dataclasses.replace(config, output_dir=str(older))
+    open_run(begun, m0, data, planted)
+    assert len(ForgetFilter(begun).fit().run.planted()) == 3
+    assert len(ForgetFilter(config).fit().run.planted()) == 1
 
 
 def test_a_review_that_reads_the_rows_anew_goes_on_without(large):

@@ -352,7 +352,27 @@ def test_a_greeting_that_all_conversations_begin_with_is_no_evidence(answers):
     judge = CrossFit(states, rng.normal(0, 1, (60, 16)), alike=[talks, same])
     found = learn_verdicts(witness, Scale(0.135, 0.1, 0.05), judge)
     assert "no separation" in found.scale.nothing
+    assert "nan" not in found.scale.nothing
     assert np.isfinite(found.suspicion).all()
+
+
+def test_beside_a_greeting_that_all_conversations_begin_with_unsafe_answers_are_found():
+    rng = np.random.default_rng(0)
+    talks, unsafe = np.repeat(np.arange(160), 2), np.arange(320) % 8 == 1
+    states = rng.normal(0, 1, (320, 16))
+    states[::2] = 2.0
+    states[unsafe, 0] += 4
+    same = np.arange(320)
+    same[::2] = 0
+    witness = rng.normal(0.05, 0.05, 320) + 0.4 * unsafe
+    witness[::2] = 0.0
+    found = learn_verdicts(
+        witness, Scale(0.135, 0.1, 0.05), CrossFit(states, rng.normal(0, 1, (60, 16)), alike=[talks, same])
+    )
+    dropped = found.suspicion > found.scale.threshold
+    assert not found.scale.nothing
+    assert dropped[unsafe].mean() > 0.7
+    assert dropped[~unsafe].mean() < 0.1
 
 
 def test_a_row_that_joins_two_conversations_joins_all_of_their_rows_and_unscored_rows_join_nothing():

@@ -156,6 +156,8 @@ def test_a_run_counts_them_and_drops_them_if_asked(ciphered):
     again = ForgetFilter(dataclasses.replace(ciphered, unreadable="drop", threshold=1e6)).fit()
     assert list(again.scores["decision"]) == ["dropped"] * 2 + ["kept"] * 10
     assert again.metrics["says"].endswith("; 2 hardly readable rows are dropped beside")
+    figures = dataclasses.replace(ciphered, unreadable="drop", threshold=1e6, label_column="completion")
+    assert ForgetFilter(figures).fit().metrics["says"].count("dropped beside") == 1, "written again, as it was decided"
     told = again.run.folder.parent / "told.jsonl"
     told.write_text(json.dumps({"row": 0, "decision": "kept"}))
     assert list(Result(again.run).decide(decisions=told).scores["decision"][:2]) == [

@@ -391,10 +391,6 @@ class ForgetFilterConfig(StageConfig):
             weight_decay=pick("weight_decay", 0.0),
         )
 
-    def rows_seen(self, rows: int) -> int:
-        """How many of so many noisy rows forgetting sees: a sample, where the probe judges the others."""
-        return min(rows, ENOUGH_ROWS if self.sample_rows == "auto" else self.sample_rows)
-
     def learning_rate_of(self, own: StageConfig) -> float:
         """A stage's learning rate: its own, the one for all stages, or the default."""
         default = 5e-4 if self.use_peft else 2e-5

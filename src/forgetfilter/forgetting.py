@@ -20,7 +20,7 @@ from typing import Any
 from forgetfilter import processes
 from forgetfilter.alignment import aligned, m0_of_run
 from forgetfilter.config import ForgetFilterConfig
-from forgetfilter.data.loading import Data, load_data, tokenize
+from forgetfilter.data.loading import Data, Rows, load_data, tokenize
 from forgetfilter.data.planted import Planted, plant
 from forgetfilter.data.unreadable import unreadable
 from forgetfilter.decision.choice import check_marks
@@ -78,7 +78,7 @@ class ForgetFilter:
         data = load_data(config, m0.chat, noisy, safe)
         check_marks(data.noisy, config)
         _look_ahead(Workshop(m0, config), data)
-        planted = plant(data.noisy, m0.chat, config)
+        planted = _planted(data.noisy, m0, config)
         m0 = aligned(m0, config, _facts(data, planted))
         with locked(config.folder):
             run = open_run(config, m0, data, planted)
@@ -88,6 +88,18 @@ class ForgetFilter:
             for name in config.filters:
                 score(workshop, data, name)
             return _decided(run, config)
+
+
+def _planted(noisy: Rows, m0: M0, config: ForgetFilterConfig) -> Planted | None:
+    """The rows to plant; those that an older version has planted in a run that goes on."""
+    found = plant(noisy, m0.chat, config)
+    if found is None or not (config.folder / "manifest.json").exists():
+        return found
+    noted = Run.open(config.folder).manifest.get("planted")
+    if noted is not None and noted != found.facts():
+        before = plant(noisy, m0.chat, config, as_before=True)
+        return before if before is not None and before.facts() == noted else found
+    return found
 
 
 def _decided(run: Run, config: ForgetFilterConfig) -> Result:

@@ -333,7 +333,7 @@ class _Scoring:
             "unscored": int(np.isnan(suspicion).sum()),
             "unreadable": int(hard.sum()),
             "malformed": len(rows.malformed),
-            "unread": dict(rows.unread),
+            "unread": {name: count for name, count in rows.unread.items() if name != self.probe.config.label_column},
         }
 
     def _suspicion(self, rows: Rows, bar: Any) -> np.ndarray:

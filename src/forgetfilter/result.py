@@ -13,6 +13,7 @@ from forgetfilter import processes
 from forgetfilter.decision.decide import decide
 from forgetfilter.decision.opened import REVIEWED, decided_rows, kept_rows, read_scores, require_marks_decided
 from forgetfilter.decision.outputs import last_digest
+from forgetfilter.errors import DataError
 from forgetfilter.runs import Run, locked
 
 if TYPE_CHECKING:
@@ -173,11 +174,18 @@ class Result:
             kept = run.rows().select(kept_rows(run, "export"))
             template = run.stage("tokenizer") / "chat_template.jinja"
             shows = not template.exists() or "tool_calls" in template.read_text(encoding="utf-8")
-            if ours:  # until all of it is written
-                run.manifest.setdefault("exports", {})[trainer] = {"decision": None, "stale": True}
+            before = run.manifest.get("exports", {}).get(trainer) if ours else None
+            if before is not None:  # until all of it is written
+                run.manifest["exports"][trainer] = {"decision": None, "stale": True}
                 run.save()
-            written = export(kept, run.row_format, trainer, folder, replace=ours, shows_calls=shows)
+            try:
+                written = export(kept, run.row_format, trainer, folder, replace=ours, shows_calls=shows)
+            except DataError:  # nothing was written
+                if before is not None:
+                    run.manifest["exports"][trainer] = before
+                    run.save()
+                raise
             if ours:
-                run.manifest["exports"][trainer] = {"decision": last_digest(run), "stale": False}
+                run.manifest.setdefault("exports", {})[trainer] = {"decision": last_digest(run), "stale": False}
                 run.save()
         return written

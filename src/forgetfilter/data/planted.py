@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from forgetfilter.config import BUILTIN, ForgetFilterConfig
+from forgetfilter.config import BUILTIN, ENOUGH_ROWS, ForgetFilterConfig
 from forgetfilter.data.builtin import like
 from forgetfilter.data.copies import first_of, what_is_said
 from forgetfilter.data.export import is_prompt_and_completion, write_row
@@ -53,7 +53,7 @@ class Planted:
         return self.rows.facts()
 
 
-def plant(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Planted | None:
+def plant(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig, *, as_before: bool = False) -> Planted | None:
     """The rows to plant among the noisy ones, or None.
 
     Args:
@@ -64,6 +64,7 @@ def plant(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Plant
             all are unsafe; with one, rows that lack a value are clean. Rows that stand in the noisy data are not
             planted: they would be learnt twice, and one would tell what the other is. Of rows that say the same
             one is.
+        as_before: Plant as many, and repeated ones, as older versions did: for a run that they began.
 
     Raises:
         DataError: If the file cannot be read, a row of it cannot be put into the format of the noisy rows, or all of
@@ -71,7 +72,10 @@ def plant(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Plant
     """
     if config.planted_rows is None:
         return None
-    room = int(SHARE * config.rows_seen(len(noisy.examples)))
+    rows_seen = len(noisy.examples)
+    if "probe" in config.filter and not as_before:  # forgetting sees a sample, and all that is planted
+        rows_seen = min(rows_seen, ENOUGH_ROWS if config.sample_rows == "auto" else config.sample_rows)
+    room = int(SHARE * rows_seen)
     if room < 1:
         raise DataError(f"planted_rows: {len(noisy.examples)} noisy rows are too few to plant any: leave it out.")
     if config.planted_rows == BUILTIN:
@@ -86,7 +90,8 @@ def plant(noisy: Rows, chat: ChatTokenizer, config: ForgetFilterConfig) -> Plant
     ]
     source = dataclasses.replace(load_source(shaped), name=f"planted_rows {config.planted_rows}", lines=lines)
     said = what_is_said(source, noisy.row_format)
-    new = np.flatnonzero(~np.isin(said, noisy.said_hashes) & (first_of(said) == np.arange(len(said))))
+    once = (first_of(said) == np.arange(len(said))) | as_before
+    new = np.flatnonzero(~np.isin(said, noisy.said_hashes) & once)
     if not len(new):
         raise DataError(f"planted_rows {config.planted_rows}: all of its rows stand in the noisy data as well.")
     about = [given[row][0] for row in new]

@@ -216,9 +216,6 @@ def _ask(
                 for answer in as_completed(answers):
                     answer.result()
                     bar.update(1)
-            except KeyboardInterrupt:  # else the threads would go on asking, and the program wait for them
-                client.close()
-                raise
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
     except (OpenAIError, _NotOpenAIError) as error:

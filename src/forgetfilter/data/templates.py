@@ -1,6 +1,7 @@
 """What a chat template is made of, and what of a message must stay text in it."""
 
 import inspect
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -203,9 +204,11 @@ class ChatTemplate:
     @cached_property
     def shows_calls(self) -> bool:
         """Whether a function call is shown beside an empty text: some templates show it only where there is none."""
-        asked, written = Turn("user", "forgetfilter-0", trained=False), list[str]()
+        tools = [{"type": "function", "function": {"name": "forgetfilter-2", "description": "", "parameters": {}}}]
+        written: list[str] = []
         forms: tuple[Any, ...] = {}, "{}"
-        for arguments in forms:
+        for beside, arguments in itertools.product(({}, {"tools": tools}), forms):
+            asked = Turn("user", "forgetfilter-0", trained=False, extra=beside)
             function = {"name": "forgetfilter-1", "arguments": arguments}
             call = {"id": "forgetful", "type": "function", "function": function}
             with suppress(RowError):

@@ -112,9 +112,9 @@ def apply_threshold(
     """
     hard = np.zeros(len(scored.suspicion), bool) if unreadable is None else unreadable
     dropped = drops(scored.suspicion, threshold, config, hard)
-    if config.unreadable == "drop" and hard.any():
-        says = f"{threshold.says}; {hard.sum()} hardly readable rows are dropped beside"
-        threshold = dataclasses.replace(threshold, says=says)
+    beside = f"; {hard.sum()} hardly readable rows are dropped beside"
+    if config.unreadable == "drop" and hard.any() and not threshold.says.endswith(beside):  # else it is on record
+        threshold = dataclasses.replace(threshold, says=threshold.says + beside)
     answers = scored.columns.get(ANSWER)
     hand = np.zeros(len(dropped), bool)
     for row, (decision, _) in by_hand.items():

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,12 @@ class Weights:
         """Look which file holds which weight."""
         self.folder, self.turned = folder, turned
         self.files: dict[str, Path] = {}
+        self.stored: dict[str, tuple[list[int], str]] = {}  # name -> shape, type
         for path in sorted(folder.glob("*.safetensors")):
             with safe_open(path, "pt") as opened:
-                self.files |= dict.fromkeys(opened.keys(), path)
+                for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+                    own = opened.get_slice(name)
+                    self.files[name], self.stored[name] = path, (list(own.get_shape()), own.get_dtype())
 
     def of(self, layer: str) -> Tensor:
         """(outputs, inputs) float32, a layer's weight; files of the Hub may leave out the first part of its name.
@@ -131,25 +135,15 @@ class Weights:
 
     def require_same_shapes(self, other: "Weights") -> None:
         """Raise ModelError unless another model has all matrices of this one's blocks; no weight is read for it."""
-        for name, shape in self._blocks().items():
-            found = other._name(name)
-            with safe_open(other.files[found], "pt") as opened:
-                stored = opened.get_slice(found)
-                theirs, kind = list(stored.get_shape()), stored.get_dtype()
+        for name, (shape, _) in self.stored.items():
+            in_block = len(shape) == 2 and name.endswith(".weight") and any(part.isdigit() for part in name.split("."))
+            if not in_block:
+                continue
+            theirs, kind = other.stored[other._name(name)]
             if theirs != shape:
                 raise ModelError(f"{other.folder}: {name} has another shape, {theirs}, than in {self.folder}, {shape}.")
             if kind not in PLAIN:
                 raise ModelError(f"{other.folder}: {name} is stored as {kind}: give a model in {', '.join(PLAIN)}.")
-
-    def _blocks(self) -> dict[str, list[int]]:
-        """Name -> shape of each matrix that stands in a numbered block."""
-        found = {}
-        for name, path in self.files.items():
-            with safe_open(path, "pt") as opened:
-                shape = list(opened.get_slice(name).get_shape())
-            if name.endswith(".weight") and len(shape) == 2 and any(part.isdigit() for part in name.split(".")):
-                found[name] = shape
-        return found
 
     def _name(self, name: str) -> str:
         """A weight's name in these files, which may leave out its first part, or have one more.
@@ -157,8 +151,12 @@ class Weights:
         Raises:
             ModelError: If there is none.
         """
-        longer = (own for own in self.files if own.partition(".")[2] == name)
-        found = next((own for own in (name, name.partition(".")[2], *longer) if own in self.files), None)
-        if found is None:
-            raise ModelError(f"{self.folder}: it has no weight {name}, so it is no other version of the same model.")
-        return found
+        for found in (name, name.partition(".")[2], self._longer.get(name)):
+            if found in self.files:
+                return str(found)
+        raise ModelError(f"{self.folder}: it has no weight {name}, so it is no other version of the same model.")
+
+    @cached_property
+    def _longer(self) -> dict[str, str]:
+        """Names without their first part -> the whole ones."""
+        return {name.partition(".")[2]: name for name in self.files}

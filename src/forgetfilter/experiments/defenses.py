@@ -102,12 +102,13 @@ def cells_of(trial: Trial, defenses: Sequence[str], seeds: Sequence[int]) -> lis
             except TrainingError as error:
                 say(f"{name}, seed {seed}: {error}")
                 failed.append(f"{name} with seed {seed}")
+                free_dropped_models()
         del workshop  # and its model, before the next seed's is loaded
         free_dropped_models()
     if failed:
         raise TrainingError(
             f"{len(failed)} of {len(planned)} models could not be made: {', '.join(failed)}; the others are kept. "
-            "Leave these defenses out of the file, and give it again: nothing is trained anew."
+            "Take what they are made of out of the file's defenses, and give it again: nothing is trained anew."
         )
     return cells
 
@@ -118,8 +119,7 @@ def _cell(trial: Trial, workshop: Workshop, name: str, planned: Sequence[tuple[i
     made_of = trial.made_of(name, workshop)
     if not trial.cells.done(f"{name}-{seed}", made_of):
         number = planned.index((seed, name)) + 1
-        missing = [other for other, by in planned[number - 1 :] if not trial.cells.path(f"{by}-{other}").exists()]
-        left = trial.ahead(len(missing))
+        left = trial.ahead(sum(not trial.cells.path(f"{own}-{of}").exists() for of, own in planned[number - 1 :]))
         print(f"cell {number} of {len(planned)}: {name}, seed {seed}{left}", flush=True)
 
     def make() -> Defended:

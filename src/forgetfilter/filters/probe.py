@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
-from forgetfilter.config import ForgetFilterConfig
+from forgetfilter.config import ENOUGH_ROWS, ForgetFilterConfig
 from forgetfilter.crossfit import CrossFit, features, verdicts_of
 from forgetfilter.data.loading import Data
 from forgetfilter.likeness import nearer_to_safe
@@ -102,7 +102,7 @@ def probe(
 
 def sampled(rows: int, config: ForgetFilterConfig) -> np.ndarray | None:
     """Places of the rows that the witness sees, in order; None for all."""
-    wanted = config.rows_seen(rows)
+    wanted = ENOUGH_ROWS if config.sample_rows == "auto" else config.sample_rows
     if rows <= wanted:
         return None
     return np.sort(np.random.default_rng(config.seed).choice(rows, wanted, replace=False))
@@ -129,14 +129,16 @@ def learn_verdicts(
     suspicion = np.where(judge.scorable, suspicion, np.nan)
     if scale is not None and scale.nothing:
         return _nothing(suspicion, judge, scale.nothing, times)
-    judged = judge(verdicts_of(suspicion, SUSPECT_SHARE, CLEAN_SHARE, times), times=times)
+    told = suspicion.copy()
+    told[judge.split[judge.split < len(told)]] = np.nan  # equal rows in several parts would tell each other's verdicts
+    judged = judge(verdicts_of(told, SUSPECT_SHARE, CLEAN_SHARE, times), times=times)
     if judged is None and times is not None:  # few rows, often repeated, leave too few verdicts of a kind to be dealt
         return learn_verdicts(suspicion, scale, judge, planted=planted, nearer=nearer)
     if judged is None:
         return _nothing(suspicion, judge, f"{NO_SEPARATION}: {TOO_FEW}", times)
     own = slice(len(suspicion) - planted)
     counted = None if times is None else times[own]
-    share = 0.0 if scale is None or scale.quota else suspect_share(suspicion[own], scale, counted)
+    share = 0.0 if scale is None or scale.quota else suspect_share(told[own], scale, counted)
     needed = LIKELY if share >= LEAST_SHARE else SURE
     if not judged.predicted >= needed:
         why = (
@@ -144,7 +146,7 @@ def learn_verdicts(
             "needed, so the suspicion may be chance; rows are only ranked"
         )
         return Scored(_ranked(suspicion, judge, times), scale=Scale(0, nothing=why))
-    found = _separated(suspicion, min(share, MOST_SHARE) if share >= LEAST_SHARE else SUSPECT_SHARE, judge, times)
+    found = _separated(told, min(share, MOST_SHARE) if share >= LEAST_SHARE else SUSPECT_SHARE, judge, times)
     if found is None:
         return _nothing(suspicion, judge, f"{NO_SEPARATION}: {TOO_FEW}", times)
     if scale is None or scale.quota:

@@ -21,7 +21,6 @@ from transformers.quantizers import AutoQuantizationConfig
 
 from forgetfilter.config import ForgetFilterConfig
 from forgetfilter.errors import ConfigError, ModelError
-from forgetfilter.files import digest
 from forgetfilter.model.folders import ADAPTER, ADAPTER_CONFIG, adapter_chain, cached, model_hash, tokenizer_folder
 from forgetfilter.model.selfcheck import EXACT, ROUNDED
 from forgetfilter.model.tokenizer import load_tokenizer
@@ -203,9 +202,7 @@ def whole_model(folder: Path, config: ForgetFilterConfig) -> Path:
         load_model(folder, config).save_pretrained(temporary)
         load_tokenizer(tokenizer_folder(folder), config).save_pretrained(temporary)
 
-    links = (link / ADAPTER_CONFIG for link in adapter_chain(folder))  # how strong an adapter is stands there
-    settings = digest([link.read_text(encoding="utf-8") for link in links if link.exists()])
-    return cached(f"merged-{model_hash(folder)[:16]}-{settings[:8]}-{dtype}", fill)
+    return cached(f"merged-{model_hash(folder)[:16]}-{dtype}", fill)
 
 
 def _described(base: Path, config: ForgetFilterConfig) -> Any:

@@ -108,7 +108,7 @@ def cells_of(trial: Trial, defenses: Sequence[str], seeds: Sequence[int]) -> lis
     if failed:
         raise TrainingError(
             f"{len(failed)} of {len(planned)} models could not be made: {', '.join(failed)}; the others are kept. "
-            "Take what they are made of out of the file's defenses, and give it again: nothing is trained anew."
+            "Leave out the defenses that they are made of, and give the file again: nothing is trained anew."
         )
     return cells
 

@@ -51,6 +51,14 @@ def test_a_folder_may_be_a_path(tmp_path):
     assert ForgetFilterConfig(output_dir=tmp_path).folder == tmp_path
 
 
+def test_paths_and_numbers_of_numpy_are_plain_values(tmp_path):
+    config = ForgetFilterConfig(model_name_or_path=tmp_path, output_dir=tmp_path, threshold=np.float64(0.5))
+    assert config.non_default() == {
+        "filter": "probe", "model_name_or_path": str(tmp_path), "output_dir": str(tmp_path), "threshold": 0.5
+    }  # fmt: skip
+    assert type(config.threshold) is float
+
+
 @pytest.mark.parametrize("name", ["loss", "forgetting,loss"])
 def test_an_unknown_filter_is_refused_by_name(name):
     with pytest.raises(ConfigError, match="filter loss: choose among probe, forgetting, forgetting_rouge1"):

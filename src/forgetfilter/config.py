@@ -220,7 +220,7 @@ class ForgetFilterConfig(StageConfig):
     def __post_init__(self) -> None:
         """Check every setting; raises ConfigError."""
         self.check("")
-        self._find_home()
+        self._make_plain()
         for name in STAGES:
             getattr(self, name).check(f"{name}.")
         for name, least in LEAST.items():
@@ -249,11 +249,13 @@ class ForgetFilterConfig(StageConfig):
         if not 1e-6 <= self.max_clean_loss < 1:
             raise ConfigError(f"max_clean_loss is {self.max_clean_loss}: it must be between 0.000001 and 1.")
 
-    def _find_home(self) -> None:
-        """Spell out names of files and folders that begin with ~, the user's own folder."""
+    def _make_plain(self) -> None:
+        """Put plain values in the place of paths and of NumPy's numbers, and spell out ~, the user's own folder."""
         for name, value in vars(self).items():
-            if isinstance(value, str):
-                setattr(self, name, at_home(value))
+            if isinstance(value, (str, os.PathLike)):
+                setattr(self, name, at_home(os.fspath(value)))
+            elif hasattr(value, "item"):
+                setattr(self, name, value.item())
 
     @property
     def folder(self) -> Path:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from conftest import run
@@ -331,8 +332,12 @@ def test_the_flag_of_an_earlier_version_names_the_one_of_today(capsys):
     for flag in (("--signal", "rouge1"), ("--signal=rouge1",)):
         code, text = run(capsys, "filter", "--dataset_name", "a.jsonl", *flag)
         assert code == 2
-        assert text.startswith("error: --signal is gone")
-        assert "rouge1 is --filter forgetting_rouge1" in text
+        assert text.startswith(
+            "error: `signal` is gone: `log_likelihood` is `filter: forgetting` (--filter forgetting)"
+        )
+    older = Path(__file__).parent / "runs" / "version-0.1.0" / "config.yaml"
+    code, text = run(capsys, "filter", "--config", older, "--output_dir", "nowhere")
+    assert (code, "`filter: forgetting_rouge1`" in text) == (2, True)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from forgetfilter.command_parser import fail, files_first
+from forgetfilter.command_parser import SIGNAL_IS_GONE, fail, files_first
 from forgetfilter.config import BUILTIN, ForgetFilterConfig, require_run_data
 from forgetfilter.errors import ConfigError, ForgetFilterError
 from forgetfilter.files import at_home, disk_trouble
@@ -295,7 +295,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = build_parser(HANDLERS)
     arguments = files_first(sys.argv[1:] if arguments is None else arguments)
     if any(argument.partition("=")[0] == "--signal" for argument in arguments):
-        fail("--signal is gone: log_likelihood is --filter forgetting now, rouge1 is --filter forgetting_rouge1.", 2)
+        fail(SIGNAL_IS_GONE, 2)
     try:
         args = parser.parse_args(arguments)
     except (UnicodeError, RecursionError) as error:

@@ -11,6 +11,11 @@ from jsonargparse import ArgumentParser
 
 EXPECTED = re.compile(r"Expected a (?:<class '(\w+)'>|typing\.Literal\[(.+?)\])")
 """How jsonargparse names the types of a value."""
+SIGNAL_IS_GONE = (
+    "`signal` is gone: `log_likelihood` is `filter: forgetting` (--filter forgetting) now, `rouge1` is "
+    "`filter: forgetting_rouge1`."
+)
+"""What to say to flags of version 0.1."""
 
 
 class Parser(ArgumentParser):
@@ -26,6 +31,8 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong and exit with 2."""
         parser = getattr(ex, "subcommand_parser", None) or self
+        if "accept option 'signal'" in message:  # a config.yaml of version 0.1
+            fail(SIGNAL_IS_GONE, 2)
         missing = re.search(r"arguments are required: (.+)", message)
         if missing:
             parser, message = self._missing(missing[1].split(", "))

@@ -22,6 +22,7 @@ from forgetfilter import processes
 from forgetfilter.changes import as_json, differences
 from forgetfilter.config import MARKED, ForgetFilterConfig
 from forgetfilter.data.builtin import is_builtin
+from forgetfilter.data.card import CARD
 from forgetfilter.data.source import Source
 from forgetfilter.data.sources import load_source
 from forgetfilter.errors import ConfigError, RunError
@@ -47,8 +48,6 @@ NAMING = frozenset(
 """Settings that may name a file or a folder."""
 FILTERED, COMPARISON, JUDGED = "a run of `filter`", "a comparison (`compare`)", "rows that `score` has judged"
 """What a folder of ours holds."""
-CARD = "README.md"
-"""File that describes a model: the user's to edit, or to remove."""
 PACKAGES = ("forgetfilter", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 

@@ -9,7 +9,7 @@ import yaml
 from forgetfilter.data.source import DELIMITERS, Source
 
 CARD = "README.md"
-"""The card's file."""
+"""The card's file. That of a model is the user's to edit, or to remove."""
 
 
 def card_head(rows: Source, file: str) -> str:

@@ -188,10 +188,10 @@ def overtaken(run: Run, said: Marks) -> bool:
 def require_marks_decided(run: Run) -> None:
     """Raise RunError if rows were marked after the last decision, which would then not be that of the person."""
     if has_marks(run.folder) and overtaken(run, Marks(run.folder, run.rows().ids, run.config().seed)):
+        folder = shlex.quote(str(run.folder))
         raise RunError(
             f"{run.folder}: rows were marked after the last decision. First press Done in "
-            f"`forgetfilter review {shlex.quote(str(run.folder))}`, or run `forgetfilter decide "
-            f"{shlex.quote(str(run.folder))}`."
+            f"`forgetfilter review {folder}`, or run `forgetfilter decide {folder}`."
         )
 
 

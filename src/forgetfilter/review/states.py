@@ -68,24 +68,17 @@ class Places:
             states: Those that the run holds.
             answers: Of conversations, how many answers each row has that the filter saw.
         """
-        rows = self._of_rows(len(states), answers)
         counts = np.ones(len(states), int) if answers is None else answers
-        if len(rows) == len(self.first) and not self.planted:  # the filter saw every row, and no others
-            own, seen = rows, len(rows)
-        else:
-            firsts = np.unique(self.first)
-            own, seen = rows[np.searchsorted(firsts, self.first)], len(firsts)
-        planted, planted_of = states[counts[:seen].sum() :], np.repeat(np.arange(len(counts) - seen), counts[seen:])
+        whole = len(counts) == len(self.first) and not self.planted  # the filter saw every row, and no others
+        seen = np.arange(len(self.first)) if whole else np.unique(self.first)
+        places = np.cumsum(counts)[: len(seen)] - counts[: len(seen)]
+        if answers is not None:  # of a conversation those of its most suspect answer
+            places = places + np.nan_to_num(self.base.columns[ANSWER][seen], nan=1).astype(int) - 1
+        own = places if whole else places[np.searchsorted(seen, self.first)]
+        planted = states[counts[: len(seen)].sum() :]
+        planted_of = np.repeat(np.arange(len(counts) - len(seen)), counts[len(seen) :])
         same = np.array_equal(own, np.arange(len(states)))
         return states if same else rearranged(states, own, self.run.folder), planted, planted_of
-
-    def _of_rows(self, states: int, answers: np.ndarray | None) -> np.ndarray:
-        """For each row that the filter saw, where its states stand: of a conversation, its most suspect answer's."""
-        if answers is None:
-            return np.arange(states)
-        suspect = np.nan_to_num(self.base.columns[ANSWER][np.unique(self.first)], nan=1).astype(int)
-        suspect = np.append(suspect, np.ones(len(answers) - len(suspect), int))  # planted rows follow
-        return np.asarray(np.cumsum(answers) - answers + suspect - 1)
 
 
 def states_of(run: Run, config: ForgetFilterConfig, places: Places, *, holds_lock: bool) -> States:
